@@ -1,0 +1,1 @@
+"""Belgium's company register (KBO Open Data), complete, current and queryable on one machine."""

@@ -1,0 +1,48 @@
+"""The error tree. Nothing else raises to the user; no logic lives here.
+
+    KboError
+    ├── SettingsError      a setting is unknown or malformed
+    ├── ExtractError       a ZIP, a member or a row of it is not what KBO publishes
+    ├── OrderError         an extract does not follow the published one
+    ├── NotReadyError      what this step needs is not there yet
+    ├── RegisterError      the register, a staging file or the ledger contradicts itself
+    └── StorageError       PostgreSQL or the disk does not answer as it must
+
+Every message is one line that names the thing, the place and the next step.
+"""
+
+
+class KboError(Exception):
+    """Root of all errors that this package raises on purpose.
+
+    Attributes:
+        transient: the same call may succeed a moment later, with nothing changed by anybody.
+    """
+
+    transient = False
+
+
+class SettingsError(KboError):
+    """A setting is unknown or malformed."""
+
+
+class ExtractError(KboError):
+    """A ZIP, a member or a row of it is not what KBO publishes; trying again cannot heal it."""
+
+
+class OrderError(KboError):
+    """An extract does not follow what is published."""
+
+
+class NotReadyError(KboError):
+    """What this step needs is not there yet."""
+
+
+class RegisterError(KboError):
+    """The register, a staging file or the ledger contradicts itself."""
+
+
+class StorageError(KboError):
+    """PostgreSQL, a lock or the disk does not answer as it must."""
+
+    transient = True

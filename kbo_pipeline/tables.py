@@ -1,0 +1,234 @@
+"""The tables that KBO Open Data publishes, declared once as data.
+
+Staging, register, views, assets, checks and made-up samples derive from these declarations. A fact
+about one table is a field here, never a condition on its name elsewhere. No SQL, no I/O.
+
+Source: KBO Open Data cookbook R018, and the extracts themselves where the two differ.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+ColumnType = Literal["VARCHAR", "DATE"]
+
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a KBO file.
+
+    Attributes:
+        csv_name: the name in the header, such as `JuridicalFormCAC`.
+        description: what the value means, for people who do not know KBO.
+        type: `DATE` for the `dd-mm-yyyy` columns, `VARCHAR` for all others: nothing is a number.
+        code_category: the `Category` of code.csv that explains the value; `{nace_version}` in it
+            stands for the row's own value of that column; None when the value is no code.
+        bare_when_empty: KBO writes an empty value as `,,` instead of `,"",`.
+    """
+
+    csv_name: str
+    description: str
+    type: ColumnType = "VARCHAR"
+    code_category: str | None = None
+    bare_when_empty: bool = False
+
+    @property
+    def name(self) -> str:
+        """The column's name in the register: `csv_name` in snake_case."""
+        return _WORD_START.sub("_", self.csv_name).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One kind of rows that KBO publishes; the first column is its key.
+
+    Attributes:
+        name: the table's name in the register, which is also the stem of its CSV files.
+        description: one row stands for what; written for readers of the catalogue.
+        columns: in the order of the CSV file.
+        unique_key: a key has one row at most (of two, the later one in the file wins); else a key
+            owns any number of rows.
+        natural_key: the columns that together name one row, for people and documentation.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    unique_key: bool = False
+    natural_key: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the key column: an Update deletes and inserts all rows of a key at once."""
+        return self.columns[0].name
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of all columns, in order."""
+        return tuple(column.name for column in self.columns)
+
+
+ENTERPRISE = Table(
+    name="enterprise",
+    description="One row for an entity: a legal person, a natural person with a trade, or another"
+    " registered entity.",
+    columns=(
+        Column("EnterpriseNumber", "Number of the entity, dotted: `0nnn.nnn.nnn` or `1nnn.nnn.nnn`."),
+        Column("Status", "Status of the entity; `AC` is active.", code_category="Status"),
+        Column(
+            "JuridicalSituation",
+            "Legal situation, such as normal, bankrupt or dissolved.",
+            code_category="JuridicalSituation",
+        ),
+        Column(
+            "TypeOfEnterprise",
+            "Natural person (1) or legal person (2).",
+            code_category="TypeOfEnterprise",
+        ),
+        Column(
+            "JuridicalForm",
+            "Legal form; none for natural persons.",
+            code_category="JuridicalForm",
+            bare_when_empty=True,
+        ),
+        Column(
+            "JuridicalFormCAC",
+            "Legal form as the companies' code of 2019 reads it, until the statutes are adapted.",
+            code_category="JuridicalForm",
+            bare_when_empty=True,
+        ),
+        Column("StartDate", "Date on which the entity began.", type="DATE"),
+    ),
+    unique_key=True,
+    natural_key=("enterprise_number",),
+)
+
+ESTABLISHMENT = Table(
+    name="establishment",
+    description="One row for an establishment unit: a place where an entity works.",
+    columns=(
+        Column("EstablishmentNumber", "Number of the establishment unit, dotted: `2.nnn.nnn.nnn`."),
+        Column("StartDate", "Date on which the establishment unit began.", type="DATE"),
+        Column("EnterpriseNumber", "Number of the entity that it belongs to."),
+    ),
+    unique_key=True,
+    natural_key=("establishment_number",),
+)
+
+DENOMINATION = Table(
+    name="denomination",
+    description="One row for a name of an entity, establishment unit or branch, in one language.",
+    columns=(
+        Column("EntityNumber", "Number of the entity, establishment unit or branch."),
+        Column("Language", "Language of the name: 0 unknown, 1 FR, 2 NL, 3 DE, 4 EN.", code_category="Language"),
+        Column(
+            "TypeOfDenomination",
+            "Kind of name: 001 name, 002 abbreviation, 003 commercial name, 004 branch name.",
+            code_category="TypeOfDenomination",
+        ),
+        Column("Denomination", "The name; `Surname, First` for natural persons."),
+    ),
+    natural_key=("entity_number", "language", "type_of_denomination", "denomination"),
+)
+
+ADDRESS = Table(
+    name="address",
+    description="One row for an address of an entity, establishment unit or branch. Natural persons"
+    " have none of their own.",
+    columns=(
+        Column("EntityNumber", "Number of the entity, establishment unit or branch."),
+        Column(
+            "TypeOfAddress",
+            "REGO seat, BAET establishment unit, ABBR branch, OBAD oldest active establishment unit.",
+            code_category="TypeOfAddress",
+        ),
+        Column("CountryNL", "Country in Dutch; none for Belgium.", bare_when_empty=True),
+        Column("CountryFR", "Country in French; none for Belgium.", bare_when_empty=True),
+        Column("Zipcode", "Postal code, as text: `0999`, `5701 SB`."),
+        Column("MunicipalityNL", "Municipality in Dutch."),
+        Column("MunicipalityFR", "Municipality in French."),
+        Column("StreetNL", "Street in Dutch."),
+        Column("StreetFR", "Street in French."),
+        Column("HouseNumber", "House number, without the box."),
+        Column("Box", "Box number."),
+        Column("ExtraAddressInfo", "Anything else that belongs to the address."),
+        Column(
+            "DateStrikingOff",
+            "Date on which the address was struck off; none while it is valid.",
+            type="DATE",
+            bare_when_empty=True,
+        ),
+    ),
+    natural_key=("entity_number", "type_of_address"),
+)
+
+CONTACT = Table(
+    name="contact",
+    description="One row for a telephone number, e-mail or web address of an entity, establishment"
+    " unit or branch.",
+    columns=(
+        Column("EntityNumber", "Number of the entity, establishment unit or branch."),
+        Column("EntityContact", "Whose contact: ENT, EST or BRA.", code_category="EntityContact"),
+        Column("ContactType", "TEL, EMAIL, WEB; others occur.", code_category="ContactType"),
+        Column("Value", "The number or address, as it was given."),
+    ),
+    natural_key=("entity_number", "entity_contact", "contact_type", "value"),
+)
+
+ACTIVITY = Table(
+    name="activity",
+    description="One row for an activity of an entity or establishment unit, in one version of the"
+    " NACE nomenclature.",
+    columns=(
+        Column("EntityNumber", "Number of the entity or establishment unit."),
+        Column("ActivityGroup", "Who registered it: VAT, social security, ...", code_category="ActivityGroup"),
+        Column("NaceVersion", "Version of the nomenclature: 2003, 2008 or 2025."),
+        Column(
+            "NaceCode",
+            "NACE-BEL code, as text; its meaning depends on the version.",
+            code_category="Nace{nace_version}",
+        ),
+        Column("Classification", "MAIN, SECO or ANCI.", code_category="Classification"),
+    ),
+    natural_key=("entity_number", "activity_group", "nace_version", "nace_code", "classification"),
+)
+
+BRANCH = Table(
+    name="branch",
+    description="One row for a branch in Belgium of a foreign entity.",
+    columns=(
+        Column("Id", "Number of the branch, dotted: `9.nnn.nnn.nnn`."),
+        Column("StartDate", "Date on which the branch began.", type="DATE"),
+        Column("EnterpriseNumber", "Number of the foreign entity."),
+    ),
+    unique_key=True,
+    natural_key=("id",),
+)
+
+CODE = Table(
+    name="code",
+    description="One row for what a code means, in one language. Every extract brings the whole list.",
+    columns=(
+        Column("Category", "Kind of code, such as `JuridicalForm` or `Nace2025`."),
+        Column("Code", "The code, as text."),
+        Column("Language", "Language of the description: FR, NL or DE."),
+        Column("Description", "What the code means."),
+    ),
+    natural_key=("category", "code", "language"),
+)
+
+TABLES: tuple[Table, ...] = (
+    ENTERPRISE,
+    ESTABLISHMENT,
+    DENOMINATION,
+    ADDRESS,
+    CONTACT,
+    ACTIVITY,
+    BRANCH,
+)
+"""The seven tables that extracts change by key, and batches apply."""
+
+ALL_TABLES: tuple[Table, ...] = (*TABLES, CODE)
+"""The seven tables, and `code`, which every extract replaces whole."""
