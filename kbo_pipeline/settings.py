@@ -1,0 +1,184 @@
+"""The environment, read once. Nothing else in the package reads it."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbo_pipeline.errors import SettingsError
+
+_OTHER_VARIABLES = ("DAGSTER_POSTGRES_URL", "DAGSTER_HOME")
+_POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user has set, with defaults for the rest. Paths are absolute.
+
+    Attributes:
+        data_dir: root of everything that is written (`KBO_DATA_DIR`).
+        database: the published register (`KBO_DATABASE`), a DuckDB file.
+        portal_url: base address of the KBO portal, without a slash at the end (`KBO_PORTAL_URL`).
+        username, password: the portal account (`KBO_USERNAME`, `KBO_PASSWORD`); None when unset.
+        postgres_url: Dagster's storage (`DAGSTER_POSTGRES_URL`); None for the embedded server.
+        dagster_home: Dagster's own directory (`DAGSTER_HOME`).
+        batch_rows: rows a batch holds at least, when there are that many (`KBO_BATCH_ROWS`).
+        max_batches: batches that an extract is cut into at most (`KBO_MAX_BATCHES`).
+        poll_seconds: how often the portal is asked (`KBO_POLL_SECONDS`).
+        ui_port: port of the web UI on 127.0.0.1 (`KBO_UI_PORT`).
+    """
+
+    data_dir: Path
+    database: Path
+    portal_url: str
+    username: str | None
+    password: str | None
+    postgres_url: str | None
+    dagster_home: Path
+    batch_rows: int
+    max_batches: int
+    poll_seconds: int
+    ui_port: int
+
+    def __repr__(self) -> str:
+        return f"Settings(data_dir={str(self.data_dir)!r}, database={str(self.database)!r})"
+
+    @property
+    def downloads_dir(self) -> Path:
+        """Where fetched ZIPs are kept under their KBO names."""
+        return self.data_dir / "downloads"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where each unpublished extract has its DuckDB file."""
+        return self.data_dir / "staging"
+
+    @property
+    def work_dir(self) -> Path:
+        """The pipeline's private directory: the register at work, locks."""
+        return self.data_dir / "work"
+
+    @property
+    def register_file(self) -> Path:
+        """The register at work; `database` is its published copy."""
+        return self.work_dir / "register.duckdb"
+
+    @property
+    def temporary_dir(self) -> Path:
+        """Where DuckDB spills; holds nothing between runs."""
+        return self.work_dir / "tmp"
+
+    @property
+    def postgres_dir(self) -> Path:
+        """Where the embedded PostgreSQL server lives."""
+        return self.data_dir / "postgres"
+
+
+def load_settings(environment: Mapping[str, str] | None = None, root: Path | None = None) -> Settings:
+    """Reads all settings from the environment and the `.env` file; the environment wins.
+
+    Args:
+        environment: the variables; `os.environ` when None.
+        root: the directory with the `.env` file, from which relative paths count; the working
+            directory when None.
+
+    Raises:
+        SettingsError: a `KBO_` variable is unknown, or a value is malformed; names the variable.
+    """
+    root = Path.cwd() if root is None else root.absolute()
+    values = _dotenv(root / ".env")
+    values.update(os.environ if environment is None else environment)
+    reader = _Reader(values, root)
+    data_dir = reader.path("KBO_DATA_DIR", root / "data")
+    settings = Settings(
+        data_dir=data_dir,
+        database=_database(reader, data_dir),
+        portal_url=reader.matching(
+            "KBO_PORTAL_URL",
+            re.compile(r"https?://\S+"),
+            "https://kbopub.economie.fgov.be/kbo-open-data",
+            "an http or https address",
+        ).rstrip("/"),
+        username=reader.text("KBO_USERNAME"),
+        password=reader.text("KBO_PASSWORD"),
+        postgres_url=_postgres_url(reader),
+        dagster_home=reader.path("DAGSTER_HOME", data_dir / "dagster_home"),
+        batch_rows=reader.number("KBO_BATCH_ROWS", 1000, 1, 1_000_000_000),
+        max_batches=reader.number("KBO_MAX_BATCHES", 64, 1, 9999),
+        poll_seconds=reader.number("KBO_POLL_SECONDS", 3600, 1, 86_400),
+        ui_port=reader.number("KBO_UI_PORT", 3000, 1, 65_535),
+    )
+    reader.refuse_unknown()
+    return settings
+
+
+def _dotenv(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    from dotenv import dotenv_values  # only where there is a file: the import costs start-up time
+
+    return {name: value or "" for name, value in dotenv_values(file).items()}
+
+
+def _database(reader: "_Reader", data_dir: Path) -> Path:
+    text = reader.text("KBO_DATABASE")
+    if text is not None and re.match(r"(md|ducklake):", text):
+        raise SettingsError(
+            f"KBO_DATABASE: '{text.split(':', 1)[0]}:' is not supported yet; name a DuckDB file"
+        )
+    return reader.path("KBO_DATABASE", data_dir / "kbo.duckdb")
+
+
+def _postgres_url(reader: "_Reader") -> str | None:
+    text = reader.text("DAGSTER_POSTGRES_URL")
+    if text is not None and not _POSTGRES_URL.fullmatch(text):
+        raise SettingsError(  # the value may hold a password: it is not repeated
+            "DAGSTER_POSTGRES_URL: expected postgresql://user:password@host:port/database"
+        )
+    return text
+
+
+class _Reader:
+    """Takes values out of the environment, remembering which names are known."""
+
+    def __init__(self, values: Mapping[str, str], root: Path) -> None:
+        self._values = values
+        self._root = root
+        self._known: set[str] = set()
+
+    def text(self, name: str) -> str | None:
+        self._known.add(name)
+        return self._values.get(name) or None
+
+    def path(self, name: str, default: Path) -> Path:
+        text = self.text(name)
+        if text is None:
+            return default
+        if "\0" in text or "\n" in text:
+            raise SettingsError(f"{name}: a path cannot hold a NUL or a line break")
+        return Path(os.path.normpath(self._root / Path(text).expanduser()))
+
+    def matching(self, name: str, pattern: re.Pattern[str], default: str, meaning: str) -> str:
+        text = self.text(name) or default
+        if not pattern.fullmatch(text):
+            raise SettingsError(f"{name}: expected {meaning}, found {text!r}")
+        return text
+
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise SettingsError(
+                f"{name}: expected a whole number from {least} to {most}, found {text!r}"
+            )
+        return int(text)
+
+    def refuse_unknown(self) -> None:
+        for name in sorted(self._values):
+            if name.startswith("KBO_") and name not in self._known:
+                close = difflib.get_close_matches(name, self._known | set(_OTHER_VARIABLES), n=1)
+                hint = f"did you mean {close[0]}?" if close else "see 'Configuration' in the README"
+                raise SettingsError(f"{name}: unknown setting; {hint}")
