@@ -76,7 +76,9 @@ class Settings:
         return self.data_dir / "postgres"
 
 
-def load_settings(environment: Mapping[str, str] | None = None, root: Path | None = None) -> Settings:
+def load_settings(
+    environment: Mapping[str, str] | None = None, root: Path | None = None
+) -> Settings:
     """Reads all settings from the environment and the `.env` file; the environment wins.
 
     Args:

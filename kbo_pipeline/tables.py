@@ -75,7 +75,9 @@ ENTERPRISE = Table(
     description="One row for an entity: a legal person, a natural person with a trade, or another"
     " registered entity.",
     columns=(
-        Column("EnterpriseNumber", "Number of the entity, dotted: `0nnn.nnn.nnn` or `1nnn.nnn.nnn`."),
+        Column(
+            "EnterpriseNumber", "Number of the entity, dotted: `0nnn.nnn.nnn` or `1nnn.nnn.nnn`."
+        ),
         Column("Status", "Status of the entity; `AC` is active.", code_category="Status"),
         Column(
             "JuridicalSituation",
@@ -122,7 +124,11 @@ DENOMINATION = Table(
     description="One row for a name of an entity, establishment unit or branch, in one language.",
     columns=(
         Column("EntityNumber", "Number of the entity, establishment unit or branch."),
-        Column("Language", "Language of the name: 0 unknown, 1 FR, 2 NL, 3 DE, 4 EN.", code_category="Language"),
+        Column(
+            "Language",
+            "Language of the name: 0 unknown, 1 FR, 2 NL, 3 DE, 4 EN.",
+            code_category="Language",
+        ),
         Column(
             "TypeOfDenomination",
             "Kind of name: 001 name, 002 abbreviation, 003 commercial name, 004 branch name.",
@@ -141,7 +147,8 @@ ADDRESS = Table(
         Column("EntityNumber", "Number of the entity, establishment unit or branch."),
         Column(
             "TypeOfAddress",
-            "REGO seat, BAET establishment unit, ABBR branch, OBAD oldest active establishment unit.",
+            "REGO seat, BAET establishment unit, ABBR branch, OBAD oldest active establishment"
+            " unit.",
             code_category="TypeOfAddress",
         ),
         Column("CountryNL", "Country in Dutch; none for Belgium.", bare_when_empty=True),
@@ -183,7 +190,11 @@ ACTIVITY = Table(
     " NACE nomenclature.",
     columns=(
         Column("EntityNumber", "Number of the entity or establishment unit."),
-        Column("ActivityGroup", "Who registered it: VAT, social security, ...", code_category="ActivityGroup"),
+        Column(
+            "ActivityGroup",
+            "Who registered it: VAT, social security, ...",
+            code_category="ActivityGroup",
+        ),
         Column("NaceVersion", "Version of the nomenclature: 2003, 2008 or 2025."),
         Column(
             "NaceCode",
@@ -209,7 +220,8 @@ BRANCH = Table(
 
 CODE = Table(
     name="code",
-    description="One row for what a code means, in one language. Every extract brings the whole list.",
+    description="One row for what a code means, in one language. Every extract brings the whole"
+    " list.",
     columns=(
         Column("Category", "Kind of code, such as `JuridicalForm` or `Nace2025`."),
         Column("Code", "The code, as text."),

@@ -1,0 +1,36 @@
+"""Files that are complete or absent, whatever dies meanwhile."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_atomically(target: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `target`; what was written there replaces it at the end.
+
+    The file and its folder are on disk before this returns. After an error nothing has changed.
+    One process at a time may do this for a target: callers hold a lock.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.part")
+    leftovers = (temporary, temporary.with_name(f"{temporary.name}.wal"))  # DuckDB's log
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+"""Locks between processes. The kernel drops them when their holder dies, however it dies."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kbo_pipeline.errors import StorageError
+
+
+@contextmanager
+def exclusive_lock(file: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Holds the lock that `file` stands for.
+
+    Args:
+        file: made when it is not there; never removed. Its text is the holder's process id.
+        timeout: seconds to wait for another holder.
+
+    Raises:
+        StorageError: another process holds the lock; names its process id.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _wait_for(descriptor, file, timeout)
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(file: Path) -> bool:
+    """Tells whether some process holds the lock that `file` stands for."""
+    try:
+        with exclusive_lock(file):
+            return False
+    except StorageError:
+        return True
+
+
+def _wait_for(descriptor: int, file: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 20, 0).decode() or "unknown"
+                raise StorageError(
+                    f"{file}: process {holder} is at work here; wait for it or stop it"
+                ) from None
+            time.sleep(0.05)

@@ -1,0 +1,94 @@
+"""Drives the core without Dagster: stage, apply in any order, publish, read back."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.extracts import read_extract
+from kbo_pipeline.publishing import publish
+from kbo_pipeline.register import Publication, content_hash, open_register
+from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.tables import Table
+from kbo_pipeline_tests.zips import Row
+
+
+@dataclass
+class Core:
+    """A data directory with the core's verbs; batches are small unless told otherwise."""
+
+    directory: Path
+    batch_rows: int = 3
+    max_batches: int = 8
+
+    @property
+    def register_file(self) -> Path:
+        return self.directory / "work" / "register.duckdb"
+
+    @property
+    def staging_dir(self) -> Path:
+        return self.directory / "staging"
+
+    @property
+    def database(self) -> Path:
+        return self.directory / "kbo.duckdb"
+
+    def import_zip(
+        self, zip_file: Path, order: random.Random | None = None, *, twice: bool = False
+    ) -> Publication:
+        """Stages, applies and publishes; in random order and some batches twice, when told so."""
+        with duckdb.connect(":memory:") as connection:
+            extract = read_extract(zip_file)
+            stage(
+                connection,
+                zip_file,
+                extract,
+                self.staging_dir,
+                batch_rows=self.batch_rows,
+                max_batches=self.max_batches,
+            )
+            with (
+                open_register(connection, self.register_file) as register,
+                open_staged(connection, self.staging_dir, extract.key) as staged,
+            ):
+                register.begin(staged)
+                batches = list(staged.batches)
+                if order is not None:
+                    if twice:
+                        batches += order.sample(batches, order.randint(0, len(batches)))
+                    order.shuffle(batches)
+                for batch in batches:
+                    register.apply(staged, batch)
+            return publish(
+                connection,
+                extract.key,
+                register_file=self.register_file,
+                staging_dir=self.staging_dir,
+                database=self.database,
+            )
+
+    def read(self) -> duckdb.DuckDBPyConnection:
+        """Opens the published register as a reader does."""
+        return duckdb.connect(str(self.database), read_only=True)
+
+    def content_hash(self) -> str:
+        with self.read() as reader:
+            return content_hash(reader)
+
+
+def current_rows(reader: duckdb.DuckDBPyConnection, table: Table) -> list[Row]:
+    """The rows of `current.<table>`, columns of the CSV only, sorted."""
+    return rows_of(reader, table, f"current.{table.name}")
+
+
+def rows_of(reader: duckdb.DuckDBPyConnection, table: Table, source: str) -> list[Row]:
+    """The rows of any relation with a table's columns, sorted."""
+    columns = ", ".join(table.column_names)
+    return sorted_rows(reader.execute(f"SELECT {columns} FROM {source}").fetchall())
+
+
+def sorted_rows(rows: Iterable[Row]) -> list[Row]:
+    """Rows in one order, None included."""
+    return sorted(rows, key=repr)

@@ -1,0 +1,84 @@
+"""Builds extracts from rows: real ZIPs, written as KBO writes them."""
+
+import datetime
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table
+
+Value = str | datetime.date | None
+Row = tuple[Value, ...]
+
+FIRST_DATE = datetime.date(2025, 1, 1)
+
+
+def snapshot_date(number: int) -> datetime.date:
+    """The snapshot date that these extracts give to a number."""
+    return FIRST_DATE + datetime.timedelta(days=number)
+
+
+def csv_field(column: Column, value: Value) -> str:
+    """One value as KBO writes it."""
+    if isinstance(value, datetime.date):
+        return f"{value:%d-%m-}{value.year:04d}"
+    if value is None:
+        return "" if column.bare_when_empty or column.type == "DATE" else '""'
+    return '"' + value.replace('"', '""') + '"'
+
+
+def csv_text(columns: Sequence[Column], rows: Iterable[Row]) -> str:
+    """A whole CSV file, header included."""
+    lines = [",".join(f'"{column.csv_name}"' for column in columns)]
+    lines += [",".join(map(csv_field, columns, row)) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write_extract(
+    directory: Path,
+    key: ExtractKey,
+    inserts: Mapping[str, Sequence[Row]],
+    deletes: Mapping[str, Sequence[str]] | None = None,
+    *,
+    members: Mapping[str, str | None] | None = None,
+) -> Path:
+    """Writes one extract.
+
+    Args:
+        directory: where to.
+        key: number and type.
+        inserts: rows by table name; for a Full, all rows.
+        deletes: keys by table name; Updates only.
+        members: texts that replace members by name; None leaves a member out.
+    """
+    date = snapshot_date(key.number)
+    published = date + datetime.timedelta(days=1)
+    texts: dict[str, str | None] = {
+        "meta.csv": '"Variable","Value"\n'
+        f'"SnapshotDate","{date:%d-%m-%Y}"\n'
+        f'"ExtractTimestamp","{published:%d-%m-%Y} 07:40:18"\n'
+        f'"ExtractType","{key.type}"\n"ExtractNumber","{key.number}"\n"Version","1.0.0"\n'
+    }
+    for table in ALL_TABLES:
+        texts |= _table_members(table, key, inserts, deletes or {})
+    texts |= members or {}
+    file = directory / f"KboOpenData_{key.number:04d}_{published:%Y_%m_%d}_{key.type.title()}.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            if text is not None:
+                archive.writestr(name, text.encode())
+    return file
+
+
+def _table_members(
+    table: Table,
+    key: ExtractKey,
+    inserts: Mapping[str, Sequence[Row]],
+    deletes: Mapping[str, Sequence[str]],
+) -> dict[str, str]:
+    rows = csv_text(table.columns, inserts.get(table.name, ()))
+    if key.type == "full" or table is CODE:
+        return {f"{table.name}.csv": rows}
+    keys = csv_text(table.columns[:1], [(k,) for k in deletes.get(table.name, ())])
+    return {f"{table.name}_delete.csv": keys, f"{table.name}_insert.csv": rows}
