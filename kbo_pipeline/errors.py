@@ -6,6 +6,7 @@
     ├── OrderError         an extract does not follow the published one
     ├── NotReadyError      what this step needs is not there yet
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
+    ├── ImportFailedError  a run of an import failed
     └── StorageError       PostgreSQL or the disk does not answer as it must
 
 Every message is one line that names the thing, the place and the next step.
@@ -40,6 +41,10 @@ class NotReadyError(KboError):
 
 class RegisterError(KboError):
     """The register, a staging file or the ledger contradicts itself."""
+
+
+class ImportFailedError(KboError):
+    """A run of an import failed; what it committed stays."""
 
 
 class StorageError(KboError):

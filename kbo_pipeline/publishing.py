@@ -6,10 +6,15 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline import sql
-from kbo_pipeline.errors import NotReadyError, RegisterError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.errors import NotReadyError, OrderError, RegisterError
+from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.files import replace_atomically
-from kbo_pipeline.register import Publication, open_register_to_copy, published_extract
+from kbo_pipeline.register import (
+    Publication,
+    check_order,
+    open_register_to_copy,
+    published_extracts,
+)
 from kbo_pipeline.staging import open_staged, staging_file
 
 
@@ -41,8 +46,8 @@ def publish(
                 with open_staged(connection, staging_dir, key) as staged:
                     publication = register.complete(staged)
             register.checkpoint()
-            newest, half_applied = register.published(), register.half_applied()
-        if newest != read_published(connection, database):
+            published, half_applied = register.published_extracts(), register.half_applied()
+        if published != read_published(connection, database):
             if half_applied is not None:
                 raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
             with replace_atomically(database) as temporary:
@@ -52,24 +57,49 @@ def publish(
     return publication
 
 
-def read_published(connection: duckdb.DuckDBPyConnection, database: Path) -> ExtractKey | None:
-    """The newest extract in a published file; None when there is none, or a writer has it open.
+def is_published(connection: duckdb.DuckDBPyConnection, database: Path, extract: Extract) -> bool:
+    """Tells whether readers have this extract already.
+
+    Raises:
+        OrderError: the register is past it, or has another file under its key.
+    """
+    published = read_published(connection, database)
+    for key, sha256 in published:
+        if key == extract.key and sha256 != extract.sha256:
+            raise OrderError(
+                f"{key}: published from another file (sha256 {sha256[:12]}, this one has"
+                f" {extract.sha256[:12]}); keep the one that is published"
+            )
+        if key.number == extract.key.number:
+            return True  # a Full and an Update of one number lead to the same state
+    if published and extract.key.number <= published[0][0].number:
+        check_order(extract.key, published[0][0])
+    return False
+
+
+def read_published(
+    connection: duckdb.DuckDBPyConnection, database: Path
+) -> list[tuple[ExtractKey, str]]:
+    """The published extracts with the sha256 of their ZIPs, the newest first.
+
+    Empty when there is no file, or somebody has it open for writing: nothing may stop us then.
 
     Raises:
         RegisterError: the file is no register.
     """
     if not database.is_file():
-        return None
+        return []
     try:
         connection.execute(f"ATTACH {sql.literal(database)} AS published (READ_ONLY)")
-    except duckdb.IOException:
-        return None
+    except duckdb.IOException as error:
+        if "lock" in str(error):
+            return []
+        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     except duckdb.Error as error:
-        first_line = str(error).split("\n", 1)[0]
-        raise RegisterError(f"{database}: {first_line}; move it away") from None
+        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     try:
         connection.execute("USE published")
-        return published_extract(connection)
+        return published_extracts(connection)
     except duckdb.CatalogException:
         raise RegisterError(
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"
@@ -77,3 +107,7 @@ def read_published(connection: duckdb.DuckDBPyConnection, database: Path) -> Ext
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH published")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

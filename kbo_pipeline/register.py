@@ -160,7 +160,11 @@ class Register:
 
     def published(self) -> ExtractKey | None:
         """The newest published extract; None when there is none."""
-        return published_extract(self._connection)
+        return next((key for key, _ in self.published_extracts()), None)
+
+    def published_extracts(self) -> list[tuple[ExtractKey, str]]:
+        """The published extracts and the sha256 of their ZIPs, the newest first."""
+        return published_extracts(self._connection)
 
     def half_applied(self) -> ExtractKey | None:
         """The extract whose batches are being applied; None when there is none."""
@@ -176,8 +180,8 @@ class Register:
         """What an applied batch did, from the ledger; None when it is not applied."""
         rows = self._execute(
             "SELECT table_name, sum(records_count)::BIGINT, sum(rows_closed)::BIGINT,"
-            " sum(rows_opened)::BIGINT, sum(rows_unchanged)::BIGINT, sum(duplicates_dropped)::BIGINT,"
-            " max(epoch(completed_at) - epoch(started_at))"
+            " sum(rows_opened)::BIGINT, sum(rows_unchanged)::BIGINT,"
+            " sum(duplicates_dropped)::BIGINT, max(epoch(completed_at) - epoch(started_at))"
             " FROM import_job_batches WHERE job_id = $id AND batch_number = $batch"
             " GROUP BY table_name HAVING bool_and(status = 'completed')",
             id=str(key),
@@ -467,13 +471,16 @@ class Register:
         self._execute("COMMIT")
 
 
-def published_extract(connection: duckdb.DuckDBPyConnection) -> ExtractKey | None:
-    """The newest published extract of the register that is the default database."""
-    row = connection.execute(
-        "SELECT extract_number, extract_type FROM import_jobs WHERE status = 'completed'"
-        " ORDER BY extract_number DESC, completed_at DESC LIMIT 1"
-    ).fetchone()
-    return ExtractKey(row[0], row[1]) if row else None
+def published_extracts(connection: duckdb.DuckDBPyConnection) -> list[tuple[ExtractKey, str]]:
+    """The published extracts and the sha256 of their ZIPs, the newest first.
+
+    The register must be the default database of the connection.
+    """
+    rows = connection.execute(
+        "SELECT extract_number, extract_type, sha256 FROM import_jobs WHERE status = 'completed'"
+        " ORDER BY extract_number DESC, completed_at DESC"
+    ).fetchall()
+    return [(ExtractKey(number, kind), sha256) for number, kind, sha256 in rows]
 
 
 def check_order(key: ExtractKey, published: ExtractKey | None) -> None:

@@ -1,0 +1,225 @@
+"""The command line: parse, one call, print. Heavy imports wait until a command needs them."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kbo_pipeline.errors import KboError
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+    from rich.console import Console
+
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.status import ExtractStatus
+
+
+class _Commands(click.Group):
+    """Turns errors that are raised on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KboError as error:
+            click.echo(f"kbo: {' '.join(str(error).split())}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("kbo: stopped; kbo status says how far it came", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kbo_pipeline")
+def main() -> None:
+    """Keeps Belgium's company register (KBO Open Data) complete and current on this machine.
+
+    Settings come from the environment and from a .env file; see the README.
+    """
+
+
+@main.command()
+def start() -> None:
+    """Run the web UI, the daemon and the code location until Ctrl-C."""
+    from kbo_pipeline.serving import serve
+    from kbo_pipeline.settings import load_settings
+
+    serve(load_settings(), click.echo)
+
+
+@main.command("import")
+@click.argument("zips", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def import_command(zips: tuple[Path, ...]) -> None:
+    """Import extracts in number order, through the same jobs as the web UI."""
+    from kbo_pipeline.extracts import read_extract
+    from kbo_pipeline.settings import load_settings
+
+    settings = load_settings()
+    extracts = sorted(
+        ((zip_file, read_extract(zip_file)) for zip_file in zips),
+        key=lambda item: (item[1].key.number, item[1].key.type),
+    )
+    from kbo_pipeline.defs.importing import import_extract, open_instance
+
+    with open_instance(settings) as instance:
+        for zip_file, extract in extracts:
+            started = time.monotonic()
+            with _progress_bar(instance, extract.key):
+                imported = import_extract(instance, settings, zip_file, extract)
+            if imported:
+                click.echo(f"{extract.key}: published in {time.monotonic() - started:.1f} s")
+            else:
+                click.echo(f"{extract.key}: already published: nothing to do")
+
+
+@main.command()
+@click.argument("extract", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(extract: str | None, as_json: bool) -> None:
+    """Show how far an extract is: overall, by table, failed batches."""
+    from kbo_pipeline.defs.importing import open_instance
+    from kbo_pipeline.defs.status import newest_extract, read_status
+    from kbo_pipeline.settings import load_settings
+
+    key = _extract_key(extract)
+    with open_instance(load_settings()) as instance:
+        found = read_status(instance, key or newest_extract(instance))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_status(found)
+
+
+@main.command()
+@click.argument("extract", required=False)
+def retry(extract: str | None) -> None:
+    """Re-execute what failed or is missing of an extract, and nothing else."""
+    from kbo_pipeline.defs.importing import open_instance, retry_extract
+    from kbo_pipeline.defs.status import newest_extract
+    from kbo_pipeline.settings import load_settings
+
+    settings = load_settings()
+    key = _extract_key(extract)
+    with open_instance(settings) as instance:
+        key = key or newest_extract(instance)
+        with _progress_bar(instance, key):
+            done = retry_extract(instance, settings, key)
+    click.echo(f"{key}: {', '.join(done)}" if done else f"{key}: published: nothing to retry")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--enterprises", default=2000, show_default=True, help="Size: 50 to 2,000,000.")
+@click.option("--updates", default=5, show_default=True, help="Updates after the Full.")
+@click.option("--seed", default=1, show_default=True, help="The same seed gives the same bytes.")
+def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
+    """Write made-up extracts: a Full, Updates after it, and a later Full."""
+    from kbo_pipeline.sample import Sample, write_sample
+
+    with _sample_bar() as progress:
+        files = write_sample(
+            directory, Sample(enterprises=enterprises, seed=seed), updates, progress
+        )
+    for file in files:
+        click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
+
+
+def _extract_key(text: str | None) -> "ExtractKey | None":
+    from kbo_pipeline.extracts import ExtractKey
+
+    return None if text is None else ExtractKey.parse(text)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _sample_bar() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.progress import Progress
+
+    with Progress(console=_console(), transient=True) as bar:
+        task = bar.add_task("writing")
+
+        def show(description: str, done: int, total: int) -> None:
+            bar.update(task, description=description, completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def _progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[None]:
+    """Shows the progress that the instance's storage knows, while the caller does the work."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = _console()
+    if not console.is_terminal:
+        yield
+        return
+    from kbo_pipeline.defs.status import read_status
+    from kbo_pipeline.errors import NotReadyError
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    ended = threading.Event()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{key} staging", total=None)
+
+        def follow() -> None:
+            while not ended.wait(0.5):
+                try:
+                    now = read_status(instance, key)
+                except NotReadyError:
+                    continue  # the first run has not registered the extract yet
+                total = now.total or None
+                bar.update(
+                    task, description=f"{key} {now.stage}", completed=now.completed, total=total
+                )
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+
+
+def _print_status(found: "ExtractStatus") -> None:
+    from rich.console import Console
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    console = Console()
+    left = f", about {found.seconds_left:.0f} s left" if found.seconds_left is not None else ""
+    console.print(
+        f"[bold]{found.job_id}[/bold]: {found.status} ({found.stage}), {found.percentage}%{left}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("table", "batches", "", "status"):
+        table.add_column(name)
+    for name, progress in found.tables.items():
+        bar = ProgressBar(total=progress.total, completed=progress.completed, width=30)
+        table.add_row(name, f"{progress.completed}/{progress.total}", bar, progress.status)
+    if found.tables:
+        console.print(table)
+    for label, place in (("current", found.current_batch), ("next", found.next_batch)):
+        if place:
+            console.print(f"{label} batch: {place.batch} ({place.table}, {place.operation})")
+    if found.failed_batches:
+        numbers = sorted({place.batch for place in found.failed_batches})
+        console.print(f"failed batches: {', '.join(map(str, numbers))}; kbo retry {found.job_id}")
+    if found.error:
+        console.print(f"error: {found.error}", markup=False)

@@ -1,0 +1,1 @@
+"""The Dagster shell around the core; the only place that imports Dagster."""

@@ -1,0 +1,186 @@
+"""The seven register assets: batches of extracts, applied one after the other in one run."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import dagster as dg
+import duckdb
+from dagster_duckdb import DuckDBResource
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+
+from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.partitions import kbo_batches
+from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.errors import KboError
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.register import BatchChange, Register, is_transient, open_register
+from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.staging import Staged, open_staged
+from kbo_pipeline.tables import TABLES
+
+WRITER_POOL = "register"
+"""The pool of all steps that write the register: one at a time."""
+
+BATCH_ATTEMPTS = 5
+BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
+
+every_partition = dg.AllPartitionMapping()
+"""Lineage only; which batch belongs to which extract is in its key."""
+
+
+@dg.multi_asset(
+    name="apply_to_register",
+    specs=[
+        dg.AssetSpec(
+            table.name,
+            deps=[dg.AssetDep(staging_asset(table), partition_mapping=every_partition)],
+            partitions_def=kbo_batches,
+            group_name="register",
+            kinds={"duckdb"},
+            skippable=True,  # events are yielded batch by batch, never for the whole range
+            description=f"{table.description}\n\nA partition is materialized when its batch is"
+            " committed. The seven tables of a batch change together.",
+            metadata={"dagster/column_schema": register_schema(table)},
+        )
+        for table in TABLES
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    pool=WRITER_POOL,
+)
+def apply_to_register(
+    context: dg.AssetExecutionContext, duckdb: DuckDBResource
+) -> Iterator[dg.AssetMaterialization]:
+    """Applies batches: each in one transaction, on past one that fails, nothing twice."""
+    failures: dict[str, str] = {}
+    with permanent_errors_not_retried():
+        settings = load_settings()
+        keys = [BatchKey.parse(text) for text in context.partition_keys]
+        keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))
+        with (
+            duckdb.get_connection() as connection,
+            open_register(connection, settings.register_file) as register,
+        ):
+            for extract, group in groupby(keys, key=lambda key: key.extract):
+                batch_keys = list(group)
+                try:
+                    yield from _apply_extract(
+                        context, settings, connection, register, extract, batch_keys, failures
+                    )
+                except KboError as error:
+                    context.log.error(str(error))
+                    failures.update({str(key): str(error) for key in batch_keys})
+    if failures:
+        raise dg.Failure(
+            description=f"{len(failures)} of {len(keys)} batches failed: {_shortened(failures)}",
+            metadata={"failed_batches": dg.MetadataValue.json(failures)},
+            allow_retries=False,
+        )
+
+
+def _apply_extract(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    connection: duckdb.DuckDBPyConnection,
+    register: Register,
+    extract: ExtractKey,
+    keys: Sequence[BatchKey],
+    failures: dict[str, str],
+) -> Iterator[dg.AssetMaterialization]:
+    """Applies the batches of one extract; notes in `failures` those that failed."""
+    if register.job_status(extract) == "completed":
+        context.log.info(f"{extract}: already published: nothing to do")
+        for key in keys:
+            change = register.applied_change(extract, key.number)
+            if change is None:
+                failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
+            else:
+                yield from _materializations(key, change)
+        return
+    with open_staged(connection, settings.staging_dir, extract) as staged:
+        register.begin(staged)
+        batches = {batch.number: batch for batch in staged.batches}
+        for position, key in enumerate(keys, start=1):
+            if key.number not in batches:
+                failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
+                continue
+            try:
+                change = _apply_with_retries(context, register, staged, key)
+            except (KboError, duckdb.Error, OSError) as error:
+                message = str(error).split("\n", 1)[0]
+                context.log.error(f"{key}: {message}")
+                failures[str(key)] = message
+                continue
+            yield from _materializations(key, change)
+            context.log.info(_progress_line(position, len(keys), change))
+
+
+def _apply_with_retries(
+    context: dg.AssetExecutionContext, register: Register, staged: Staged, key: BatchKey
+) -> BatchChange:
+    """Applies a batch; errors that may pass get further attempts. The ledger notes a failure."""
+    batch = next(batch for batch in staged.batches if batch.number == key.number)
+
+    def say(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        context.log.warning(f"{key}: attempt {state.attempt_number} failed: {error}")
+
+    attempts = Retrying(
+        stop=stop_after_attempt(BATCH_ATTEMPTS),
+        wait=wait_exponential(multiplier=BATCH_FIRST_WAIT) + wait_random(0, BATCH_FIRST_WAIT / 2),
+        retry=retry_if_exception(lambda e: isinstance(e, Exception) and is_transient(e)),
+        before_sleep=say,
+        reraise=True,
+    )
+    number = 0
+    try:
+        for attempt in attempts:
+            with attempt:
+                number = attempt.retry_state.attempt_number
+                return register.apply(staged, batch, attempt=number)
+    except (KboError, duckdb.Error, OSError) as error:
+        register.fail(staged, batch, number, str(error).split("\n", 1)[0])
+        raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _materializations(key: BatchKey, change: BatchChange) -> Iterator[dg.AssetMaterialization]:
+    for name, table in change.tables.items():
+        yield dg.AssetMaterialization(
+            name,
+            partition=str(key),
+            metadata={
+                "records": table.records,
+                "rows_closed": table.rows_closed,
+                "rows_opened": table.rows_opened,
+                "rows_unchanged": table.rows_unchanged,
+                "duplicates_dropped": table.duplicates_dropped,
+                "seconds": round(table.seconds, 3),
+                "already_applied": change.already_applied,
+            },
+        )
+
+
+def _progress_line(position: int, total: int, change: BatchChange) -> str:
+    if change.already_applied:
+        return f"batch {position}/{total} ({position / total:.0%}): already applied"
+    parts = [
+        f"{name} {table.rows_closed} closed, {table.rows_opened} opened"
+        for name, table in change.tables.items()
+        if table.rows_closed or table.rows_opened
+    ]
+    return f"batch {position}/{total} ({position / total:.0%}): {'; '.join(parts) or 'no change'}"
+
+
+def _shortened(failures: dict[str, str]) -> str:
+    first = next(iter(failures.items()))
+    rest = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+    return f"{first[0]}: {first[1]}{rest}"

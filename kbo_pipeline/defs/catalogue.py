@@ -1,0 +1,57 @@
+"""What the Dagster UI shows of a table: its columns and a preview of its rows."""
+
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from kbo_pipeline.tables import Column, Table
+
+_BOOKKEEPING = (
+    ("_snapshot_date", "DATE", "Day of the extract from which this row version holds."),
+    ("_extract_number", "INTEGER", "Number of the extract from which this row version holds."),
+    ("_deleted_at_extract", "INTEGER", "First extract in which it no longer holds; else NULL."),
+    ("_is_current", "BOOLEAN", "Whether it holds at the newest extract."),
+)
+
+
+def register_schema(table: Table) -> dg.TableSchema:
+    """The columns of a register table: types, meanings, code tables."""
+    bookkeeping = [dg.TableColumn(name, kind, text) for name, kind, text in _BOOKKEEPING]
+    return dg.TableSchema([*map(_column, table.columns), *bookkeeping])
+
+
+def staging_schema(table: Table) -> dg.TableSchema:
+    """The columns of a staging table."""
+    return dg.TableSchema(
+        [
+            dg.TableColumn("batch_number", "INTEGER", "Batch in which the row is applied."),
+            dg.TableColumn("operation", "VARCHAR", "`delete` or `insert`."),
+            dg.TableColumn("row_sequence", "BIGINT", "Place of the row in the file."),
+            *map(_column, table.columns),
+        ]
+    )
+
+
+def preview(rows: pd.DataFrame) -> dg.TableMetadataValue:
+    """A few rows as a table of the UI."""
+    records = [
+        dg.TableRecord({str(name): _shown(value) for name, value in row.items()})
+        for row in rows.to_dict(orient="records")
+    ]
+    schema = dg.TableSchema([dg.TableColumn(str(name)) for name in rows.columns])
+    return dg.MetadataValue.table(records=records, schema=schema)
+
+
+def _column(column: Column) -> dg.TableColumn:
+    tags = {"kbo/code_category": column.code_category} if column.code_category else {}
+    code = f" Explained in `code`: {column.code_category}." if column.code_category else ""
+    return dg.TableColumn(
+        column.name, column.type, column.description + code, tags=tags if "{" not in code else {}
+    )
+
+
+def _shown(value: Any) -> str | int | None:
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    return int(value) if isinstance(value, int) else str(value)

@@ -1,0 +1,127 @@
+"""Imports extracts in this process, through the same jobs as the sensors start."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from dagster import DagsterInstance
+
+from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.defs.partitions import register_extract
+from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.defs.sensors import (
+    EXTRACT_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    claim_file,
+)
+from kbo_pipeline.defs.status import failure_message
+from kbo_pipeline.errors import ImportFailedError
+from kbo_pipeline.extracts import Extract, ExtractKey
+from kbo_pipeline.home import prepare_dagster_home
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.publishing import is_published, read_published
+from kbo_pipeline.register import check_order
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.staging import staging_file
+
+
+@contextmanager
+def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
+    """The Dagster instance of these settings; its storage runs until the process ends."""
+    prepare_dagster_home(settings)
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    with DagsterInstance.get() as instance:
+        yield instance
+
+
+def import_extract(
+    instance: DagsterInstance, settings: Settings, zip_file: Path, extract: Extract
+) -> bool:
+    """Stages, applies and publishes a ZIP; False when it was published before.
+
+    Raises:
+        OrderError: it does not follow what is published.
+        StorageError: another process is importing it.
+        ImportFailedError: a run failed; names the run's error and the next step.
+    """
+    key = extract.key
+    with exclusive_lock(claim_file(settings, key)):
+        with duckdb.connect(":memory:") as connection:
+            if is_published(connection, settings.database, extract):
+                return False
+            newest = read_published(connection, settings.database)
+            check_order(key, newest[0][0] if newest else None)
+        register_extract(instance, key)
+        source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
+        _run(instance, "stage_extract", key, partition_key=str(key), run_config=source)
+        _finish(instance, key)
+        return True
+
+
+def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> list[str]:
+    """Runs what failed or is missing of an extract, and nothing else; returns what was run.
+
+    Raises:
+        ImportFailedError: a run failed again.
+        StorageError: another process is importing it.
+    """
+    with exclusive_lock(claim_file(settings, key)):
+        progress = Progress(instance)
+        if key in progress.published:
+            return []
+        done: list[str] = []
+        if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
+            _run(instance, "stage_extract", key, partition_key=str(key))
+            done.append("staging")
+        done += _finish(instance, key)
+        return done
+
+
+def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
+    """Applies the missing batches of a staged extract and publishes it."""
+    missing = Progress(instance).missing_batches(key)
+    for first, last in _contiguous(missing):
+        _run(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
+    _run(instance, "publish_extract", key, partition_key=str(key))
+    return [*missing, "publication"]
+
+
+def _contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Ranges of batches: a run takes a range of partitions, not a set."""
+    ranges: list[tuple[BatchKey, BatchKey]] = []
+    for key in map(BatchKey.parse, keys):
+        if ranges and ranges[-1][1].number + 1 == key.number:
+            ranges[-1] = (ranges[-1][0], key)
+        else:
+            ranges.append((key, key))
+    return [(str(first), str(last)) for first, last in ranges]
+
+
+def _run(
+    instance: DagsterInstance,
+    job_name: str,
+    key: ExtractKey,
+    tags: Mapping[str, str] | None = None,
+    partition_key: str | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Runs a job in this process, recorded like any other run."""
+    from kbo_pipeline.definitions import defs
+
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    result = defs.resolve_job_def(job_name).execute_in_process(
+        instance=instance,
+        partition_key=partition_key,
+        tags={EXTRACT_TAG: str(key), "kbo/started_by": "kbo", **(tags or {})},
+        run_config={**(run_config or {}), **quiet},
+        raise_on_error=False,
+    )
+    if not result.success:
+        failures = [event for event in result.all_events if event.is_step_failure]
+        message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"
+        prefix = "" if message.startswith(str(key)) else f"{key}: "
+        raise ImportFailedError(f"{prefix}{message}; mend it, then kbo retry {key}")

@@ -1,0 +1,85 @@
+"""The assets `code` and `published_extract`: readers see the extract from here on."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster_duckdb import DuckDBResource
+
+from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
+from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.partitions import kbo_extracts
+from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.publishing import publish
+from kbo_pipeline.settings import load_settings
+from kbo_pipeline.tables import CODE, TABLES
+
+
+@dg.multi_asset(
+    name="publish",
+    specs=[
+        dg.AssetSpec(
+            CODE.name,
+            deps=[staging_asset(CODE)],
+            partitions_def=kbo_extracts,
+            group_name="register",
+            kinds={"duckdb"},
+            description=f"{CODE.description} Its history is kept like that of the other tables.",
+            metadata={"dagster/column_schema": register_schema(CODE)},
+        ),
+        dg.AssetSpec(
+            "published_extract",
+            deps=[
+                CODE.name,
+                *(dg.AssetDep(table.name, partition_mapping=every_partition) for table in TABLES),
+            ],
+            partitions_def=kbo_extracts,
+            group_name="publish",
+            kinds={"duckdb"},
+            description="The register as readers see it: one DuckDB file, replaced whole at each"
+            " publication. Materialized when all batches of an extract are applied, primary names"
+            " resolved and the file is in its place.",
+        ),
+    ],
+    pool=WRITER_POOL,
+    retry_policy=dg.RetryPolicy(
+        max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
+    ),
+)
+def publish_assets(
+    context: dg.AssetExecutionContext, duckdb: DuckDBResource
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Replaces `code`, resolves names, and puts the published file in its place."""
+    with permanent_errors_not_retried(), duckdb.get_connection() as connection:
+        settings = load_settings()
+        key = ExtractKey.parse(context.partition_key)
+        publication = publish(
+            connection,
+            key,
+            register_file=settings.register_file,
+            staging_dir=settings.staging_dir,
+            database=settings.database,
+        )
+        again = "already published: nothing to do" if publication.already_published else "published"
+        context.log.info(f"{key}: {again}")
+        code = publication.code
+        yield dg.MaterializeResult(
+            asset_key=CODE.name,
+            metadata={
+                "dagster/row_count": publication.row_counts[CODE.name],
+                "rows_closed": code.rows_closed,
+                "rows_opened": code.rows_opened,
+                "rows_unchanged": code.rows_unchanged,
+                "duplicates_dropped": code.duplicates_dropped,
+            },
+        )
+        yield dg.MaterializeResult(
+            asset_key="published_extract",
+            metadata={
+                "file": dg.MetadataValue.path(str(settings.database)),
+                "bytes": settings.database.stat().st_size,
+                "names_resolved": publication.names_resolved,
+                **{f"rows/{name}": count for name, count in publication.row_counts.items()},
+            },
+        )

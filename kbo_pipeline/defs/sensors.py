@@ -1,0 +1,75 @@
+"""What chains the stages: two sensors without memory, which compare what is there.
+
+A lost tick loses nothing. The storage id in a run key is that of the event that makes the run due:
+the same event starts one run, a new staging or a repaired batch starts another.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from kbo_pipeline.defs.jobs import apply_batches, publish_extract
+from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.locks import is_locked
+from kbo_pipeline.settings import Settings, load_settings
+
+EXTRACT_TAG = "kbo/extract"
+"""Tag of every run: the key of its extract."""
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+
+
+def claim_file(settings: Settings, key: ExtractKey) -> Path:
+    """The lock that stands for importing an extract from the command line."""
+    return settings.work_dir / "claims" / f"{key}.lock"
+
+
+@dg.sensor(
+    job=apply_batches,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Starts applying the next staged extract.",
+)
+def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Requests the run that applies the next extract in order."""
+    progress = Progress(context.instance)
+    key = progress.next_to_apply
+    if key is None:
+        return dg.SkipReason("no staged extract follows what is published")
+    if is_locked(claim_file(load_settings(), key)):
+        return dg.SkipReason(f"{key} is being imported from the command line")
+    batches = progress.batches[key]
+    return dg.RunRequest(
+        run_key=f"apply:{key}:{progress.staged[key]}",
+        tags={
+            EXTRACT_TAG: str(key),
+            RANGE_START_TAG: batches[0],
+            RANGE_END_TAG: batches[-1],
+        },
+    )
+
+
+@dg.sensor(
+    job=publish_extract,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Publishes the next extract once its batches are all applied.",
+)
+def publish_when_applied(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Requests the run that publishes the extract whose last batch is applied."""
+    progress = Progress(context.instance)
+    key = progress.next_to_apply
+    if key is None:
+        return dg.SkipReason("no staged extract follows what is published")
+    missing = progress.missing_batches(key)
+    if missing:
+        total = len(progress.batches[key])
+        return dg.SkipReason(f"{key}: {len(missing)} of {total} batches are not applied")
+    if is_locked(claim_file(load_settings(), key)):
+        return dg.SkipReason(f"{key} is being imported from the command line")
+    newest = max(max(ids.values()) for ids in progress.applied(key).values())
+    return dg.RunRequest(
+        run_key=f"publish:{key}:{newest}", partition_key=str(key), tags={EXTRACT_TAG: str(key)}
+    )

@@ -1,0 +1,84 @@
+"""The assets `import_staging_*`: an extract, typed and cut into batches."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster_duckdb import DuckDBResource
+
+from kbo_pipeline.defs.catalogue import preview, staging_schema
+from kbo_pipeline.defs.download import kept_zip
+from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
+from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.extracts import ExtractKey, read_extract
+from kbo_pipeline.publishing import is_published
+from kbo_pipeline.settings import load_settings
+from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.tables import ALL_TABLES, Table
+
+
+def staging_asset(table: Table) -> str:
+    """The name of the asset, and of the relation, that holds a table's staged rows."""
+    return f"import_staging_{table.name}"
+
+
+@dg.multi_asset(
+    name="import_staging",
+    specs=[
+        dg.AssetSpec(
+            staging_asset(table),
+            deps=["extract_zip"],
+            partitions_def=kbo_extracts,
+            group_name="staging",
+            kinds={"duckdb"},
+            description=f"What an extract says of `{table.name}`: rows to delete and to insert, "
+            f"typed, in batches.\n\n{table.description}",
+            metadata={"dagster/column_schema": staging_schema(table)},
+        )
+        for table in ALL_TABLES
+    ],
+    retry_policy=dg.RetryPolicy(
+        max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
+    ),
+)
+def import_staging(
+    context: dg.AssetExecutionContext, duckdb: DuckDBResource
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Loads the CSV files of an extract into its own DuckDB file and cuts it into batches."""
+    with permanent_errors_not_retried(), duckdb.get_connection() as connection:
+        settings = load_settings()
+        key = ExtractKey.parse(context.partition_key)
+        zip_file = kept_zip(settings, key)
+        extract = read_extract(zip_file)
+        if is_published(connection, settings.database, extract):
+            context.log.info(f"{key}: already published: nothing to do")
+            for table in ALL_TABLES:
+                yield dg.MaterializeResult(
+                    asset_key=staging_asset(table), metadata={"already_published": True}
+                )
+            return
+        staged = stage(
+            connection,
+            zip_file,
+            extract,
+            settings.staging_dir,
+            batch_rows=settings.batch_rows,
+            max_batches=settings.max_batches,
+            report=lambda line: context.log.info(f"{key}: {line}"),
+        )
+        for name in staged.missing:
+            context.log.warning(f"{key}: no files for {name}: taken as empty")
+        register_batches(context.instance, key, staged.batch_keys)
+        with open_staged(connection, settings.staging_dir, key):
+            for table in ALL_TABLES:
+                source = f"staging.{staging_asset(table)}"
+                (row,) = connection.execute(f"SELECT count(*) FROM {source}").fetchall()
+                rows = connection.execute(f"FROM {source} LIMIT 10").df()
+                yield dg.MaterializeResult(
+                    asset_key=staging_asset(table),
+                    metadata={
+                        "dagster/row_count": row[0],
+                        "batches": len(staged.batches),
+                        "preview": preview(rows),
+                    },
+                    data_version=dg.DataVersion(extract.sha256),
+                )

@@ -1,0 +1,170 @@
+"""Reads the status of an extract from Dagster's storage."""
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import DagsterInstance
+
+from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.defs.partitions import batch_or_none, kbo_batches
+from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.defs.sensors import EXTRACT_TAG, RANGE_START_TAG
+from kbo_pipeline.errors import NotReadyError
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.status import BatchPlace, ExtractStatus, State, TableProgress
+from kbo_pipeline.tables import TABLES
+
+_RUNS_LOOKED_AT = 50
+_APPLYING = ("apply_batches", "__ASSET_JOB")
+
+
+def newest_extract(instance: DagsterInstance) -> ExtractKey:
+    """The extract that people ask about: the one at work, or else the newest published one.
+
+    Raises:
+        NotReadyError: there is no extract yet.
+    """
+    progress = Progress(instance)
+    published = progress.newest_published
+    waiting = [
+        key
+        for key in progress.known
+        if key not in progress.published and (published is None or key.number > published.number)
+    ]
+    if waiting:
+        return min(waiting, key=lambda key: (key.number, key.type))
+    if published is None:
+        raise NotReadyError("no extract yet; start with kbo import ZIP")
+    return published
+
+
+def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
+    """How far the import of an extract is.
+
+    Raises:
+        NotReadyError: nothing is known of the extract.
+    """
+    progress = Progress(instance)
+    if key not in progress.known:
+        raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
+    applied = progress.applied(key)
+    batches = progress.batches.get(key, [])
+    runs = _runs_of(instance, key)
+    running = next((run for run in runs if not run.is_finished), None)
+    failed = _failed(instance, batches)
+    done = key in progress.published
+    broken = not done and running is None and bool(failed or (runs and runs[0].is_failure))
+    tables = {
+        table.name: _table_progress(
+            len(applied[table.name]), len(batches), bool(failed.get(table.name)), running
+        )
+        for table in TABLES
+        if batches
+    }
+    open_places = [
+        BatchPlace(table.name, BatchKey.parse(batch).number, key.operations[0])
+        for batch in progress.missing_batches(key)
+        for table in TABLES
+        if batch not in applied[table.name]
+    ]
+    places = _first_of_each_batch(open_places)
+    at_work = running is not None and bool(places) and running.job_name in _APPLYING
+    status: State = (
+        "completed" if done else "failed" if broken else "processing" if running else "pending"
+    )
+    return ExtractStatus(
+        job_id=str(key),
+        status=status,
+        stage=_stage(progress, key, bool(places), status),
+        tables=tables,
+        current_batch=places[0] if at_work else None,
+        next_batch=next(iter(places[1:] if at_work else places), None),
+        failed_batches=tuple(
+            BatchPlace(name, BatchKey.parse(batch).number, key.operations[0])
+            for name, keys in failed.items()
+            for batch in keys
+        ),
+        error=_error_of(instance, runs[0]) if broken and runs else None,
+        seconds_left=_seconds_left(instance, running, len(batches), len(places))
+        if at_work
+        else None,
+    )
+
+
+def failure_message(event: dg.DagsterEvent) -> str:
+    """Why a step failed, in one line, as our own code said it."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description.split("\n", 1)[0]
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip().split("\n", 1)[0] if error else "failed without a message"
+
+
+def _table_progress(
+    completed: int, total: int, failed: bool, running: dg.DagsterRun | None
+) -> TableProgress:
+    if completed == total:
+        return TableProgress(completed, total, "completed")
+    state: State = "processing" if running else "failed" if failed else "pending"
+    return TableProgress(completed, total, state)
+
+
+def _first_of_each_batch(places: Sequence[BatchPlace]) -> list[BatchPlace]:
+    first: dict[int, BatchPlace] = {}
+    for place in places:
+        first.setdefault(place.batch, place)
+    return list(first.values())
+
+
+def _stage(progress: Progress, key: ExtractKey, batches_open: bool, status: State) -> str:
+    if status == "completed":
+        return "published"
+    if key not in progress.staged or key not in progress.batches:
+        return "staging"
+    return "applying" if batches_open else "publishing"
+
+
+def _runs_of(instance: DagsterInstance, key: ExtractKey) -> list[dg.DagsterRun]:
+    """The runs about an extract, the newest first, whoever started them."""
+    newest = instance.get_runs(limit=_RUNS_LOOKED_AT)
+    return [run for run in newest if _extract_of(run) == str(key)]
+
+
+def _extract_of(run: dg.DagsterRun) -> str | None:
+    if EXTRACT_TAG in run.tags:
+        return run.tags[EXTRACT_TAG]
+    partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
+    batch = batch_or_none(partition) if partition else None
+    return str(batch.extract) if batch else partition
+
+
+def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
+    failed = {}
+    for table in TABLES:
+        statuses = instance.get_status_by_partition(
+            dg.AssetKey(table.name), list(batches), kbo_batches
+        )
+        names = {b for b, s in (statuses or {}).items() if s is not None and s.value == "FAILED"}
+        if names:
+            failed[table.name] = [batch for batch in batches if batch in names]
+    return failed
+
+
+def _error_of(instance: DagsterInstance, run: dg.DagsterRun) -> str:
+    records = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    events = [record.dagster_event for record in records if record.dagster_event]
+    if events:
+        return failure_message(events[-1])
+    return f"run {run.run_id} ended without a failed step; see it in the UI"
+
+
+def _seconds_left(
+    instance: DagsterInstance, run: dg.DagsterRun | None, total: int, missing: int
+) -> float | None:
+    record = instance.get_run_record_by_id(run.run_id) if run else None
+    if record is None or record.start_time is None or total == missing:
+        return None
+    return (time.time() - record.start_time) / (total - missing) * missing

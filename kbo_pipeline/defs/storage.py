@@ -1,0 +1,97 @@
+"""Dagster's run, event and schedule storage, as `dagster.yaml` names it."""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dagster._config.config_schema import UserConfigSchema
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import DagsterPostgresException, retry_pg_connection_fn
+from sqlalchemy import Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from kbo_pipeline.errors import StorageError
+from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
+from kbo_pipeline.settings import load_settings
+
+_TABLES_LOCK = int.from_bytes(b"kbo", "big")
+
+
+class KboPostgresStorage(DagsterPostgresStorage):
+    """Storage in PostgreSQL: at `DAGSTER_POSTGRES_URL`, or else in the embedded server.
+
+    It has no configuration. Dagster hands the configuration of the storage to run workers and code
+    servers on their command lines; each finds the address in its own environment instead.
+    """
+
+    def __init__(self, engine: Engine, inst_data: ConfigurableClassData | None = None) -> None:
+        """Creates Dagster's tables where they are missing.
+
+        Raises:
+            StorageError: the server does not answer, or does not let us in.
+        """
+        url = engine.url
+        try:
+            with retry_pg_connection_fn(engine.connect) as connection:
+                connection = connection.execution_options(isolation_level="READ COMMITTED")
+                with connection.begin():
+                    # Of four processes at a new database one fails without it (dagster 1.13.27).
+                    connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
+                    super().__init__(url.render_as_string(hide_password=False), inst_data=inst_data)
+        except (DagsterPostgresException, SQLAlchemyError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise StorageError(
+                f"PostgreSQL at {url.host or url.query.get('host')}, database {url.database}:"
+                f" {reason}; check DAGSTER_POSTGRES_URL and that the server runs"
+            ) from error
+        # What DagsterInstance.optimize_for_webserver does to these three, but in every process:
+        # an event costs two or three connections, and opening one takes longer than using it.
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine = engine
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Returns the configuration that `dagster.yaml` may give: none."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "KboPostgresStorage":
+        """Returns the storage that the environment names."""
+        settings = load_settings()
+        if settings.postgres_url is None:
+            embedded, url = settings.postgres_dir, embedded_server_url(settings.postgres_dir)
+        else:
+            embedded, url = None, sqlalchemy_url(settings.postgres_url)
+        return cls(_engine(url, embedded), inst_data=inst_data)
+
+
+@functools.cache
+def _engine(url: str, embedded: Path | None) -> Engine:
+    """Returns the process's one engine for this URL.
+
+    One, because a code server makes a DagsterInstance at every tick, and its connections would
+    outlive it. Two connections stay open, more come and go; those that a restart of the server or
+    a router in between has cut are found out before they are used.
+    """
+    engine = create_engine(
+        make_url(url),
+        isolation_level="AUTOCOMMIT",
+        pool_size=2,
+        max_overflow=-1,  # a thread may hold two: with a limit, threads could wait for each other
+        pool_pre_ping=True,
+        pool_recycle=300,
+    )
+    if embedded is not None:
+
+        @event.listens_for(engine, "do_connect")
+        def start_again(*_: object) -> None:
+            embedded_server_url(embedded)
+
+    # A forked child must not talk on its parent's connections, nor close them.
+    os.register_at_fork(after_in_child=lambda: engine.dispose(close=False))
+    return engine

@@ -1,0 +1,23 @@
+"""The Dagster home: the directory with the instance's configuration. No Dagster."""
+
+import shutil
+from pathlib import Path
+
+from kbo_pipeline.settings import Settings
+
+INSTANCE_FILE = Path(__file__).parent / "dagster.yaml"
+"""The instance configuration that travels with the package."""
+
+
+def prepare_dagster_home(settings: Settings) -> Path:
+    """Makes sure that the Dagster home has a configuration; one of the user's own is kept.
+
+    In the home under the data directory the file is ours and follows the version of the package.
+    """
+    home = settings.dagster_home
+    home.mkdir(parents=True, exist_ok=True)
+    target = home / "dagster.yaml"
+    ours = home == settings.data_dir / "dagster_home"
+    if not target.exists() or (ours and target.read_bytes() != INSTANCE_FILE.read_bytes()):
+        shutil.copyfile(INSTANCE_FILE, target)
+    return home
