@@ -223,3 +223,7 @@ def _print_status(found: "ExtractStatus") -> None:
         console.print(f"failed batches: {', '.join(map(str, numbers))}; kbo retry {found.job_id}")
     if found.error:
         console.print(f"error: {found.error}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

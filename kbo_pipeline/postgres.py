@@ -43,7 +43,7 @@ _PORT = 5432  # only the socket's name: there is no TCP
 _START_SECONDS = 120  # recovery after kill -9, on a machine that is busy with tests
 _PG_CTL = ("--silent", "--wait", f"--timeout={_START_SECONDS}")
 _SOCKET_PATH_BYTES = 103  # macOS; Linux has 107
-_ORPHAN_SECONDS = 20
+_ORPHAN_SECONDS = 20  # Dagster's queries take less
 _SETTINGS = {
     "listen_addresses": "",
     "port": str(_PORT),
@@ -153,8 +153,10 @@ class _Server:
                 return
             finally:
                 os.close(users_lock)
-            if self._running() is not None:
+            socket_dir = self._running()
+            if socket_dir is not None:
                 self._run("pg_ctl", "stop", "--mode=fast", *_PG_CTL)
+                socket_dir.rmdir()
 
     def forget(self) -> None:
         """Drops the user's lock. In a forked child this leaves the parent's in place."""
@@ -330,10 +332,10 @@ def _discard_reused_pid(file: Path, socket_dir: Path) -> None:
 
     It does so itself unless a process with that number lives: after a reboot or in a container
     any other one, or the dead server that nobody reaped. The other lines stay, by which it finds
-    out whether children of the dead server still write. An empty file, of a full disk, goes.
+    out whether children of the dead server still write. An empty file, left by a full disk, goes.
     """
     pid, newline, rest = _read(file).partition("\n")
-    if not pid.strip():
+    if not pid.isdigit():
         file.unlink(missing_ok=True)
     elif psutil.pid_exists(int(pid)) and not _is_postmaster(pid, socket_dir):
         file.write_bytes(os.fsencode(f"{_NO_PID}{newline}{rest}"))

@@ -1,0 +1,36 @@
+# `make` alone lists the targets. Everything is installed into .venv; nothing else is touched.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup demo start test check clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY) ## install everything into .venv
+
+$(READY): pyproject.toml setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --constraint constraints.txt pip setuptools
+	$(RUN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## import made-up extracts and show what is in the register
+	$(RUN)/python -m kbo_pipeline.sample.demo
+
+start: $(READY) ## run web UI, daemon and code location until Ctrl-C
+	$(RUN)/kbo start
+
+test: $(READY) ## run the tests
+	$(RUN)/python -m pytest
+
+check: $(READY) ## format, lint, types
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+clean: ## remove what was installed; data stay
+	rm -rf $(VENV) build dist *.egg-info

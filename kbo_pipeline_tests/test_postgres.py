@@ -1,0 +1,445 @@
+"""Dagster's storage in real PostgreSQL servers, used by real processes that end in every way."""
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import psycopg2
+import pytest
+
+import kbo_pipeline
+from kbo_pipeline import postgres
+from kbo_pipeline.errors import SettingsError, StorageError
+from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
+
+ROOT = Path(kbo_pipeline.__file__).parents[1]
+PASSWORD = "p@ss:w/ord%1"
+
+USER = """
+import sys
+from pathlib import Path
+from kbo_pipeline.postgres import embedded_server_url
+print(embedded_server_url(Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+USER_THAT_FORKS = """
+import os, sys
+from pathlib import Path
+from kbo_pipeline.postgres import embedded_server_url
+embedded_server_url(Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+os.waitpid(child, 0)
+print("forked", flush=True)
+sys.stdin.read()
+"""
+
+# The steps of a process that begins and ends, without the half second that Python takes to begin.
+USER_THAT_COMES_AND_GOES = """
+import sys
+from pathlib import Path
+import psycopg2
+from kbo_pipeline.postgres import _Server
+for _ in range(15):
+    server = _Server(Path(sys.argv[1]))
+    psycopg2.connect(server.enter().replace("+psycopg2", "")).close()
+    server.leave()
+"""
+
+DAGSTER_WRITER = """
+import sys
+import dagster as dg
+from dagster._serdes import serialize_value
+with dg.DagsterInstance.get() as instance:
+    instance.add_dynamic_partitions("kbo_extracts", ["0140-full", "0141-update"])
+    event = dg.AssetMaterialization("extract_zip", partition="0140-full")
+    instance.report_runless_asset_event(event)
+    print(serialize_value(instance.get_ref()), instance, instance.info_str().replace("\\n", " "))
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+DAGSTER_READER = """
+import sys
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+from dagster._serdes import deserialize_value
+ref = deserialize_value(sys.argv[1], InstanceRef)  # as a run worker gets it
+with dg.DagsterInstance.from_ref(ref) as instance:
+    print(instance.get_dynamic_partitions("kbo_extracts"))
+    print(instance.get_materialized_partitions(dg.AssetKey("extract_zip")))
+    print(type(instance.schedule_storage).__name__, instance.all_instigator_state())
+"""
+
+
+DAGSTER_SURVIVOR = """
+import sys
+import dagster as dg
+with dg.DagsterInstance.get() as instance:
+    instance.add_dynamic_partitions("kbo_extracts", ["0140-full"])
+    print("added", flush=True)
+    sys.stdin.read()
+    instance.add_dynamic_partitions("kbo_extracts", ["0141-update"])
+    print(instance.get_dynamic_partitions("kbo_extracts"))
+"""
+
+
+class Process:
+    """A Python process that says one line when it is ready and ends when its stdin does."""
+
+    def __init__(self, script: str, *arguments: object, **environment: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def line(self) -> str:
+        assert self.popen.stdout is not None
+        return self.popen.stdout.readline().strip()
+
+    def close_input(self) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
+        self.popen.stdin = None  # communicate() would flush it
+
+    def end(self) -> str:
+        said, _ = self.popen.communicate(timeout=60)
+        assert self.popen.returncode == 0
+        return said
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def start_process(script: str, *arguments: object, **environment: str) -> Process:
+        processes.append(Process(script, *arguments, **environment))
+        return processes[-1]
+
+    yield start_process
+    for process in processes:
+        process.kill()
+
+
+@contextmanager
+def embedded(directory: Path) -> Iterator[Path]:
+    """Yields `directory` for an embedded server; whatever still runs in it at the end is killed."""
+    directory = directory.resolve()
+    try:
+        yield directory
+    finally:
+        if (found := server(directory)) is not None:
+            found.kill()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    with embedded(tmp_path / "postgres") as path:
+        yield path
+
+
+def server(directory: Path) -> psutil.Process | None:
+    """Returns the server that runs in `directory`."""
+    try:
+        lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
+        found = psutil.Process(int(lines[0]))
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return None
+    return None if found.status() == psutil.STATUS_ZOMBIE else found
+
+
+def kill_and_wait(directory: Path) -> None:
+    killed = server(directory)
+    assert killed is not None
+    killed.kill()
+    while server(directory) is not None:
+        time.sleep(0.01)
+
+
+def connect(url: str) -> psycopg2.extensions.connection:
+    return psycopg2.connect(url.replace("+psycopg2", ""))
+
+
+def starts(directory: Path) -> int:
+    return (directory / "log").read_text().count("LOG:  starting PostgreSQL")
+
+
+@contextmanager
+def password_server(directory: Path) -> Iterator[str]:
+    """Runs a PostgreSQL server on 127.0.0.1 that asks for a password; yields its URL."""
+    directory.mkdir()
+    data, secret = directory / "data", directory / "password"
+    secret.write_text(PASSWORD)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    account: dict[str, object] = {}
+    if os.geteuid() == 0:
+        uid, gid = postgres._Server(directory)._owner()
+        account = {"user": uid, "group": gid, "extra_groups": []}
+        os.chown(directory, uid, gid)
+        os.chown(secret, uid, gid)
+        for path in (directory, postgres._programs() / "postgres"):
+            postgres._let_through(path, uid)
+    programs = postgres._programs()
+    initdb = [programs / "initdb", "-D", data, "-U", "dagster", "--auth=scram-sha-256"]
+    subprocess.run(
+        [*initdb, f"--pwfile={secret}", "--encoding=UTF8", "--no-sync"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        **account,  # type: ignore[call-overload]  # what subprocess takes, once more as a dict
+    )
+    options = ("-c", f"port={port}", "-c", "unix_socket_directories=", "-c", "fsync=off")
+    running = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-h", "127.0.0.1", *options],
+        stderr=subprocess.DEVNULL,
+        **account,  # type: ignore[call-overload]
+    )
+    try:
+        url = f"postgresql://dagster:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
+        for attempts_left in reversed(range(200)):
+            try:
+                connect(url).close()
+                break
+            except psycopg2.OperationalError:
+                if not attempts_left:
+                    raise
+                time.sleep(0.1)
+        yield url
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait(timeout=60)
+
+
+def test_the_first_process_starts_the_server_and_the_last_stops_it(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    first = start(USER, directory)
+    url = first.line()
+    connect(url).close()
+    second = start(USER, directory)
+    assert second.line() == url
+    assert starts(directory) == 1
+    first.end()
+    connect(url).close()
+    second.end()
+    assert server(directory) is None
+    assert not (directory / "data" / "postmaster.pid").exists()
+    assert "database system is shut down" in (directory / "log").read_text()
+
+
+def test_a_killed_process_does_not_keep_the_server(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    killed, last = start(USER, directory), start(USER, directory)
+    killed.line(), last.line()
+    killed.kill()
+    assert server(directory) is not None
+    last.end()
+    assert server(directory) is None
+
+
+def test_processes_of_the_same_instant_get_one_server_and_leave_none(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    processes = [start(USER, directory) for _ in range(4)]
+    assert len({process.line() for process in processes}) == 1
+    assert starts(directory) == 1
+    for process in processes:
+        process.close_input()
+    for process in processes:
+        assert process.popen.wait(timeout=60) == 0
+    assert server(directory) is None
+
+
+def test_who_comes_while_the_last_one_leaves_has_a_server(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    for process in [start(USER_THAT_COMES_AND_GOES, directory) for _ in range(3)]:
+        process.end()
+    assert server(directory) is None
+
+
+def test_a_forked_child_does_not_stop_the_server(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    parent = start(USER_THAT_FORKS, directory)
+    assert parent.line() == "forked"
+    assert server(directory) is not None
+    parent.end()
+    assert server(directory) is None
+
+
+def test_a_killed_server_is_started_again_with_its_data(directory: Path) -> None:
+    connection = connect(embedded_server_url(directory))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE kept AS SELECT 42 AS value")
+    kill_and_wait(directory)  # its children still have the connection
+    again = connect(embedded_server_url(directory))
+    with again, again.cursor() as cursor:
+        cursor.execute("SELECT value FROM kept")
+        assert cursor.fetchone() == (42,)
+    again.close()
+    leave(directory)
+    assert server(directory) is None
+
+
+def leave(directory: Path) -> None:
+    """Does for one server what the end of this process does for all."""
+    postgres._servers.pop(directory).leave()
+
+
+@pytest.mark.parametrize("number", ["", str(os.getpid())], ids=["empty", "number of another"])
+def test_a_stale_pid_file_does_not_block_the_start(directory: Path, number: str) -> None:
+    embedded_server_url(directory)
+    leave(directory)
+    stale = f"{number}\n{directory}/data\n1\n5432\n{directory}/socket\n\n 1 1\nready\n"
+    pid_file = directory / "data" / "postmaster.pid"
+    pid_file.write_text(stale if number else "")
+    if os.geteuid() == 0:
+        shutil.chown(pid_file, *postgres._Server(directory)._owner())
+    connect(embedded_server_url(directory)).close()
+    leave(directory)
+
+
+@pytest.mark.parametrize("name", ['it\'s "a" $HOME `x` dépôt,ü %41 \\n', "long/" + "x" * 120])
+def test_any_path_will_do(tmp_path: Path, name: str) -> None:
+    with embedded(tmp_path / name) as path:
+        url = embedded_server_url(path)
+        assert embedded_server_url(path) == url
+        with connect(url) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('data_directory')")
+            assert cursor.fetchone() == (str(path / "data"),)
+        leave(path)
+        assert server(path) is None
+
+
+def test_the_server_listens_on_a_private_socket_and_nothing_else(directory: Path) -> None:
+    url = embedded_server_url(directory)
+    found = server(directory)
+    assert found is not None
+    for process in (found, *found.children(recursive=True)):
+        assert process.net_connections("inet") == []
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('fsync'), current_setting('synchronous_commit')")
+        assert cursor.fetchone() == ("on", "on")
+        cursor.execute("SELECT current_setting('listen_addresses'), current_setting('TimeZone')")
+        assert cursor.fetchone() == ("", "UTC")
+    assert stat.S_IMODE((directory / "socket").stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "data").stat().st_mode) == 0o700
+    assert not stat.S_IMODE(directory.stat().st_mode) & 0o066
+    leave(directory)
+
+
+def test_a_server_that_cannot_start_is_one_line_with_the_log(directory: Path) -> None:
+    embedded_server_url(directory)
+    leave(directory)
+    (directory / "data" / "PG_VERSION").write_text("9\n")
+    with pytest.raises(StorageError) as raised:
+        embedded_server_url(directory)
+    assert "\n" not in str(raised.value)
+    assert str(directory / "log") in str(raised.value)
+    assert "incompatible" in str(raised.value)
+    postgres._servers.pop(directory).forget()
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_common_scheme_names_the_installed_driver(scheme: str) -> None:
+    assert sqlalchemy_url(f"{scheme}://u:p%40@h:1/d?sslmode=require") == (
+        "postgresql+psycopg2://u:p%40@h:1/d?sslmode=require"
+    )
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "postgresql://u:secret@h:port/d"])
+def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^DAGSTER_POSTGRES_URL: ") as raised:
+        sqlalchemy_url(url)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.fixture(params=["embedded", "with a password"])
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Yields the environment of a Dagster instance with each kind of storage."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    environment = {"DAGSTER_HOME": str(home), "KBO_DATA_DIR": str(tmp_path / "data dir")}
+    if request.param == "embedded":
+        with embedded(tmp_path / "data dir" / "postgres"):
+            yield environment | {"DAGSTER_POSTGRES_URL": ""}
+    else:
+        with password_server(tmp_path / "server") as url:
+            yield environment | {"DAGSTER_POSTGRES_URL": url}
+
+
+def test_dagster_keeps_its_state_between_processes(
+    environment: dict[str, str], start: Callable[..., Process]
+) -> None:
+    writers = [start(DAGSTER_WRITER, **environment) for _ in range(2)]
+    line = writers[0].line()
+    assert writers[1].line()
+    assert "KboPostgresStorage" in line
+    words = [word for process in psutil.process_iter() for word in command(process)]
+    for secret in (PASSWORD, quote(PASSWORD, safe="")):
+        assert secret not in line
+        assert not [word for word in words if secret in word]
+    for writer in writers:
+        writer.end()
+    ref, _ = line.split(" <", 1)
+    assert start(DAGSTER_READER, ref, **environment).end().splitlines() == [
+        "['0140-full', '0141-update']",
+        "{'0140-full'}",
+        "PostgresScheduleStorage []",
+    ]
+    assert server(Path(environment["KBO_DATA_DIR"]) / "postgres") is None
+
+
+@pytest.mark.parametrize("environment", ["embedded"], indirect=True)
+def test_dagster_survives_a_killed_server(
+    environment: dict[str, str], start: Callable[..., Process]
+) -> None:
+    survivor = start(DAGSTER_SURVIVOR, **environment)
+    assert survivor.line() == "added"
+    kill_and_wait(Path(environment["KBO_DATA_DIR"]) / "postgres")
+    assert survivor.end() == "['0140-full', '0141-update']\n"
+    assert server(Path(environment["KBO_DATA_DIR"]) / "postgres") is None
+
+
+def test_a_server_that_does_not_answer_is_one_line_without_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kbo_pipeline.defs import storage
+
+    monkeypatch.setattr(storage, "retry_pg_connection_fn", lambda connect: connect())  # 6 seconds
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://u:secret@127.0.0.1:1/d")
+    with pytest.raises(StorageError, match=r"^PostgreSQL at 127\.0\.0\.1, database d: ") as raised:
+        storage.KboPostgresStorage.from_config_value(None, {})
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
