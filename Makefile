@@ -25,7 +25,7 @@ start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
 test: $(READY) ## run the tests
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) ## format, lint, types
 	$(RUN)/ruff format --check .
