@@ -129,6 +129,8 @@ def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Re
         raise RegisterError(f"{file}: damaged ({first_line}); rebuild it") from None
     try:
         connection.execute("USE register")
+        # Publishing checkpoints once; by default each batch of a Full would.
+        connection.execute("SET wal_autocheckpoint = '4GB'")
         register = Register(connection)
         register.prepare()
         yield register
@@ -297,6 +299,8 @@ class Register:
     ) -> TableChange:
         """Closes what the extract removes and opens what it adds, in the range of a batch."""
         started = time.monotonic()
+        if extract_type == "update" and not any(records.values()):
+            return TableChange(0, 0, 0, 0, 0, 0.0)
         bounds = sql.range_parameters(batch)
         number = extract.key.number
         dated = {"number": number, "date": extract.snapshot_date}

@@ -70,14 +70,21 @@ def _read_csv(table: Table, operation: Operation) -> str:
 
 
 def staged_records(table: Table, operation: Operation) -> str:
-    """Counts the rows that were staged, those without a key, and the line feeds inside values."""
+    """Counts the rows that were staged, and those without a key."""
+    return (
+        f"SELECT count(*), count(*) - count({table.key}) FROM staged.{table.name}"
+        f" WHERE operation = '{operation}'"
+    )
+
+
+def staged_line_breaks(table: Table, operation: Operation) -> str:
+    """Counts the line feeds inside the values that were staged."""
     texts = [c.name for c in table.columns if c.type == "VARCHAR"]
     feeds = " + ".join(
         f"coalesce(length({c}) - length(replace({c}, chr(10), '')), 0)" for c in texts
     )
     return (
-        f"SELECT count(*), count(*) - count({table.key}), coalesce(sum({feeds}), 0)::BIGINT"
-        f" FROM staged.{table.name}"
+        f"SELECT coalesce(sum({feeds}), 0)::BIGINT FROM staged.{table.name}"
         f" WHERE operation = '{operation}'"
     )
 
@@ -114,8 +121,7 @@ COUNT_BY_BATCH = """
 CREATE TABLE batch_records AS
 SELECT table_name, batch_number, operation, sum(records_count)::BIGINT AS records_count
 FROM records_of_entity
-JOIN batch ON entity_number >= coalesce(first_number, '')
-    AND (next_number IS NULL OR entity_number < next_number)
+ASOF JOIN batch ON entity_number >= coalesce(first_number, '')
 GROUP BY ALL
 """
 

@@ -1,5 +1,6 @@
 """Random edit scripts, turned into ZIPs, against a model in plain Python."""
 
+import os
 import random
 import tempfile
 from collections.abc import Mapping
@@ -118,7 +119,11 @@ def _run(directory: Path, steps: list[Step], order: random.Random | None) -> Cor
     return core
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("PROPERTY_EXAMPLES", "12")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(steps=scripts(), seed=st.integers(0, 2**32))
 def test_any_edit_script_in_any_batch_order_gives_the_model(steps: list[Step], seed: int) -> None:
     model = Model()
