@@ -14,7 +14,7 @@ setup: $(READY) ## install everything into .venv
 
 $(READY): pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --constraint constraints.txt pip setuptools
+	$(RUN)/pip install --quiet --constraint constraints.txt setuptools
 	$(RUN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $(READY)
 
