@@ -1,6 +1,7 @@
 """Which extract is next: pure functions, no I/O."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from kbo_pipeline.errors import OrderError
 from kbo_pipeline.extracts import ExtractKey
@@ -25,3 +26,53 @@ def next_to_apply(
             continue
         return key
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be imported of what is on offer.
+
+    Attributes:
+        due: extracts, in the order in which they are imported.
+        reason: why these, in one line.
+        gap: an extract that is needed is not on offer, nor a Full that would bridge it.
+    """
+
+    due: tuple[ExtractKey, ...]
+    reason: str
+    gap: bool = False
+
+
+def plan_imports(offered: Collection[ExtractKey], published: ExtractKey | None) -> Plan:
+    """Plans the way from what is published to the newest extract on offer.
+
+    An Update costs little, so Updates come in order as long as each is there. Where one is not,
+    expired or never made, the newest Full above goes in its place, and the Updates after it.
+
+    Args:
+        offered: extracts on offer, in any order.
+        published: the newest published extract; None when the register is empty.
+    """
+    fulls = sorted({key.number for key in offered if key.type == "full"})
+    updates = {key.number for key in offered if key.type == "update"}
+    newest = max((key.number for key in offered), default=0)
+    if published is None and not fulls:
+        return Plan((), "the register is empty and no Full is on offer", gap=bool(offered))
+    due: list[ExtractKey] = []
+    bridges: list[str] = []
+    number = published.number if published else 0
+    while number < newest:
+        following = ExtractKey(number + 1, "update")
+        if (due or published) and following.number in updates:
+            due.append(following)
+        elif fulls and fulls[-1] > number:
+            due.append(ExtractKey(fulls[-1], "full"))
+            missing = f"{following} is not on offer" if number else "the register is empty"
+            bridges.append(f"{missing}: {due[-1]} takes its place")
+        else:
+            reason = f"{following} is not on offer, nor a Full above it"
+            return Plan(tuple(due), "; ".join([*bridges, reason]), gap=True)
+        number = due[-1].number
+    if not due:
+        return Plan((), f"{published} is the newest: nothing to do")
+    return Plan(tuple(due), "; ".join(bridges) or f"follows {published}")

@@ -1,0 +1,53 @@
+"""Which extracts on offer are due: a pure function."""
+
+import pytest
+
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.planning import plan_imports
+
+
+def keys(text: str) -> list[ExtractKey]:
+    """`140f 141u` as keys."""
+    kinds = {"f": "full", "u": "update"}
+    return [ExtractKey.parse(f"{int(word[:-1]):04d}-{kinds[word[-1]]}") for word in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("published", "offered", "due"),
+    [
+        ("", "", ""),
+        ("", "141u 142u", ""),
+        ("", "139f 140f 140u 141u 142u", "140f 141u 142u"),
+        ("", "140u 142u 141u 140f", "140f 141u 142u"),
+        ("140f", "139u 140u 140f", ""),
+        ("140f", "142u 141u", "141u 142u"),
+        ("140f", "141f 141u 142f 142u", "141u 142u"),
+        ("140f", "141u 142u 144u 144f", "141u 142u 144f"),
+        ("140f", "143f 144u 145f 146u", "145f 146u"),
+        ("140f", "142u 143u", ""),
+        ("140f", "141u 143u", "141u"),
+        ("140f", "141f", "141f"),
+        ("145u", "140f 141u", ""),
+    ],
+)
+def test_the_plan_goes_by_updates_and_bridges_gaps_by_the_newest_full(
+    published: str, offered: str, due: str
+) -> None:
+    newest = keys(published)[0] if published else None
+    assert list(plan_imports(keys(offered), newest).due) == keys(due)
+
+
+@pytest.mark.parametrize(
+    ("published", "offered", "gap", "reason"),
+    [
+        ("140f", "141u", False, "follows 0140-full"),
+        ("140f", "140f", False, "0140-full is the newest: nothing to do"),
+        ("", "141u", True, "the register is empty and no Full is on offer"),
+        ("140f", "143u", True, "0141-update is not on offer, nor a Full above it"),
+        ("142u", "144f", False, "0143-update is not on offer: 0144-full takes its place"),
+        ("", "144f", False, "the register is empty: 0144-full takes its place"),
+    ],
+)
+def test_the_plan_says_why(published: str, offered: str, gap: bool, reason: str) -> None:
+    plan = plan_imports(keys(offered), keys(published)[0] if published else None)
+    assert (plan.gap, plan.reason) == (gap, reason)
