@@ -11,13 +11,8 @@ from dagster import DagsterInstance
 
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.defs.sensors import (
-    EXTRACT_TAG,
-    RANGE_END_TAG,
-    RANGE_START_TAG,
-    claim_file,
-)
+from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.defs.sensors import claim_file
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.errors import ImportFailedError
 from kbo_pipeline.extracts import Extract, ExtractKey

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from kbo_pipeline.defs.partitions import batches_by_extract
+from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.errors import ExtractError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.planning import next_to_apply
 from kbo_pipeline.tables import ENTERPRISE, TABLES
+
+EXTRACT_TAG = "kbo/extract"
+"""Tag of every run that we start: the key of its extract."""
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 _STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 _EXTRACTS = "kbo_extracts"
@@ -54,9 +61,20 @@ class Progress:
 
     @property
     def next_to_apply(self) -> ExtractKey | None:
-        """The staged extract that is to be applied and published next."""
-        waiting = [k for k in self.staged if k not in self.published and k in self.batches]
-        return next_to_apply(waiting, self.newest_published)
+        """The extract that is to be applied and published next; it may still be at staging.
+
+        One that is at staging keeps later ones waiting: extracts are published in number order,
+        whichever is staged first.
+        """
+        waiting = {k for k in self.staged if k in self.batches} | self.at_staging
+        return next_to_apply(waiting - self.published.keys(), self.newest_published)
+
+    @cached_property
+    def at_staging(self) -> set[ExtractKey]:
+        """Extracts whose staging is queued or runs."""
+        runs = self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+        staging = {extract_of(run) for run in runs if _is_staging(run)}
+        return {key for key in self.known if str(key) in staging}
 
     def applied(self, key: ExtractKey) -> dict[str, dict[str, int]]:
         """Storage ids of the applied batches of an extract, by table name and batch key."""
@@ -88,6 +106,19 @@ class Progress:
         return self.instance.event_log_storage.get_latest_storage_id_by_partition(
             asset, dg.DagsterEventType.ASSET_MATERIALIZATION, partitions=partitions
         )
+
+
+def extract_of(run: dg.DagsterRun) -> str | None:
+    """The key of the extract that a run is about, whoever started it."""
+    if EXTRACT_TAG in run.tags:
+        return run.tags[EXTRACT_TAG]
+    partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
+    batch = batch_or_none(partition) if partition else None
+    return str(batch.extract) if batch else partition
+
+
+def _is_staging(run: dg.DagsterRun) -> bool:
+    return run.job_name == "stage_extract" or _STAGED in (run.asset_selection or ())
 
 
 def _by_extract(ids: Mapping[str, int]) -> dict[ExtractKey, int]:

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from kbo_pipeline.defs.sensors import EXTRACT_TAG, claim_file
+from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.defs.sensors import claim_file
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.settings import Settings

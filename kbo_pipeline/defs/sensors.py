@@ -9,16 +9,10 @@ from pathlib import Path
 import dagster as dg
 
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
-from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.settings import Settings, load_settings
-
-EXTRACT_TAG = "kbo/extract"
-"""Tag of every run: the key of its extract."""
-
-RANGE_START_TAG = "dagster/asset_partition_range_start"
-RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 
 def claim_file(settings: Settings, key: ExtractKey) -> Path:
@@ -38,6 +32,8 @@ def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg
     key = progress.next_to_apply
     if key is None:
         return dg.SkipReason("no staged extract follows what is published")
+    if key in progress.at_staging:
+        return dg.SkipReason(f"{key} is being staged")
     if is_locked(claim_file(load_settings(), key)):
         return dg.SkipReason(f"{key} is being imported from the command line")
     batches = progress.batches[key]
@@ -63,6 +59,8 @@ def publish_when_applied(context: dg.SensorEvaluationContext) -> dg.RunRequest |
     key = progress.next_to_apply
     if key is None:
         return dg.SkipReason("no staged extract follows what is published")
+    if key in progress.at_staging:
+        return dg.SkipReason(f"{key} is being staged")
     missing = progress.missing_batches(key)
     if missing:
         total = len(progress.batches[key])

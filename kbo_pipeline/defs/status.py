@@ -7,9 +7,8 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.defs.partitions import batch_or_none, kbo_batches
-from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.defs.sensors import EXTRACT_TAG, RANGE_START_TAG
+from kbo_pipeline.defs.partitions import kbo_batches
+from kbo_pipeline.defs.progress import Progress, extract_of
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.status import BatchPlace, ExtractStatus, State, TableProgress
@@ -130,15 +129,7 @@ def _stage(progress: Progress, key: ExtractKey, batches_open: bool, status: Stat
 def _runs_of(instance: DagsterInstance, key: ExtractKey) -> list[dg.DagsterRun]:
     """The runs about an extract, the newest first, whoever started them."""
     newest = instance.get_runs(limit=_RUNS_LOOKED_AT)
-    return [run for run in newest if _extract_of(run) == str(key)]
-
-
-def _extract_of(run: dg.DagsterRun) -> str | None:
-    if EXTRACT_TAG in run.tags:
-        return run.tags[EXTRACT_TAG]
-    partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
-    batch = batch_or_none(partition) if partition else None
-    return str(batch.extract) if batch else partition
+    return [run for run in newest if extract_of(run) == str(key)]
 
 
 def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
