@@ -19,7 +19,7 @@ from kbo_pipeline.batches import Batch
 from kbo_pipeline.errors import KboError, NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.staging import Staged
+from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
 
@@ -124,7 +124,9 @@ def open_register_to_copy(
 def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Register"]:
     try:
         connection.execute(f"ATTACH {sql.literal(file)} AS register")
-    except duckdb.SerializationException as error:
+    except duckdb.Error as error:
+        if not is_damage(error):
+            raise
         first_line = str(error).split("\n", 1)[0]
         raise RegisterError(f"{file}: damaged ({first_line}); rebuild it") from None
     try:
