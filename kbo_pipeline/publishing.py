@@ -106,6 +106,8 @@ def read_published(
         raise RegisterError(
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"
         ) from None
+    except duckdb.IOException as error:
+        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH published")

@@ -331,7 +331,8 @@ class Register:
         first, last = extract.key.operations[0], extract.key.operations[-1]
         row = self._row(
             "UPDATE import_job_batches SET status = 'completed', attempts = $attempts,"
-            " started_at = to_timestamp($started), completed_at = now(), error_message = NULL,"
+            " started_at = to_timestamp($started), completed_at = to_timestamp($completed),"
+            " error_message = NULL,"
             " rows_closed = CASE operation WHEN $first THEN $closed ELSE 0 END,"
             " rows_opened = CASE operation WHEN $last THEN $opened ELSE 0 END,"
             " rows_unchanged = CASE operation WHEN $last THEN $unchanged ELSE 0 END,"
@@ -343,6 +344,7 @@ class Register:
             batch=batch.number,
             attempts=attempt,
             started=started,
+            completed=time.time(),  # now() would be the beginning of the transaction
             first=first,
             last=last,
             closed=change.rows_closed,
