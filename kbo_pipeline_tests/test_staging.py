@@ -18,7 +18,17 @@ from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError, Stor
 from kbo_pipeline.extracts import ExtractKey, Operation
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.staging import Staged, staging_file
-from kbo_pipeline.tables import ADDRESS, ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, Table
+from kbo_pipeline.tables import (
+    ADDRESS,
+    ALL_TABLES,
+    BRANCH,
+    CODE,
+    CONTACT,
+    ENTERPRISE,
+    ESTABLISHMENT,
+    TABLES,
+    Table,
+)
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, Value, csv_field, csv_text, write_extract
 
@@ -346,7 +356,7 @@ UNSOUND: dict[str, Callable[[str], str | bytes]] = {
 @pytest.mark.parametrize(
     ("table", "unsound"),
     [
-        *((table, "too few") for table in ALL_TABLES),
+        *((t, "too few") for t in ALL_TABLES if t not in (ADDRESS, CODE)),
         *((ADDRESS, unsound) for unsound in UNSOUND),
         *((CODE, unsound) for unsound in UNSOUND),
     ],
@@ -367,7 +377,7 @@ BAD_DATES = ["31-02-2020", "29-02-2023", "2020-01-01", "01/02/2020", "01-13-2020
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        *((t, "31-02-2020") for t in TABLES if any(c.type == "DATE" for c in t.columns)),
+        *((t, "31-02-2020") for t in (ENTERPRISE, ESTABLISHMENT, ADDRESS)),
         *((BRANCH, text) for text in BAD_DATES),
     ],
     ids=lambda value: value.name if isinstance(value, Table) else value,
