@@ -26,9 +26,11 @@ Operation = Literal["delete", "insert"]
 _KEY = re.compile(r"(\d{4,9})-(full|update)")
 _FILE_NAME = re.compile(
     r"KboOpenData_(?P<number>\d{4,9})_\d{4}_\d{2}(_\d{2})?_(?P<type>Full|Update)\.zip",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 _CHUNK = 1 << 20
+_UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error)
+"""What zipfile raises for a damaged, encrypted or otherwise unreadable ZIP."""
 _InflateError = cast(type[Exception], isal_zlib.error)  # its stub says it is an instance
 
 
@@ -111,8 +113,7 @@ def read_extract(zip_file: Path) -> Extract:
     with _open_zip(zip_file) as archive:
         meta = _read_meta(zip_file, archive)
     try:
-        number, kind = int(meta["ExtractNumber"]), meta["ExtractType"].lower()
-        key = ExtractKey.parse(f"{number:04d}-{kind}")
+        key = ExtractKey.parse(f"{meta['ExtractNumber']:0>4}-{meta['ExtractType'].lower()}")
         snapshot_date = datetime.datetime.strptime(meta["SnapshotDate"], "%d-%m-%Y").date()
         timestamp = datetime.datetime.strptime(meta["ExtractTimestamp"], "%d-%m-%Y %H:%M:%S")
         version = meta["Version"]
@@ -174,7 +175,7 @@ def _open_zip(zip_file: Path) -> zipfile.ZipFile:
         raise ExtractError(f"{zip_file}: no such file")
     try:
         return zipfile.ZipFile(zip_file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise ExtractError(f"{zip_file.name}: no sound ZIP ({error}); fetch it again") from None
 
 
@@ -197,8 +198,9 @@ def _read_meta(zip_file: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
             text = stream.read(_CHUNK).decode("utf-8-sig")
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         return {name: value for name, value in rows[1:]}
-    except (zipfile.BadZipFile, OSError, ValueError, csv.Error, zlib.error) as error:
-        raise ExtractError(f"{zip_file.name}: meta.csv: {error}; fetch the ZIP again") from None
+    except (*_UNREADABLE, csv.Error) as error:
+        reason = " ".join(str(error).split()) or "it ends too early"
+        raise ExtractError(f"{zip_file.name}: meta.csv: {reason}; fetch the ZIP again") from None
 
 
 def _members(
@@ -282,7 +284,7 @@ def _check_header(
         line = stream.readline(4096)
     try:
         found = next(csv.reader([line.decode("utf-8-sig").strip("\r\n")]), [])
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, csv.Error):
         found = []
     columns = table.columns[:1] if operation == "delete" else table.columns
     expected = [column.csv_name for column in columns]

@@ -15,17 +15,23 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.part")
-    leftovers = (temporary, temporary.with_name(f"{temporary.name}.wal"))  # DuckDB's log
+    leftovers = (temporary, _log(temporary))
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     try:
         yield temporary
         _sync(temporary)
+        _log(target).unlink(missing_ok=True)  # else DuckDB would replay it into the new file
         os.replace(temporary, target)
         _sync(target.parent)
     finally:
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
+
+
+def _log(file: Path) -> Path:
+    """Where DuckDB keeps the write-ahead log of a file."""
+    return file.with_name(f"{file.name}.wal")
 
 
 def _sync(path: Path) -> None:

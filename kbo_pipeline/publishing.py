@@ -87,10 +87,12 @@ def read_published(
     Raises:
         RegisterError: the file is no register.
     """
-    if not database.is_file():
+    if not database.exists():
         return []
-    try:
-        connection.execute(f"ATTACH {sql.literal(database)} AS published (READ_ONLY)")
+    if not database.is_file():
+        raise RegisterError(f"{database}: no file; move it away")
+    try:  # without its type, DuckDB would fetch an extension for a file of another database
+        connection.execute(f"ATTACH {sql.literal(database)} AS published (READ_ONLY, TYPE duckdb)")
     except duckdb.IOException as error:
         if "lock" in str(error):
             return []
@@ -100,10 +102,12 @@ def read_published(
     try:
         connection.execute("USE published")
         return published_extracts(connection)
-    except duckdb.CatalogException:
+    except (duckdb.CatalogException, duckdb.BinderException):
         raise RegisterError(
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"
         ) from None
+    except duckdb.IOException as error:
+        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH published")

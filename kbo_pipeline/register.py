@@ -19,7 +19,7 @@ from kbo_pipeline.batches import Batch
 from kbo_pipeline.errors import KboError, NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.staging import Staged
+from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
 
@@ -124,7 +124,9 @@ def open_register_to_copy(
 def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Register"]:
     try:
         connection.execute(f"ATTACH {sql.literal(file)} AS register")
-    except duckdb.SerializationException as error:
+    except duckdb.Error as error:
+        if not is_damage(error):
+            raise
         first_line = str(error).split("\n", 1)[0]
         raise RegisterError(f"{file}: damaged ({first_line}); rebuild it") from None
     try:
@@ -333,7 +335,8 @@ class Register:
         first, last = extract.key.operations[0], extract.key.operations[-1]
         row = self._row(
             "UPDATE import_job_batches SET status = 'completed', attempts = $attempts,"
-            " started_at = to_timestamp($started), completed_at = now(), error_message = NULL,"
+            " started_at = to_timestamp($started), completed_at = to_timestamp($completed),"
+            " error_message = NULL,"
             " rows_closed = CASE operation WHEN $first THEN $closed ELSE 0 END,"
             " rows_opened = CASE operation WHEN $last THEN $opened ELSE 0 END,"
             " rows_unchanged = CASE operation WHEN $last THEN $unchanged ELSE 0 END,"
@@ -345,6 +348,7 @@ class Register:
             batch=batch.number,
             attempts=attempt,
             started=started,
+            completed=time.time(),  # now() would be the beginning of the transaction
             first=first,
             last=last,
             closed=change.rows_closed,

@@ -121,7 +121,10 @@ def _dotenv(file: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values  # only where there is a file: the import costs start-up time
 
-    return {name: value or "" for name, value in dotenv_values(file).items()}
+    try:
+        return {name: value or "" for name, value in dotenv_values(file).items()}
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
 
 
 def _database(reader: "_Reader", data_dir: Path) -> Path:
@@ -156,11 +159,16 @@ class _Reader:
 
     def path(self, name: str, default: Path) -> Path:
         text = self.text(name)
-        if text is None:
-            return default
-        if "\0" in text or "\n" in text:
+        try:
+            found = default if text is None else self._root / Path(text).expanduser()
+        except RuntimeError:
+            raise SettingsError(f"{name}: no home directory for {text!r}; write it out") from None
+        path = os.path.normpath(found)
+        if "\0" in path or "\n" in path:
             raise SettingsError(f"{name}: a path cannot hold a NUL or a line break")
-        return Path(os.path.normpath(self._root / Path(text).expanduser()))
+        if "?" in path:  # DuckDB 1.5.5 reads options after it and puts its log beside another name
+            raise SettingsError(f"{name}: DuckDB takes no path with a '?', found {path!r}")
+        return Path(path)
 
     def matching(self, name: str, pattern: re.Pattern[str], default: str, meaning: str) -> str:
         text = self.text(name) or default

@@ -118,7 +118,9 @@ def open_staged(
         raise NotReadyError(f"{key}: not staged; materialize import_staging_* of {key} first")
     try:
         connection.execute(f"ATTACH {sql.literal(file)} AS staging (READ_ONLY)")
-    except duckdb.SerializationException as error:
+    except duckdb.Error as error:
+        if not is_damage(error):
+            raise
         raise RegisterError(f"{file}: damaged ({_first_line(error)}); stage {key} again") from None
     try:
         staged = read_staged(connection)
@@ -127,6 +129,12 @@ def open_staged(
         yield staged
     finally:
         connection.execute("DETACH staging")
+
+
+def is_damage(error: duckdb.Error) -> bool:
+    """Tells whether a file could not be attached because of what is in it; that does not pass."""
+    unreadable = "not a valid DuckDB database file" in str(error) or "enough bytes" in str(error)
+    return unreadable or isinstance(error, duckdb.SerializationException)
 
 
 @contextmanager
@@ -180,8 +188,10 @@ def _load(
         try:
             connection.execute(sql.load_staged(table, list(mine)), paths)
         except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
+            where = [f" ({o})" for o, file in mine.items() if f"file = {file.path}" in str(error)]
             raise ExtractError(
-                f"{extract.source_file}: {table.name}: {_first_line(error)}; fetch the ZIP again"
+                f"{extract.source_file}: {table.name}{''.join(where)}: {_first_line(error)};"
+                " fetch the ZIP again"
             ) from None
         for operation, file in mine.items():
             _check_count(connection, extract, table, operation, file)

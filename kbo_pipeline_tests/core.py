@@ -1,16 +1,17 @@
 """Drives the core without Dagster: stage, apply in any order, publish, read back."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.extracts import read_extract
+from kbo_pipeline.extracts import ExtractKey, read_extract
 from kbo_pipeline.publishing import publish
-from kbo_pipeline.register import Publication, content_hash, open_register
-from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.register import Publication, Register, content_hash, open_register
+from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.tables import Table
 from kbo_pipeline_tests.zips import Row
 
@@ -39,31 +40,55 @@ class Core:
         self, zip_file: Path, order: random.Random | None = None, *, twice: bool = False
     ) -> Publication:
         """Stages, applies and publishes; in random order and some batches twice, when told so."""
+        key = self.stage(zip_file).extract.key
+        with self.applying(key) as (register, staged):
+            batches = list(staged.batches)
+            if order is not None:
+                if twice:
+                    batches += order.sample(batches, order.randint(0, len(batches)))
+                order.shuffle(batches)
+            for batch in batches:
+                register.apply(staged, batch)
+        return self.publish(key)
+
+    def stage(self, zip_file: Path) -> Staged:
+        """Stages a ZIP."""
         with duckdb.connect(":memory:") as connection:
-            extract = read_extract(zip_file)
-            stage(
+            return stage(
                 connection,
                 zip_file,
-                extract,
+                read_extract(zip_file),
                 self.staging_dir,
                 batch_rows=self.batch_rows,
                 max_batches=self.max_batches,
             )
-            with (
-                open_register(connection, self.register_file) as register,
-                open_staged(connection, self.staging_dir, extract.key) as staged,
-            ):
-                register.begin(staged)
-                batches = list(staged.batches)
-                if order is not None:
-                    if twice:
-                        batches += order.sample(batches, order.randint(0, len(batches)))
-                    order.shuffle(batches)
-                for batch in batches:
-                    register.apply(staged, batch)
+
+    @contextmanager
+    def staged(self, key: ExtractKey) -> Iterator[tuple[duckdb.DuckDBPyConnection, Staged]]:
+        """Opens the staging file of an extract."""
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_staged(connection, self.staging_dir, key) as staged,
+        ):
+            yield connection, staged
+
+    @contextmanager
+    def applying(self, key: ExtractKey) -> Iterator[tuple[Register, Staged]]:
+        """Opens the register at work with a staged extract, whose job is begun."""
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_register(connection, self.register_file) as register,
+            open_staged(connection, self.staging_dir, key) as staged,
+        ):
+            register.begin(staged)
+            yield register, staged
+
+    def publish(self, key: ExtractKey) -> Publication:
+        """Publishes an extract."""
+        with duckdb.connect(":memory:") as connection:
             return publish(
                 connection,
-                extract.key,
+                key,
                 register_file=self.register_file,
                 staging_dir=self.staging_dir,
                 database=self.database,

@@ -41,7 +41,7 @@ def write_extract(
     inserts: Mapping[str, Sequence[Row]],
     deletes: Mapping[str, Sequence[str]] | None = None,
     *,
-    members: Mapping[str, str | None] | None = None,
+    members: Mapping[str, str | bytes | None] | None = None,
 ) -> Path:
     """Writes one extract.
 
@@ -50,11 +50,11 @@ def write_extract(
         key: number and type.
         inserts: rows by table name; for a Full, all rows.
         deletes: keys by table name; Updates only.
-        members: texts that replace members by name; None leaves a member out.
+        members: contents that replace members by name; None leaves a member out.
     """
     date = snapshot_date(key.number)
     published = date + datetime.timedelta(days=1)
-    texts: dict[str, str | None] = {
+    texts: dict[str, str | bytes | None] = {
         "meta.csv": '"Variable","Value"\n'
         f'"SnapshotDate","{date:%d-%m-%Y}"\n'
         f'"ExtractTimestamp","{published:%d-%m-%Y} 07:40:18"\n'
@@ -67,7 +67,7 @@ def write_extract(
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in texts.items():
             if text is not None:
-                archive.writestr(name, text.encode())
+                archive.writestr(name, text)
     return file
 
 

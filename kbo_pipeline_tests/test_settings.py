@@ -1,0 +1,211 @@
+"""Settings come from one place, and a wrong one is refused by name."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.settings import load_settings
+
+SECRET = "s3cret-Pässword"
+
+
+def refusal(environment: dict[str, str], root: Path) -> str:
+    """The one line with which an environment is refused."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environment, root)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_an_empty_environment_gives_the_defaults_of_the_readme(tmp_path: Path) -> None:
+    settings = load_settings({}, tmp_path)
+    data = tmp_path / "data"
+    assert (settings.data_dir, settings.database) == (data, data / "kbo.duckdb")
+    assert settings.dagster_home == data / "dagster_home"
+    assert settings.portal_url == "https://kbopub.economie.fgov.be/kbo-open-data"
+    assert (settings.username, settings.password, settings.postgres_url) == (None, None, None)
+    assert (settings.batch_rows, settings.max_batches) == (1000, 64)
+    assert (settings.poll_seconds, settings.ui_port) == (3600, 3000)
+
+
+def test_everything_that_is_written_lies_under_the_data_directory(tmp_path: Path) -> None:
+    settings = load_settings({"KBO_DATA_DIR": "elsewhere"}, tmp_path)
+    for path in (
+        settings.database,
+        settings.dagster_home,
+        settings.downloads_dir,
+        settings.staging_dir,
+        settings.work_dir,
+        settings.register_file,
+        settings.temporary_dir,
+        settings.postgres_dir,
+    ):
+        assert path.is_relative_to(tmp_path / "elsewhere")
+
+
+def test_every_value_is_taken_over(tmp_path: Path) -> None:
+    settings = load_settings(
+        {
+            "KBO_DATA_DIR": "/srv/kbo",
+            "KBO_DATABASE": "/srv/published.duckdb",
+            "KBO_PORTAL_URL": "http://127.0.0.1:8080/kbo/",
+            "KBO_USERNAME": "jan",
+            "KBO_PASSWORD": SECRET,
+            "DAGSTER_POSTGRES_URL": "postgresql://u:p@host:5432/dagster",
+            "DAGSTER_HOME": "/srv/dagster",
+            "KBO_BATCH_ROWS": "1",
+            "KBO_MAX_BATCHES": "9999",
+            "KBO_POLL_SECONDS": "86400",
+            "KBO_UI_PORT": "65535",
+        },
+        tmp_path,
+    )
+    assert settings.data_dir == Path("/srv/kbo")
+    assert settings.database == Path("/srv/published.duckdb")
+    assert settings.portal_url == "http://127.0.0.1:8080/kbo"
+    assert (settings.username, settings.password) == ("jan", SECRET)
+    assert settings.postgres_url == "postgresql://u:p@host:5432/dagster"
+    assert settings.dagster_home == Path("/srv/dagster")
+    assert (settings.batch_rows, settings.max_batches) == (1, 9999)
+    assert (settings.poll_seconds, settings.ui_port) == (86_400, 65_535)
+
+
+def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KBO_USERNAME=from_file\nKBO_UI_PORT=4000\n")
+    settings = load_settings({"KBO_UI_PORT": "5000"}, tmp_path)
+    assert (settings.username, settings.ui_port) == ("from_file", 5000)
+
+
+def test_without_arguments_the_process_and_its_directory_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("KBO_", "DAGSTER_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KBO_UI_PORT", "4001")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("KBO_DATA_DIR=here\n")
+    settings = load_settings()
+    assert (settings.data_dir, settings.ui_port) == (tmp_path / "here", 4001)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("d", "{root}/d"),
+        ("./d/../e", "{root}/e"),
+        ("../d", "{parent}/d"),
+        ("/d/", "/d"),
+        ("~/d", "{home}/d"),
+        ("with blank 'and quote", "{root}/with blank 'and quote"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("variable", "attribute"),
+    [("KBO_DATA_DIR", "data_dir"), ("KBO_DATABASE", "database"), ("DAGSTER_HOME", "dagster_home")],
+)
+def test_relative_paths_count_from_the_root(
+    variable: str, attribute: str, text: str, expected: str, tmp_path: Path
+) -> None:
+    found = getattr(load_settings({variable: text}, tmp_path), attribute)
+    assert found == Path(expected.format(root=tmp_path, parent=tmp_path.parent, home=Path.home()))
+
+
+@pytest.mark.parametrize("text", ["", " ", "0", "-1", "+1", "1.5", "1_0", "1e3", "²", "١", "ten"])
+@pytest.mark.parametrize(
+    "variable", ["KBO_BATCH_ROWS", "KBO_MAX_BATCHES", "KBO_POLL_SECONDS", "KBO_UI_PORT"]
+)
+def test_what_is_no_whole_number_is_refused(variable: str, text: str, tmp_path: Path) -> None:
+    if text == "":
+        load_settings({variable: text}, tmp_path)  # empty is unset, as in a shell
+    else:
+        message = refusal({variable: text}, tmp_path)
+        assert message.startswith(f"{variable}: expected a whole number from 1 to ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("KBO_BATCH_ROWS", "1000000001"),
+        ("KBO_MAX_BATCHES", "10000"),
+        ("KBO_POLL_SECONDS", "86401"),
+        ("KBO_UI_PORT", "65536"),
+        ("KBO_UI_PORT", "9" * 5000),
+        ("KBO_UI_PORT", "80\n80"),
+        ("KBO_PORTAL_URL", "kbopub.economie.fgov.be"),
+        ("KBO_PORTAL_URL", "ftp://kbopub.economie.fgov.be"),
+        ("KBO_PORTAL_URL", "https://two words"),
+        ("KBO_PORTAL_URL", "https://two\nlines"),
+        ("KBO_DATA_DIR", "a\nb"),
+        ("KBO_DATA_DIR", "a\0b"),
+        ("KBO_DATA_DIR", "~no_such_user_here/b"),
+        ("KBO_DATABASE", "md:kbo"),
+        ("KBO_DATABASE", "ducklake:kbo"),
+        ("DAGSTER_HOME", "a\nb"),
+        ("DAGSTER_POSTGRES_URL", "mysql://u:p@host/dagster"),
+        ("DAGSTER_POSTGRES_URL", "host:5432"),
+    ],
+)
+def test_a_malformed_value_is_refused_by_the_name_of_its_variable(
+    variable: str, text: str, tmp_path: Path
+) -> None:
+    assert refusal({variable: text}, tmp_path).startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize("variable", ["KBO_DATA_DIR", "KBO_DATABASE"])
+def test_a_path_with_a_question_mark_is_refused(variable: str, tmp_path: Path) -> None:
+    """DuckDB takes what follows for options, and would put its log beside another file."""
+    message = refusal({variable: "what?/kbo"}, tmp_path)
+    assert message.startswith(f"{variable}: ")
+    assert "'?'" in message
+
+
+def test_a_working_directory_with_a_question_mark_is_refused_too(tmp_path: Path) -> None:
+    assert refusal({}, tmp_path / "what?").startswith("KBO_DATA_DIR: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("KBO_BATCHROWS", "did you mean KBO_BATCH_ROWS?"),
+        ("KBO_DATADIR", "did you mean KBO_DATA_DIR?"),
+        ("KBO_USER", "did you mean KBO_USERNAME?"),
+        ("KBO_PORTAL_URI", "did you mean KBO_PORTAL_URL?"),
+        ("KBO_XYZZY_QUUX_42", "see 'Configuration' in the README"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_an_unknown_name_is_refused_with_a_hint(
+    name: str, hint: str, in_file: bool, tmp_path: Path
+) -> None:
+    if in_file:
+        (tmp_path / ".env").write_text(f"{name}=1\n")
+    assert refusal({} if in_file else {name: "1"}, tmp_path) == f"{name}: unknown setting; {hint}"
+
+
+def test_names_of_other_programs_are_none_of_our_business(tmp_path: Path) -> None:
+    load_settings({"PATH": "?", "KBOX": "1", "DAGSTER_CLOUD": "1", "kbo_data": "1"}, tmp_path)
+
+
+def test_a_password_never_stands_in_a_representation(tmp_path: Path) -> None:
+    url = f"postgresql://u:{SECRET}@host/dagster"
+    settings = load_settings({"KBO_PASSWORD": SECRET, "DAGSTER_POSTGRES_URL": url}, tmp_path)
+    for text in (repr(settings), str(settings), f"{settings}", repr([settings])):
+        assert SECRET not in text
+    assert settings.password == SECRET
+
+
+@pytest.mark.parametrize(
+    "url", ["postgres:/u:{}@host/dagster", "u:{}@host", "{}", "postgresql://u:{} @host/dagster"]
+)
+def test_a_password_never_stands_in_the_refusal_of_an_address(url: str, tmp_path: Path) -> None:
+    message = refusal({"DAGSTER_POSTGRES_URL": url.format(SECRET)}, tmp_path)
+    assert message.startswith("DAGSTER_POSTGRES_URL: ")
+    assert SECRET not in message
+
+
+def test_an_env_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"KBO_USERNAME=Andr\xe9\n")
+    assert ".env: " in refusal({}, tmp_path)

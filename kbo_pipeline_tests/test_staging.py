@@ -1,0 +1,457 @@
+"""Staging: every value comes out as it went in, in batches; an unsound file leaves nothing."""
+
+import itertools
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from kbo_pipeline.batches import Batch
+from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError, StorageError
+from kbo_pipeline.extracts import ExtractKey, Operation
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.staging import Staged, staging_file
+from kbo_pipeline.tables import (
+    ADDRESS,
+    ALL_TABLES,
+    BRANCH,
+    CODE,
+    CONTACT,
+    ENTERPRISE,
+    ESTABLISHMENT,
+    TABLES,
+    Table,
+)
+from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.zips import Row, Value, csv_field, csv_text, write_extract
+
+FULL = ExtractKey(140, "full")
+UPDATE = ExtractKey(141, "update")
+
+TEXTS = [
+    None,
+    "0999",
+    "0111001",
+    "5701 SB",
+    "1e5",
+    "true",
+    "NULL",
+    "31-12-2020",
+    '"',
+    '""',
+    'say "no", twice',
+    ",",
+    ";",
+    "#",
+    "\\",
+    "ends in a backslash\\",
+    '\\"',
+    "line\nbreak",
+    "line\r\nbreak",
+    "carriage\rreturn",
+    "\n\n",
+    "\n",
+    " leading",
+    "trailing \t",
+    " ",
+    "\ufeff",
+    "\u2028\x85\x0b\x0c\x1a",
+    "e\u0301 \u00e9",
+    "漢字 😀 \U0010ffff",
+    "'; DROP TABLE enterprise; --",
+    "x" * 5000,
+]
+DATES = [None, date(1, 1, 1), date(1804, 2, 29), date(2024, 2, 29), date(9999, 12, 31)]
+
+
+def awkward_rows(table: Table) -> list[Row]:
+    """Each text once in each column, keys included; the keys are not sorted."""
+    rows: list[Row] = []
+    for number in range(len(TEXTS)):
+        values: list[Value] = [f"{TEXTS[-number] or 'none'}.{number}"]
+        for place, column in enumerate(table.columns[1:]):
+            choice = DATES if column.type == "DATE" else TEXTS
+            values.append(choice[(number + place) % len(choice)])
+        rows.append(tuple(values))
+    return rows
+
+
+def key_of(row: Row) -> str:
+    """The first value of a row: its key."""
+    assert isinstance(row[0], str)
+    return row[0]
+
+
+AWKWARD = {table.name: awkward_rows(table) for table in ALL_TABLES}
+
+
+def staged_rows(
+    connection: duckdb.DuckDBPyConnection, table: Table, operation: Operation
+) -> list[Row]:
+    """The rows of a staging view in the order of the file."""
+    columns = ", ".join(table.column_names)
+    return connection.execute(
+        f"SELECT {columns} FROM staging.import_staging_{table.name}"
+        " WHERE operation = $1 ORDER BY row_sequence",
+        [operation],
+    ).fetchall()
+
+
+def parametrize_tables(tables: tuple[Table, ...] = ALL_TABLES) -> pytest.MarkDecorator:
+    """Runs a test for each table."""
+    return pytest.mark.parametrize("table", tables, ids=lambda table: table.name)
+
+
+# Values ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["\n", "\r\n"], ids=["LF", "CRLF"])
+def awkward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Core:
+    """A Full and an Update of awkward rows, staged; with both kinds of line ends."""
+    directory = tmp_path_factory.mktemp("awkward")
+    core = Core(directory)
+    deletes = {t.name: [key_of(row) for row in AWKWARD[t.name]] for t in TABLES}
+    for key in (FULL, UPDATE):
+        members: dict[str, str | bytes | None] = {}
+        for table in ALL_TABLES:
+            whole = key is FULL or table is CODE
+            members[f"{table.name}{'' if whole else '_insert'}.csv"] = with_line_ends(
+                table, AWKWARD[table.name], request.param
+            )
+        core.stage(write_extract(directory, key, AWKWARD, deletes, members=members))
+    return core
+
+
+def with_line_ends(table: Table, rows: list[Row], line_end: str) -> str:
+    """A CSV whose records, but not whose values, end in `line_end`."""
+    lines = [",".join(f'"{column.csv_name}"' for column in table.columns)]
+    lines += [",".join(map(csv_field, table.columns, row)) for row in rows]
+    return line_end.join([*lines, ""])
+
+
+@parametrize_tables()
+def test_values_come_out_typed_and_byte_for_byte_in_file_order(table: Table, awkward: Core) -> None:
+    for key in (FULL, UPDATE):
+        with awkward.staged(key) as (connection, _):
+            assert staged_rows(connection, table, "insert") == AWKWARD[table.name]
+            types = connection.execute(f"DESCRIBE staging.import_staging_{table.name}").fetchall()
+            assert [(name, kind) for name, kind, *_ in types] == [
+                ("batch_number", "INTEGER"),
+                ("operation", "VARCHAR"),
+                ("row_sequence", "BIGINT"),
+                *((column.name, column.type) for column in table.columns),
+            ]
+
+
+@parametrize_tables(TABLES)
+def test_deletes_hold_the_key_and_nothing_else(table: Table, awkward: Core) -> None:
+    with awkward.staged(UPDATE) as (connection, _):
+        nothing = (None,) * (len(table.columns) - 1)
+        expected = [(key_of(row), *nothing) for row in AWKWARD[table.name]]
+        assert staged_rows(connection, table, "delete") == expected
+
+
+@parametrize_tables()
+def test_quoted_empty_and_bare_empty_are_both_no_value(table: Table, tmp_path: Path) -> None:
+    header = csv_text(table.columns, [])
+    others = len(table.columns) - 1
+    text = f'{header}"a"{others * ","}\n"b"{others * ",{}"}\n'.replace("{}", '""')
+    core = Core(tmp_path)
+    core.stage(write_extract(tmp_path, FULL, {}, members={f"{table.name}.csv": text}))
+    with core.staged(FULL) as (connection, _):
+        rows = staged_rows(connection, table, "insert")
+    assert rows == [("a", *(None,) * others), ("b", *(None,) * others)]
+
+
+@parametrize_tables()
+@pytest.mark.parametrize("bare", [False, True], ids=["quoted", "bare"])
+def test_a_last_line_without_a_line_feed_is_kept(table: Table, bare: bool, tmp_path: Path) -> None:
+    rows: list[Row] = [(f"{n}", *(None,) * (len(table.columns) - 1)) for n in range(3)]
+    text = csv_text(table.columns, rows).rstrip("\n")
+    if bare:
+        text = text.replace('""', "")
+    core = Core(tmp_path)
+    core.stage(write_extract(tmp_path, FULL, {}, members={f"{table.name}.csv": text}))
+    with core.staged(FULL) as (connection, _):
+        assert staged_rows(connection, table, "insert") == rows
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_a_file_that_many_threads_read_keeps_its_order(line_end: str, tmp_path: Path) -> None:
+    """DuckDB reads in pieces of 8 MB a thread; here they are more, with breaks inside values."""
+    rows: list[Row] = [
+        (f"0{n * 7919 % 100_003}", "ENT", "WEB", f"{n}\n{'x' * (n % 400)}") for n in range(100_003)
+    ]
+    text = with_line_ends(CONTACT, rows, line_end)
+    assert len(text) > 2 * 8_000_000
+    core = Core(tmp_path)
+    core.stage(write_extract(tmp_path, FULL, {}, members={"contact.csv": text}))
+    with core.staged(FULL) as (connection, _):
+        assert staged_rows(connection, CONTACT, "insert") == rows
+
+
+def test_staging_twice_gives_the_same(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    zip_file = write_extract(tmp_path, FULL, AWKWARD)
+    results = []
+    for _ in range(2):
+        core.stage(zip_file)
+        with core.staged(FULL) as (connection, staged):
+            rows = {t.name: staged_rows(connection, t, "insert") for t in ALL_TABLES}
+            results.append((staged, rows))
+    assert results[0] == results[1]
+
+
+def test_what_the_file_says_of_itself_is_what_staging_said(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    deletes = {"branch": ["9.000.006.626"] * 3}
+    said = core.stage(write_extract(tmp_path, UPDATE, AWKWARD, deletes))
+    with core.staged(UPDATE) as (_, staged):
+        assert staged == said
+    assert said.table_records(BRANCH) == 3 + len(AWKWARD["branch"])
+    assert said.batch_keys == [f"0141-update-{n:04d}" for n in range(1, len(said.batches) + 1)]
+
+
+@pytest.mark.parametrize("name", ["it's a*[b];", 'a\\b "q" %20', "#$x{y},é😀"])
+def test_any_name_of_the_data_directory_will_do(name: str, tmp_path: Path) -> None:
+    directory = tmp_path / name
+    directory.mkdir()
+    core = Core(directory)
+    core.import_zip(write_extract(directory, FULL, {"branch": [("9", None, "0")]}))
+    with core.read() as reader:
+        assert reader.execute('SELECT id FROM "current".branch').fetchall() == [("9",)]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name for path in directory.iterdir() if path.suffix != ".zip"} == {
+        "kbo.duckdb",
+        "staging",
+        "work",
+    }
+
+
+# Batches ---------------------------------------------------------------------------------------
+
+
+def within(batch: Batch, number: str) -> bool:
+    """Tells whether an entity number is in the range of a batch, in the order of its UTF-8."""
+    return (batch.first_number is None or batch.first_number <= number) and (
+        batch.next_number is None or number < batch.next_number
+    )
+
+
+def check_cut(core: Core, staged: Staged, key: ExtractKey, entities: Counter[str]) -> None:
+    """Compares the cut of an extract with what it promises; `entities` counts all its rows."""
+    batches, total = staged.batches, entities.total()
+    assert [batch.number for batch in batches] == list(range(1, len(batches) + 1))
+    assert batches[0].first_number is None
+    assert batches[-1].next_number is None
+    for batch, after in itertools.pairwise(batches):
+        assert batch.next_number is not None
+        assert batch.next_number == after.first_number
+        assert batch.first_number is None or batch.first_number < batch.next_number
+    rows = {b.number: sum(c for e, c in entities.items() if within(b, e)) for b in batches}
+    assert sum(rows.values()) == total
+    assert min(rows.values()) >= min(total, core.batch_rows)
+    assert len(batches) <= core.max_batches
+    counted: Counter[tuple[str, int, str]] = Counter()
+    with core.staged(key) as (connection, _):
+        for table in TABLES:
+            staged_numbers = connection.execute(
+                f"SELECT {table.key}, batch_number, operation"
+                f" FROM staging.import_staging_{table.name}"
+            ).fetchall()
+            for number, batch_number, operation in staged_numbers:
+                assert within(batches[batch_number - 1], number)
+                counted[table.name, batch_number, operation] += 1
+    assert counted == staged.records
+    assert counted.total() == total
+
+
+NUMBERS = [f"{kind}.000.000.{n:03d}" for kind in ("0200", "1000", "2", "9") for n in range(5)]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    numbers=st.lists(st.sampled_from([*NUMBERS, "", "é", "😀", "\uffff"]), max_size=60),
+    batch_rows=st.integers(1, 12),
+    max_batches=st.integers(1, 9),
+    seed=st.integers(0, 2**32),
+)
+@example(numbers=[], batch_rows=1, max_batches=1, seed=0)
+@example(numbers=["0200.000.000"] * 50, batch_rows=1, max_batches=9, seed=0)
+@example(numbers=NUMBERS, batch_rows=1, max_batches=9999, seed=0)
+def test_any_extract_is_cut_into_whole_entities(
+    numbers: list[str], batch_rows: int, max_batches: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    inserts: dict[str, list[Row]] = {table.name: [] for table in TABLES}
+    deletes: dict[str, list[str]] = {table.name: [] for table in TABLES}
+    numbers = [number for number in numbers if number]
+    for number in numbers:
+        table = chance.choice(TABLES)
+        if chance.random() < 0.3:
+            deletes[table.name].append(number)
+        else:
+            inserts[table.name].append((number, *(None,) * (len(table.columns) - 1)))
+    with tempfile.TemporaryDirectory() as name:
+        core = Core(Path(name), batch_rows=batch_rows, max_batches=max_batches)
+        staged = core.stage(write_extract(Path(name), UPDATE, inserts, deletes))
+        check_cut(core, staged, UPDATE, Counter(numbers))
+
+
+@pytest.mark.parametrize("key", [FULL, UPDATE], ids=str)
+def test_an_empty_extract_is_one_batch(key: ExtractKey, tmp_path: Path) -> None:
+    staged = Core(tmp_path).stage(write_extract(tmp_path, key, {}))
+    assert staged.batches == (Batch(1, None, None),)
+    assert staged.records == {}
+
+
+# Refusals --------------------------------------------------------------------------------------
+
+
+def good_line(table: Table) -> str:
+    """A sound record."""
+    return ",".join("01-02-2020" if c.type == "DATE" else '"a"' for c in table.columns)
+
+
+def refusal(core: Core, zip_file: Path, key: ExtractKey) -> str:
+    """The one line, naming the ZIP, of an extract that cannot be staged, and leaves nothing."""
+    with pytest.raises(ExtractError) as caught:
+        core.stage(zip_file)
+    assert [path.name for path in core.staging_dir.iterdir()] == [f"{key}.lock"]
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith(f"{zip_file.name}: ")
+    return message
+
+
+def spoilt(table: Table, spoil: Callable[[str], str | bytes]) -> bytes:
+    """A CSV with a sound record, a spoilt one and another sound one."""
+    line = spoil(good_line(table))
+    middle = line if isinstance(line, bytes) else line.encode()
+    good = good_line(table).encode()
+    return b"\n".join([csv_text(table.columns, []).encode() + good, middle, good, b""])
+
+
+UNSOUND: dict[str, Callable[[str], str | bytes]] = {
+    "too few": lambda line: line.rsplit(",", 1)[0],
+    "too many": lambda line: line + ',"more"',
+    "far too many": lambda line: line + ",more,",
+    "not UTF-8": lambda line: line.encode().replace(b'"a"', b'"\xff"', 1),
+    "open quote": lambda line: line.replace('"a"', '"a', 1),
+    "lone quote": lambda line: line.replace('"a"', '"a"b"', 1),
+    "no key": lambda line: line.replace('"a"', '""', 1),
+    "no key, bare": lambda line: line.replace('"a"', "", 1),
+    "blank line": lambda line: "",
+    "mixed line ends": lambda line: line + "\r",
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "unsound"),
+    [
+        *((t, "too few") for t in ALL_TABLES if t not in (ADDRESS, CODE)),
+        *((ADDRESS, unsound) for unsound in UNSOUND),
+        *((CODE, unsound) for unsound in UNSOUND),
+    ],
+    ids=lambda value: value.name if isinstance(value, Table) else value,
+)
+def test_an_unsound_record_is_refused_and_leaves_nothing(
+    table: Table, unsound: str, tmp_path: Path
+) -> None:
+    member = {f"{table.name}.csv": spoilt(table, UNSOUND[unsound])}
+    zip_file = write_extract(tmp_path, FULL, {}, members=member)
+    message = refusal(Core(tmp_path), zip_file, FULL)
+    assert message.startswith(f"{zip_file.name}: {table.name} (insert): ")
+
+
+BAD_DATES = ["31-02-2020", "29-02-2023", "2020-01-01", "01/02/2020", "01-13-2020", "0", "never"]
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        *((t, "31-02-2020") for t in (ENTERPRISE, ESTABLISHMENT, ADDRESS)),
+        *((BRANCH, text) for text in BAD_DATES),
+    ],
+    ids=lambda value: value.name if isinstance(value, Table) else value,
+)
+def test_a_bad_date_is_refused_with_its_line(table: Table, text: str, tmp_path: Path) -> None:
+    member = {f"{table.name}.csv": spoilt(table, lambda line: line.replace("01-02-2020", text))}
+    zip_file = write_extract(tmp_path, FULL, {}, members=member)
+    message = refusal(Core(tmp_path), zip_file, FULL)
+    assert message.startswith(f"{zip_file.name}: {table.name} (insert): ")
+    assert "Line: 3;" in message
+
+
+@pytest.mark.parametrize(
+    ("member", "named"),
+    [("branch_delete", "branch (delete)"), ("branch_insert", "branch (insert)")],
+)
+def test_of_the_two_files_of_an_update_the_unsound_one_is_named(
+    member: str, named: str, tmp_path: Path
+) -> None:
+    columns = BRANCH.columns[:1] if member.endswith("delete") else BRANCH.columns
+    text = csv_text(columns, []) + '"9","x","y","z"\n'
+    zip_file = write_extract(tmp_path, UPDATE, {}, members={f"{member}.csv": text})
+    assert f"{named}: " in refusal(Core(tmp_path), zip_file, UPDATE)
+
+
+def test_a_failed_staging_leaves_the_one_before_as_it_was(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    core.stage(write_extract(tmp_path, FULL, AWKWARD))
+    before = staging_file(core.staging_dir, FULL).read_bytes()
+    bad = {"branch.csv": spoilt(BRANCH, lambda line: "x")}
+    with pytest.raises(ExtractError):
+        core.stage(write_extract(tmp_path, FULL, {}, members=bad))
+    assert staging_file(core.staging_dir, FULL).read_bytes() == before
+    assert {path.suffix for path in core.staging_dir.iterdir()} == {".duckdb", ".lock"}
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    unpacked = core.staging_dir / f"{FULL}.unpacked"
+    unpacked.mkdir(parents=True)
+    (unpacked / "branch_insert.csv").write_text("half of a")
+    (core.staging_dir / f"{FULL}.duckdb.part").write_bytes(b"half of a")
+    (core.staging_dir / f"{FULL}.duckdb.part.wal").write_bytes(b"half of a")
+    core.stage(write_extract(tmp_path, FULL, AWKWARD))
+    names = {path.name for path in core.staging_dir.iterdir()}
+    assert names == {f"{FULL}.duckdb", f"{FULL}.lock"}
+
+
+def test_an_extract_is_staged_by_one_process_at_a_time(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    zip_file = write_extract(tmp_path, FULL, {})
+    with (
+        exclusive_lock(core.staging_dir / f"{FULL}.lock"),
+        pytest.raises(StorageError, match=r"process \d+ is at work here"),
+    ):
+        core.stage(zip_file)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda file, other: None, NotReadyError),
+        (lambda file, other: file.write_bytes(other.read_bytes()), RegisterError),
+        (lambda file, other: file.write_bytes(b""), RegisterError),
+        (lambda file, other: file.write_bytes(b"no database" * 1000), RegisterError),
+        (lambda file, other: file.write_bytes(other.read_bytes()[:20_000]), RegisterError),
+    ],
+    ids=["absent", "of another extract", "empty", "no database", "truncated"],
+)
+def test_a_staging_file_that_is_not_sound_is_refused(
+    make: Callable[[Path, Path], None], error: type[Exception], tmp_path: Path
+) -> None:
+    core = Core(tmp_path)
+    core.stage(write_extract(tmp_path, FULL, {}))
+    make(staging_file(core.staging_dir, UPDATE), staging_file(core.staging_dir, FULL))
+    with pytest.raises(error, match=str(UPDATE)), core.staged(UPDATE):
+        pass
