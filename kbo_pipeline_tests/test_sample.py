@@ -1,17 +1,20 @@
 """Made-up extracts look like the real ones, byte for byte where it matters."""
 
 import csv
+import datetime
 import io
 import re
 import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kbo_pipeline.errors import SettingsError
 from kbo_pipeline.extracts import read_extract
 from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.words import AWKWARD_NAMES
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline_tests.core import sorted_rows
@@ -49,25 +52,114 @@ def test_a_size_out_of_range_is_refused(size: int) -> None:
         Sample(enterprises=size)
 
 
-def test_awkward_values_stand_in_the_smallest_sample(small: list[Path]) -> None:
-    names = {row[3] for row in records(small[0], "denomination.csv")}
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "--seed: expected 0 or more, found -1"),
+        ({"first_number": 0}, "first_number: expected 1 or more, found 0"),
+        ({"change_shares": (0.1, 1.5)}, "share of changes: expected 0 to 1, found 1.5"),
+        ({"change_shares": (float("nan"),)}, "share of changes: expected 0 to 1, found nan"),
+        ({"default_share": -0.1}, "share of changes: expected 0 to 1, found -0.1"),
+    ],
+)
+def test_a_sample_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        Sample(**arguments)
+
+
+def test_an_extract_that_cannot_be_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^number of a Full: expected 140 or more, found 139$"):
+        SMALL.write_full(tmp_path, 139)
+    with pytest.raises(SettingsError, match=r"^number of an Update: expected 141 .* found 140$"):
+        SMALL.write_update(tmp_path, 140)
+    with pytest.raises(SettingsError, match=r"^--updates: expected 0 or more, found -1$"):
+        write_sample(tmp_path, SMALL, updates=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_awkward_values_stand_in_the_smallest_sample(seed: int, tmp_path: Path) -> None:
+    full = Sample(enterprises=50, seed=seed).write_full(tmp_path, 140)
+    names = {row[3] for row in records(full, "denomination.csv")}
     assert set(AWKWARD_NAMES) <= names
     assert len(max(AWKWARD_NAMES, key=len)) == 300
-    streets = {row[7] for row in records(small[0], "address.csv")}
-    assert any("\n" in street for street in streets)
-    assert {"0999", "5701 SB"} <= {row[4] for row in records(small[0], "address.csv")}
-    contacts = records(small[0], "contact.csv")
+    languages = {row[1] for row in records(full, "denomination.csv")}
+    assert languages == {"0", "1", "2", "3", "4"}
+    addresses = records(full, "address.csv")
+    assert any("\n" in row[7] for row in addresses)
+    assert any(row[7].endswith("\\") for row in addresses)
+    assert {"0999", "5701 SB", ""} <= {row[4] for row in addresses}
+    assert any(row[11] for row in addresses)
+    assert any(row[12] for row in addresses)
+    contacts = records(full, "contact.csv")
     assert "FAX" in {row[2] for row in contacts}
     assert any(row[3].startswith(" ") for row in contacts)
+    assert any(row[3].endswith(" ") for row in contacts)
     assert any(row[3].endswith("\t") for row in contacts)
-    dates = {row[6] for row in records(small[0], "enterprise.csv")}
-    snapshot = read_extract(small[0]).snapshot_date
+    dates = {row[6] for row in records(full, "enterprise.csv")}
+    snapshot = read_extract(full).snapshot_date
     assert "21-03-1804" in dates
     assert f"{snapshot.replace(day=snapshot.day + 1):%d-%m-%Y}" in dates
-    codes = {row[3] for row in records(small[0], "activity.csv")}
+    assert len({row[2] for row in records(full, "enterprise.csv")}) > 1
+    codes = {row[3] for row in records(full, "activity.csv")}
     assert any(code.startswith("0") for code in codes) and any(len(code) == 7 for code in codes)
-    languages = {row[1] for row in records(small[0], "denomination.csv")}
-    assert languages == {"0", "1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize("size", [50, 59, 61, 1100, 2018])
+def test_the_first_full_has_the_enterprises_asked_for(size: int) -> None:
+    assert len(list(Sample(enterprises=size).rows("enterprise", 140))) == size
+
+
+def test_some_nineteen_of_twenty_situations_are_normal() -> None:
+    situations = [row[2] for row in Sample().rows("enterprise", 140)]
+    assert 0.93 < situations.count("000") / len(situations) < 0.97
+    assert len(set(situations)) == 5
+
+
+def test_an_entity_that_starts_has_a_recent_start_date() -> None:
+    sample = Sample(enterprises=8000, change_shares=(0.5, 0.5))
+    for number in (141, 142):
+        before = {row[0] for row in sample.rows("enterprise", number - 1)}
+        snapshot = datetime.date(2025, 10, 4) + datetime.timedelta(number - 140)
+        ages = {
+            (snapshot - row[6]).days
+            for row in sample.rows("enterprise", number)
+            if row[0] not in before and isinstance(row[6], datetime.date)
+        }
+        assert min(ages) == -1 and 25 < max(ages) <= 30
+
+
+def test_foreign_entities_are_legal_persons_with_a_seat_abroad_and_a_named_branch() -> None:
+    sample = Sample(change_shares=(0.5, 0.5))
+    for number in (140, 142):
+        branches = {row[0]: row[2] for row in sample.rows("branch", number)}
+        assert len(branches) > 4
+        names = {row[0]: row[2] for row in sample.rows("denomination", number)}
+        assert {names[branch] for branch in branches} == {"004"}
+        assert {key for key, kind in names.items() if kind == "004"} == set(branches)
+        seats = {row[0]: row for row in sample.rows("address", number) if row[1] == "REGO"}
+        abroad = {key for key, seat in seats.items() if seat[2] and seat[3]}
+        assert abroad == set(branches.values())
+        kinds = {row[0]: row[3] for row in sample.rows("enterprise", number)}
+        assert {kinds[key] for key in abroad} == {"2"}
+        zipcodes = {seats[key][4] for key in abroad}
+        assert {"5701 SB", None} < zipcodes
+
+
+def test_nobody_can_have_the_telephone_numbers() -> None:
+    numbers = [str(row[3]) for row in Sample().rows("contact", 140) if row[2] in ("TEL", "FAX")]
+    assert len(numbers) > 500
+    for number in numbers:
+        assert re.fullmatch(r"0(2|11|16|50|65|81|87)0\d{5,6}", re.sub(r"[ /.]", "", number)), number
+
+
+def test_seed_and_number_do_not_stand_for_each_other() -> None:
+    touched = [
+        [index for index, *_ in Population(seed, 2000, 140, (), 0.2).touched_entities(number)]
+        for seed, number in ((1, 142), (2, 141), (3, 141))
+    ]
+    assert touched[0] != touched[1] != touched[2]
+    assert all(300 < len(indexes) < 600 for indexes in touched)
 
 
 @pytest.mark.parametrize("name", ["activity", "contact", "denomination"])
@@ -140,9 +232,9 @@ def test_unchanged_rows_are_sent_again_and_first_ones_only_inserted(tmp_path: Pa
 
 
 def test_memory_does_not_grow_with_the_size(tmp_path: Path) -> None:
-    Sample(enterprises=3000).write_full(tmp_path, 140)  # fills the caches of activities
+    Sample(enterprises=2000).write_full(tmp_path, 140)  # fills the caches of activities
     peaks = []
-    for size in (600, 3000):
+    for size in (2000, 5000):
         tracemalloc.start()
         Sample(enterprises=size).write_full(tmp_path, 140)
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -51,6 +51,7 @@ _LISTS: dict[str, tuple[tuple[str, str, str], ...]] = {  # category: code, Frenc
 }
 
 JURIDICAL_FORMS = ("014", "015", "017", "116", "416", "610", "612", "706")
+FOREIGN_FORM = "030"
 JURIDICAL_SITUATIONS = ("000", "001", "012", "050", "091")
 NACE_VERSIONS = ("2003", "2008", "2025")
 
@@ -75,7 +76,7 @@ def code_rows(number: int) -> list[CodeRow]:
         for row in ((category, code, "FR", french), (category, code, "NL", dutch))
     ]
     for category, codes in (
-        ("JuridicalForm", JURIDICAL_FORMS),
+        ("JuridicalForm", (*JURIDICAL_FORMS, FOREIGN_FORM)),
         ("JuridicalSituation", JURIDICAL_SITUATIONS),
     ):
         words = (("DE", "Begriff"), ("FR", "Notion"), ("NL", "Begrip"))
