@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kbo_pipeline import interrupts
 from kbo_pipeline.errors import KboError
 
 if TYPE_CHECKING:
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """Turns errors that are raised on purpose into one line and an exit code."""
+    """Turns errors that are raised on purpose, Ctrl-C and SIGTERM into one line and a code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        interrupts.listen()
         try:
             return super().invoke(ctx)
         except KboError as error:
             click.echo(f"kbo: {' '.join(str(error).split())}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
+            interrupts.ignore_further()
             click.echo("kbo: stopped; kbo status says how far it came", err=True)
             sys.exit(130)
 
@@ -83,12 +86,13 @@ def import_command(zips: tuple[Path, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(extract: str | None, as_json: bool) -> None:
     """Show how far an extract is: overall, by table, failed batches."""
-    from kbo_pipeline.defs.importing import open_instance
-    from kbo_pipeline.defs.status import newest_extract, read_status
     from kbo_pipeline.settings import load_settings
 
-    key = _extract_key(extract)
-    with open_instance(load_settings()) as instance:
+    key, settings = _extract_key(extract), load_settings()
+    from kbo_pipeline.defs.importing import open_instance
+    from kbo_pipeline.defs.status import newest_extract, read_status
+
+    with open_instance(settings) as instance:
         found = read_status(instance, key or newest_extract(instance))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
@@ -100,12 +104,12 @@ def status(extract: str | None, as_json: bool) -> None:
 @click.argument("extract", required=False)
 def retry(extract: str | None) -> None:
     """Re-execute what failed or is missing of an extract, and nothing else."""
-    from kbo_pipeline.defs.importing import open_instance, retry_extract
-    from kbo_pipeline.defs.status import newest_extract
     from kbo_pipeline.settings import load_settings
 
-    settings = load_settings()
-    key = _extract_key(extract)
+    key, settings = _extract_key(extract), load_settings()
+    from kbo_pipeline.defs.importing import open_instance, retry_extract
+    from kbo_pipeline.defs.status import newest_extract
+
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
         with _progress_bar(instance, key):

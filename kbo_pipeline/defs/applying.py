@@ -61,7 +61,7 @@ def apply_to_register(
 ) -> Iterator[dg.AssetMaterialization]:
     """Applies batches: each in one transaction, on past one that fails, nothing twice."""
     failures: dict[str, str] = {}
-    with permanent_errors_not_retried():
+    with permanent_errors_not_retried(context):
         settings = load_settings()
         keys = [BatchKey.parse(text) for text in context.partition_keys]
         keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))

@@ -38,7 +38,7 @@ def extract_zip(
     A Full holds the whole register, an Update what changed since the extract before. The ZIP is
     kept, so that the register can be made again from it.
     """
-    with permanent_errors_not_retried():
+    with permanent_errors_not_retried(context):
         settings = load_settings()
         key = ExtractKey.parse(context.partition_key)
         source = Path(config.source_file) if config.source_file else None

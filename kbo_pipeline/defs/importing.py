@@ -1,27 +1,38 @@
 """Imports extracts in this process, through the same jobs as the sensors start."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
-from dagster import DagsterInstance
+from dagster import DagsterInstance, RunsFilter
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
+from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
 from kbo_pipeline.defs.sensors import claim_file
 from kbo_pipeline.defs.status import failure_message
-from kbo_pipeline.errors import ImportFailedError
+from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
-from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.publishing import is_published, read_published
 from kbo_pipeline.register import check_order
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
+
+_OWN_RUN = {"kbo/started_by": "kbo"}
+"""Tag of the runs that a `kbo` process runs itself."""
+
+_NO_RETRY = {"dagster/max_retries": "0"}
+"""The daemon must not take up what a person sees fail, or stops."""
 
 
 @contextmanager
@@ -51,6 +62,7 @@ def import_extract(
             newest = read_published(connection, settings.database)
             check_order(key, newest[0][0] if newest else None)
         register_extract(instance, key)
+        _end_dead_runs(instance, settings, key)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
         _run(instance, "stage_extract", key, partition_key=str(key), run_config=source)
         _finish(instance, key)
@@ -62,12 +74,16 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
 
     Raises:
         ImportFailedError: a run failed again.
+        NotReadyError: nothing is known of the extract.
         StorageError: another process is importing it.
     """
+    if key not in Progress(instance).known:
+        raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
     with exclusive_lock(claim_file(settings, key)):
         progress = Progress(instance)
         if key in progress.published:
             return []
+        _end_dead_runs(instance, settings, key)
         done: list[str] = []
         if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
             _run(instance, "stage_extract", key, partition_key=str(key))
@@ -80,9 +96,32 @@ def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
     """Applies the missing batches of a staged extract and publishes it."""
     missing = Progress(instance).missing_batches(key)
     for first, last in _contiguous(missing):
+        _wait_for_writer(instance)
         _run(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
+    _wait_for_writer(instance)
     _run(instance, "publish_extract", key, partition_key=str(key))
     return [*missing, "publication"]
+
+
+def _end_dead_runs(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> None:
+    """Ends the runs of killed `kbo` processes; one of them may hold the place of the writer.
+
+    Args:
+        instance: the instance.
+        settings: the settings.
+        key: the extract that this process has claimed.
+    """
+    for run in instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=_OWN_RUN)):
+        extract = ExtractKey.parse(run.tags[EXTRACT_TAG])
+        if extract == key or not is_locked(claim_file(settings, extract)):
+            instance.report_run_canceled(run, "the process of this run was killed")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _wait_for_writer(instance: DagsterInstance) -> None:
+    """Waits while another run writes the register; a run that waits for it hears no Ctrl-C."""
+    while instance.event_log_storage.get_concurrency_info(WRITER_POOL).claimed_slots:
+        time.sleep(0.5)
 
 
 def _contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
@@ -104,17 +143,28 @@ def _run(
     partition_key: str | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Runs a job in this process, recorded like any other run."""
+    """Runs a job in this process, recorded like any other run; Ctrl-C ends it as canceled."""
     from kbo_pipeline.definitions import defs
 
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    result = defs.resolve_job_def(job_name).execute_in_process(
-        instance=instance,
-        partition_key=partition_key,
-        tags={EXTRACT_TAG: str(key), "kbo/started_by": "kbo", **(tags or {})},
-        run_config={**(run_config or {}), **quiet},
-        raise_on_error=False,
-    )
+    run_id = str(uuid.uuid4())
+    try:
+        result = defs.resolve_job_def(job_name).execute_in_process(
+            instance=instance,
+            partition_key=partition_key,
+            tags={EXTRACT_TAG: str(key), **_OWN_RUN, **_NO_RETRY, **(tags or {})},
+            run_config={**(run_config or {}), **quiet},
+            raise_on_error=False,
+            run_id=run_id,
+        )
+        if interrupts.received():
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        interrupts.ignore_further()
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_success:
+            instance.report_run_canceled(run, "stopped by Ctrl-C or SIGTERM")
+        raise
     if not result.success:
         failures = [event for event in result.all_events if event.is_step_failure]
         message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"

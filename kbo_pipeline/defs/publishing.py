@@ -51,7 +51,7 @@ def publish_assets(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Replaces `code`, resolves names, and puts the published file in its place."""
-    with permanent_errors_not_retried(), duckdb.get_connection() as connection:
+    with permanent_errors_not_retried(context), duckdb.get_connection() as connection:
         settings = load_settings()
         key = ExtractKey.parse(context.partition_key)
         publication = publish(

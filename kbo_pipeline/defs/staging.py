@@ -44,7 +44,7 @@ def import_staging(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Loads the CSV files of an extract into its own DuckDB file and cuts it into batches."""
-    with permanent_errors_not_retried(), duckdb.get_connection() as connection:
+    with permanent_errors_not_retried(context), duckdb.get_connection() as connection:
         settings = load_settings()
         key = ExtractKey.parse(context.partition_key)
         zip_file = kept_zip(settings, key)

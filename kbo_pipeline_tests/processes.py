@@ -1,0 +1,104 @@
+"""Processes that tests start, signal and search: nothing of them may stay."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.server import PATIENCE
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(ready: Callable[[], object], what: str, process: "Started | None" = None) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        if process is not None:
+            assert process.popen.poll() is None, f"{what}: it has ended: {process.output()}"
+        assert time.monotonic() < deadline, f"{what}: not in {PATIENCE} s"
+        time.sleep(0.02)
+
+
+class Started:
+    """A process with its output in a file, so that no full pipe can stop it."""
+
+    def __init__(
+        self, *arguments: str | Path, environment: Mapping[str, str], log: Path, cwd: Path
+    ) -> None:
+        self.log = log
+        with log.open("wb") as out:
+            self.popen = subprocess.Popen(
+                list(map(str, arguments)),
+                env=environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                # As in a terminal: a shell without job control has its children ignore SIGINT.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def says(self, text: str) -> bool:
+        return text in self.output()
+
+    def end(self, number: signal.Signals, whole_group: bool = False) -> int:
+        """Sends a signal, to the whole group as a terminal does; returns the exit code."""
+        if whole_group:
+            os.killpg(self.popen.pid, number)
+        else:
+            self.popen.send_signal(number)
+        return self.popen.wait(60)
+
+
+@contextmanager
+def started(
+    pipeline: Pipeline,
+    *arguments: str | Path,
+    settings: Mapping[str, str] | None = None,
+    cwd: Path = REPOSITORY,
+) -> Iterator[Started]:
+    """Runs `python -m ...`; whatever is left of its group at the end is killed."""
+    pipeline.directory.mkdir(parents=True, exist_ok=True)
+    process = Started(
+        *(sys.executable, "-m", *arguments),
+        environment=pipeline.environment | dict(settings or {}),
+        log=pipeline.directory / f"output-{time.monotonic_ns()}",
+        cwd=cwd,
+    )
+    try:
+        yield process
+    finally:
+        if process.popen.poll() is None:
+            os.killpg(process.popen.pid, signal.SIGKILL)
+            process.popen.wait()
+
+
+def processes_of(directory: Path) -> list[list[str]]:
+    """The command lines of processes that work on a data directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if process.environ().get("KBO_DATA_DIR") == str(directory) or any(
+                str(directory) in word for word in words
+            ):
+                found.append(words)
+        except psutil.Error:
+            continue
+    return found
