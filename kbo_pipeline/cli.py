@@ -53,7 +53,17 @@ def start() -> None:
     from kbo_pipeline.serving import serve
     from kbo_pipeline.settings import load_settings
 
-    serve(load_settings(), click.echo)
+    settings = load_settings()
+
+    def recover() -> None:
+        from kbo_pipeline.defs.importing import open_instance
+        from kbo_pipeline.defs.recovery import end_dead_runs_of_commands, fail_dead_runs_of_daemon
+
+        with open_instance(settings) as instance:
+            end_dead_runs_of_commands(instance, settings)
+            fail_dead_runs_of_daemon(instance)
+
+    serve(settings, click.echo, before=recover)
 
 
 @main.command("import")

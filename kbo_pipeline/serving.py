@@ -29,12 +29,13 @@ class _Stopped(Exception):
     """A signal asked us to end."""
 
 
-def serve(settings: Settings, report: Callable[[str], None]) -> None:
+def serve(settings: Settings, report: Callable[[str], None], *, before: Callable[[], None]) -> None:
     """Runs everything until Ctrl-C or SIGTERM; ends all children when it ends.
 
     Args:
         settings: the settings; the children get them as environment.
         report: takes a line for the person who watches.
+        before: called once nobody else can start on this data directory, and nothing runs yet.
 
     Raises:
         StorageError: another `kbo start` runs on this data directory (names its process), or a
@@ -45,6 +46,7 @@ def serve(settings: Settings, report: Callable[[str], None]) -> None:
     with exclusive_lock(settings.work_dir / "start.lock"):
         _check_port(settings.ui_port)
         prepare_dagster_home(settings)
+        before()
         runtime = Path(tempfile.mkdtemp(prefix="kbo-"))  # short: a socket's path has 107 bytes
         try:
             with _ended_by_signals(), _children() as children:

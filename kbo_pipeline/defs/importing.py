@@ -9,27 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from dagster import DagsterInstance, RunsFilter
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster import DagsterInstance
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.defs.recovery import OWN_RUN, end_dead_runs_of_commands
 from kbo_pipeline.defs.sensors import claim_file
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
-from kbo_pipeline.locks import exclusive_lock, is_locked
+from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.publishing import is_published, read_published
 from kbo_pipeline.register import check_order
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
-
-_OWN_RUN = {"kbo/started_by": "kbo"}
-"""Tag of the runs that a `kbo` process runs itself."""
 
 _NO_RETRY = {"dagster/max_retries": "0"}
 """The daemon must not take up what a person sees fail, or stops."""
@@ -62,7 +59,7 @@ def import_extract(
             newest = read_published(connection, settings.database)
             check_order(key, newest[0][0] if newest else None)
         register_extract(instance, key)
-        _end_dead_runs(instance, settings, key)
+        end_dead_runs_of_commands(instance, settings, key)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
         _run(instance, "stage_extract", key, partition_key=str(key), run_config=source)
         _finish(instance, key)
@@ -83,7 +80,7 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
         progress = Progress(instance)
         if key in progress.published:
             return []
-        _end_dead_runs(instance, settings, key)
+        end_dead_runs_of_commands(instance, settings, key)
         done: list[str] = []
         if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
             _run(instance, "stage_extract", key, partition_key=str(key))
@@ -101,21 +98,6 @@ def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
     _wait_for_writer(instance)
     _run(instance, "publish_extract", key, partition_key=str(key))
     return [*missing, "publication"]
-
-
-def _end_dead_runs(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> None:
-    """Ends the runs of killed `kbo` processes; one of them may hold the place of the writer.
-
-    Args:
-        instance: the instance.
-        settings: the settings.
-        key: the extract that this process has claimed.
-    """
-    for run in instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=_OWN_RUN)):
-        extract = ExtractKey.parse(run.tags[EXTRACT_TAG])
-        if extract == key or not is_locked(claim_file(settings, extract)):
-            instance.report_run_canceled(run, "the process of this run was killed")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _wait_for_writer(instance: DagsterInstance) -> None:
@@ -152,7 +134,7 @@ def _run(
         result = defs.resolve_job_def(job_name).execute_in_process(
             instance=instance,
             partition_key=partition_key,
-            tags={EXTRACT_TAG: str(key), **_OWN_RUN, **_NO_RETRY, **(tags or {})},
+            tags={EXTRACT_TAG: str(key), **OWN_RUN, **_NO_RETRY, **(tags or {})},
             run_config={**(run_config or {}), **quiet},
             raise_on_error=False,
             run_id=run_id,

@@ -1,6 +1,7 @@
-"""Runs whose process died without a word: Dagster's open-source launcher never notices them."""
+"""Runs whose process died without a word: Dagster's own launcher never notices some of them."""
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.defs.sensors import claim_file
@@ -8,46 +9,39 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.settings import Settings
 
-STARTED_BY_TAG = "kbo/started_by"
-"""Tag of runs that live in the process of a command: its value is `kbo`."""
+OWN_RUN = {"kbo/started_by": "kbo"}
+"""Tag of the runs that a `kbo` process runs itself."""
 
-_AT_WORK = (
+_AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
-)
+]
 
 
-def fail_orphaned_runs(
-    instance: dg.DagsterInstance, settings: Settings, *, of_command: ExtractKey | None = None
-) -> list[str]:
-    """Fails runs that nobody works on any more and frees their place in the pools.
+def end_dead_runs_of_commands(
+    instance: dg.DagsterInstance, settings: Settings, claimed: ExtractKey | None = None
+) -> None:
+    """Cancels the runs of killed `kbo` processes; one of them may hold the place of the writer.
 
     Args:
         instance: where the runs are recorded.
-        settings: say where the claims of commands are.
-        of_command: only the runs that commands left of this extract, whose claim the caller holds;
-            None: all runs, when the caller knows that no daemon is at work. Runs of commands whose
-            claim is held are left alone then.
-
-    Returns:
-        The ids of the runs.
+        settings: say where the claims are: a command that lives holds one.
+        claimed: the extract that this process itself has claimed.
     """
-    orphans = [
-        run
-        for run in instance.get_runs(dg.RunsFilter(statuses=list(_AT_WORK)))
-        if _is_orphaned(run, settings, of_command)
-    ]
-    for run in orphans:
-        instance.report_run_failed(run, "the process that worked on it died")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-    return [run.run_id for run in orphans]
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=OWN_RUN)):
+        extract = ExtractKey.parse(run.tags[EXTRACT_TAG])
+        if extract == claimed or not is_locked(claim_file(settings, extract)):
+            instance.report_run_canceled(run, "the process of this run was killed")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def _is_orphaned(run: dg.DagsterRun, settings: Settings, of_command: ExtractKey | None) -> bool:
-    by_command = STARTED_BY_TAG in run.tags
-    if of_command is not None:
-        return by_command and run.tags.get(EXTRACT_TAG) == str(of_command)
-    if by_command:
-        return not is_locked(claim_file(settings, ExtractKey.parse(run.tags[EXTRACT_TAG])))
-    return True
+def fail_dead_runs_of_daemon(instance: dg.DagsterInstance) -> None:
+    """Fails the runs that an earlier daemon left at work, so that the next one retries them.
+
+    Only for callers who know that no daemon is at work on this data directory.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=_AT_WORK)):
+        if OWN_RUN.keys().isdisjoint(run.tags):
+            instance.report_run_failed(run, "the process of this run died with its daemon")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
