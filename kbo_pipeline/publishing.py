@@ -5,7 +5,6 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline import sql
 from kbo_pipeline.errors import NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.files import replace_atomically
@@ -15,6 +14,7 @@ from kbo_pipeline.register import (
     open_register_to_copy,
     published_extracts,
 )
+from kbo_pipeline.sql import literal
 from kbo_pipeline.staging import open_staged, staging_file
 
 
@@ -92,7 +92,7 @@ def read_published(
     if not database.is_file():
         raise RegisterError(f"{database}: no file; move it away")
     try:  # without its type, DuckDB would fetch an extension for a file of another database
-        connection.execute(f"ATTACH {sql.literal(database)} AS published (READ_ONLY, TYPE duckdb)")
+        connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
     except duckdb.IOException as error:
         if "lock" in str(error):
             return []

@@ -14,11 +14,13 @@ from typing import Any, cast
 
 import duckdb
 
-from kbo_pipeline import sql
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.errors import KboError, NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.sql import literal
+from kbo_pipeline.sql import reading as reading_sql
+from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
@@ -123,7 +125,7 @@ def open_register_to_copy(
 @contextmanager
 def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Register"]:
     try:
-        connection.execute(f"ATTACH {sql.literal(file)} AS register")
+        connection.execute(f"ATTACH {literal(file)} AS register")
     except duckdb.Error as error:
         if not is_damage(error):
             raise
@@ -152,15 +154,13 @@ class Register:
         """Puts tables, ledger, views and macros in place; without effect where they are."""
         with self._transaction():
             for table in ALL_TABLES:
-                self._execute(sql.create_register_table(table))
-            for statement in sql.CREATE_LEDGER:
+                self._execute(register_sql.create_register_table(table))
+            for statement in register_sql.CREATE_LEDGER:
                 self._execute(statement)
             self._execute('CREATE SCHEMA IF NOT EXISTS register."current"')
             for table in ALL_TABLES:
-                for statement in sql.views(table):
+                for statement in reading_sql.views(table):
                     self._execute(statement)
-
-    # What is there ---------------------------------------------------------------------------
 
     def published(self) -> ExtractKey | None:
         """The newest published extract; None when there is none."""
@@ -204,8 +204,6 @@ class Register:
             row = self._row(f"SELECT count(*) FROM {table.name} WHERE _is_current")
             counts[table.name] = int(row[0]) if row else 0
         return counts
-
-    # Apply -----------------------------------------------------------------------------------
 
     def begin(self, staged: Staged) -> None:
         """Opens the job of an extract in the ledger, or takes it up again.
@@ -283,7 +281,9 @@ class Register:
             )
 
     def _check_staged(self, extract: Extract, table: Table, batch: Batch, expected: int) -> None:
-        row = self._row(sql.count_in_range(table, batch), **sql.range_parameters(batch))
+        row = self._row(
+            register_sql.count_in_range(table, batch), **register_sql.range_parameters(batch)
+        )
         found = int(row[0]) if row else 0
         if found != expected:
             raise RegisterError(
@@ -303,16 +303,20 @@ class Register:
         started = time.monotonic()
         if extract_type == "update" and not any(records.values()):
             return TableChange(0, 0, 0, 0, 0, 0.0)
-        bounds = sql.range_parameters(batch)
+        bounds = register_sql.range_parameters(batch)
         number = extract.key.number
         dated = {"number": number, "date": extract.snapshot_date}
-        compare = bool(self._count(sql.holds_current_rows(table, batch), **bounds))
+        compare = bool(self._count(register_sql.holds_current_rows(table, batch), **bounds))
         closed = unchanged = 0
         if compare:
-            close = sql.close_rows(table, extract_type, batch)
+            close = register_sql.close_rows(table, extract_type, batch)
             closed = self._count(close, number=number, **bounds)
-            unchanged = self._count(sql.count_unchanged(table, extract_type, batch), **bounds)
-        opened = self._count(sql.open_rows(table, batch, compare=compare), **dated, **bounds)
+            unchanged = self._count(
+                register_sql.count_unchanged(table, extract_type, batch), **bounds
+            )
+        opened = self._count(
+            register_sql.open_rows(table, batch, compare=compare), **dated, **bounds
+        )
         duplicates = records.get("insert", 0) - opened - unchanged
         if duplicates < 0:
             raise RegisterError(
@@ -362,8 +366,6 @@ class Register:
                 f" apply {extract.key} again"
             )
 
-    # Publish ---------------------------------------------------------------------------------
-
     def complete(self, staged: Staged) -> Publication:
         """Completes an extract whose batches are all applied: `code`, names, the job itself.
 
@@ -385,7 +387,7 @@ class Register:
         with self._transaction():
             records = {"insert": self._count("SELECT count(*) FROM staging.staged.code")}
             code = self._change(CODE, extract, "full", None, records)
-            names = self._count(sql.COUNT_NAMES_RESOLVED, number=extract.key.number)
+            names = self._count(reading_sql.COUNT_NAMES_RESOLVED, number=extract.key.number)
             self._execute(
                 "UPDATE import_jobs SET status = 'completed', names_resolved = $names,"
                 " error_message = NULL, completed_at = now() WHERE id = $id",
@@ -408,8 +410,6 @@ class Register:
     def checkpoint(self) -> None:
         """Moves the whole write-ahead log into the file."""
         self._execute("FORCE CHECKPOINT register")
-
-    # Inside ----------------------------------------------------------------------------------
 
     def _same_cut(self, staged: Staged) -> bool:
         """Tells whether the ledger's rows are those of this staging file, batch by batch."""
@@ -514,7 +514,7 @@ def content_hash(connection: duckdb.DuckDBPyConnection) -> str:
 
     It does not depend on the order of rows in the file; compare it within one version of DuckDB.
     """
-    rows = connection.execute(f"{sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
+    rows = connection.execute(f"{reading_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
     return sha256(repr(rows).encode()).hexdigest()
 
 

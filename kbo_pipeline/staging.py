@@ -10,7 +10,6 @@ from typing import cast
 
 import duckdb
 
-from kbo_pipeline import sql
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
 from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import (
@@ -24,6 +23,8 @@ from kbo_pipeline.extracts import (
 )
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.sql import glob_escaped, literal
+from kbo_pipeline.sql import staging as staging_sql
 from kbo_pipeline.tables import ALL_TABLES, Table
 
 
@@ -117,7 +118,7 @@ def open_staged(
     if not file.is_file():
         raise NotReadyError(f"{key}: not staged; materialize import_staging_* of {key} first")
     try:
-        connection.execute(f"ATTACH {sql.literal(file)} AS staging (READ_ONLY)")
+        connection.execute(f"ATTACH {literal(file)} AS staging (READ_ONLY)")
     except duckdb.Error as error:
         if not is_damage(error):
             raise
@@ -140,7 +141,7 @@ def is_damage(error: duckdb.Error) -> bool:
 @contextmanager
 def attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None]:
     """Attaches a new file as `staging` and makes it the default database meanwhile."""
-    connection.execute(f"ATTACH {sql.literal(file)} AS staging")
+    connection.execute(f"ATTACH {literal(file)} AS staging")
     try:
         connection.execute("USE staging")
         yield
@@ -184,9 +185,9 @@ def _load(
     connection.execute("CREATE SCHEMA staging.staged")
     for table in ALL_TABLES:
         mine = {o: files[table, o] for o in extract.key.operations if (table, o) in files}
-        paths = {operation: sql.glob_escaped(file.path) for operation, file in mine.items()}
+        paths = {operation: glob_escaped(file.path) for operation, file in mine.items()}
         try:
-            connection.execute(sql.load_staged(table, list(mine)), paths)
+            connection.execute(staging_sql.load_staged(table, list(mine)), paths)
         except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
             where = [f" ({o})" for o, file in mine.items() if f"file = {file.path}" in str(error)]
             raise ExtractError(
@@ -205,13 +206,15 @@ def _check_count(
     file: CsvFile,
 ) -> None:
     """Every line of the file must be the header, a staged row, or a break inside a value."""
-    ((rows, without_key),) = connection.execute(sql.staged_records(table, operation)).fetchall()
+    ((rows, without_key),) = connection.execute(
+        staging_sql.staged_records(table, operation)
+    ).fetchall()
     name = f"{extract.source_file}: {table.name} ({operation})"
     if without_key:
         raise ExtractError(f"{name}: {without_key} rows without {table.key}; fetch the ZIP again")
     if file.lines == 1 + rows:
         return
-    ((feeds,),) = connection.execute(sql.staged_line_breaks(table, operation)).fetchall()
+    ((feeds,),) = connection.execute(staging_sql.staged_line_breaks(table, operation)).fetchall()
     if file.lines != 1 + rows + feeds:
         raise ExtractError(
             f"{name}: {file.lines} lines, but {rows} rows with {feeds} line breaks were read;"
@@ -226,31 +229,31 @@ def _cut(connection: duckdb.DuckDBPyConnection, batch_rows: int, max_batches: in
         row = connection.execute(statement, parameters).fetchone()
         return cast("int | str | None", row[0] if row else None)
 
-    connection.execute(sql.count_by_entity())
-    connection.execute(sql.COUNT_ALONG_AXIS)
-    total = cast(int, value(sql.AXIS_TOTAL))
+    connection.execute(staging_sql.count_by_entity())
+    connection.execute(staging_sql.COUNT_ALONG_AXIS)
+    total = cast(int, value(staging_sql.AXIS_TOTAL))
     target = batch_target(total, batch_rows, max_batches)
     starts: list[str | None] = [None]
     reached = 0
     while True:
-        cut = cast("int | None", value(sql.NEXT_CUT, reached=reached, target=target))
+        cut = cast("int | None", value(staging_sql.NEXT_CUT, reached=reached, target=target))
         if cut is None or total - cut < min(batch_rows, target) or total == cut:
             break
         reached = cut
-        starts.append(cast(str, value(sql.FIRST_AFTER_CUT, reached=reached)))
-    connection.execute(sql.CREATE_BATCH)
+        starts.append(cast(str, value(staging_sql.FIRST_AFTER_CUT, reached=reached)))
+    connection.execute(staging_sql.CREATE_BATCH)
     ranges = zip(starts, [*starts[1:], None], strict=True)
     connection.executemany(
         "INSERT INTO batch VALUES (?, ?, ?)",
         [(number, first, after) for number, (first, after) in enumerate(ranges, start=1)],
     )
-    connection.execute(sql.COUNT_BY_BATCH)
+    connection.execute(staging_sql.COUNT_BY_BATCH)
     connection.execute("DROP TABLE axis")
     connection.execute("DROP TABLE records_of_entity")
 
 
 def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
-    connection.execute(sql.CREATE_EXTRACT)
+    connection.execute(staging_sql.CREATE_EXTRACT)
     connection.execute(
         "INSERT INTO extract VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
@@ -265,7 +268,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
         ],
     )
     for table in ALL_TABLES:
-        connection.execute(sql.staging_view(table))
+        connection.execute(staging_sql.staging_view(table))
 
 
 def _first_line(error: Exception) -> str:
