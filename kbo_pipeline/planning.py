@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kbo_pipeline.errors import OrderError
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.register import check_order
+from kbo_pipeline.ledger import check_order
 
 
 def next_to_apply(

@@ -8,11 +8,10 @@ import duckdb
 from kbo_pipeline.errors import NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.ledger import check_order, published_extracts
 from kbo_pipeline.register import (
     Publication,
-    check_order,
     open_register_to_copy,
-    published_extracts,
 )
 from kbo_pipeline.sql import literal
 from kbo_pipeline.staging import open_staged, staging_file
@@ -46,7 +45,10 @@ def publish(
                 with open_staged(connection, staging_dir, key) as staged:
                     publication = register.complete(staged)
             register.checkpoint()
-            published, half_applied = register.published_extracts(), register.half_applied()
+            published, half_applied = (
+                register.ledger.published_extracts(),
+                register.ledger.half_applied(),
+            )
         if published != read_published(connection, database):
             if half_applied is not None:
                 raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")

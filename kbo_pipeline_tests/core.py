@@ -80,7 +80,7 @@ class Core:
             open_register(connection, self.register_file) as register,
             open_staged(connection, self.staging_dir, key) as staged,
         ):
-            register.begin(staged)
+            register.ledger.open_job(staged)
             yield register, staged
 
     def publish(self, key: ExtractKey) -> Publication:

@@ -53,9 +53,6 @@ def published_hash(pipeline: Pipeline) -> str:
         return content_hash(connection)
 
 
-# Help and errors ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_each_command_has_help(command: str, tmp_path: Path) -> None:
     done = Pipeline(tmp_path / "data").kbo(command, "--help")
@@ -122,9 +119,6 @@ def test_an_extract_that_is_not_there_is_one_line_on_stderr(
         assert instance.get_runs() == []
         assert instance.get_dynamic_partitions("kbo_extracts") == []
     assert not empty.database.exists()
-
-
-# The bar and the status of a running import ------------------------------------------------------
 
 
 class Terminal:
@@ -214,9 +208,6 @@ def test_status_of_a_running_import_grows_and_names_the_batch_at_work(
         assert following is None or following["batch"] == current["batch"] + 1  # type: ignore[index]
 
 
-# Ctrl-C ------------------------------------------------------------------------------------------
-
-
 def run_of(instance: dg.DagsterInstance, job: str, *statuses: str) -> Callable[[], bool]:
     def is_there() -> bool:
         return any(
@@ -300,9 +291,6 @@ def test_an_import_that_waits_for_another_writer_can_be_stopped(
             assert process.output() == STOPPED
         storage.free_concurrency_slots_for_run("another-run")
         check_stopped(empty, instance)
-
-
-# kbo start ---------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_ends_kbo_start_and_all_its_children(tmp_path: Path) -> None:

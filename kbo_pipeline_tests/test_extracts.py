@@ -69,9 +69,6 @@ def refusal(zip_file: Path) -> str:
     return message
 
 
-# Keys and names --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -172,9 +169,6 @@ def test_file_names_of_both_styles_tell_the_extract(name: str, key: str | None) 
     assert (str(found) if found else None) == key
 
 
-# meta.csv --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_meta_is_read_with_and_without_bom_and_crlf(
@@ -251,9 +245,6 @@ def test_a_file_name_that_says_another_extract_is_refused(
 ) -> None:
     zip_file = write_extract(tmp_path, FULL, ROWS, members={"meta.csv": meta(**changes)})
     assert "file name says 0140-full" in refusal(zip_file)
-
-
-# Members ---------------------------------------------------------------------------------------
 
 
 def rewritten(
@@ -364,9 +355,6 @@ def test_other_members_are_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "readme.txt").exists()
 
 
-# Headers ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("table", ALL_TABLES, ids=lambda table: table.name)
 @pytest.mark.parametrize(
     "spoil",
@@ -424,9 +412,6 @@ def test_headers_with_bom_crlf_or_without_quotes_give_the_same_rows(
         for table in (BRANCH, CODE):
             rows = connection.execute(f"FROM staging.staged.{table.name}").fetchall()
             assert [row[1:] for row in rows] == ROWS[table.name]
-
-
-# Damage ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])

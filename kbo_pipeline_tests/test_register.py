@@ -16,11 +16,10 @@ import pytest
 
 from kbo_pipeline.errors import KboError, NotReadyError, OrderError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, read_extract
+from kbo_pipeline.ledger import BatchChange, check_order
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.publishing import is_published, read_published
 from kbo_pipeline.register import (
-    BatchChange,
-    check_order,
     content_hash,
     is_transient,
     open_register,
@@ -130,9 +129,6 @@ def ledger(core: Core) -> list[tuple[Any, ...]]:
         return [*jobs, *batches, (content_hash(connection),)]
 
 
-# Order -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("key", "published", "refusal"),
     [
@@ -224,9 +220,6 @@ def test_a_damaged_register_is_refused_for_good(core: Core, content: bytes) -> N
     assert not is_transient(caught.value)
 
 
-# Another file, another cut ---------------------------------------------------------------------
-
-
 def test_another_file_under_the_key_is_refused_once_batches_are_applied(
     core: Core, full: Path, tmp_path: Path, direct: Direct
 ) -> None:
@@ -292,9 +285,6 @@ def test_another_batch_size_in_the_middle_goes_on_to_the_same_register(
     publication = core.import_zip(zip_file)
     assert not publication.already_published
     assert core.content_hash() == direct.hashes[key]
-
-
-# What applying means ---------------------------------------------------------------------------
 
 
 UNIQUE = tuple(table for table in TABLES if table.unique_key)
@@ -395,9 +385,6 @@ def test_names_are_resolved_for_entities_that_are_new_changed_or_renamed(
     assert noted == [("0140-full", 5), ("0141-update", 2)]
 
 
-# The ledger ------------------------------------------------------------------------------------
-
-
 LEDGER = {
     "import_jobs": [
         *("id", "extract_number", "extract_type", "snapshot_date", "extract_timestamp"),
@@ -491,9 +478,6 @@ def test_before_a_batch_is_applied_the_ledger_says_pending(core: Core, full: Pat
     assert job == [("processing", None)]
 
 
-# Failure ---------------------------------------------------------------------------------------
-
-
 def damage(file: Path, table: Table, batch_number: int) -> Path:
     """Takes a row out of a staged batch; returns a sound copy of the file."""
     sound = file.with_suffix(".sound")
@@ -522,7 +506,7 @@ def test_a_batch_that_is_rolled_back_leaves_nothing_and_is_mended(
     assert ledger(published) == before
 
     with published.applying(UPDATE) as (register, staged):
-        register.fail(staged, staged.batches[0], 3, str(error.value))
+        register.ledger.fail(staged, staged.batches[0], 3, str(error.value))
         register.apply(staged, staged.batches[1])
     with at_work(published) as connection:
         states = connection.execute(
@@ -561,7 +545,7 @@ from kbo_pipeline.register import open_register
 from kbo_pipeline.staging import open_staged
 
 def die_in_the_middle(frame, event, argument):
-    if event == "return" and frame.f_code.co_name == "_settle":
+    if event == "return" and frame.f_code.co_name == "complete_table":
         if (frame.f_locals["table"].name, frame.f_locals["batch"].number) == ("activity", 2):
             os.kill(os.getpid(), 9)
 
@@ -572,7 +556,7 @@ with (
     open_register(connection, register_file) as register,
     open_staged(connection, staging_dir, key) as staged,
 ):
-    register.begin(staged)
+    register.ledger.open_job(staged)
     sys.setprofile(die_in_the_middle)
     for batch in staged.batches:
         register.apply(staged, batch)
@@ -587,15 +571,12 @@ def test_a_process_killed_in_a_batch_leaves_the_batches_before(
     killed = subprocess.run([sys.executable, "-c", DYING, *arguments], capture_output=True)
     assert (killed.returncode, killed.stderr) == (-9, b"")
     with published.applying(UPDATE) as (register, staged):
-        applied = [register.applied_change(UPDATE, batch.number) for batch in staged.batches]
+        applied = [register.ledger.applied_change(UPDATE, batch.number) for batch in staged.batches]
         assert [change is not None for change in applied][:2] == [True, False]
         for batch in staged.batches:
             register.apply(staged, batch)
     published.publish(UPDATE)
     assert published.content_hash() == direct.hashes[UPDATE]
-
-
-# Publishing ------------------------------------------------------------------------------------
 
 
 def files(core: Core) -> dict[str, tuple[int, int, bytes]]:

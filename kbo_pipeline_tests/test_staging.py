@@ -109,9 +109,6 @@ def parametrize_tables(tables: tuple[Table, ...] = ALL_TABLES) -> pytest.MarkDec
     return pytest.mark.parametrize("table", tables, ids=lambda table: table.name)
 
 
-# Values ----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", params=["\n", "\r\n"], ids=["LF", "CRLF"])
 def awkward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Core:
     """A Full and an Update of awkward rows, staged; with both kinds of line ends."""
@@ -235,9 +232,6 @@ def test_any_name_of_the_data_directory_will_do(name: str, tmp_path: Path) -> No
     }
 
 
-# Batches ---------------------------------------------------------------------------------------
-
-
 def within(batch: Batch, number: str) -> bool:
     """Tells whether an entity number is in the range of a batch, in the order of its UTF-8."""
     return (batch.first_number is None or batch.first_number <= number) and (
@@ -310,9 +304,6 @@ def test_an_empty_extract_is_one_batch(key: ExtractKey, tmp_path: Path) -> None:
     staged = Core(tmp_path).stage(write_extract(tmp_path, key, {}))
     assert staged.batches == (Batch(1, None, None),)
     assert staged.records == {}
-
-
-# Refusals --------------------------------------------------------------------------------------
 
 
 def good_line(table: Table) -> str:

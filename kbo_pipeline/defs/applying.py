@@ -22,7 +22,12 @@ from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.errors import KboError
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.register import BatchChange, Register, is_transient, open_register
+from kbo_pipeline.ledger import BatchChange
+from kbo_pipeline.register import (
+    Register,
+    is_transient,
+    open_register,
+)
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.staging import Staged, open_staged
 from kbo_pipeline.tables import TABLES
@@ -96,17 +101,17 @@ def _apply_extract(
     failures: dict[str, str],
 ) -> Iterator[dg.AssetMaterialization]:
     """Applies the batches of one extract; notes in `failures` those that failed."""
-    if register.job_status(extract) == "completed":
+    if register.ledger.job_status(extract) == "completed":
         context.log.info(f"{extract}: already published: nothing to do")
         for key in keys:
-            change = register.applied_change(extract, key.number)
+            change = register.ledger.applied_change(extract, key.number)
             if change is None:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
             else:
                 yield from _materializations(key, change)
         return
     with open_staged(connection, settings.staging_dir, extract) as staged:
-        register.begin(staged)
+        register.ledger.open_job(staged)
         batches = {batch.number: batch for batch in staged.batches}
         for position, key in enumerate(keys, start=1):
             if key.number not in batches:
@@ -147,7 +152,7 @@ def _apply_with_retries(
                 number = attempt.retry_state.attempt_number
                 return register.apply(staged, batch, attempt=number)
     except (KboError, duckdb.Error, OSError) as error:
-        register.fail(staged, batch, number, str(error).split("\n", 1)[0])
+        register.ledger.fail(staged, batch, number, str(error).split("\n", 1)[0])
         raise
     raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -22,9 +22,9 @@ from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
+from kbo_pipeline.ledger import check_order
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.publishing import is_published, read_published
-from kbo_pipeline.register import check_order
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
 

@@ -1,0 +1,38 @@
+"""A DuckDB connection with values bound by name and transactions as blocks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+
+class Database:
+    """A connection whose statements take their values as keyword arguments."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+
+    def execute(self, statement: str, **parameters: Any) -> duckdb.DuckDBPyConnection:
+        """Executes a statement; each `$name` in it must have its value."""
+        return self.connection.execute(statement, parameters)
+
+    def row(self, statement: str, **parameters: Any) -> tuple[Any, ...] | None:
+        """The first row of a query; None when it has none."""
+        return self.execute(statement, **parameters).fetchone()
+
+    def count(self, statement: str, **parameters: Any) -> int:
+        """The number that a query returns, or that a statement has changed."""
+        row = self.row(statement, **parameters)
+        return int(row[0]) if row else 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commits what the block does, or nothing of it."""
+        self.execute("BEGIN TRANSACTION")
+        try:
+            yield
+        except BaseException:
+            self.execute("ROLLBACK")
+            raise
+        self.execute("COMMIT")

@@ -1,0 +1,299 @@
+"""The ledger: which batches of which extracts are applied. It commits with the data.
+
+What it says is done is done; Dagster's events only tell of it.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import duckdb
+
+from kbo_pipeline.batches import Batch
+from kbo_pipeline.database import Database
+from kbo_pipeline.errors import OrderError, RegisterError
+from kbo_pipeline.extracts import Extract, ExtractKey
+from kbo_pipeline.staging import Staged
+from kbo_pipeline.tables import TABLES, Table
+
+
+@dataclass(frozen=True, slots=True)
+class TableChange:
+    """What applying did to one table.
+
+    Attributes:
+        records: rows of the extract, deletes and inserts.
+        rows_closed: row versions that no longer hold.
+        rows_opened: row versions that hold from this extract on.
+        rows_unchanged: rows that the extract brought again and that were current already.
+        duplicates_dropped: rows that the extract brought more than once.
+        seconds: time that it took.
+    """
+
+    records: int
+    rows_closed: int
+    rows_opened: int
+    rows_unchanged: int
+    duplicates_dropped: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchChange:
+    """What one batch did.
+
+    Attributes:
+        tables: by table name, for all seven.
+        already_applied: the ledger had it before: nothing was done now.
+    """
+
+    tables: Mapping[str, TableChange]
+    already_applied: bool
+
+
+class Ledger:
+    """The tables `import_jobs` and `import_job_batches` of the register at work."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def published(self) -> ExtractKey | None:
+        """The newest published extract; None when there is none."""
+        return next((key for key, _ in self.published_extracts()), None)
+
+    def published_extracts(self) -> list[tuple[ExtractKey, str]]:
+        """The published extracts and the sha256 of their ZIPs, the newest first."""
+        return published_extracts(self._database.connection)
+
+    def half_applied(self) -> ExtractKey | None:
+        """The extract whose batches are being applied; None when there is none."""
+        row = self._database.row(
+            "SELECT id FROM import_jobs WHERE status IN ('processing', 'failed')"
+        )
+        return ExtractKey.parse(row[0]) if row else None
+
+    def job_status(self, key: ExtractKey) -> str | None:
+        """What the ledger says of an extract; None when it does not know it."""
+        row = self._database.row("SELECT status FROM import_jobs WHERE id = $id", id=str(key))
+        return cast(str, row[0]) if row else None
+
+    def applied_change(self, key: ExtractKey, batch_number: int) -> BatchChange | None:
+        """What an applied batch did, from the ledger; None when it is not applied."""
+        rows = self._database.execute(
+            "SELECT table_name, sum(records_count)::BIGINT, sum(rows_closed)::BIGINT,"
+            " sum(rows_opened)::BIGINT, sum(rows_unchanged)::BIGINT,"
+            " sum(duplicates_dropped)::BIGINT, max(epoch(completed_at) - epoch(started_at))"
+            " FROM import_job_batches WHERE job_id = $id AND batch_number = $batch"
+            " GROUP BY table_name HAVING bool_and(status = 'completed')",
+            id=str(key),
+            batch=batch_number,
+        ).fetchall()
+        tables = {
+            str(name): TableChange(records, closed, opened, unchanged, duplicates, seconds)
+            for name, records, closed, opened, unchanged, duplicates, seconds in rows
+        }
+        return BatchChange(tables, already_applied=True) if len(tables) == len(TABLES) else None
+
+    def missing_batches(self, key: ExtractKey) -> int:
+        """How many batches of an extract are not applied."""
+        return self._database.count(
+            "SELECT count(DISTINCT batch_number) FROM import_job_batches"
+            " WHERE job_id = $id AND status <> 'completed'",
+            id=str(key),
+        )
+
+    def names_resolved(self, key: ExtractKey) -> int | None:
+        """Names that publishing an extract resolved; None when it is not published."""
+        row = self._database.row(
+            "SELECT names_resolved FROM import_jobs WHERE id = $id AND status = 'completed'",
+            id=str(key),
+        )
+        return int(row[0]) if row else None
+
+    def open_job(self, staged: Staged) -> None:
+        """Opens the job of an extract in the ledger, or takes it up again.
+
+        Raises:
+            OrderError: the extract does not follow what is published; names what is expected.
+            RegisterError: batches of another file of the same key are applied.
+        """
+        extract = staged.extract
+        check_order(extract.key, self.published())
+        half_applied = self.half_applied()
+        if half_applied not in (None, extract.key):
+            raise OrderError(f"{extract.key}: {half_applied} is half applied; finish it first")
+        known = self._database.row(
+            "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
+        )
+        with self._database.transaction():
+            if known and not self._same_cut(staged):
+                self._forget(extract, other_file=known[0] != extract.sha256)
+                known = None
+            if not known:
+                self._insert_job(staged)
+            self._database.execute(
+                "UPDATE import_jobs SET status = 'processing', error_message = NULL,"
+                " started_at = coalesce(started_at, now()) WHERE id = $id",
+                id=str(extract.key),
+            )
+
+    def complete_table(
+        self,
+        extract: Extract,
+        table: Table,
+        batch: Batch,
+        change: TableChange,
+        attempt: int,
+        started: float,
+    ) -> None:
+        """Completes the rows of one table in a batch; part of the caller's transaction.
+
+        Closing counts for the first operation, opening for the last.
+        """
+        first, last = extract.key.operations[0], extract.key.operations[-1]
+        row = self._database.row(
+            "UPDATE import_job_batches SET status = 'completed', attempts = $attempts,"
+            " started_at = to_timestamp($started), completed_at = to_timestamp($completed),"
+            " error_message = NULL,"
+            " rows_closed = CASE operation WHEN $first THEN $closed ELSE 0 END,"
+            " rows_opened = CASE operation WHEN $last THEN $opened ELSE 0 END,"
+            " rows_unchanged = CASE operation WHEN $last THEN $unchanged ELSE 0 END,"
+            " duplicates_dropped = CASE operation WHEN $last THEN $duplicates ELSE 0 END"
+            " WHERE job_id = $id AND table_name = $table AND batch_number = $batch"
+            " AND status <> 'completed'",
+            id=str(extract.key),
+            table=table.name,
+            batch=batch.number,
+            attempts=attempt,
+            started=started,
+            completed=time.time(),  # now() would be the beginning of the transaction
+            first=first,
+            last=last,
+            closed=change.rows_closed,
+            opened=change.rows_opened,
+            unchanged=change.rows_unchanged,
+            duplicates=change.duplicates_dropped,
+        )
+        if not row or row[0] != len(extract.key.operations):
+            raise RegisterError(
+                f"{extract.key}: batch {batch.number}: {table.name}: its ledger rows are not open;"
+                f" apply {extract.key} again"
+            )
+
+    def fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
+        """Notes in the ledger that the last attempt at a batch failed."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE import_job_batches SET status = 'failed', attempts = $attempts,"
+                " error_message = $message"
+                " WHERE job_id = $id AND batch_number = $batch AND status <> 'completed'",
+                id=str(staged.extract.key),
+                batch=batch.number,
+                attempts=attempt,
+                message=message,
+            )
+            self._database.execute(
+                "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
+                id=str(staged.extract.key),
+                message=f"batch {batch.number}: {message}",
+            )
+
+    def complete_job(self, key: ExtractKey, names_resolved: int) -> None:
+        """Marks an extract as published; part of the caller's transaction."""
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'completed', names_resolved = $names,"
+            " error_message = NULL, completed_at = now() WHERE id = $id",
+            id=str(key),
+            names=names_resolved,
+        )
+
+    def _same_cut(self, staged: Staged) -> bool:
+        """Tells whether the ledger's rows are those of this staging file, batch by batch."""
+        extract = staged.extract
+        row = self._database.row(
+            "SELECT sha256 FROM import_jobs WHERE id = $id", id=str(extract.key)
+        )
+        rows = self._database.execute(
+            "SELECT table_name, batch_number, operation, records_count FROM import_job_batches"
+            " WHERE job_id = $id",
+            id=str(extract.key),
+        ).fetchall()
+        return row == (extract.sha256,) and sorted(rows) == sorted(_ledger_keys(staged))
+
+    def _forget(self, extract: Extract, *, other_file: bool) -> None:
+        """Makes room for another cut of an extract: its batches will find their rows unchanged."""
+        applied = self._database.count(
+            "SELECT count(*) FROM import_job_batches WHERE job_id = $id AND status = 'completed'",
+            id=str(extract.key),
+        )
+        if other_file and applied:
+            raise RegisterError(
+                f"{extract.key}: batches of another file with this key are applied; import that"
+                " file to its end first"
+            )
+        self._database.execute(
+            "DELETE FROM import_job_batches WHERE job_id = $id", id=str(extract.key)
+        )
+        self._database.execute("DELETE FROM import_jobs WHERE id = $id", id=str(extract.key))
+
+    def _insert_job(self, staged: Staged) -> None:
+        extract = staged.extract
+        self._database.execute(
+            "INSERT INTO import_jobs BY NAME SELECT $id AS id, $number AS extract_number,"
+            " $type AS extract_type, $date AS snapshot_date, $timestamp AS extract_timestamp,"
+            " $source_file AS source_file, $sha256 AS sha256, 'pending' AS status,"
+            " $batches AS total_batches, now() AS created_at",
+            id=str(extract.key),
+            number=extract.key.number,
+            type=extract.key.type,
+            date=extract.snapshot_date,
+            timestamp=extract.timestamp,
+            source_file=extract.source_file,
+            sha256=extract.sha256,
+            batches=len(staged.batches),
+        )
+        self._database.connection.executemany(
+            "INSERT INTO import_job_batches (job_id, table_name, batch_number, operation,"
+            " records_count, status, attempts) VALUES (?, ?, ?, ?, ?, 'pending', 0)",
+            [(str(extract.key), *row) for row in _ledger_keys(staged)],
+        )
+
+
+def published_extracts(connection: duckdb.DuckDBPyConnection) -> list[tuple[ExtractKey, str]]:
+    """The published extracts and the sha256 of their ZIPs, the newest first.
+
+    The register must be the default database of the connection.
+    """
+    rows = connection.execute(
+        "SELECT extract_number, extract_type, sha256 FROM import_jobs WHERE status = 'completed'"
+        " ORDER BY extract_number DESC, completed_at DESC"
+    ).fetchall()
+    return [(ExtractKey(number, kind), sha256) for number, kind, sha256 in rows]
+
+
+def check_order(key: ExtractKey, published: ExtractKey | None) -> None:
+    """Makes sure that an extract may be applied after what is published.
+
+    Raises:
+        OrderError: names the extract that is expected.
+    """
+    if published is None:
+        if key.type == "update":
+            raise OrderError(f"{key}: the register is empty; import a Full first")
+    elif key.number <= published.number:
+        raise OrderError(f"{key}: {published} is published; what it brings is in the register")
+    elif key.type == "update" and key.number != published.number + 1:
+        expected = ExtractKey(published.number + 1, "update")
+        raise OrderError(
+            f"{key}: {published} is published; {expected} is expected, or a Full above it"
+        )
+
+
+def _ledger_keys(staged: Staged) -> list[tuple[str, int, str, int]]:
+    return [
+        (t.name, batch.number, operation, staged.records.get((t.name, batch.number, operation), 0))
+        for t in TABLES
+        for batch in staged.batches
+        for operation in staged.extract.key.operations
+    ]
