@@ -270,7 +270,7 @@ def check_cut(core: Core, staged: Staged, key: ExtractKey, entities: Counter[str
 NUMBERS = [f"{kind}.000.000.{n:03d}" for kind in ("0200", "1000", "2", "9") for n in range(5)]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     numbers=st.lists(st.sampled_from([*NUMBERS, "", "é", "😀", "\uffff"]), max_size=60),
     batch_rows=st.integers(1, 12),
@@ -347,9 +347,9 @@ UNSOUND: dict[str, Callable[[str], str | bytes]] = {
 @pytest.mark.parametrize(
     ("table", "unsound"),
     [
-        *((t, "too few") for t in ALL_TABLES if t not in (ADDRESS, CODE)),
+        *((t, "too few") for t in ALL_TABLES if t is not ADDRESS),
         *((ADDRESS, unsound) for unsound in UNSOUND),
-        *((CODE, unsound) for unsound in UNSOUND),
+        *((CODE, unsound) for unsound in ("too many", "not UTF-8", "no key")),
     ],
     ids=lambda value: value.name if isinstance(value, Table) else value,
 )
