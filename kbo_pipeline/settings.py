@@ -112,6 +112,10 @@ def load_settings(
         poll_seconds=reader.number("KBO_POLL_SECONDS", 3600, 1, 86_400),
         ui_port=reader.number("KBO_UI_PORT", 3000, 1, 65_535),
     )
+    if settings.database == settings.register_file:
+        raise SettingsError(
+            f"KBO_DATABASE: {settings.database} is the register at work; name another file"
+        )
     reader.refuse_unknown()
     return settings
 
@@ -122,7 +126,7 @@ def _dotenv(file: Path) -> dict[str, str]:
     from dotenv import dotenv_values  # only where there is a file: the import costs start-up time
 
     try:
-        return {name: value or "" for name, value in dotenv_values(file).items()}
+        return {name: value or "" for name, value in dotenv_values(file, interpolate=False).items()}
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
 

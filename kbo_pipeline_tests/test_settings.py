@@ -209,3 +209,13 @@ def test_a_password_never_stands_in_the_refusal_of_an_address(url: str, tmp_path
 def test_an_env_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"KBO_USERNAME=Andr\xe9\n")
     assert ".env: " in refusal({}, tmp_path)
+
+
+def test_a_value_in_the_env_file_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KBO_PASSWORD=a${b}c\n")
+    assert load_settings({}, tmp_path).password == "a${b}c"
+
+
+def test_the_register_at_work_cannot_be_the_published_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"KBO_DATABASE: .* is the register at work"):
+        load_settings({"KBO_DATABASE": "data/work/register.duckdb"}, tmp_path)
