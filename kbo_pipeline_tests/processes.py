@@ -102,3 +102,22 @@ def processes_of(directory: Path) -> list[list[str]]:
         except psutil.Error:
             continue
     return found
+
+
+def noise(text: str) -> list[str]:
+    """Lines that nobody should have to read: Python's warnings and tracebacks.
+
+    That Dagster would rather see its `dg` used than its `dagster` is no fault of ours.
+    """
+    return [
+        line
+        for line in text.splitlines()
+        if ("Warning:" in line or "Traceback" in line) and " is superseded " not in line
+    ]
+
+
+def noise_in_logs(directory: Path) -> dict[str, list[str]]:
+    """Noise in the logs of a data directory: of servers, and of each run's worker."""
+    logs = [*directory.rglob("*.log"), *directory.rglob("*.err"), *directory.rglob("*.out")]
+    found = {str(log): noise(log.read_text(errors="replace")) for log in logs}
+    return {name: lines for name, lines in found.items() if lines}
