@@ -20,12 +20,17 @@ def replace_atomically(target: Path) -> Iterator[Path]:
         leftover.unlink(missing_ok=True)
     try:
         yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
+        move_into_place(temporary, target)
     finally:
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
+
+
+def move_into_place(file: Path, target: Path) -> None:
+    """Renames `file` to `target`, replacing it; file and folder are on disk before this returns."""
+    _sync(file)
+    os.replace(file, target)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
