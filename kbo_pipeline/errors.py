@@ -7,6 +7,9 @@
     ├── NotReadyError      what this step needs is not there yet
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
     ├── ImportFailedError  a run of an import failed
+    ├── PortalError        the KBO portal does not answer as it must
+    │   ├── LoginRefusedError    it refuses the account
+    │   └── PortalRefusedError   it refuses one address, or points to another server
     └── StorageError       PostgreSQL or the disk does not answer as it must
 
 Every message is one line that names the thing, the place and the next step.
@@ -45,6 +48,24 @@ class RegisterError(KboError):
 
 class ImportFailedError(KboError):
     """A run of an import failed; what it committed stays."""
+
+
+class PortalError(KboError):
+    """The KBO portal does not answer as it must; it may later."""
+
+    transient = True
+
+
+class LoginRefusedError(PortalError):
+    """The portal refuses the account; asking again may lock it."""
+
+    transient = False
+
+
+class PortalRefusedError(PortalError):
+    """The portal refuses one address, or its answer points where no credentials may go."""
+
+    transient = False
 
 
 class StorageError(KboError):

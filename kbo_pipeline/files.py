@@ -20,10 +20,7 @@ def replace_atomically(target: Path) -> Iterator[Path]:
         leftover.unlink(missing_ok=True)
     try:
         yield temporary
-        _sync(temporary)
-        _log(target).unlink(missing_ok=True)  # else DuckDB would replay it into the new file
-        os.replace(temporary, target)
-        _sync(target.parent)
+        move_into_place(temporary, target)
     finally:
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
@@ -32,6 +29,14 @@ def replace_atomically(target: Path) -> Iterator[Path]:
 def _log(file: Path) -> Path:
     """Where DuckDB keeps the write-ahead log of a file."""
     return file.with_name(f"{file.name}.wal")
+
+
+def move_into_place(file: Path, target: Path) -> None:
+    """Renames `file` to `target`, replacing it; file and folder are on disk before this returns."""
+    _sync(file)
+    _log(target).unlink(missing_ok=True)  # else DuckDB would replay it into the new file
+    os.replace(file, target)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Answers of the stand-in portal, before anything goes wrong with sending them."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import BinaryIO
+
+from kbo_pipeline.sample.faults import Effect, Fault
+
+BASE = "/kbo-open-data"
+"""The path under which the portal lives."""
+LOGIN = f"{BASE}/static/j_spring_security_check"
+"""Where the login form goes."""
+LOGIN_PAGE = f"{BASE}/login"
+"""Where it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; its body is in memory, or a file from some byte on."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    file: Path | None = None
+    start: int = 0
+
+    def open_body(self) -> BinaryIO:
+        """The body, from where it is asked for."""
+        if self.file is None:
+            return io.BytesIO(self.body)
+        stream = self.file.open("rb")
+        stream.seek(self.start)
+        return stream
+
+
+def login_page() -> Answer:
+    """The portal's login page; status 200, as the portal does it."""
+    return page(
+        f'<form action="{LOGIN}" method="post"><input name="j_username">'
+        '<input name="j_password" type="password"></form>'
+    )
+
+
+def page(body: str, status: int = HTTPStatus.OK) -> Answer:
+    """A page of the portal."""
+    content = f"<!DOCTYPE html>\n<html><body>{body}</body></html>\n".encode()
+    headers = {"Content-Type": "text/html;charset=UTF-8", "Content-Length": str(len(content))}
+    return Answer(status, headers, content)
+
+
+def redirect(location: str) -> Answer:
+    """Sends the client elsewhere."""
+    return Answer(HTTPStatus.FOUND, {"Location": location, "Content-Length": "0"})
+
+
+def instead_of_answer(fault: Fault) -> Answer | None:
+    """What is answered without looking at the request; None when the fault strikes later."""
+    match fault.effect:
+        case Effect.LOGIN_PAGE:
+            return login_page()
+        case Effect.PAGE:
+            return page(fault.body)
+        case Effect.REDIRECT:
+            return redirect(fault.location)
+        case Effect.STATUS:
+            answer = page(f"<h1>{fault.status}</h1>", fault.status)
+            extra = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+            return Answer(answer.status, {**answer.headers, **extra}, answer.body)
+    return None
+
+
+def head_of(answer: Answer, fault: Fault | None) -> bytes:
+    """The status line and the headers; a header with several values has one a line."""
+    headers = dict(answer.headers)
+    if fault is not None and fault.effect is Effect.LENGTH:
+        headers["Content-Length"] = str(int(headers["Content-Length"]) + fault.off)
+    status = HTTPStatus(answer.status)
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Server: stand-in"]
+    lines += [f"{name}: {value}" for name, text in headers.items() for value in text.split("\n")]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
