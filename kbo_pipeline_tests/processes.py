@@ -28,7 +28,7 @@ def wait_until(ready: Callable[[], object], what: str, process: "Started | None"
         if process is not None:
             assert process.popen.poll() is None, f"{what}: it has ended: {process.output()}"
         assert time.monotonic() < deadline, f"{what}: not in {PATIENCE} s"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 class Started:
