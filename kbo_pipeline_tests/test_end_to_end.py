@@ -25,7 +25,7 @@ import json, select, sys, duckdb
 database, expected = sys.argv[1], json.loads(sys.argv[2])
 seen = []
 print("ready", flush=True)
-while not select.select([sys.stdin], [], [], 0.02)[0]:
+while not select.select([sys.stdin], [], [], 0.1)[0]:
     with duckdb.connect(database, read_only=True) as reader:
         number = reader.execute(
             "SELECT max(extract_number) FROM import_jobs WHERE status = 'completed'"
