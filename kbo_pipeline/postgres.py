@@ -194,9 +194,6 @@ class _Server:
             time.sleep(0.05)
 
     def _start(self) -> Path:
-        if os.geteuid() == 0:
-            for path in (self.data, _programs() / "postgres"):
-                _let_through(path, self._owner()[0])
         if not self.data.exists():
             self._create_data()
         socket_dir = self._socket_dir()
@@ -239,6 +236,9 @@ class _Server:
         with os.fdopen(self._open(self.log.name, os.O_APPEND), "ab") as log:
             begin = log.tell()
             uid, gid = self._owner() if os.geteuid() == 0 else (None, None)
+            if uid is not None:  # each time: somebody may have closed a directory above since
+                for path in (self.data, _programs() / program):
+                    _let_through(path, uid)
             finished = subprocess.run(
                 [_programs() / program, *arguments],
                 # Nothing else: settings of ours are not the server's, and some are secret. The data
