@@ -133,6 +133,21 @@ def test_stages_follow_each_other_by_themselves_in_extract_order(
     assert _published(pipeline) == 141
 
 
+def test_a_run_that_kbo_start_was_stopped_in_goes_on_after_the_next_start(
+    pipeline: Pipeline,
+) -> None:
+    pipeline.settings |= {"KBO_BATCH_ROWS": "10", "KBO_MAX_BATCHES": "150"}
+    with running_server(pipeline) as server:
+        server.launch("stage_extract", EXTRACT)
+        server.wait_for_run("apply_batches", "STARTED")
+    assert not pipeline.database.exists()
+    with running_server(pipeline) as server:
+        server.wait_for_run("publish_extract", "SUCCESS")
+    with pipeline.read() as connection:
+        rows = connection.execute("SELECT DISTINCT status FROM import_job_batches").fetchall()
+    assert rows == [("completed",)]
+
+
 def _published(pipeline: Pipeline) -> int:
     with pipeline.read() as connection:
         (row,) = connection.execute("SELECT max(extract_number) FROM import_jobs").fetchall()

@@ -29,13 +29,9 @@ def claim_file(settings: Settings, key: ExtractKey) -> Path:
 def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Requests the run that applies the next extract in order."""
     progress = Progress(context.instance)
-    key = progress.next_to_apply
-    if key is None:
-        return dg.SkipReason("no staged extract follows what is published")
-    if key in progress.at_staging:
-        return dg.SkipReason(f"{key} is being staged")
-    if is_locked(claim_file(load_settings(), key)):
-        return dg.SkipReason(f"{key} is being imported from the command line")
+    key = _next_in_order(progress)
+    if isinstance(key, dg.SkipReason):
+        return key
     batches = progress.batches[key]
     return dg.RunRequest(
         run_key=f"apply:{key}:{progress.staged[key]}",
@@ -56,18 +52,26 @@ def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg
 def publish_when_applied(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Requests the run that publishes the extract whose last batch is applied."""
     progress = Progress(context.instance)
+    key = _next_in_order(progress)
+    if isinstance(key, dg.SkipReason):
+        return key
+    missing = progress.missing_batches(key)
+    if missing:
+        total = len(progress.batches[key])
+        return dg.SkipReason(f"{key}: {len(missing)} of {total} batches are not applied")
+    newest = max(max(ids.values()) for ids in progress.applied(key).values())
+    return dg.RunRequest(
+        run_key=f"publish:{key}:{newest}", partition_key=str(key), tags={EXTRACT_TAG: str(key)}
+    )
+
+
+def _next_in_order(progress: Progress) -> ExtractKey | dg.SkipReason:
+    """The extract that may go on now, or why none may."""
     key = progress.next_to_apply
     if key is None:
         return dg.SkipReason("no staged extract follows what is published")
     if key in progress.at_staging:
         return dg.SkipReason(f"{key} is being staged")
-    missing = progress.missing_batches(key)
-    if missing:
-        total = len(progress.batches[key])
-        return dg.SkipReason(f"{key}: {len(missing)} of {total} batches are not applied")
     if is_locked(claim_file(load_settings(), key)):
         return dg.SkipReason(f"{key} is being imported from the command line")
-    newest = max(max(ids.values()) for ids in progress.applied(key).values())
-    return dg.RunRequest(
-        run_key=f"publish:{key}:{newest}", partition_key=str(key), tags={EXTRACT_TAG: str(key)}
-    )
+    return key
