@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -152,7 +153,7 @@ class Terminal:
 @pytest.fixture(scope="module")
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, big_zip: Path
-) -> tuple[Pipeline, Terminal, list[dict[str, object]]]:
+) -> tuple[Pipeline, Terminal, list[dict[str, Any]]]:
     """A whole import on a terminal, and what `kbo status --json` said meanwhile."""
     pipeline = Pipeline(tmp_path_factory.mktemp("whole"), MANY_BATCHES)
     said = []
@@ -175,7 +176,7 @@ def uninterrupted(
 
 
 def test_an_import_on_a_terminal_shows_a_bar_that_fills(
-    uninterrupted: tuple[Pipeline, Terminal, list[dict[str, object]]],
+    uninterrupted: tuple[Pipeline, Terminal, list[dict[str, Any]]],
 ) -> None:
     _, terminal, _ = uninterrupted
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.shown.decode())
@@ -187,7 +188,7 @@ def test_an_import_on_a_terminal_shows_a_bar_that_fills(
 
 
 def test_status_of_a_running_import_grows_and_names_the_batch_at_work(
-    uninterrupted: tuple[Pipeline, Terminal, list[dict[str, object]]],
+    uninterrupted: tuple[Pipeline, Terminal, list[dict[str, Any]]],
 ) -> None:
     _, _, said = uninterrupted
     running = [found for found in said if found["status"] != "completed"]
@@ -197,14 +198,14 @@ def test_status_of_a_running_import_grows_and_names_the_batch_at_work(
     for found in said:
         assert found["failed_batches"] == []
         assert found["error"] is None
-    completed = [found["overall"]["completed"] for found in said]  # type: ignore[index]
+    completed = [found["overall"]["completed"] for found in said]
     assert completed == sorted(completed)
     at_work = [found for found in running if found["current_batch"]]
     assert at_work
     for found in at_work:
         current, following = found["current_batch"], found["next_batch"]
-        assert current["operation"] == "insert"  # type: ignore[index]
-        assert following is None or following["batch"] == current["batch"] + 1  # type: ignore[index]
+        assert current["operation"] == "insert"
+        assert following is None or following["batch"] == current["batch"] + 1
 
 
 def run_of(instance: dg.DagsterInstance, job: str, *statuses: str) -> Callable[[], bool]:
@@ -240,7 +241,7 @@ def check_stopped(pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
 def test_an_import_that_is_stopped_or_killed_goes_on_where_it_was(
     tmp_path: Path,
     big_zip: Path,
-    uninterrupted: tuple[Pipeline, Terminal, list[dict[str, object]]],
+    uninterrupted: tuple[Pipeline, Terminal, list[dict[str, Any]]],
 ) -> None:
     pipeline = Pipeline(tmp_path, {"KBO_MAX_BATCHES": "12"})  # another cut, the same content
     with pipeline.instance() as instance:
