@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,13 @@ def start() -> None:
             end_dead_runs_of_commands(instance, settings)
             fail_dead_runs_of_daemon(instance)
 
+    if settings.has_account:
+        click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
+    else:
+        click.echo(
+            "portal: not asked, as KBO_USERNAME and KBO_PASSWORD are not set; put ZIPs into"
+            f" {settings.inbox_dir}"
+        )
     serve(settings, click.echo, before=recover)
 
 
@@ -92,6 +100,22 @@ def import_command(zips: tuple[Path, ...]) -> None:
 
 
 @main.command()
+@click.argument("extract", default="latest", metavar="[EXTRACT|latest]")
+def fetch(extract: str) -> None:
+    """Download an extract from the portal without importing it.
+
+    The latest is the one with the highest number; the Full, if there are both of that number.
+    """
+    from kbo_pipeline.fetching import fetch_zip, latest_key
+    from kbo_pipeline.settings import load_settings
+
+    key, settings = None if extract == "latest" else _extract_key(extract), load_settings()
+    with _report_line() as report:
+        file = fetch_zip(settings, key or latest_key(settings), report)
+    click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
+
+
+@main.command()
 @click.argument("extract", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(extract: str | None, as_json: bool) -> None:
@@ -100,9 +124,14 @@ def status(extract: str | None, as_json: bool) -> None:
 
     key, settings = _extract_key(extract), load_settings()
     from kbo_pipeline.defs.importing import open_instance
+    from kbo_pipeline.defs.polling import read_poll
     from kbo_pipeline.defs.status import newest_extract, read_status
 
     with open_instance(settings) as instance:
+        poll = read_poll(instance)
+        if poll is not None and not as_json:
+            asked = datetime.fromtimestamp(poll.asked_at).strftime("%Y-%m-%d %H:%M:%S")
+            click.echo(f"portal, asked at {asked}: {poll}")
         found = read_status(instance, key or newest_extract(instance))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
@@ -154,6 +183,19 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+@contextmanager
+def _report_line() -> Iterator[Callable[[str], None]]:
+    """Shows the newest line of progress; all of them where nobody can see one change."""
+    from rich.markup import escape
+
+    console = _console()
+    if not console.is_terminal:
+        yield lambda line: click.echo(line, err=True)
+        return
+    with console.status("") as shown:
+        yield lambda line: shown.update(escape(line))
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Download:
         """Tells whether the ZIP lies there already, sound and of the right extract."""
         if not self._target.is_file():
             return False
-        problem = _damage(self._target)
+        problem = damage(self._target)
         if problem is None:
             try:
                 found = read_extract(self._target).key
@@ -166,7 +166,7 @@ class Download:
 
     def _check(self) -> None:
         """Makes sure that the part is the ZIP that was asked for, or drops it."""
-        problem = _damage(self._part)
+        problem = damage(self._part)
         if problem is not None:
             self._forget_part()
             raise BrokenError(f"{self._target.name}: what came is damaged ({problem})")
@@ -238,7 +238,12 @@ def _is_page(response: requests.Response, head: bytes) -> bool:
     return "html" in response.headers.get("Content-Type", "").lower() or head[:1] == b"<"
 
 
-def _damage(file: Path) -> str | None:
+def lock_of(directory: Path, key: ExtractKey) -> Path:
+    """The lock of those who bring the ZIP of an extract into a directory."""
+    return directory / f".{key}.lock"
+
+
+def damage(file: Path) -> str | None:
     """What is wrong with a ZIP, reading every member against its CRC; None for a sound one."""
     try:
         with file.open("rb") as stream:

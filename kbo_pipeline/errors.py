@@ -51,9 +51,17 @@ class ImportFailedError(KboError):
 
 
 class PortalError(KboError):
-    """The KBO portal does not answer as it must; it may later."""
+    """The KBO portal does not answer as it must; it may later.
+
+    Attributes:
+        wait: seconds that it asks to wait before it is asked again; None when it names none.
+    """
 
     transient = True
+
+    def __init__(self, message: str, *, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class LoginRefusedError(PortalError):

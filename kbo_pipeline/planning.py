@@ -43,7 +43,11 @@ class Plan:
     gap: bool = False
 
 
-def plan_imports(offered: Collection[ExtractKey], published: ExtractKey | None) -> Plan:
+def plan_imports(
+    offered: Collection[ExtractKey],
+    published: ExtractKey | None,
+    unusable: Collection[ExtractKey] = (),
+) -> Plan:
     """Plans the way from what is published to the newest extract on offer.
 
     An Update costs little, so Updates come in order as long as each is there. Where one is not,
@@ -52,12 +56,18 @@ def plan_imports(offered: Collection[ExtractKey], published: ExtractKey | None) 
     Args:
         offered: extracts on offer, in any order.
         published: the newest published extract; None when the register is empty.
+        unusable: extracts that count as not there, though they may be on offer.
     """
-    fulls = sorted({key.number for key in offered if key.type == "full"})
-    updates = {key.number for key in offered if key.type == "update"}
+    usable = set(offered) - set(unusable)
+    fulls = sorted(key.number for key in usable if key.type == "full")
+    updates = {key.number for key in usable if key.type == "update"}
     newest = max((key.number for key in offered), default=0)
     if published is None and not fulls:
-        return Plan((), "the register is empty and no Full is on offer", gap=bool(offered))
+        return Plan((), "the register is empty and no Full is at hand", gap=bool(offered))
+
+    def absence(key: ExtractKey) -> str:
+        return "failed too often" if key in unusable else "is not on offer"
+
     due: list[ExtractKey] = []
     bridges: list[str] = []
     number = published.number if published else 0
@@ -67,10 +77,10 @@ def plan_imports(offered: Collection[ExtractKey], published: ExtractKey | None) 
             due.append(following)
         elif fulls and fulls[-1] > number:
             due.append(ExtractKey(fulls[-1], "full"))
-            missing = f"{following} is not on offer" if number else "the register is empty"
+            missing = f"{following} {absence(following)}" if number else "the register is empty"
             bridges.append(f"{missing}: {due[-1]} takes its place")
         else:
-            reason = f"{following} is not on offer, nor a Full above it"
+            reason = f"{following} {absence(following)}, and there is no Full above it"
             return Plan(tuple(due), "; ".join([*bridges, reason]), gap=True)
         number = due[-1].number
     if not due:

@@ -6,16 +6,19 @@ do. Anything else leads to one fresh login; if that does not help, it is an erro
 updates".
 """
 
+import datetime
 import hashlib
 import html
+import math
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kbo_pipeline.downloads import Download
+from kbo_pipeline.downloads import Download, lock_of
 from kbo_pipeline.errors import ExtractError, LoginRefusedError, PortalError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.limits import Limits
@@ -26,6 +29,9 @@ __all__ = ["Limits", "Offer", "Portal", "offers_in"]
 
 T = TypeVar("T")
 
+DAYS_ON_SERVER = 31
+"""How long KBO keeps an extract on its server, about."""
+
 _LOGIN = "/static/j_spring_security_check"
 _LIST = "/affiliation/xml/?files"
 _FILES = "/affiliation/xml/files/"
@@ -33,8 +39,9 @@ _LINK = re.compile(r"""\bhref\s*=\s*(?:"files/([^"<>]*)"|'files/([^'<>]*)')""", 
 _LOGIN_PAGE = re.compile(r"j_spring_security_check|j_password")
 
 # A portal may lock an account after a few refusals, and a sensor asks every hour: what was refused
-# once is not tried again by this process. Digests only, salted: no password stays here.
-_refused: set[bytes] = set()
+# is not tried again by this process for a day. Digests only, salted: no password stays here.
+_refused: dict[bytes, float] = {}
+_REFUSED_SECONDS = 86_400.0
 _SALT = os.urandom(16)
 
 
@@ -49,6 +56,21 @@ class Offer:
 
     key: ExtractKey
     file_name: str
+
+    @property
+    def expires_date(self) -> datetime.date | None:
+        """The day on which it leaves the server, about: 31 days after the date in its name.
+
+        None for a monthly name, which has no day.
+        """
+        day = re.search(r"_(\d{4})_(\d{2})_(\d{2})_", self.file_name)
+        if day is None:
+            return None
+        try:
+            named = datetime.date(*map(int, day.groups()))
+        except ValueError:
+            return None
+        return named + datetime.timedelta(days=DAYS_ON_SERVER)
 
     def __post_init__(self) -> None:
         if not self.file_name.isascii() or key_in_file_name(self.file_name) != self.key:
@@ -94,14 +116,18 @@ class Portal:
         self._web.close()
         self._has_session = False
 
-    def list_extracts(self) -> list[Offer]:
+    def list_extracts(self, within: float | None = None) -> list[Offer]:
         """What the portal offers now, by number, the Update of a number before its Full.
+
+        Args:
+            within: seconds that it may take in all; None for as long as the limits allow.
 
         Raises:
             LoginRefusedError: the portal refuses the account.
             PortalError: no list, or one without extracts even after a fresh login.
         """
-        offers = self._with_session(self._listed)
+        with self._web.within(within):
+            offers = self._with_session(self._listed)
         if offers is None:
             raise PortalError(
                 f"GET {self._web.base_path}{_LIST}: lists no extracts, even after a fresh login;"
@@ -129,7 +155,7 @@ class Portal:
         target = directory / offer.file_name
         url = self._web.url(_FILES + offer.file_name)
         download = Download(self._web, url, offer.key, target, report)
-        lock = target.with_name(f"{target.name}.lock")
+        lock = lock_of(directory, offer.key)
         if is_locked(lock):
             report(f"{target.name}: another process fetches it; waiting")
         with exclusive_lock(lock, timeout=self._limits.lock_wait):
@@ -155,7 +181,7 @@ class Portal:
 
     def _log_in(self) -> None:
         self._has_session = False
-        if self._digest not in _refused:
+        if time.monotonic() - _refused.get(self._digest, -math.inf) > _REFUSED_SECONDS:
             self._web.forget_cookies()
             page = self._web.post_form(self._web.url(_LOGIN), self._account)
             if page.status == 200 and self._is_inside(page):
@@ -166,10 +192,11 @@ class Portal:
                     f"POST {self._web.base_path}{_LOGIN}: leads to {page.path}, which is neither"
                     " inside nor the login page; try again later, or sign in with a browser"
                 )
-            _refused.add(self._digest)
+            _refused[self._digest] = time.monotonic()
         raise LoginRefusedError(
             f"POST {self._web.base_path}{_LOGIN}: the portal refuses the account; check"
-            " KBO_USERNAME and KBO_PASSWORD by signing in with a browser, then start again"
+            " KBO_USERNAME and KBO_PASSWORD by signing in with a browser, then start again (if not,"
+            " the next attempt is in a day)"
         )
 
     def _is_inside(self, page: Page) -> bool:

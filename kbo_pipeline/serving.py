@@ -115,6 +115,8 @@ def _exported(settings: Settings) -> dict[str, str]:
         "KBO_MAX_BATCHES": str(settings.max_batches),
         "KBO_POLL_SECONDS": str(settings.poll_seconds),
         "KBO_UI_PORT": str(settings.ui_port),
+        "KBO_STALE_HOURS": str(settings.stale_hours),
+        "KBO_ALERT_WEBHOOK": settings.alert_webhook,
     }
     return {name: value for name, value in values.items() if value is not None}
 

@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
+from urllib.parse import urlsplit
 
 from kbo_pipeline.errors import SettingsError
 
 _OTHER_VARIABLES = ("DAGSTER_POSTGRES_URL", "DAGSTER_HOME")
+_PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
 
@@ -28,6 +31,8 @@ class Settings:
         max_batches: batches that an extract is cut into at most (`KBO_MAX_BATCHES`).
         poll_seconds: how often the portal is asked (`KBO_POLL_SECONDS`).
         ui_port: port of the web UI on 127.0.0.1 (`KBO_UI_PORT`).
+        stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
+        alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
     """
 
     data_dir: Path
@@ -41,9 +46,21 @@ class Settings:
     max_batches: int
     poll_seconds: int
     ui_port: int
+    stale_hours: int
+    alert_webhook: str | None
 
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, database={str(self.database)!r})"
+
+    @property
+    def has_account(self) -> bool:
+        """Whether there is an account to ask the portal with."""
+        return self.username is not None and self.password is not None
+
+    @property
+    def inbox_dir(self) -> Path:
+        """Where people put ZIPs to be imported."""
+        return self.data_dir / "inbox"
 
     @property
     def downloads_dir(self) -> Path:
@@ -97,12 +114,7 @@ def load_settings(
     settings = Settings(
         data_dir=data_dir,
         database=_database(reader, data_dir),
-        portal_url=reader.matching(
-            "KBO_PORTAL_URL",
-            re.compile(r"https?://\S+"),
-            "https://kbopub.economie.fgov.be/kbo-open-data",
-            "an http or https address",
-        ).rstrip("/"),
+        portal_url=reader.address("KBO_PORTAL_URL", _PORTAL_URL),
         username=reader.text("KBO_USERNAME"),
         password=reader.text("KBO_PASSWORD"),
         postgres_url=_postgres_url(reader),
@@ -111,6 +123,8 @@ def load_settings(
         max_batches=reader.number("KBO_MAX_BATCHES", 64, 1, 9999),
         poll_seconds=reader.number("KBO_POLL_SECONDS", 3600, 1, 86_400),
         ui_port=reader.number("KBO_UI_PORT", 3000, 1, 65_535),
+        stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
+        alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
     )
     if settings.database == settings.register_file:
         raise SettingsError(
@@ -174,11 +188,28 @@ class _Reader:
             raise SettingsError(f"{name}: DuckDB takes no path with a '?', found {path!r}")
         return Path(path)
 
-    def matching(self, name: str, pattern: re.Pattern[str], default: str, meaning: str) -> str:
+    @overload
+    def address(self, name: str, default: str) -> str: ...
+    @overload
+    def address(self, name: str) -> str | None: ...
+    def address(self, name: str, default: str | None = None) -> str | None:
+        """A web address; what travels to another machine must be encrypted."""
         text = self.text(name) or default
-        if not pattern.fullmatch(text):
-            raise SettingsError(f"{name}: expected {meaning}, found {text!r}")
-        return text
+        if text is None:
+            return None
+        try:
+            parts = urlsplit(text)
+            host, has_account, _ = parts.hostname, "@" in parts.netloc, parts.port
+        except ValueError:
+            host = None
+        local = host in ("localhost", "127.0.0.1", "::1")
+        schemes = ("http", "https") if local else ("https",)
+        if host is None or has_account or parts.scheme not in schemes or re.search(r"\s", text):
+            raise SettingsError(  # the value may hold a secret: it is not repeated
+                f"{name}: expected an https address without a password in it (http only for"
+                " 127.0.0.1 and localhost)"
+            )
+        return text.rstrip("/")
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
         text = self.text(name)

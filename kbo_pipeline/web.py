@@ -5,6 +5,7 @@ wrong below leaves this module as a `PortalError`.
 """
 
 import email.utils
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -56,15 +57,13 @@ class BrokenError(PortalError):
     """An attempt failed, another may succeed; `Web.retrying` lets none of these out.
 
     Attributes:
-        wait: seconds that the server asks to wait.
         is_unanswered: the request may have arrived, but what became of it is unknown.
     """
 
     def __init__(
         self, message: str, *, wait: float | None = None, is_unanswered: bool = False
     ) -> None:
-        super().__init__(message)
-        self.wait = wait
+        super().__init__(message, wait=wait)
         self.is_unanswered = is_unanswered
 
 
@@ -82,6 +81,7 @@ class Web:
             SettingsError: the address is none.
         """
         self.limits = limits
+        self._until = math.inf
         self._base_url = base_url.rstrip("/")
         self._server = _server(self._base_url)
         if self._server is None:
@@ -95,6 +95,22 @@ class Web:
     def url(self, path: str) -> str:
         """The address of a path below the base address."""
         return self._base_url + path
+
+    @contextmanager
+    def within(self, seconds: float | None) -> Iterator[None]:
+        """Everything asked in this block ends in so many seconds, whatever the limits allow.
+
+        Downloads excepted: only their headers must be there by then.
+
+        Args:
+            seconds: None for as long as the limits allow.
+        """
+        before = self._until
+        self._until = math.inf if seconds is None else time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until = before
 
     def forget_cookies(self) -> None:
         """Ends the session on our side."""
@@ -117,7 +133,7 @@ class Web:
 
         def once() -> Page | str:
             nonlocal unanswered
-            deadline = time.monotonic() + self.limits.total
+            deadline = self._deadline()
             try:
                 with self._asked("POST", url, deadline, fields=fields, allowed=(401,)) as response:
                     if response.status_code in _REDIRECTS:
@@ -144,7 +160,7 @@ class Web:
         """
 
         def once() -> Page:
-            deadline = time.monotonic() + self.limits.total
+            deadline = self._deadline()
             with self.opened(url, deadline=deadline, allowed=allowed) as response:
                 return self._page(response, deadline)
 
@@ -171,7 +187,7 @@ class Web:
             BrokenError: another attempt may succeed.
             PortalError: the status is a refusal, or a redirect leads to another server.
         """
-        deadline = time.monotonic() + self.limits.total if deadline is None else deadline
+        deadline = self._deadline() if deadline is None else deadline
         for _ in range(_MOST_REDIRECTS):
             with self._asked("GET", url, deadline, headers=headers, allowed=allowed) as response:
                 if response.status_code not in _REDIRECTS:
@@ -222,15 +238,22 @@ class Web:
                 problem, asked = str(broken), broken.wait
             if asked is not None and asked > self.limits.longest_retry_after:
                 until = datetime.now(UTC) + timedelta(seconds=min(asked, 1e9))
-                raise PortalError(f"{problem}; try again after {until:%Y-%m-%d %H:%M:%S} UTC")
+                raise PortalError(
+                    f"{problem}; try again after {until:%Y-%m-%d %H:%M:%S} UTC", wait=asked
+                )
             if attempt < self.limits.attempts:
                 # Jitter, lest several of us come back together; but never before the server allows.
                 pause = wait * random.uniform(0.5, 1.5) if asked is None else asked
+                if time.monotonic() + pause >= self._until:
+                    raise PortalError(f"{problem}; no time for another attempt", wait=asked)
                 if report is not None:
                     report(f"{problem}; next attempt in {pause:.0f} s")
                 time.sleep(pause)
                 wait *= self.limits.growth
         raise PortalError(f"{problem}; {self.limits.attempts} attempts failed, try again later")
+
+    def _deadline(self) -> float:
+        return min(time.monotonic() + self.limits.total, self._until)
 
     @contextmanager
     def _asked(

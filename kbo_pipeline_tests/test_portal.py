@@ -655,7 +655,7 @@ def test_two_processes_fetch_one_good_zip(world: World) -> None:
 
 def test_a_file_that_another_holds_for_too_long_is_told(world: World) -> None:
     world.limits = dataclasses.replace(SHORT, lock_wait=0.2)
-    lock = world.directory / f"{world.source().name}.lock"
+    lock = world.directory / f".{UPDATE}.lock"
     with exclusive_lock(lock), pytest.raises(StorageError, match=str(os.getpid())):
         world.fetch()
     assert any("another process" in line for line in world.lines)

@@ -17,6 +17,7 @@ from tenacity import (
 
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.claims import claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
@@ -77,9 +78,10 @@ def apply_to_register(
             for extract, group in groupby(keys, key=lambda key: key.extract):
                 batch_keys = list(group)
                 try:
-                    yield from _apply_extract(
-                        context, settings, connection, register, extract, batch_keys, failures
-                    )
+                    with claimed_for_step(context, settings, extract):
+                        yield from _apply_extract(
+                            context, settings, connection, register, extract, batch_keys, failures
+                        )
                 except KboError as error:
                     context.log.error(str(error))
                     failures.update({str(key): str(error) for key in batch_keys})

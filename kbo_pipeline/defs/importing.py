@@ -14,16 +14,15 @@ from dagster import DagsterInstance
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.applying import WRITER_POOL
+from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
-from kbo_pipeline.defs.recovery import OWN_RUN, end_dead_runs_of_commands
-from kbo_pipeline.defs.sensors import claim_file
+from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.ledger import check_order
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.publishing import is_published, read_published
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
@@ -52,7 +51,7 @@ def import_extract(
         ImportFailedError: a run failed; names the run's error and the next step.
     """
     key = extract.key
-    with exclusive_lock(claim_file(settings, key)):
+    with claim(settings, key):
         with duckdb.connect(":memory:") as connection:
             if is_published(connection, settings.database, extract):
                 return False
@@ -76,7 +75,7 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
     """
     if key not in Progress(instance).known:
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
-    with exclusive_lock(claim_file(settings, key)):
+    with claim(settings, key):
         progress = Progress(instance)
         if key in progress.published:
             return []

@@ -19,6 +19,7 @@ EXTRACT_TAG = "kbo/extract"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 
+_RUNS_LOOKED_AT = 200
 _STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 _EXTRACTS = "kbo_extracts"
 _PUBLISHED = dg.AssetKey("published_extract")
@@ -75,6 +76,21 @@ class Progress:
         runs = self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
         staging = {extract_of(run) for run in runs if _is_staging(run)}
         return {key for key in self.known if str(key) in staging}
+
+    @cached_property
+    def staging_failures(self) -> Mapping[ExtractKey, list[float]]:
+        """When the staging of an extract failed, the last time first, in seconds of the epoch.
+
+        Of extracts that were not staged since; retries that Dagster makes by itself included.
+        """
+        failed = dg.RunsFilter(job_name="stage_extract", statuses=[dg.DagsterRunStatus.FAILURE])
+        found: dict[ExtractKey, list[float]] = {}
+        for record in self.instance.get_run_records(failed, limit=_RUNS_LOOKED_AT):
+            text = extract_of(record.dagster_run)
+            key = next((key for key in self.known if str(key) == text), None)
+            if key is not None and key not in self.staged:
+                found.setdefault(key, []).append(record.end_time or record.start_time or 0.0)
+        return found
 
     def applied(self, key: ExtractKey) -> dict[str, dict[str, int]]:
         """Storage ids of the applied batches of an extract, by table name and batch key."""

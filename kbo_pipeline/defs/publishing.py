@@ -7,12 +7,11 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
 from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.publishing import publish
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import CODE, TABLES
 
 
@@ -51,9 +50,11 @@ def publish_assets(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Replaces `code`, resolves names, and puts the published file in its place."""
-    with permanent_errors_not_retried(context), duckdb.get_connection() as connection:
-        settings = load_settings()
-        key = ExtractKey.parse(context.partition_key)
+    with (
+        permanent_errors_not_retried(context),
+        claimed_partition(context) as (settings, key),
+        duckdb.get_connection() as connection,
+    ):
         publication = publish(
             connection,
             key,

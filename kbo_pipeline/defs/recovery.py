@@ -3,14 +3,11 @@
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
+from kbo_pipeline.defs.claims import OWN_RUN, claim_file
 from kbo_pipeline.defs.progress import EXTRACT_TAG
-from kbo_pipeline.defs.sensors import claim_file
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.settings import Settings
-
-OWN_RUN = {"kbo/started_by": "kbo"}
-"""Tag of the runs that a `kbo` process runs itself."""
 
 _AT_WORK = [
     dg.DagsterRunStatus.STARTING,

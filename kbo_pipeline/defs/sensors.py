@@ -4,20 +4,15 @@ A lost tick loses nothing. The storage id in a run key is that of the event that
 the same event starts one run, a new staging or a repaired batch starts another.
 """
 
-from pathlib import Path
-
 import dagster as dg
 
+from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
-from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.defs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
-from kbo_pipeline.settings import Settings, load_settings
-
-
-def claim_file(settings: Settings, key: ExtractKey) -> Path:
-    """The lock that stands for importing an extract from the command line."""
-    return settings.work_dir / "claims" / f"{key}.lock"
+from kbo_pipeline.settings import load_settings
 
 
 @dg.sensor(
@@ -36,7 +31,7 @@ def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg
     return dg.RunRequest(
         run_key=f"apply:{key}:{progress.staged[key]}",
         tags={
-            EXTRACT_TAG: str(key),
+            **queue_tags(key, is_staged=True),
             RANGE_START_TAG: batches[0],
             RANGE_END_TAG: batches[-1],
         },
@@ -61,7 +56,9 @@ def publish_when_applied(context: dg.SensorEvaluationContext) -> dg.RunRequest |
         return dg.SkipReason(f"{key}: {len(missing)} of {total} batches are not applied")
     newest = max(max(ids.values()) for ids in progress.applied(key).values())
     return dg.RunRequest(
-        run_key=f"publish:{key}:{newest}", partition_key=str(key), tags={EXTRACT_TAG: str(key)}
+        run_key=f"publish:{key}:{newest}",
+        partition_key=str(key),
+        tags=queue_tags(key, is_staged=True),
     )
 
 
@@ -73,5 +70,5 @@ def _next_in_order(progress: Progress) -> ExtractKey | dg.SkipReason:
     if key in progress.at_staging:
         return dg.SkipReason(f"{key} is being staged")
     if is_locked(claim_file(load_settings(), key)):
-        return dg.SkipReason(f"{key} is being imported from the command line")
+        return dg.SkipReason(f"{key} is being worked on")
     return key

@@ -6,12 +6,12 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.defs.catalogue import preview, staging_schema
-from kbo_pipeline.defs.download import kept_zip
+from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.extracts import ExtractKey, read_extract
+from kbo_pipeline.extracts import read_extract
+from kbo_pipeline.fetching import kept_zip
 from kbo_pipeline.publishing import is_published
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.staging import open_staged, stage
 from kbo_pipeline.tables import ALL_TABLES, Table
 
@@ -44,9 +44,11 @@ def import_staging(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Loads the CSV files of an extract into its own DuckDB file and cuts it into batches."""
-    with permanent_errors_not_retried(context), duckdb.get_connection() as connection:
-        settings = load_settings()
-        key = ExtractKey.parse(context.partition_key)
+    with (
+        permanent_errors_not_retried(context),
+        claimed_partition(context) as (settings, key),
+        duckdb.get_connection() as connection,
+    ):
         zip_file = kept_zip(settings, key)
         extract = read_extract(zip_file)
         if is_published(connection, settings.database, extract):

@@ -1,0 +1,61 @@
+"""Who works on an extract: one process at a time, whoever started it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.settings import Settings, load_settings
+
+OWN_RUN = {"kbo/started_by": "kbo"}
+"""Tag of the runs that a `kbo` process runs itself."""
+
+_PATIENCE = 10.0  # seconds; somebody may only be looking whether it is free
+
+
+def claim_file(settings: Settings, key: ExtractKey) -> Path:
+    """The lock of whoever works on an extract."""
+    return settings.work_dir / "claims" / f"{key}.lock"
+
+
+@contextmanager
+def claim(settings: Settings, key: ExtractKey) -> Iterator[None]:
+    """Works on an extract: nobody else does until the block ends.
+
+    Raises:
+        StorageError: another process works on it; names its process id.
+    """
+    with exclusive_lock(claim_file(settings, key), timeout=_PATIENCE):
+        yield
+
+
+@contextmanager
+def claimed_for_step(
+    context: dg.AssetExecutionContext, settings: Settings, key: ExtractKey
+) -> Iterator[None]:
+    """What `claim` does, for a step of a run; a `kbo` process has claimed it for all its runs.
+
+    Raises:
+        StorageError: another process works on it; names its process id.
+    """
+    if OWN_RUN.keys() <= context.run.tags.keys():
+        yield
+        return
+    with claim(settings, key):
+        yield
+
+
+@contextmanager
+def claimed_partition(context: dg.AssetExecutionContext) -> Iterator[tuple[Settings, ExtractKey]]:
+    """The settings and the extract of a step's partition, which is claimed until the block ends.
+
+    Raises:
+        ExtractError: the partition is no extract.
+        StorageError: another process works on it; names its process id.
+    """
+    settings, key = load_settings(), ExtractKey.parse(context.partition_key)
+    with claimed_for_step(context, settings, key):
+        yield settings, key

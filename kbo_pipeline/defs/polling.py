@@ -1,0 +1,204 @@
+"""The sensor that asks the portal, decides what is due, and starts it."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from threading import Lock
+
+import dagster as dg
+import duckdb
+
+from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.defs.jobs import stage_extract
+from kbo_pipeline.defs.partitions import kbo_extracts
+from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.defs.queueing import queue_tags
+from kbo_pipeline.errors import KboError, LoginRefusedError, PortalError
+from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.fetching import open_portal
+from kbo_pipeline.limits import Limits
+from kbo_pipeline.locks import is_locked
+from kbo_pipeline.planning import plan_imports
+from kbo_pipeline.portal import Offer, Portal
+from kbo_pipeline.publishing import read_published
+from kbo_pipeline.settings import Settings, load_settings
+
+ASKING_SECONDS = 30.0
+"""How long asking the portal may take: a sensor is given 60 s, and not all of it is ours."""
+
+_LIMITS = Limits(connect=5, read=10, total=15, attempts=3, first_wait=1, longest_retry_after=5)
+_FIRST_PAUSE = 60.0  # seconds, after the portal failed; doubled each time, up to the usual pause
+_LONGEST_PAUSE = 3600.0
+_MOST_FAILURES = 3  # of staging an extract; then a Full takes its place, if there is one
+_STORED_AS = "kbo/poll"
+_TICK_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What came of asking the portal for the last time. Times are seconds of the epoch, UTC.
+
+    Attributes:
+        asked_at: when.
+        next_at: when it is to be asked again.
+        not_before: when the portal allows it to be asked again; 0 when it did not say.
+        decision: what was decided and why, or what went wrong, in one line.
+        due: keys of the extracts that were due.
+        days_left: until the next needed extract leaves the server; None when none is needed, or
+            its name does not tell.
+        is_gap: an extract is missing, and there is no Full that would bridge it.
+        is_failed: the portal did not answer as it must.
+        is_refused: the portal refuses the account.
+        since: since when it has been failing without a break; equals `asked_at` when it is not.
+        failures: how often it has failed without a break.
+    """
+
+    asked_at: float
+    next_at: float
+    decision: str
+    due: tuple[str, ...] = ()
+    days_left: int | None = None
+    is_gap: bool = False
+    is_failed: bool = False
+    is_refused: bool = False
+    not_before: float = 0.0
+    since: float = 0.0
+    failures: int = 0
+
+    def __str__(self) -> str:
+        left = "" if self.days_left is None else f"; {self.due[0]} {_leaves(self.days_left)}"
+        return f"{self.decision}{left}"
+
+
+def read_poll(instance: dg.DagsterInstance) -> Poll | None:
+    """What came of asking the portal for the last time; None when it never was asked."""
+    stored = instance.run_storage.get_cursor_values({_STORED_AS}).get(_STORED_AS)
+    if stored is None:
+        return None
+    read = json.loads(stored)
+    return Poll(**{**read, "due": tuple(read["due"])})
+
+
+def newest_published(settings: Settings, progress: Progress) -> ExtractKey | None:
+    """The newest extract that readers have: the ledger knows, even of another Dagster's runs."""
+    with duckdb.connect(":memory:") as connection:
+        published = read_published(connection, settings.database)
+    return published[0][0] if published else progress.newest_published
+
+
+@dg.sensor(
+    job=stage_extract,
+    minimum_interval_seconds=min(_TICK_SECONDS, load_settings().poll_seconds),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks the portal for new extracts and starts importing those that are due.",
+)
+def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Asks on start and then each `KBO_POLL_SECONDS`; says what it decided and why."""
+    settings = load_settings()
+    if not settings.has_account:
+        return dg.SkipReason(
+            "KBO_USERNAME, KBO_PASSWORD: not set, so the portal is not asked; the inbox alone works"
+        )
+    with _asking:
+        before = read_poll(context.instance)
+        if before is not None and not _is_time(before, time.time()):
+            wait = before.next_at - time.time()
+            return dg.SkipReason(f"{before}; asks again in {_duration(wait)}")
+        progress = Progress(context.instance)
+        poll = _ask(settings, progress, before)
+        context.instance.run_storage.set_cursor_values({_STORED_AS: json.dumps(asdict(poll))})
+    due = [ExtractKey.parse(text) for text in poll.due]
+    startable = [key for key in due if _is_startable(settings, progress, key)]
+    context.log.info(str(poll))
+    if not startable:
+        return dg.SkipReason(str(poll))
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(
+                run_key=f"fetch:{key}:{poll.asked_at:.0f}",
+                partition_key=str(key),
+                tags=queue_tags(key, is_staged=False),
+            )
+            for key in startable
+        ],
+        dynamic_partitions_requests=[kbo_extracts.build_add_request([str(k) for k in startable])],
+    )
+
+
+_asking = Lock()
+_asked_on_start = False  # a code server lives as long as `kbo start`
+_portal: Portal | None = None  # with its session, which is kept between two polls
+
+
+def _is_time(before: Poll, now: float) -> bool:
+    return now >= (before.next_at if _asked_on_start else before.not_before)
+
+
+def _ask(settings: Settings, progress: Progress, before: Poll | None) -> Poll:
+    """Asks the portal and plans; whatever goes wrong there becomes a poll that says so."""
+    global _asked_on_start, _portal
+    _asked_on_start = True
+    now = time.time()
+    try:
+        if _portal is None:
+            _portal = open_portal(settings, _LIMITS)
+        offers = _portal.list_extracts(within=ASKING_SECONDS)
+        return _planned(settings, progress, offers, now)
+    except KboError as error:
+        is_again = before is not None and before.is_failed
+        failures = before.failures + 1 if before and is_again else 1
+        pause = min(_FIRST_PAUSE * 2 ** min(failures - 1, 20), settings.poll_seconds)
+        asked = error.wait if isinstance(error, PortalError) and error.wait is not None else 0.0
+        return Poll(
+            asked_at=now,
+            next_at=now + max(pause, asked),
+            decision=str(error),
+            is_failed=True,
+            is_refused=isinstance(error, LoginRefusedError),
+            not_before=now + asked if asked else 0.0,
+            since=before.since if before and is_again else now,
+            failures=failures,
+        )
+
+
+def _planned(settings: Settings, progress: Progress, offers: list[Offer], now: float) -> Poll:
+    kept = {key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip")}
+    offered = {offer.key for offer in offers} | {key for key in kept if key is not None}
+    unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
+    plan = plan_imports(offered, newest_published(settings, progress), unusable)
+    expires = {offer.key: offer.expires_date for offer in offers}
+    next_expires = expires.get(plan.due[0]) if plan.due else None
+    today = datetime.fromtimestamp(now, UTC).date()
+    named = ", ".join(str(key) for key in plan.due[:5]) + (" ..." if len(plan.due) > 5 else "")
+    return Poll(
+        asked_at=now,
+        next_at=now + settings.poll_seconds,
+        decision=f"{named} due: {plan.reason}" if plan.due else plan.reason,
+        due=tuple(str(key) for key in plan.due),
+        days_left=(next_expires - today).days if next_expires else None,
+        is_gap=plan.gap,
+        since=now,
+    )
+
+
+def _is_startable(settings: Settings, progress: Progress, key: ExtractKey) -> bool:
+    """Whether a run that stages it is missing: nobody is at it, and it is not staged."""
+    if key in progress.at_staging or key in progress.staged:
+        return False
+    if is_locked(claim_file(settings, key)):
+        return False
+    failures = progress.staging_failures.get(key, [])
+    pause = min(_FIRST_PAUSE * 2 ** (len(failures) - 1), _LONGEST_PAUSE)
+    return not failures or time.time() >= failures[0] + pause
+
+
+def _leaves(days: int) -> str:
+    if days < 0:
+        return "may leave the server any day"
+    return f"leaves the server in {days} day{'' if days == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

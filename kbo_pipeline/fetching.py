@@ -1,0 +1,126 @@
+"""Fetch: an extract's ZIP comes into the downloads directory, from wherever it is. No Dagster."""
+
+import shutil
+from pathlib import Path
+
+from kbo_pipeline.downloads import damage, lock_of
+from kbo_pipeline.errors import ExtractError, NotReadyError, SettingsError
+from kbo_pipeline.extracts import Extract, ExtractKey, key_in_file_name, read_extract
+from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.limits import Limits
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.portal import Portal
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.web import Report
+
+
+def open_portal(settings: Settings, limits: Limits | None = None) -> Portal:
+    """The portal of these settings; nothing is asked yet.
+
+    Raises:
+        SettingsError: no account is set, or the address is none.
+    """
+    if settings.username is None or settings.password is None:
+        raise SettingsError(
+            "KBO_USERNAME, KBO_PASSWORD: not set, so the portal cannot be asked; set both, or put"
+            f" ZIPs into {settings.inbox_dir}"
+        )
+    return Portal(settings.portal_url, settings.username, settings.password, limits=limits)
+
+
+def fetch_zip(settings: Settings, key: ExtractKey, report: Report) -> Path:
+    """The ZIP of an extract in the downloads directory: the sound one there, or a fetched one.
+
+    Args:
+        settings: say where it goes and whom to ask.
+        key: which extract.
+        report: takes a line of progress, at most once a second, and what goes wrong.
+
+    Raises:
+        NotReadyError: it does not lie here, and the portal does not list it or cannot be asked.
+        PortalError: the portal does not give it.
+        ExtractError: what it gives is another extract.
+        StorageError: it cannot be written.
+    """
+    for file in kept_zips(settings, key):
+        problem = damage(file)
+        if problem is None and read_extract(file).key == key:
+            return file
+        report(f"{file.name}: not used as it lies there ({problem or 'another extract'})")
+    if not settings.has_account:
+        raise NotReadyError(
+            f"{key}: no sound ZIP of it in {settings.downloads_dir}; put one there, use kbo import,"
+            " or set KBO_USERNAME and KBO_PASSWORD to have it fetched"
+        )
+    with open_portal(settings) as portal:
+        offer = next((offer for offer in portal.list_extracts() if offer.key == key), None)
+        if offer is None:
+            raise NotReadyError(
+                f"{key}: the portal does not list it, and no sound ZIP of it lies in"
+                f" {settings.downloads_dir}; put one there, or use kbo import"
+            )
+        file = portal.download(offer, settings.downloads_dir, report)
+    _remove_others(settings, key, file)
+    return file
+
+
+def latest_key(settings: Settings) -> ExtractKey:
+    """The newest extract that the portal lists; the Full, if there are both of that number.
+
+    Raises:
+        SettingsError: no account is set.
+        PortalError: the portal lists nothing.
+    """
+    with open_portal(settings) as portal:
+        return portal.list_extracts()[-1].key
+
+
+def kept_zips(settings: Settings, key: ExtractKey) -> list[Path]:
+    """The files of an extract in the downloads directory, by name; more than one is an accident."""
+    files = settings.downloads_dir.glob("*.zip")
+    return sorted(file for file in files if key_in_file_name(file.name) == key)
+
+
+def kept_zip(settings: Settings, key: ExtractKey) -> Path:
+    """The ZIP of an extract in the downloads directory.
+
+    Raises:
+        NotReadyError: there is none.
+        ExtractError: there are several.
+    """
+    files = kept_zips(settings, key)
+    if not files:
+        raise NotReadyError(
+            f"{key}: no ZIP of it in {settings.downloads_dir}; put it there or use kbo import"
+        )
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ExtractError(f"{key}: several ZIPs of it: {names}; keep the one that is right")
+    return files[0]
+
+
+def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, Extract]:
+    """Copies a ZIP into the downloads directory, in place of others of the same extract.
+
+    Raises:
+        ExtractError: the ZIP is another extract, or none.
+        StorageError: another process brings the same extract.
+    """
+    extract = read_extract(source)
+    if extract.key != key:
+        raise ExtractError(f"{source.name}: it is {extract.key}, not {key}; name the right file")
+    if source.parent == settings.downloads_dir:
+        return source, extract
+    name = extract.source_file if key_in_file_name(extract.source_file) else extract.file_name
+    target = settings.downloads_dir / name
+    with exclusive_lock(lock_of(settings.downloads_dir, key), timeout=60.0):
+        with replace_atomically(target) as temporary:
+            shutil.copyfile(source, temporary)
+        _remove_others(settings, key, target)
+    return target, read_extract(target)
+
+
+def _remove_others(settings: Settings, key: ExtractKey, kept: Path) -> None:
+    for other in kept_zips(settings, key):
+        if other != kept:
+            other.unlink()
