@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import duckdb
@@ -20,9 +21,11 @@ from kbo_pipeline.fetching import open_portal
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.planning import plan_imports
-from kbo_pipeline.portal import Offer, Portal
 from kbo_pipeline.publishing import read_published
 from kbo_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from kbo_pipeline.portal import Offer, Portal
 
 ASKING_SECONDS = 30.0
 """How long asking the portal may take: a sensor is given 60 s, and not all of it is ours."""
@@ -128,7 +131,7 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
 
 _asking = Lock()
 _asked_on_start = False  # a code server lives as long as `kbo start`
-_portal: Portal | None = None  # with its session, which is kept between two polls
+_portal: "Portal | None" = None  # with its session, which is kept between two polls
 
 
 def _is_time(before: Poll, now: float) -> bool:
@@ -162,7 +165,7 @@ def _ask(settings: Settings, progress: Progress, before: Poll | None) -> Poll:
         )
 
 
-def _planned(settings: Settings, progress: Progress, offers: list[Offer], now: float) -> Poll:
+def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now: float) -> Poll:
     kept = {key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip")}
     offered = {offer.key for offer in offers} | {key for key in kept if key is not None}
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
