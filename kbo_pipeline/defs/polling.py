@@ -50,7 +50,7 @@ class Poll:
         due: keys of the extracts that were due.
         days_left: until the next needed extract leaves the server; None when none is needed, or
             its name does not tell.
-        is_gap: an extract is missing, and there is no Full that would bridge it.
+        gap: what is missing, with no Full that would bridge it; None when nothing is.
         is_failed: the portal did not answer as it must.
         is_refused: the portal refuses the account.
         since: since when it has been failing without a break; equals `asked_at` when it is not.
@@ -62,7 +62,7 @@ class Poll:
     decision: str
     due: tuple[str, ...] = ()
     days_left: int | None = None
-    is_gap: bool = False
+    gap: str | None = None
     is_failed: bool = False
     is_refused: bool = False
     not_before: float = 0.0
@@ -180,7 +180,7 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
         decision=f"{named} due: {plan.reason}" if plan.due else plan.reason,
         due=tuple(str(key) for key in plan.due),
         days_left=(next_expires - today).days if next_expires else None,
-        is_gap=plan.gap,
+        gap=plan.gap,
         since=now,
     )
 
