@@ -92,6 +92,14 @@ def _engine(url: str, embedded: Path | None) -> Engine:
         def start_again(*_: object) -> None:
             embedded_server_url(embedded)
 
+    @event.listens_for(engine, "connect")
+    def in_utc(connection: Any, _: object) -> None:
+        # Dagster writes instants with a zone into columns without one: PostgreSQL converts them to
+        # the session's zone, and Dagster reads them as UTC (dagster 1.13.27).
+        if connection.info.parameter_status("TimeZone") != "UTC":
+            with connection.cursor() as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
+
     # A forked child must not talk on its parent's connections, nor close them.
     os.register_at_fork(after_in_child=lambda: engine.dispose(close=False))
     return engine
