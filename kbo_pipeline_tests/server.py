@@ -83,6 +83,17 @@ class Server:
             id=found["sensorOrError"]["id"],
         )
 
+    def ticks(self, sensor: str) -> list[str]:
+        """What a sensor has said, the newest first; none of its ticks may have failed."""
+        found = self.query(
+            "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor {"
+            " sensorState { ticks(limit: 200) { skipReason error { message } } } } } }",
+            s={"sensorName": sensor, **LOCATION},
+        )
+        every = found["sensorOrError"]["sensorState"]["ticks"]
+        assert [tick["error"] for tick in every if tick["error"]] == []
+        return [tick["skipReason"] or "" for tick in every]
+
     def runs(self, job: str) -> list[dict[str, Any]]:
         """The runs of a job, the oldest first."""
         found = self.query(

@@ -134,7 +134,7 @@ def test_a_gap_is_bridged_by_a_full_and_the_reason_is_said_whatever_the_portal_d
     assert all(portal.stand_in.next_fault(fault.kind) is None for fault in faults)
     assert published(pipeline)[-2:] == ["0142-update", "0144-full"]
     said = "0143-update is not on offer: 0144-full takes its place"
-    assert any(said in tick for tick in ticks(server, "kbo_extract_sensor"))
+    assert any(said in tick for tick in server.ticks("kbo_extract_sensor"))
 
 
 FAULTS: dict[str, list[Fault]] = {
@@ -178,23 +178,6 @@ def test_a_fault_delays_and_no_more(
     print(f"{name}: published after {time.monotonic() - began:.0f} s")
     check_register(pipeline, newest + 1)
     assert all(portal.stand_in.next_fault(fault.kind) is None for fault in FAULTS[name])
-
-
-def ticks(server: Server, sensor: str) -> list[str]:
-    """What a sensor has said, the newest first."""
-    found = server.query(
-        "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor {"
-        " sensorState { ticks(limit: 200) { status skipReason logKey error { message } runs"
-        " { runId } } } } } }",
-        s={
-            "sensorName": sensor,
-            "repositoryName": "__repository__",
-            "repositoryLocationName": "kbo_pipeline",
-        },
-    )
-    every = found["sensorOrError"]["sensorState"]["ticks"]
-    assert [tick["error"] for tick in every if tick["error"]] == []
-    return [tick["skipReason"] or "" for tick in every]
 
 
 @dataclass
@@ -241,10 +224,10 @@ def test_a_refused_password_is_tried_once_and_told_once(tmp_path: Path, portal: 
         pipeline = Pipeline(tmp_path / "data", settings)
         with running_server(pipeline) as server:
             wait_until(lambda: webhook.alerts)
-            asked = len(ticks(server, "kbo_extract_sensor"))
-            told = len(ticks(server, "alert_sensor"))
-            wait_until(lambda: len(ticks(server, "alert_sensor")) > told)
-            assert len(ticks(server, "kbo_extract_sensor")) > asked
+            asked = len(server.ticks("kbo_extract_sensor"))
+            told = len(server.ticks("alert_sensor"))
+            wait_until(lambda: len(server.ticks("alert_sensor")) > told)
+            assert len(server.ticks("kbo_extract_sensor")) > asked
             assert server.runs("stage_extract") == []
         assert stand_in.count(Kind.LOGIN) == 1
         assert "the portal refuses the account" in pipeline.kbo("status", check=False).stdout
