@@ -84,7 +84,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
             for name, keys in failed.items()
             for batch in keys
         ),
-        error=_error_of(instance, runs[0]) if broken and runs else None,
+        error=run_error(instance, runs[0]) if broken and runs else None,
         seconds_left=_seconds_left(instance, running, len(batches), len(places))
         if at_work
         else None,
@@ -100,6 +100,21 @@ def failure_message(event: dg.DagsterEvent) -> str:
     while error is not None and error.cause is not None:
         error = error.cause
     return error.message.strip().split("\n", 1)[0] if error else "failed without a message"
+
+
+def step_failure(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterEvent | None:
+    """The event of the last step that failed in a run; None when none did."""
+    records = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    events = [record.dagster_event for record in records if record.dagster_event]
+    return events[-1] if events else None
+
+
+def run_error(instance: DagsterInstance, run: dg.DagsterRun) -> str:
+    """Why a run failed, in one line."""
+    event = step_failure(instance, run)
+    if event is not None:
+        return failure_message(event)
+    return f"run {run.run_id} ended without a failed step; see it in the UI"
 
 
 def _table_progress(
@@ -142,14 +157,6 @@ def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list
         if names:
             failed[table.name] = [batch for batch in batches if batch in names]
     return failed
-
-
-def _error_of(instance: DagsterInstance, run: dg.DagsterRun) -> str:
-    records = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
-    events = [record.dagster_event for record in records if record.dagster_event]
-    if events:
-        return failure_message(events[-1])
-    return f"run {run.run_id} ended without a failed step; see it in the UI"
 
 
 def _seconds_left(
