@@ -7,8 +7,6 @@ can tell whether it still has the same file. Nothing stands under `<name>` befor
 import json
 import re
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import requests
 
 from kbo_pipeline.errors import ExtractError, StorageError
-from kbo_pipeline.extracts import ExtractKey, read_extract
+from kbo_pipeline.extracts import ExtractKey, damage, read_extract
 from kbo_pipeline.files import move_into_place
 from kbo_pipeline.web import BrokenError, Report, Web
 
@@ -236,21 +234,3 @@ def _content_length(response: requests.Response) -> int | None:
 
 def _is_page(response: requests.Response, head: bytes) -> bool:
     return "html" in response.headers.get("Content-Type", "").lower() or head[:1] == b"<"
-
-
-def lock_of(directory: Path, key: ExtractKey) -> Path:
-    """The lock of those who bring the ZIP of an extract into a directory."""
-    return directory / f".{key}.lock"
-
-
-def damage(file: Path) -> str | None:
-    """What is wrong with a ZIP, reading every member against its CRC; None for a sound one."""
-    try:
-        with file.open("rb") as stream:
-            if stream.read(2) != b"PK":
-                return "it does not start as a ZIP does"
-        with zipfile.ZipFile(file) as archive:
-            member = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError, OSError) as error:
-        return str(error)
-    return None if member is None else f"the CRC of {member} is wrong"

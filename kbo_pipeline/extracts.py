@@ -137,6 +137,19 @@ def key_in_file_name(name: str) -> ExtractKey | None:
     return ExtractKey(int(match["number"]), cast(ExtractType, match["type"].lower()))
 
 
+def damage(file: Path) -> str | None:
+    """What is wrong with a ZIP, reading every member against its CRC; None for a sound one."""
+    try:
+        with file.open("rb") as stream:
+            if stream.read(2) != b"PK":
+                return "it does not start as a ZIP does"
+        with zipfile.ZipFile(file) as archive:
+            member = archive.testzip()
+    except _UNREADABLE as error:
+        return str(error)
+    return None if member is None else f"the CRC of {member} is wrong"
+
+
 def unpack(
     zip_file: Path, key: ExtractKey, directory: Path
 ) -> dict[tuple[Table, Operation], CsvFile]:

@@ -1,21 +1,23 @@
 """Fetch: an extract's ZIP comes into the downloads directory, from wherever it is. No Dagster."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kbo_pipeline.downloads import damage, lock_of
 from kbo_pipeline.errors import ExtractError, NotReadyError, SettingsError
-from kbo_pipeline.extracts import Extract, ExtractKey, key_in_file_name, read_extract
+from kbo_pipeline.extracts import Extract, ExtractKey, damage, key_in_file_name, read_extract
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.portal import Portal
+from kbo_pipeline.locks import exclusive_lock, zip_lock
 from kbo_pipeline.settings import Settings
-from kbo_pipeline.web import Report
+
+if TYPE_CHECKING:
+    from kbo_pipeline.portal import Portal
 
 
-def open_portal(settings: Settings, limits: Limits | None = None) -> Portal:
+def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
     """The portal of these settings; nothing is asked yet.
 
     Raises:
@@ -26,10 +28,12 @@ def open_portal(settings: Settings, limits: Limits | None = None) -> Portal:
             "KBO_USERNAME, KBO_PASSWORD: not set, so the portal cannot be asked; set both, or put"
             f" ZIPs into {settings.inbox_dir}"
         )
+    from kbo_pipeline.portal import Portal  # run workers that find their ZIP need no requests
+
     return Portal(settings.portal_url, settings.username, settings.password, limits=limits)
 
 
-def fetch_zip(settings: Settings, key: ExtractKey, report: Report) -> Path:
+def fetch_zip(settings: Settings, key: ExtractKey, report: Callable[[str], None]) -> Path:
     """The ZIP of an extract in the downloads directory: the sound one there, or a fetched one.
 
     Args:
@@ -114,7 +118,7 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
         return source, extract
     name = extract.source_file if key_in_file_name(extract.source_file) else extract.file_name
     target = settings.downloads_dir / name
-    with exclusive_lock(lock_of(settings.downloads_dir, key), timeout=60.0):
+    with exclusive_lock(zip_lock(settings.downloads_dir, key), timeout=60.0):
         with replace_atomically(target) as temporary:
             try:
                 shutil.copyfile(source, temporary)
@@ -130,7 +134,7 @@ def drop_zip(settings: Settings, extract: Extract) -> None:
     Raises:
         StorageError: another process brings the same extract.
     """
-    with exclusive_lock(lock_of(settings.downloads_dir, extract.key)):
+    with exclusive_lock(zip_lock(settings.downloads_dir, extract.key)):
         for file in kept_zips(settings, extract.key):
             with suppress(ExtractError):
                 if read_extract(file).sha256 == extract.sha256:

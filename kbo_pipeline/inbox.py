@@ -10,9 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbo_pipeline.downloads import damage
 from kbo_pipeline.errors import ExtractError, StorageError
-from kbo_pipeline.extracts import Extract, ExtractKey, key_in_file_name, read_extract, read_key
+from kbo_pipeline.extracts import (
+    Extract,
+    ExtractKey,
+    damage,
+    key_in_file_name,
+    read_extract,
+    read_key,
+)
 
 SETTLED_SECONDS = 5.0
 """A file that did not change for so long is taken for whole."""
@@ -150,11 +156,14 @@ class Inbox:
         """Makes now the time of a claimed ZIP's last change; its content and mtime stay.
 
         Raises:
-            OSError: it is not ours.
+            OSError: it is gone.
         """
         stat = claimed.path.stat()
-        os.utime(claimed.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        return _seen(claimed.path)
+        try:
+            os.utime(claimed.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            return _seen(claimed.path)
+        except PermissionError:  # it belongs to another user: a new name has the same effect
+            return _seen(_move(claimed.path, self.processing_dir) or claimed.path)
 
     def finish(self, dropped: Dropped, note: str | None = None) -> bool:
         """Moves a ZIP to done/, with a note beside it; False when somebody else has moved it.

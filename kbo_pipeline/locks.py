@@ -41,6 +41,11 @@ def is_locked(file: Path) -> bool:
         return True
 
 
+def zip_lock(directory: Path, extract: object) -> Path:
+    """The lock of those who bring the ZIP of an extract into a directory."""
+    return directory / f".{extract}.lock"
+
+
 def _wait_for(descriptor: int, file: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while True:

@@ -35,12 +35,12 @@ class Plan:
     Attributes:
         due: extracts, in the order in which they are imported.
         reason: why these, in one line.
-        gap: an extract that is needed is not on offer, nor a Full that would bridge it.
+        gap: what is missing, where neither the needed extract nor a Full above it is at hand.
     """
 
     due: tuple[ExtractKey, ...]
     reason: str
-    gap: bool = False
+    gap: str | None = None
 
 
 def plan_imports(
@@ -63,7 +63,9 @@ def plan_imports(
     updates = {key.number for key in usable if key.type == "update"}
     newest = max((key.number for key in offered), default=0)
     if published is None and not fulls:
-        return Plan((), "the register is empty and no Full is at hand", gap=bool(offered))
+        return Plan(
+            (), "the register is empty and no Full is at hand", gap="a Full" if offered else None
+        )
 
     def absence(key: ExtractKey) -> str:
         return "failed too often" if key in unusable else "is not on offer"
@@ -81,7 +83,7 @@ def plan_imports(
             bridges.append(f"{missing}: {due[-1]} takes its place")
         else:
             reason = f"{following} {absence(following)}, and there is no Full above it"
-            return Plan(tuple(due), "; ".join([*bridges, reason]), gap=True)
+            return Plan(tuple(due), "; ".join([*bridges, reason]), gap=str(following))
         number = due[-1].number
     if not due:
         return Plan((), f"{published} is the newest: nothing to do")

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kbo_pipeline.downloads import Download, lock_of
+from kbo_pipeline.downloads import Download
 from kbo_pipeline.errors import ExtractError, LoginRefusedError, PortalError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.locks import exclusive_lock, is_locked
+from kbo_pipeline.locks import exclusive_lock, is_locked, zip_lock
 from kbo_pipeline.web import Page, Report, Web
 
 __all__ = ["Limits", "Offer", "Portal", "offers_in"]
@@ -155,7 +155,7 @@ class Portal:
         target = directory / offer.file_name
         url = self._web.url(_FILES + offer.file_name)
         download = Download(self._web, url, offer.key, target, report)
-        lock = lock_of(directory, offer.key)
+        lock = zip_lock(directory, offer.key)
         if is_locked(lock):
             report(f"{target.name}: another process fetches it; waiting")
         with exclusive_lock(lock, timeout=self._limits.lock_wait):

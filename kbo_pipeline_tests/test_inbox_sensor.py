@@ -245,7 +245,7 @@ requested = []
 with dg.DagsterInstance.get() as instance:
     print("ready", flush=True)
     sys.stdin.readline()
-    until = time.monotonic() + 12
+    until = time.monotonic() + 8
     while time.monotonic() < until:
         with dg.build_sensor_context(instance=instance) as context:
             found = inbox_sensor(context)

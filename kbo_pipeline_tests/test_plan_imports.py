@@ -40,15 +40,20 @@ def test_the_plan_goes_by_updates_and_bridges_gaps_by_the_newest_full(
 @pytest.mark.parametrize(
     ("published", "offered", "gap", "reason"),
     [
-        ("140f", "141u", False, "follows 0140-full"),
-        ("140f", "140f", False, "0140-full is the newest: nothing to do"),
-        ("", "141u", True, "the register is empty and no Full is at hand"),
-        ("140f", "143u", True, "0141-update is not on offer, and there is no Full above it"),
-        ("142u", "144f", False, "0143-update is not on offer: 0144-full takes its place"),
-        ("", "144f", False, "the register is empty: 0144-full takes its place"),
+        ("140f", "141u", None, "follows 0140-full"),
+        ("140f", "140f", None, "0140-full is the newest: nothing to do"),
+        ("", "141u", "a Full", "the register is empty and no Full is at hand"),
+        (
+            "140f",
+            "143u",
+            "0141-update",
+            "0141-update is not on offer, and there is no Full above it",
+        ),
+        ("142u", "144f", None, "0143-update is not on offer: 0144-full takes its place"),
+        ("", "144f", None, "the register is empty: 0144-full takes its place"),
     ],
 )
-def test_the_plan_says_why(published: str, offered: str, gap: bool, reason: str) -> None:
+def test_the_plan_says_why(published: str, offered: str, gap: str | None, reason: str) -> None:
     plan = plan_imports(keys(offered), keys(published)[0] if published else None)
     assert (plan.gap, plan.reason) == (gap, reason)
 
@@ -56,14 +61,26 @@ def test_the_plan_says_why(published: str, offered: str, gap: bool, reason: str)
 @pytest.mark.parametrize(
     ("offered", "unusable", "due", "gap", "reason"),
     [
-        ("141u 142u 143f", "141u", "143f", False, "0141-update failed too often: 0143-full takes"),
-        ("141u 142f 143f", "143f", "141u 142f", True, "0142-update is not on offer: 0142-full"),
-        ("141u 142u", "141u", "", True, "0141-update failed too often, and there is no Full above"),
-        ("141u 142u", "143u", "141u 142u", False, "follows 0140-full"),
+        ("141u 142u 143f", "141u", "143f", None, "0141-update failed too often: 0143-full takes"),
+        (
+            "141u 142f 143f",
+            "143f",
+            "141u 142f",
+            "0143-update",
+            "0142-update is not on offer: 0142-full",
+        ),
+        (
+            "141u 142u",
+            "141u",
+            "",
+            "0141-update",
+            "0141-update failed too often, and there is no Full above",
+        ),
+        ("141u 142u", "143u", "141u 142u", None, "follows 0140-full"),
     ],
 )
 def test_what_failed_too_often_counts_as_not_there(
-    offered: str, unusable: str, due: str, gap: bool, reason: str
+    offered: str, unusable: str, due: str, gap: str | None, reason: str
 ) -> None:
     plan = plan_imports(keys(offered), keys("140f")[0], keys(unusable))
     assert (list(plan.due), plan.gap) == (keys(due), gap)

@@ -1,11 +1,13 @@
 """What the Dagster UI shows of a table: its columns and a preview of its rows."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pandas as pd
 
 from kbo_pipeline.tables import Column, Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _BOOKKEEPING = (
     ("_snapshot_date", "DATE", "Day of the extract from which this row version holds."),
@@ -33,7 +35,7 @@ def staging_schema(table: Table) -> dg.TableSchema:
     )
 
 
-def preview(rows: pd.DataFrame) -> dg.TableMetadataValue:
+def preview(rows: "DataFrame") -> dg.TableMetadataValue:
     """A few rows as a table of the UI."""
     records = [
         dg.TableRecord({str(name): _shown(value) for name, value in row.items()})
@@ -52,6 +54,8 @@ def _column(column: Column) -> dg.TableColumn:
 
 
 def _shown(value: Any) -> str | int | None:
+    import pandas as pd  # here, because only a run that stages needs it: 0.6 s of start-up
+
     if value is None or value is pd.NaT or value is pd.NA:
         return None
     return int(value) if isinstance(value, int) else str(value)

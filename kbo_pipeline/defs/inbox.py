@@ -15,7 +15,7 @@ from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
 from kbo_pipeline.defs.queueing import queue_tags
-from kbo_pipeline.defs.status import failure_message, run_error, step_failure
+from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.fetching import drop_zip
@@ -248,7 +248,7 @@ class _Tick:
             return
         event = step_failure(self.instance, newest)
         failures = sum(record.dagster_run.is_failure for record in records)
-        message = failure_message(event) if event else run_error(self.instance, newest)
+        message = failure_message(event) if event else error_of_run(self.instance, newest)
         may_pass = event is None or event.step_failure_data.user_failure_data is None
         if not may_pass or failures >= _MOST_FAILURES:
             drop_zip(self.settings, extract)

@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import duckdb
@@ -20,9 +21,11 @@ from kbo_pipeline.fetching import open_portal
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.planning import plan_imports
-from kbo_pipeline.portal import Offer, Portal
 from kbo_pipeline.publishing import read_published
 from kbo_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from kbo_pipeline.portal import Offer, Portal
 
 ASKING_SECONDS = 30.0
 """How long asking the portal may take: a sensor is given 60 s, and not all of it is ours."""
@@ -47,7 +50,7 @@ class Poll:
         due: keys of the extracts that were due.
         days_left: until the next needed extract leaves the server; None when none is needed, or
             its name does not tell.
-        is_gap: an extract is missing, and there is no Full that would bridge it.
+        gap: what is missing, with no Full that would bridge it; None when nothing is.
         is_failed: the portal did not answer as it must.
         is_refused: the portal refuses the account.
         since: since when it has been failing without a break; equals `asked_at` when it is not.
@@ -59,7 +62,7 @@ class Poll:
     decision: str
     due: tuple[str, ...] = ()
     days_left: int | None = None
-    is_gap: bool = False
+    gap: str | None = None
     is_failed: bool = False
     is_refused: bool = False
     not_before: float = 0.0
@@ -128,7 +131,7 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
 
 _asking = Lock()
 _asked_on_start = False  # a code server lives as long as `kbo start`
-_portal: Portal | None = None  # with its session, which is kept between two polls
+_portal: "Portal | None" = None  # with its session, which is kept between two polls
 
 
 def _is_time(before: Poll, now: float) -> bool:
@@ -162,7 +165,7 @@ def _ask(settings: Settings, progress: Progress, before: Poll | None) -> Poll:
         )
 
 
-def _planned(settings: Settings, progress: Progress, offers: list[Offer], now: float) -> Poll:
+def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now: float) -> Poll:
     kept = {key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip")}
     offered = {offer.key for offer in offers} | {key for key in kept if key is not None}
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
@@ -177,7 +180,7 @@ def _planned(settings: Settings, progress: Progress, offers: list[Offer], now: f
         decision=f"{named} due: {plan.reason}" if plan.due else plan.reason,
         due=tuple(str(key) for key in plan.due),
         days_left=(next_expires - today).days if next_expires else None,
-        is_gap=plan.gap,
+        gap=plan.gap,
         since=now,
     )
 

@@ -20,7 +20,9 @@ RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 _RUNS_LOOKED_AT = 200
-_STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
+STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
+"""The asset whose materialization says that an extract is staged."""
+
 _EXTRACTS = "kbo_extracts"
 _PUBLISHED = dg.AssetKey("published_extract")
 
@@ -38,7 +40,7 @@ class Progress:
     @cached_property
     def staged(self) -> Mapping[ExtractKey, int]:
         """Storage id of the newest staging of each extract."""
-        return _by_extract(self._materialized(_STAGED))
+        return _by_extract(self._materialized(STAGED))
 
     @cached_property
     def published(self) -> Mapping[ExtractKey, int]:
@@ -134,7 +136,7 @@ def extract_of(run: dg.DagsterRun) -> str | None:
 
 
 def _is_staging(run: dg.DagsterRun) -> bool:
-    return run.job_name == "stage_extract" or _STAGED in (run.asset_selection or ())
+    return run.job_name == "stage_extract" or STAGED in (run.asset_selection or ())
 
 
 def _by_extract(ids: Mapping[str, int]) -> dict[ExtractKey, int]:

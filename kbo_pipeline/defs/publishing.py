@@ -1,6 +1,7 @@
 """The assets `code` and `published_extract`: readers see the extract from here on."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -12,6 +13,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.publishing import publish
+from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import CODE, TABLES
 
 
@@ -36,6 +38,9 @@ from kbo_pipeline.tables import CODE, TABLES
             partitions_def=kbo_extracts,
             group_name="publish",
             kinds={"duckdb"},
+            freshness_policy=dg.FreshnessPolicy.time_window(
+                fail_window=timedelta(hours=load_settings().stale_hours)
+            ),
             description="The register as readers see it: one DuckDB file, replaced whole at each"
             " publication. Materialized when all batches of an extract are applied, primary names"
             " resolved and the file is in its place.",

@@ -84,7 +84,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
             for name, keys in failed.items()
             for batch in keys
         ),
-        error=run_error(instance, runs[0]) if broken and runs else None,
+        error=error_of_run(instance, runs[0]) if broken and runs else None,
         seconds_left=_seconds_left(instance, running, len(batches), len(places))
         if at_work
         else None,
@@ -109,7 +109,7 @@ def step_failure(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterEve
     return events[-1] if events else None
 
 
-def run_error(instance: DagsterInstance, run: dg.DagsterRun) -> str:
+def error_of_run(instance: DagsterInstance, run: dg.DagsterRun) -> str:
     """Why a run failed, in one line."""
     event = step_failure(instance, run)
     if event is not None:

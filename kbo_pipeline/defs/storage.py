@@ -8,11 +8,12 @@ from typing import Any
 
 from dagster._config.config_schema import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres import DagsterPostgresStorage, PostgresRunStorage
 from dagster_postgres.utils import DagsterPostgresException, retry_pg_connection_fn
 from sqlalchemy import Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from kbo_pipeline.defs.queue import drop_queue, ensure_queue
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
 from kbo_pipeline.settings import load_settings
@@ -27,8 +28,14 @@ class KboPostgresStorage(DagsterPostgresStorage):
     servers on their command lines; each finds the address in its own environment instead.
     """
 
-    def __init__(self, engine: Engine, inst_data: ConfigurableClassData | None = None) -> None:
-        """Creates Dagster's tables where they are missing.
+    def __init__(
+        self,
+        engine: Engine,
+        inst_data: ConfigurableClassData | None = None,
+        *,
+        embedded: bool = False,
+    ) -> None:
+        """Creates Dagster's tables, and the view on them, where they are missing.
 
         Raises:
             StorageError: the server does not answer, or does not let us in.
@@ -41,12 +48,14 @@ class KboPostgresStorage(DagsterPostgresStorage):
                     # Of four processes at a new database one fails without it (dagster 1.13.27).
                     connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
                     super().__init__(url.render_as_string(hide_password=False), inst_data=inst_data)
+                    ensure_queue(connection, embedded=embedded)
         except (DagsterPostgresException, SQLAlchemyError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise StorageError(
                 f"PostgreSQL at {url.host or url.query.get('host')}, database {url.database}:"
                 f" {reason}; check DAGSTER_POSTGRES_URL and that the server runs"
             ) from error
+        self._run_storage = _RunStorage(self.postgres_url, should_autocreate_tables=False)
         # What DagsterInstance.optimize_for_webserver does to these three, but in every process:
         # an event costs two or three connections, and opening one takes longer than using it.
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
@@ -67,7 +76,17 @@ class KboPostgresStorage(DagsterPostgresStorage):
             embedded, url = settings.postgres_dir, embedded_server_url(settings.postgres_dir)
         else:
             embedded, url = None, sqlalchemy_url(settings.postgres_url)
-        return cls(_engine(url, embedded), inst_data=inst_data)
+        return cls(_engine(url, embedded), inst_data=inst_data, embedded=embedded is not None)
+
+
+class _RunStorage(PostgresRunStorage):
+    """The first storage that `dagster instance migrate` comes to."""
+
+    def upgrade(self) -> None:
+        """Drops the view, whose columns PostgreSQL would not alter; the next start makes it."""
+        with self.connect() as connection:
+            drop_queue(connection)
+        super().upgrade()
 
 
 @functools.cache
@@ -91,6 +110,14 @@ def _engine(url: str, embedded: Path | None) -> Engine:
         @event.listens_for(engine, "do_connect")
         def start_again(*_: object) -> None:
             embedded_server_url(embedded)
+
+    @event.listens_for(engine, "connect")
+    def in_utc(connection: Any, _: object) -> None:
+        # Dagster writes instants with a zone into columns without one: PostgreSQL converts them to
+        # the session's zone, and Dagster reads them as UTC (dagster 1.13.27).
+        if connection.info.parameter_status("TimeZone") != "UTC":
+            with connection.cursor() as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
 
     # A forked child must not talk on its parent's connections, nor close them.
     os.register_at_fork(after_in_child=lambda: engine.dispose(close=False))

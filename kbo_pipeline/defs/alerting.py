@@ -1,0 +1,153 @@
+"""The sensor that tells people: a failed import, a gap, a stale register, a refused login."""
+
+import hashlib
+import json
+import time
+
+import dagster as dg
+
+from kbo_pipeline.alerts import Alert, post
+from kbo_pipeline.defs.polling import Poll, read_poll
+from kbo_pipeline.defs.progress import STAGED, Progress, extract_of
+from kbo_pipeline.defs.status import error_of_run
+from kbo_pipeline.errors import StorageError
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.settings import Settings, load_settings
+
+_RUNS_LOOKED_AT = 50
+_PATIENCE_SECONDS = 600.0  # for somebody who drops ZIPs one by one
+_MARK = "kbo/alert/"
+_LOGGED, _POSTED = "logged", "posted"
+_JOBS = ("stage_extract", "apply_batches", "publish_extract", "__ASSET_JOB")
+
+
+@dg.sensor(
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells of failed imports, gaps, a stale register and refused logins, once each:"
+    " in the log, and at KBO_ALERT_WEBHOOK if that is set.",
+)
+def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Sends what has not been sent; what the webhook does not take is sent at the next tick."""
+    settings = load_settings()
+    alerts = due_alerts(context.instance, settings, time.time())
+    marks = _marks(context.instance, alerts)
+    fresh = [alert for alert in alerts if alert.event not in marks]
+    for alert in fresh:
+        context.log.warning(str(alert))
+        _mark(context.instance, alert, _LOGGED)
+    problem = None
+    if settings.alert_webhook is not None:
+        for alert in alerts:
+            if marks.get(alert.event) == _POSTED:
+                continue
+            try:
+                post(alert, settings.alert_webhook)
+            except StorageError as error:
+                problem = f"{error}; the next tick tries again"
+                context.log.warning(problem)
+                break
+            _mark(context.instance, alert, _POSTED)
+    said = [*map(str, fresh), *([problem] if problem else [])]
+    known = f"{len(alerts)} known" if alerts else "nothing to tell"
+    return dg.SkipReason(" | ".join(said) if said else known)
+
+
+def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> list[Alert]:
+    """What is wrong now, whether it was told before or not.
+
+    Args:
+        instance: where runs and publications are recorded.
+        settings: say when a register is stale.
+        now: seconds of the epoch.
+    """
+    progress = Progress(instance)
+    poll = read_poll(instance)
+    alerts = _failed(instance, progress)
+    if poll is not None:
+        alerts += _of_portal(poll)
+    alerts += _waiting(instance, progress, now)
+    alerts += _stale(instance, settings, progress.newest_published, poll, now)
+    return alerts
+
+
+def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
+    """The failed imports that nobody has brought to their end since, one for each error."""
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+    newest = progress.newest_published
+    passed = {str(key) for key in progress.known if newest and key.number <= newest.number}
+    alerts: dict[str, Alert] = {}
+    for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
+        extract = extract_of(run)
+        if run.job_name not in _JOBS or extract in passed or _is_retried(run):
+            continue
+        error = error_of_run(instance, run)
+        digest = hashlib.sha256(error.encode()).hexdigest()[:12]
+        event = f"failed:{extract}:{run.job_name}:{digest}"
+        helps = f"mend the cause, then kbo retry {extract}" if extract else "see the run in the UI"
+        alerts[event] = Alert(event, "failed", extract, run.job_name, error, helps)
+    return list(alerts.values())
+
+
+def _is_retried(run: dg.DagsterRun) -> bool:
+    """Whether Dagster itself takes the run up again; it says so a moment after the failure."""
+    return run.tags.get("dagster/will_retry", "false") == "true"
+
+
+def _of_portal(poll: Poll) -> list[Alert]:
+    if poll.is_refused:
+        event = f"refused:{poll.since:.0f}"
+        helps = "set KBO_USERNAME and KBO_PASSWORD, then start again"
+        return [Alert(event, "refused", None, "portal", poll.decision, helps)]
+    if poll.gap is not None:
+        helps = "get its ZIP or a later Full, then kbo import ZIP"
+        return [Alert(f"gap:{poll.gap}", "gap", poll.gap, "portal", poll.decision, helps)]
+    return []
+
+
+def _waiting(instance: dg.DagsterInstance, progress: Progress, now: float) -> list[Alert]:
+    """A gap below staged extracts, wherever they came from, once they have waited a while."""
+    newest = progress.newest_published
+    above = [key for key in progress.staged if newest is None or key.number > newest.number]
+    if not above or progress.next_to_apply is not None:
+        return []
+    first = min(above, key=lambda key: key.number)
+    staged = dg.AssetRecordsFilter(STAGED, asset_partitions=[str(first)])
+    records = instance.fetch_materializations(staged, limit=1).records
+    if not records or now - records[0].timestamp < _PATIENCE_SECONDS:
+        return []
+    missing = f"{newest.number + 1:04d}-update" if newest else "a Full"
+    error = f"{first} is staged and waits for {missing}"
+    helps = "get its ZIP or a later Full, then kbo import ZIP"
+    return [Alert(f"gap:{missing}", "gap", missing, "stage_extract", error, helps)]
+
+
+def _stale(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    published: ExtractKey | None,
+    poll: Poll | None,
+    now: float,
+) -> list[Alert]:
+    """One for each newest extract: what is stale stays so until another one is published."""
+    records = instance.fetch_materializations(dg.AssetKey("published_extract"), limit=1).records
+    if not records or published is None:
+        return []
+    hours = (now - records[0].timestamp) / 3600
+    if hours < settings.stale_hours:
+        return []
+    why = f"; the portal: {poll.decision}" if poll else ""
+    error = f"{published} is the newest since {hours:.0f} hours{why}"
+    helps = "kbo status says what is waited for"
+    return [Alert(f"stale:{published}", "stale", str(published), "publish_extract", error, helps)]
+
+
+def _marks(instance: dg.DagsterInstance, alerts: list[Alert]) -> dict[str, str]:
+    """Which of these were told, by event: `logged` or `posted`."""
+    stored = instance.run_storage.get_cursor_values({_MARK + alert.event for alert in alerts})
+    return {name.removeprefix(_MARK): json.loads(text)["told"] for name, text in stored.items()}
+
+
+def _mark(instance: dg.DagsterInstance, alert: Alert, told: str) -> None:
+    mark = json.dumps({"told": told, "at": time.time()})
+    instance.run_storage.set_cursor_values({_MARK + alert.event: mark})
