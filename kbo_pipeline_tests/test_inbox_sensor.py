@@ -80,13 +80,36 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files count as settled at once, and no longer as being copied."""
     monkeypatch.setattr("kbo_pipeline.inbox.SETTLED_SECONDS", 0.0)
     monkeypatch.setattr(sensor_module, "COPYING_SECONDS", 0.0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, impatient: None) -> Iterator[Bench]:
     pipeline = Pipeline(tmp_path / "data")
     with pipeline.instance() as instance:
         yield Bench(pipeline, instance)
+
+
+@pytest.fixture(scope="module")
+def idle_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    with Pipeline(tmp_path_factory.mktemp("idle")).instance() as instance:
+        yield instance
+
+
+@pytest.fixture
+def idle(
+    tmp_path: Path,
+    idle_instance: dg.DagsterInstance,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Bench:
+    """A bench for tests that run nothing: they share an instance."""
+    pipeline = Pipeline(tmp_path / "data")
+    monkeypatch.setenv("KBO_DATA_DIR", str(pipeline.directory))
+    return Bench(pipeline, idle_instance)
 
 
 def wrong_header(directory: Path) -> Path:
@@ -187,54 +210,54 @@ def test_a_claim_whose_run_never_came_is_taken_up_again(
     assert "0140-full, which is being applied" in bench.says()
 
 
-def test_twins_are_put_away(bench: Bench) -> None:
-    file = SAMPLE.write_full(bench.inbox.directory, 140)
-    same = bench.inbox.directory / "same.zip"
+def test_twins_are_put_away(idle: Bench) -> None:
+    file = SAMPLE.write_full(idle.inbox.directory, 140)
+    same = idle.inbox.directory / "same.zip"
     same.write_bytes(file.read_bytes())
-    write_extract(bench.inbox.directory, FULL, {}).rename(bench.inbox.directory / "same too.zip")
-    assert bench.request().partition_key == "0140-full"
-    (done,) = bench.texts(bench.inbox.done_dir).values()
+    write_extract(idle.inbox.directory, FULL, {}).rename(idle.inbox.directory / "same too.zip")
+    assert idle.request().partition_key == "0140-full"
+    (done,) = idle.texts(idle.inbox.done_dir).values()
     assert done == f"0140-full: the same ZIP was there already, as {file.name}.\n"
-    (rejected,) = bench.texts(bench.inbox.rejected_dir).values()
+    (rejected,) = idle.texts(idle.inbox.rejected_dir).values()
     assert rejected.startswith(f"0140-full: another ZIP of it is being imported, {file.name}\n")
 
 
-def test_what_another_process_imports_stays_where_it_is(bench: Bench) -> None:
-    file = SAMPLE.write_full(bench.inbox.directory, 140)
+def test_what_another_process_imports_stays_where_it_is(idle: Bench) -> None:
+    file = SAMPLE.write_full(idle.inbox.directory, 140)
     with exclusive_lock(claim_file(load_settings(), FULL)):
-        assert "0140-full, which another process works on" in bench.says()
+        assert "0140-full, which another process works on" in idle.says()
         assert file.exists()
-    assert bench.request().partition_key == "0140-full"
+    assert idle.request().partition_key == "0140-full"
 
 
-def test_only_one_looks_through_the_inbox(bench: Bench) -> None:
-    file = SAMPLE.write_full(bench.inbox.directory, 140)
+def test_only_one_looks_through_the_inbox(idle: Bench) -> None:
+    file = SAMPLE.write_full(idle.inbox.directory, 140)
     with exclusive_lock(load_settings().work_dir / "inbox.lock"):
-        assert f"process {os.getpid()} is at work here" in bench.says()
+        assert f"process {os.getpid()} is at work here" in idle.says()
     assert file.exists()
 
 
 def test_a_half_copied_zip_waits_and_is_then_taken(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    idle: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensor_module, "COPYING_SECONDS", 30.0)
-    content = SAMPLE.write_full(bench.pipeline.directory, 140).read_bytes()
-    target = bench.inbox.directory / "KboOpenData_0140_2025_10_05_Full.zip"
+    content = SAMPLE.write_full(idle.pipeline.directory, 140).read_bytes()
+    target = idle.inbox.directory / "KboOpenData_0140_2025_10_05_Full.zip"
     with target.open("wb") as out:
         out.write(content[: len(content) // 2])
         out.flush()
-        assert "to be copied to its end" in bench.says()
+        assert "to be copied to its end" in idle.says()
         out.write(content[len(content) // 2 :])
-    assert bench.request().partition_key == "0140-full"
-    assert list(bench.inbox.rejected_dir.iterdir()) == []
+    assert idle.request().partition_key == "0140-full"
+    assert list(idle.inbox.rejected_dir.iterdir()) == []
 
 
-def test_an_inbox_that_is_none_is_told(bench: Bench) -> None:
-    for directory in (bench.inbox.processing_dir, bench.inbox.done_dir, bench.inbox.rejected_dir):
+def test_an_inbox_that_is_none_is_told(idle: Bench) -> None:
+    for directory in (idle.inbox.processing_dir, idle.inbox.done_dir, idle.inbox.rejected_dir):
         directory.rmdir()
-    bench.inbox.directory.rmdir()
-    bench.inbox.directory.write_text("a file")
-    assert "cannot be made" in bench.says()
+    idle.inbox.directory.rmdir()
+    idle.inbox.directory.write_text("a file")
+    assert "cannot be made" in idle.says()
 
 
 EVALUATOR = """
