@@ -1,29 +1,130 @@
-"""`make demo`: a Full and three Updates, made up, imported and shown."""
+"""`make demo`: a made-up Full and three Updates come from a stand-in portal into the register.
+
+Nobody starts anything: `kbo start` asks the portal, downloads, imports and publishes by itself.
+"""
 
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from kbo_pipeline.errors import ImportFailedError, KboError, NotReadyError
+from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.settings import load_settings
 
 _DIRECTORY = Path("data/demo")
-_EXTRACTS = 4  # the Full and three Updates
+_UPDATES = 3
+_MOST_SECONDS = 600.0
+_STOP_SECONDS = 90.0
 
 
 def main() -> None:
-    """Imports the demo's extracts into a data directory of its own and prints the register."""
-    os.environ["KBO_DATA_DIR"] = str(_DIRECTORY)
-    os.environ.pop("KBO_DATABASE", None)
-    from kbo_pipeline.cli import main as kbo
-
-    files = write_sample(_DIRECTORY / "zips", Sample(), updates=3)[:_EXTRACTS]
-    kbo.main(["import", *map(str, files)], standalone_mode=False)
+    """Runs everything in a data directory of its own, follows it, and prints the register."""
+    offered = _DIRECTORY / "portal"
+    every = write_sample(_DIRECTORY / "zips", Sample(), updates=_UPDATES)
+    keys = _offer(every[: _UPDATES + 1], offered)
+    with StandInPortal(offered) as portal:
+        os.environ.update(_settings(portal.url))
+        os.environ.pop("KBO_DATABASE", None)
+        try:
+            with _served() as process:
+                _follow(keys, process)
+        except KboError as error:
+            sys.exit(f"demo: {error}")
     _show(load_settings().database)
+
+
+def _offer(files: Sequence[Path], directory: Path) -> list[ExtractKey]:
+    """Links the ZIPs into what the portal offers."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        link = directory / file.name
+        link.unlink(missing_ok=True)
+        link.hardlink_to(file)
+    return [key for file in files if (key := key_in_file_name(file.name))]
+
+
+def _settings(portal_url: str) -> dict[str, str]:
+    with socket.socket() as probe:  # the usual port may be that of a real `kbo start`
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "KBO_DATA_DIR": str(_DIRECTORY),
+        "KBO_PORTAL_URL": portal_url,
+        "KBO_USERNAME": "demo",
+        "KBO_PASSWORD": "demo",
+        "KBO_POLL_SECONDS": "5",
+        "KBO_UI_PORT": str(port),
+    }
+
+
+@contextmanager
+def _served() -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `kbo start` until the block ends."""
+    with (_DIRECTORY / "start.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kbo_pipeline.cli", "start"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches us alone
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_STOP_SECONDS)
+
+
+def _follow(keys: Sequence[ExtractKey], process: subprocess.Popen[bytes]) -> None:
+    """Shows a bar an extract until all are published.
+
+    Raises:
+        ImportFailedError: one failed, `kbo start` has ended, or it takes too long.
+    """
+    from kbo_pipeline.defs.importing import open_instance
+    from kbo_pipeline.defs.status import read_status
+
+    began = time.monotonic()
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    address = f"http://127.0.0.1:{load_settings().ui_port}"
+    console.print(f"Web UI, as long as this runs: {address}", highlight=False)
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as bars,
+        open_instance(load_settings()) as instance,
+    ):
+        tasks = {key: bars.add_task(f"{key} waiting", total=None) for key in keys}
+        while tasks:
+            if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
+                raise ImportFailedError(f"not all published; see {_DIRECTORY / 'start.log'}")
+            for key, task in list(tasks.items())[:1]:  # they are published in order
+                try:
+                    now = read_status(instance, key)
+                except NotReadyError:
+                    continue  # the portal has not been asked yet
+                done, total = now.completed, now.total or None
+                bars.update(task, description=f"{key} {now.stage}", completed=done, total=total)
+                if now.status == "failed":
+                    raise ImportFailedError(f"{key}: {now.error}")
+                if now.status == "completed":
+                    del tasks[key]
+                    bars.stop_task(task)
+                    since = time.monotonic() - began
+                    bars.console.print(f"{key}: published, {since:.0f} s after the start")
+            time.sleep(1)
 
 
 def _show(database: Path) -> None:
