@@ -81,9 +81,9 @@ class Bench:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled at once, and no longer as being copied."""
-    monkeypatch.setattr("kbo_pipeline.inbox.SETTLED_SECONDS", 0.0)
-    monkeypatch.setattr(sensor_module, "COPYING_SECONDS", 0.0)
+    """Files count as settled at once, and not as being copied; a clock tick may be behind."""
+    monkeypatch.setattr("kbo_pipeline.inbox.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(sensor_module, "COPYING_SECONDS", -1.0)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_claim_whose_run_never_came_is_taken_up_again(
     lost = bench.request()
     assert "whose run is being started" in bench.says()
     monkeypatch.setattr(sensor_module, "_inboxes", {})  # as after a restart
-    monkeypatch.setattr(sensor_module, "_LOST_SECONDS", 0.0)
+    monkeypatch.setattr(sensor_module, "_LOST_SECONDS", -1.0)
     request = bench.request()
     assert request.run_key != lost.run_key
     monkeypatch.setattr(sensor_module, "_LOST_SECONDS", 60.0)
