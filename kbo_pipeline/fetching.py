@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,9 +120,25 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
     target = settings.downloads_dir / name
     with exclusive_lock(zip_lock(settings.downloads_dir, key), timeout=60.0):
         with replace_atomically(target) as temporary:
-            shutil.copyfile(source, temporary)
+            try:
+                shutil.copyfile(source, temporary)
+            except FileNotFoundError:
+                raise ExtractError(f"{source}: moved away meanwhile; name it again") from None
         _remove_others(settings, key, target)
     return target, read_extract(target)
+
+
+def drop_zip(settings: Settings, extract: Extract) -> None:
+    """Removes a ZIP that cannot be imported from the downloads directory; other files stay.
+
+    Raises:
+        StorageError: another process brings the same extract.
+    """
+    with exclusive_lock(zip_lock(settings.downloads_dir, extract.key)):
+        for file in kept_zips(settings, extract.key):
+            with suppress(ExtractError):
+                if read_extract(file).sha256 == extract.sha256:
+                    file.unlink()
 
 
 def _remove_others(settings: Settings, key: ExtractKey, kept: Path) -> None:

@@ -1,6 +1,7 @@
 """Publish: what readers see changes whole, at one instant. No Dagster."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -65,7 +66,19 @@ def is_published(connection: duckdb.DuckDBPyConnection, database: Path, extract:
     Raises:
         OrderError: the register is past it, or has another file under its key.
     """
-    published = read_published(connection, database)
+    return has_extract(read_published(connection, database), extract)
+
+
+def has_extract(published: Sequence[tuple[ExtractKey, str]], extract: Extract) -> bool:
+    """Tells whether an extract is among the published ones, or need not be.
+
+    Args:
+        published: keys and the sha256 of their ZIPs, the newest first.
+        extract: the extract.
+
+    Raises:
+        OrderError: the register is past it, or has another file under its key.
+    """
     for key, sha256 in published:
         if key == extract.key and sha256 != extract.sha256:
             raise OrderError(
