@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo start test check clean
+.PHONY: help setup demo start test chaos check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 
 test: $(READY) ## run the tests
 	$(RUN)/python -m pytest -n 2 --dist loadfile
+
+chaos: $(READY) ## let everything die, thousands of times, and write docs/reliability.md (hours)
+	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md
 
 check: $(READY) ## format, lint, types
 	$(RUN)/ruff format --check .
