@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+PATIENCE = 15.0
+"""Seconds that a batch may go on when it is to stop; then its transaction is rolled back."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _pipe: int | None = None
 _came = False
@@ -37,7 +40,7 @@ def received() -> bool:
 
 
 @contextmanager
-def postponed(seconds: float) -> Iterator[Callable[[], bool]]:
+def postponed(seconds: float = PATIENCE) -> Iterator[Callable[[], bool]]:
     """Lets the block come to its end before Ctrl-C or SIGTERM ends it, if it takes no longer.
 
     Yields a function that tells whether a signal has come; the caller ends then, after the block.
@@ -59,7 +62,7 @@ def postponed(seconds: float) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if came:
+        if came or seconds <= 0:
             act(number, frame)
         came = True
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,15 +1,11 @@
 """`kbo pause` and `kbo resume`: a file says that nothing new is to begin, whatever is restarted."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from kbo_pipeline.settings import Settings
 
 PAUSED = "paused; kbo resume goes on"
 """What everything that waits says of itself."""
-
-_LOOK_SECONDS = 0.5
 
 
 def is_paused(settings: Settings) -> bool:
@@ -35,14 +31,6 @@ def resume(settings: Settings) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def wait_while_paused(settings: Settings, report: Callable[[str], None]) -> None:
-    """Returns when `kbo pause` does not hold; says once that it waits."""
-    if is_paused(settings):
-        report(PAUSED)
-        while is_paused(settings):
-            time.sleep(_LOOK_SECONDS)
 
 
 def _file(settings: Settings) -> Path:

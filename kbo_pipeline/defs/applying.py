@@ -19,7 +19,7 @@ from tenacity import (
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.catalogue import register_schema
-from kbo_pipeline.defs.claims import claimed_for_step
+from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
@@ -40,9 +40,6 @@ WRITER_POOL = "register"
 
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
-
-STOP_PATIENCE = 15.0
-"""Seconds that a batch may go on when its run is to stop; then its transaction is rolled back."""
 
 WRITER_WAIT = 900.0
 """Seconds to wait for the register: its holder may be a process that was held up."""
@@ -162,8 +159,10 @@ def _apply_with_retries(
 ) -> tuple[BatchChange, bool]:
     """Applies a batch; errors that may pass get further attempts. The ledger notes a failure.
 
-    An attempt that is told to stop may come to its end; the second value tells of that.
+    An attempt that is told to stop by Ctrl-C may come to its end; the second value tells of that.
+    A worker of the daemon is interrupted only after that patience.
     """
+    patience = 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else interrupts.PATIENCE
     batch = next(batch for batch in staged.batches if batch.number == key.number)
 
     def say(state: RetryCallState) -> None:
@@ -182,7 +181,7 @@ def _apply_with_retries(
         for attempt in attempts:
             with attempt:
                 number = attempt.retry_state.attempt_number
-                with interrupts.postponed(STOP_PATIENCE) as came:
+                with interrupts.postponed(patience) as came:
                     try:
                         change = register.apply(staged, batch, attempt=number)
                     except Exception:

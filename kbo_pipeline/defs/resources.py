@@ -1,6 +1,7 @@
 """DuckDB, configured in one place, and how errors and stops of a step become Dagster's."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from kbo_pipeline import interrupts
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.progress import extract_of
 from kbo_pipeline.defs.workers import hold_run
-from kbo_pipeline.pausing import wait_while_paused
+from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
 from kbo_pipeline.settings import Settings, load_settings
 
@@ -32,6 +33,9 @@ def duckdb_resource(settings: Settings) -> DuckDBResource:
             "temp_directory": str(settings.temporary_dir),
         },
     )
+
+
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -76,10 +80,17 @@ def go_on(context: dg.AssetExecutionContext, settings: Settings) -> None:
         DagsterExecutionInterruptedError: somebody has stopped the run; or it has ended without this
             process, which was taken for dead: another may be at work in its place.
     """
-    wait_while_paused(settings, context.log.info)
-    run = context.instance.get_run_by_id(context.run.run_id)
-    if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
-        raise dg.DagsterExecutionInterruptedError
+    is_told = False
+    while True:
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+            raise dg.DagsterExecutionInterruptedError
+        if not is_paused(settings):
+            return
+        if not is_told:
+            context.log.info(PAUSED)
+            is_told = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def is_canceling(context: dg.AssetExecutionContext) -> bool:
