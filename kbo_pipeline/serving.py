@@ -27,11 +27,11 @@ from kbo_pipeline.settings import Settings
 _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5
 _LOOK_SECONDS = 60.0  # between two looks at runs whose worker has died
-_SETTLE_SECONDS = 8.0  # until daemon and web server have found a new code server
+_SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code server
 _DEATHS = 5  # of one child in _DEATHS_SECONDS: then it is no accident
 _DEATHS_SECONDS = 300.0
-_LOST_SECONDS = 10.0  # a code server without its inner process; it has none while it reloads code
-_LOOKED_INTO = 4  # turns; each look costs some 10 ms
+_LOST_SECONDS = 4.0  # a code server without its inner process; when it reloads code it has two
+_LOOKED_INTO = 3  # turns; each look costs some 10 ms
 _INNER = {"api", "grpc"}  # words of the process in which the code is, a child of the code server
 
 

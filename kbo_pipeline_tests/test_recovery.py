@@ -21,10 +21,12 @@ import psutil
 import pytest
 
 from kbo_pipeline.children import end_leftovers
+from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.defs.recovery import end_dead_runs
-from kbo_pipeline.locks import holder
+from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample
+from kbo_pipeline.serving import runtime_prefix
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations
@@ -290,7 +292,7 @@ def test_only_our_own_leftovers_are_ended(tmp_path: Path) -> None:
         (tmp_path / "work").mkdir()
         (tmp_path / "work" / "start.json").write_text(json.dumps(record))
         assert end_leftovers(settings) == 1
-        assert [process.poll() for process in processes] == [-signal.SIGKILL, None, None]
+        assert [process.poll() is None for process in processes] == [False, True, True]
     finally:
         for process in processes:
             process.kill()
@@ -299,3 +301,60 @@ def test_only_our_own_leftovers_are_ended(tmp_path: Path) -> None:
 
 def _has_begun(pid: int) -> bool:
     return "time.sleep(60)" in " ".join(psutil.Process(pid).cmdline())
+
+
+def test_exactly_the_runs_without_a_living_worker_are_ended(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    settings = load_settings(pipeline.environment)
+    locks = settings.work_dir / "runs"
+    locks.mkdir(parents=True)
+    ours = {".dagster/grpc_info": json.dumps({"socket": f"/tmp/{runtime_prefix(settings)}x/s"})}
+    foreign = {".dagster/grpc_info": json.dumps({"socket": "/tmp/kbo-elsewhere-x/s"})}
+    status = dg.DagsterRunStatus
+
+    def add(now: dg.DagsterRunStatus, tags: dict[str, str], has_lock: bool = False) -> str:
+        run = instance.add_run(dg.DagsterRun(job_name="apply_batches", status=now, tags=tags))
+        if has_lock:
+            (locks / f"{run.run_id}.lock").write_text("1")
+        event = dg.DagsterEvent("PIPELINE_STARTING", run.job_name)
+        instance.event_log_storage.store_event(_entry(run, event))
+        return run.run_id
+
+    dead = add(status.STARTED, ours, has_lock=True)
+    ending = add(status.CANCELING, ours, has_lock=True)
+    alive = add(status.STARTED, ours, has_lock=True)
+    begun = add(status.STARTED, ours)
+    elsewhere = add(status.STARTED, foreign)
+    of_command = add(status.STARTED, OWN_RUN, has_lock=True)
+    waiting = add(status.NOT_STARTED, ours)
+
+    def now(run_id: str) -> dg.DagsterRunStatus:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status
+
+    with exclusive_lock(locks / f"{alive}.lock"):
+        assert {*end_dead_runs(instance, settings)} == {dead, ending}
+        assert end_dead_runs(instance, settings) == []
+        assert end_dead_runs(instance, settings, ended_at=time.time() + 1) == [begun]
+    assert [now(run) for run in (dead, begun, ending)] == [
+        status.FAILURE,
+        status.FAILURE,
+        status.CANCELED,
+    ]
+    assert {now(run) for run in (alive, elsewhere, of_command)} == {status.STARTED}
+    assert now(waiting) == status.NOT_STARTED
+    assert {file.stem for file in locks.glob("*.lock")} == {alive, of_command}
+
+
+def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
+    return dg.EventLogEntry(  # type: ignore[no-untyped-call]
+        error_info=None,
+        level="debug",
+        user_message="",
+        run_id=run.run_id,
+        timestamp=time.time(),
+        job_name=run.job_name,
+        dagster_event=event,
+    )
