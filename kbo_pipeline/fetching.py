@@ -11,6 +11,7 @@ from kbo_pipeline.extracts import Extract, ExtractKey, damage, key_in_file_name,
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import exclusive_lock, zip_lock
+from kbo_pipeline.room import check_room_to_keep
 from kbo_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
 
     Raises:
         ExtractError: the ZIP is another extract, or none.
-        StorageError: another process brings the same extract.
+        StorageError: another process brings the same extract, or there is no room for it.
     """
     extract = read_extract(source)
     if extract.key != key:
@@ -119,6 +120,7 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
     name = extract.source_file if key_in_file_name(extract.source_file) else extract.file_name
     target = settings.downloads_dir / name
     with exclusive_lock(zip_lock(settings.downloads_dir, key), timeout=60.0):
+        check_room_to_keep(source.name, settings.downloads_dir, source.stat().st_size)
         with replace_atomically(target) as temporary:
             try:
                 shutil.copyfile(source, temporary)

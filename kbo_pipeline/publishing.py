@@ -15,7 +15,7 @@ from kbo_pipeline.register import (
     open_register_to_copy,
 )
 from kbo_pipeline.sql import literal
-from kbo_pipeline.staging import open_staged, staging_file
+from kbo_pipeline.staging import discard_staged, open_staged
 
 
 def publish(
@@ -32,7 +32,8 @@ def publish(
         connection: an in-memory DuckDB.
         key: the extract.
         register_file: the register at work.
-        staging_dir: where its staging file is; the file is removed at the end.
+        staging_dir: where its staging file is; it and those of extracts before are removed at the
+            end.
         database: the file that readers open; replaced at one instant, never opened for writing.
 
     Raises:
@@ -55,8 +56,7 @@ def publish(
                 raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
             with replace_atomically(database) as temporary:
                 shutil.copyfile(register_file, temporary)
-    staging_file(staging_dir, key).unlink(missing_ok=True)
-    (staging_dir / f"{key}.lock").unlink(missing_ok=True)
+    discard_staged(staging_dir, published[0][0].number)
     return publication
 
 

@@ -6,12 +6,17 @@ earlier one left, and ends with 0 when all that the portal offers is published.
 
 import argparse
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kbo_pipeline_tests.chaos.faults import Fault, install
 
 if TYPE_CHECKING:
+    from kbo_pipeline.batches import Batch
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.register import Register
+    from kbo_pipeline.staging import Staged
     from kbo_pipeline_tests.core import Core
 
 
@@ -32,6 +37,7 @@ def main() -> None:
 
 def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
     """Brings everything that the portal offers into the register, batches in random order."""
+    from kbo_pipeline.errors import OrderError
     from kbo_pipeline.portal import Portal
     from kbo_pipeline_tests.core import Core
 
@@ -39,18 +45,35 @@ def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
     with Portal(portal_url, "demo", "demo") as portal:
         for offer in portal.list_extracts():
             if (newest := published(core)) is not None and newest >= offer.key.number:
-                if (core.staging_dir / f"{offer.key}.duckdb").exists():
-                    core.publish(offer.key)  # as Dagster does when it retries that run
+                core.publish(offer.key)  # as Dagster does: the run that died is retried
                 continue
             zip_file = portal.download(offer, directory / "downloads", lambda line: None)
             if not (core.staging_dir / f"{offer.key}.duckdb").exists():
                 core.stage(zip_file)
-            with core.applying(offer.key) as (register, staged):
-                batches = list(staged.batches)
-                chance.shuffle(batches)
-                for batch in batches:
-                    register.apply(staged, batch)
+            with suppress(OrderError):  # all is applied and completed, but not published
+                _apply_all(core, offer.key, chance)
             core.publish(offer.key)
+
+
+def _apply_all(core: "Core", key: "ExtractKey", chance: random.Random) -> None:
+    with core.applying(key) as (register, staged):
+        batches = list(staged.batches)
+        chance.shuffle(batches)
+        for batch in batches:
+            _apply(register, staged, batch)
+
+
+def _apply(register: "Register", staged: "Staged", batch: "Batch") -> None:
+    """With further attempts on the same connection, as Dagster's shell does."""
+    from kbo_pipeline.register import is_transient
+
+    for attempt in range(1, 6):
+        try:
+            register.apply(staged, batch, attempt=attempt)
+            return
+        except Exception as error:
+            if attempt == 5 or not is_transient(error):
+                raise
 
 
 def published(core: "Core") -> int | None:

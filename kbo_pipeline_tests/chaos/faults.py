@@ -30,13 +30,16 @@ NEAR_COMMIT = "near a commit"
 LIES = "told that it failed"
 """One of a hundred database calls raises after it has done what it was asked."""
 
+ROOM_TAKEN = "room is taken"
+"""Somebody else fills the disk after it was found large enough."""
+
 
 @dataclass(frozen=True)
 class Fault:
     """One fault.
 
     Attributes:
-        name: one of `POINTS`, `NEAR_COMMIT`, `LIES` or `none`.
+        name: one of `POINTS`, `NEAR_COMMIT`, `LIES`, `ROOM_TAKEN` or `none`.
         at: the how manieth time that the point is passed.
         delay: seconds; see `NEAR_COMMIT`, and how long into a checkpoint.
     """
@@ -52,6 +55,11 @@ def install(fault: Fault, chance: random.Random) -> None:
         return
     if fault.name == LIES:
         _lie(chance)
+        return
+    if fault.name == ROOM_TAKEN:
+        from kbo_pipeline import room
+
+        room._check = lambda what, needs: None
         return
     kill = _remote_killer(fault.delay) if fault.name in (NEAR_COMMIT, "in the checkpoint") else _die
     count = 0

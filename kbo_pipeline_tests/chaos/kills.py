@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kbo_pipeline_tests.chaos.faults import LIES, NEAR_COMMIT, POINTS, Fault
+from kbo_pipeline_tests.chaos.faults import LIES, NEAR_COMMIT, POINTS, ROOM_TAKEN, Fault
 from kbo_pipeline_tests.chaos.world import World
 
 Step = Callable[[], None]
 _MOST_STARTS = 60  # of engines for one import that is killed again and again
 _PATIENCE = 120.0
+_NO_ROOM = ("No space left", "not enough space", "Could not write", "disk is full")
 
 
 @dataclass
@@ -64,6 +65,8 @@ def engine_rows(*, short: bool) -> list[Row]:
     rows += [Row(f"kill -9 {point}", 1 if short else 20, _at_point(point)) for point in POINTS]
     rows.append(Row("a commit that is told to have failed", 2 if short else 50, _lied_to))
     rows.append(Row("write-ahead log cut or gone after a kill", 3 if short else 50, _cut_log))
+    if os.geteuid() == 0:  # only root can make a disk that is small
+        rows.append(Row("disk full", 2 if short else 12, _disk_full))
     return rows
 
 
@@ -129,6 +132,41 @@ def _cut_log(world: World, row: Row, chance: random.Random, step: Step) -> Outco
         return code, errors
 
     return _imports(world, row, start, step)
+
+
+def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
+    """A disk that is full somewhere in the import, and a little larger after each failure."""
+    outcome = Outcome(row.name, row.times)
+    while outcome.hits < row.times and not outcome.problems:
+        directory = _fresh(world, outcome)
+        kilobytes = chance.randint(500, 8000)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(directory)],
+            check=True,
+        )
+        try:
+            with world.reader(directory) as problems:
+                for _ in range(_MOST_STARTS):
+                    seed = chance.randrange(10**6)
+                    code, errors = _ended(world.engine(directory, Fault(ROOM_TAKEN), seed))
+                    if code == 0:
+                        break
+                    if not any(text in errors for text in _NO_ROOM):
+                        problems.append(f"engine: {errors.strip().splitlines()[-1:]}")
+                        break
+                    outcome.hits += 1
+                    step()
+                    kilobytes += chance.randint(300, 2000)
+                    subprocess.run(
+                        ["mount", "-o", f"remount,size={kilobytes}k", str(directory)], check=True
+                    )
+                else:
+                    problems.append("stuck")
+                problems += [] if problems else world.problems(directory)
+        finally:
+            subprocess.run(["umount", str(directory)], check=True)
+        outcome.problems += problems
+    return outcome
 
 
 def _imports(
