@@ -152,7 +152,9 @@ def test_a_kbo_import_in_another_terminal_is_cancelled(
     with started(pipeline, *KBO, "import", zip_file) as process:
         wait_for_more(instance, process)
         pipeline.kbo("cancel", EXTRACT)
-        assert process.popen.wait(30) == 130
+        assert process.popen.wait(30) == 1
+        says = f"kbo: {EXTRACT}: cancelled; kbo retry {EXTRACT} goes on\n"
+        assert process.output() == says
     check_cancelled(pipeline, instance)
     done = pipeline.kbo("import", zip_file)
     assert done.stdout.startswith(f"{EXTRACT}: published")

@@ -17,6 +17,7 @@ from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.errors import NotReadyError, StorageError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.interrupts import PATIENCE
 from kbo_pipeline.locks import holder
 from kbo_pipeline.register import open_register
 from kbo_pipeline.settings import Settings
@@ -38,13 +39,16 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     _check_at_work(instance, settings, key)
     signaled: set[int] = set()
     terminated: set[str] = set()
+    told: float | None = None
     deadline = time.monotonic() + _END_SECONDS
     while True:
         pid = holder(claim_file(settings, key))
         if pid is not None and pid not in signaled and _is_command(pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)  # it ends its run itself
-            signaled.add(pid)
+            told = _tell_command(instance, key, told)
+            if told is None or time.monotonic() - told > PATIENCE:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)  # it ends its run itself
+                signaled.add(pid)
         left = _end_runs(instance, settings, key, terminated)
         if left == 0 and pid is None:
             with claim(settings, key):  # sensors leave a claimed extract alone
@@ -103,6 +107,19 @@ def _end_runs(
                 instance.run_launcher.terminate(run.run_id)
             terminated.add(run.run_id)
     return left
+
+
+def _tell_command(
+    instance: dg.DagsterInstance, key: ExtractKey, told: float | None
+) -> float | None:
+    """Tells a command that applies batches to end before the next one; when, or None for others."""
+    for run in _unfinished(instance, key):
+        if run.job_name == "apply_batches" and not OWN_RUN.keys().isdisjoint(run.tags):
+            if run.status == dg.DagsterRunStatus.STARTED:
+                instance.report_run_canceling(run)
+                return time.monotonic()
+            return told
+    return None
 
 
 def _is_command(pid: int) -> bool:

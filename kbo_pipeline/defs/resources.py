@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
-from kbo_pipeline.defs.progress import extract_of
+from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
@@ -103,6 +103,7 @@ def _is_stopped(context: dg.AssetExecutionContext) -> bool:
     """Whether a person has stopped the step; who cancels a run means its extract."""
     if not is_canceling(context):
         return interrupts.received()
+    context.instance.add_run_tags(context.run.run_id, {CANCELLED_TAG: context.run.run_id})
     extract = extract_of(context.run)
     if extract is not None:
         cancel_waiting_runs(context.instance, extract)
