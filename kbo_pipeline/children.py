@@ -1,7 +1,7 @@
 """The processes of `kbo start`: started, ended with all that they started, found again. No Dagster.
 
 Each child is the leader of a session of its own, in which run workers are too. The sessions are
-written down in `work/start.json`, so that the next `kbo start` ends what a killed one left.
+written down in `work/sessions`, so that the next `kbo start` ends what a killed one left.
 """
 
 import json
@@ -126,7 +126,7 @@ def end_leftovers(settings: Settings) -> int:
 
 
 def _record(settings: Settings) -> Path:
-    return settings.work_dir / "start.json"
+    return settings.work_dir / "sessions"
 
 
 def _kill_session(session: int, settings: Settings, since: float = 0.0) -> int:

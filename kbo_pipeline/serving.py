@@ -28,8 +28,9 @@ _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5
 _LOOK_SECONDS = 60.0  # between two looks at runs whose worker has died
 _SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code server
-_DEATHS = 5  # of one child in _DEATHS_SECONDS: then it is no accident
-_DEATHS_SECONDS = 300.0
+_DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
+_DEATHS_SECONDS = 150.0
+_LONGEST_PAUSE = 16
 _LOST_SECONDS = 4.0  # a code server without its inner process; when it reloads code it has two
 _LOOKED_INTO = 3  # turns; each look costs some 10 ms
 _INNER = {"api", "grpc"}  # words of the process in which the code is, a child of the code server
@@ -171,10 +172,10 @@ class _Supervisor:
         log = self._children.log(name)
         if len(recent) >= _DEATHS:
             raise StorageError(
-                f"{name}: {what}, for the {len(recent)}th time in {_DEATHS_SECONDS / 60:.0f}"
-                f" minutes; see {log}, mend the cause, then start again"
+                f"{name}: {what}, for the {len(recent)}th time in {_DEATHS_SECONDS:.0f} s;"
+                f" see {log}, mend the cause, then start again"
             )
-        pause = 2 ** (len(recent) - 1)
+        pause = min(2 ** (len(recent) - 1), _LONGEST_PAUSE)
         self._due[name] = now + pause
         self._report(f"{name}: {what}; it is started again in {pause} s; see {log}")
 

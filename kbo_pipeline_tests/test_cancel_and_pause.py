@@ -74,6 +74,7 @@ def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
     return done
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["kbo cancel", "terminateRun"])
 def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
@@ -124,6 +125,7 @@ def check_published_first(pipeline: Pipeline, undisturbed: str) -> None:
     check_published(pipeline, undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_new_run_in_the_ui_goes_on_with_what_was_cancelled(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
@@ -145,6 +147,7 @@ def test_a_new_run_in_the_ui_goes_on_with_what_was_cancelled(
         check_published(pipeline, undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_kbo_import_in_another_terminal_is_cancelled(
     pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path, undisturbed: str
@@ -164,6 +167,7 @@ def test_a_kbo_import_in_another_terminal_is_cancelled(
     assert nothing.stderr == f"kbo: {EXTRACT}: published: nothing is at work; nothing was done\n"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_nothing_moves_while_paused_and_all_goes_on_after_resume(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
@@ -196,6 +200,7 @@ def standstill(instance: dg.DagsterInstance, process: Started) -> int:
     return before
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_kbo_import_waits_while_paused_and_says_so_once(
     pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path, undisturbed: str

@@ -372,6 +372,7 @@ def stage_runs(server: Server) -> Counter[str]:
     return Counter(server.extract_of(run) for run in server.runs("stage_extract"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200 + 45 * ZIPS)
 def test_zips_thrown_in_at_random_are_imported_in_order_and_once(tmp_path: Path) -> None:
     rng = random.Random(4)

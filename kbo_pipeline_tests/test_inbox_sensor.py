@@ -312,6 +312,7 @@ def test_two_daemons_on_one_directory_start_one_run_for_each_zip(tmp_path: Path)
     assert len(list(inbox.processing_dir.glob("*.zip"))) == 20
 
 
+@pytest.mark.long
 def test_an_import_by_hand_of_a_zip_in_the_inbox_and_the_sensor_import_it_once(
     tmp_path: Path,
 ) -> None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kbo_pipeline_tests.chaos.kills import Outcome, Row, engine_rows
+from kbo_pipeline_tests.chaos.stack import stack_rows
 from kbo_pipeline_tests.chaos.world import made_world
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="replays what it was printed for")
     parser.add_argument("--short", action="store_true", help="each fault a few times")
+    parser.add_argument("--core", action="store_true", help="without Dagster")
     parser.add_argument("--only", default="", help="rows whose name holds this text")
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
@@ -32,7 +34,9 @@ def main() -> None:
     console.print(f"seed {seed} (replay with --seed {seed})", highlight=False)
     root = Path(tempfile.mkdtemp(prefix="kbo-chaos-"))
     began = time.monotonic()
-    outcomes = _run(engine_rows(short=options.short), options.only, seed, root, console)
+    rows = engine_rows(short=options.short)
+    rows += [] if options.core else stack_rows(short=options.short)
+    outcomes = _run(rows, options.only, seed, root, console)
     if any(outcome.problems for outcome in outcomes):
         console.print(f"what is broken is kept in {root}", highlight=False)
     else:
@@ -63,7 +67,7 @@ def _run(rows: list[Row], only: str, seed: int, root: Path, console: Console) ->
             # Of its own, so that --only replays a row as it was among all.
             chance = random.Random(f"{seed}/{row.name}")
             outcome = row.run(world, row, chance, partial(bar.advance, task))
-            console.print(f"{outcome.line()}", highlight=False, markup=False)
+            console.print(outcome.line(), highlight=False, markup=False, soft_wrap=True)
             outcomes.append(outcome)
     return outcomes
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def engine_rows(*, short: bool) -> list[Row]:
     rows += [Row(f"kill -9 {point}", 1 if short else 20, _at_point(point)) for point in POINTS]
     rows.append(Row("a commit that is told to have failed", 2 if short else 50, _lied_to))
     rows.append(Row("write-ahead log cut or gone after a kill", 3 if short else 50, _cut_log))
-    if os.geteuid() == 0:  # only root can make a disk that is small
+    if _can_mount():  # only root can make a disk that is small, and not in every container
         rows.append(Row("disk full", 2 if short else 12, _disk_full))
     return rows
 
@@ -132,6 +133,15 @@ def _cut_log(world: World, row: Row, chance: random.Random, step: Step) -> Outco
         return code, errors
 
     return _imports(world, row, start, step)
+
+
+def _can_mount() -> bool:
+    with tempfile.TemporaryDirectory() as directory:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            return False
+        subprocess.run(["umount", directory], check=True)
+        return True
 
 
 def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:

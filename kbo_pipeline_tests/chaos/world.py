@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import StandInPortal
+from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.chaos.faults import Fault
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import fetch
@@ -72,13 +74,15 @@ class World:
         )
 
     @contextmanager
-    def reader(self, directory: Path) -> Iterator[list[str]]:
+    def reader(
+        self, directory: Path, counts: dict[str, dict[str, int]] | None = None
+    ) -> Iterator[list[str]]:
         """Reads ten times a second; yields a list that holds what went wrong, at the end."""
         problems: list[str] = []
         process = subprocess.Popen(
             [
                 *(sys.executable, "-c", _READER),
-                *(str(directory / "kbo.duckdb"), json.dumps(self.counts)),
+                *(str(directory / "kbo.duckdb"), json.dumps(counts or self.counts)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -119,8 +123,6 @@ class World:
 @contextmanager
 def made_world(root: Path, updates: int = 2) -> Iterator[World]:
     """A portal with a Full and Updates, and one undisturbed import of them."""
-    import time
-
     sample = Sample(enterprises=50, seed=11, default_share=0.1, change_shares=())
     offered = root / "offered"
     sample.write_full(offered, 140)
@@ -128,8 +130,7 @@ def made_world(root: Path, updates: int = 2) -> Iterator[World]:
     for number in range(140, 141 + updates):
         if number > 140:
             sample.write_update(offered, number)
-        names = sample_tables()
-        counts[str(number)] = {name: sum(1 for _ in sample.rows(name, number)) for name in names}
+        counts[str(number)] = read_counts(sample, number)
     with StandInPortal(offered) as portal:
         unfinished = World(portal.url, "", counts, 0.0, root)
         began = time.monotonic()
@@ -142,8 +143,6 @@ def made_world(root: Path, updates: int = 2) -> Iterator[World]:
         yield World(portal.url, truth, counts, seconds, root)
 
 
-def sample_tables() -> list[str]:
-    """The names of all tables."""
-    from kbo_pipeline.tables import ALL_TABLES
-
-    return [table.name for table in ALL_TABLES]
+def read_counts(sample: Sample, number: int) -> dict[str, int]:
+    """How many rows each table has after an extract."""
+    return {table.name: sum(1 for _ in sample.rows(table.name, number)) for table in ALL_TABLES}
