@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.settings import Settings
     from kbo_pipeline.status import ExtractStatus
 
 
@@ -52,18 +53,25 @@ def main() -> None:
 def start() -> None:
     """Run the web UI, the daemon and the code location until Ctrl-C."""
     from kbo_pipeline.inbox import Inbox
+    from kbo_pipeline.pausing import PAUSED, is_paused
     from kbo_pipeline.serving import serve
     from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
 
-    def recover() -> None:
+    def recover(*, ended_at: float) -> None:
         from kbo_pipeline.defs.importing import open_instance
-        from kbo_pipeline.defs.recovery import end_dead_runs_of_commands, fail_dead_runs_of_daemon
+        from kbo_pipeline.defs.recovery import (
+            end_dead_runs,
+            end_dead_runs_of_commands,
+            resume_retries,
+        )
 
         with open_instance(settings) as instance:
             end_dead_runs_of_commands(instance, settings)
-            fail_dead_runs_of_daemon(instance)
+            ended = end_dead_runs(instance, settings, ended_at=ended_at)
+            for run_id in (*ended, *resume_retries(instance)):
+                click.echo(f"run {run_id}: its process has died; Dagster takes it up again")
 
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
@@ -71,7 +79,9 @@ def start() -> None:
         click.echo("portal: not asked, as KBO_USERNAME and KBO_PASSWORD are not set")
     Inbox(settings.inbox_dir).prepare()
     click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
-    serve(settings, click.echo, before=recover)
+    if is_paused(settings):
+        click.echo(PAUSED)
+    serve(settings, click.echo, recover=recover)
 
 
 @main.command("import")
@@ -91,7 +101,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     with open_instance(settings) as instance:
         for zip_file, extract in extracts:
             started = time.monotonic()
-            with _progress_bar(instance, extract.key):
+            with _progress_bar(instance, extract.key), _pause_told(settings):
                 imported = import_extract(instance, settings, zip_file, extract)
             if imported:
                 click.echo(f"{extract.key}: published in {time.monotonic() - started:.1f} s")
@@ -126,8 +136,11 @@ def status(extract: str | None, as_json: bool) -> None:
     from kbo_pipeline.defs.importing import open_instance
     from kbo_pipeline.defs.polling import read_poll
     from kbo_pipeline.defs.status import newest_extract, read_status
+    from kbo_pipeline.pausing import PAUSED, is_paused
 
     with open_instance(settings) as instance:
+        if is_paused(settings) and not as_json:
+            click.echo(PAUSED)
         poll = read_poll(instance)
         if poll is not None and not as_json:
             asked = datetime.fromtimestamp(poll.asked_at).strftime("%Y-%m-%d %H:%M:%S")
@@ -151,9 +164,48 @@ def retry(extract: str | None) -> None:
 
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
-        with _progress_bar(instance, key):
+        with _progress_bar(instance, key), _pause_told(settings):
             done = retry_extract(instance, settings, key)
     click.echo(f"{key}: {', '.join(done)}" if done else f"{key}: published: nothing to retry")
+
+
+@main.command()
+@click.argument("extract")
+def cancel(extract: str) -> None:
+    """Stop the import of an extract after the running batch.
+
+    What is applied stays applied, unpublished. Nothing goes on by itself; kbo retry does.
+    """
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.settings import load_settings
+
+    key, settings = ExtractKey.parse(extract), load_settings()
+    from kbo_pipeline.defs.cancelling import cancel_extract
+    from kbo_pipeline.defs.importing import open_instance
+
+    with open_instance(settings) as instance:
+        cancel_extract(instance, settings, key)
+    click.echo(f"{key}: cancelled; kbo retry {key} goes on")
+
+
+@main.command()
+def pause() -> None:
+    """Let nothing new begin: running batches end, then everything waits for kbo resume."""
+    from kbo_pipeline import pausing
+    from kbo_pipeline.settings import load_settings
+
+    done = pausing.pause(load_settings())
+    click.echo(pausing.PAUSED if done else f"{pausing.PAUSED}: nothing to do")
+
+
+@main.command()
+def resume() -> None:
+    """Let everything go on that kbo pause holds up."""
+    from kbo_pipeline import pausing
+    from kbo_pipeline.settings import load_settings
+
+    done = pausing.resume(load_settings())
+    click.echo("resumed" if done else "not paused: nothing to do")
 
 
 @main.command()
@@ -209,6 +261,28 @@ def _sample_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=description, completed=done, total=total)
 
         yield show
+
+
+@contextmanager
+def _pause_told(settings: "Settings") -> Iterator[None]:
+    """Says once that the work of the caller waits, when `kbo pause` holds it up."""
+    from kbo_pipeline.pausing import PAUSED, is_paused
+
+    ended = threading.Event()
+
+    def look() -> None:
+        while not is_paused(settings):
+            if ended.wait(0.5):
+                return
+        click.echo(f"kbo: {PAUSED}", err=True)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @contextmanager

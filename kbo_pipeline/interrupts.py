@@ -6,7 +6,13 @@ of its steps. The kernel notes each signal in a pipe here, whoever handles it.
 
 import os
 import signal
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+PATIENCE = 15.0
+"""Seconds that a batch may go on when it is to stop; then its transaction is rolled back."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _pipe: int | None = None
@@ -31,6 +37,45 @@ def received() -> bool:
     with suppress(BlockingIOError):
         _came = _came or (_pipe is not None and bool(set(os.read(_pipe, 1024)) & set(_SIGNALS)))
     return _came
+
+
+@contextmanager
+def postponed(seconds: float = PATIENCE) -> Iterator[Callable[[], bool]]:
+    """Lets the block come to its end before Ctrl-C or SIGTERM ends it, if it takes no longer.
+
+    Yields a function that tells whether a signal has come; the caller ends then, after the block.
+    A second signal, or the first after so many seconds, does at once what it did before.
+
+    Args:
+        seconds: how long the block may go on after the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = False
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
+
+    def act(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.SIGINT]
+        if callable(handler):
+            handler(number, frame)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came or seconds <= 0:
+            act(number, frame)
+        came = True
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    signal.signal(signal.SIGALRM, act)
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ignore_further() -> None:

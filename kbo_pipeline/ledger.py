@@ -69,7 +69,7 @@ class Ledger:
     def half_applied(self) -> ExtractKey | None:
         """The extract whose batches are being applied; None when there is none."""
         row = self._database.row(
-            "SELECT id FROM import_jobs WHERE status IN ('processing', 'failed')"
+            "SELECT id FROM import_jobs WHERE status IN ('processing', 'failed', 'cancelled')"
         )
         return ExtractKey.parse(row[0]) if row else None
 
@@ -198,6 +198,14 @@ class Ledger:
                 id=str(staged.extract.key),
                 message=f"batch {batch.number}: {message}",
             )
+
+    def cancel_job(self, key: ExtractKey) -> None:
+        """Notes that somebody has stopped the import of an extract; without effect on others."""
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'cancelled'"
+            " WHERE id = $id AND status IN ('pending', 'processing', 'failed')",
+            id=str(key),
+        )
 
     def complete_job(self, key: ExtractKey, names_resolved: int) -> None:
         """Marks an extract as published; part of the caller's transaction."""

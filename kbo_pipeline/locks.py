@@ -41,6 +41,27 @@ def is_locked(file: Path) -> bool:
         return True
 
 
+def hold_until_exit(file: Path) -> None:
+    """Takes the lock that `file` stands for, which nobody has taken before, for good.
+
+    The file appears with its lock taken: who finds it free knows that its process has ended.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o600)  # closed by the kernel
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    os.rename(unfinished, file)
+
+
+def holder(file: Path) -> int | None:
+    """The process id of who holds the lock that `file` stands for; None when nobody does."""
+    if not is_locked(file):
+        return None
+    text = file.read_text()
+    return int(text) if text.isdigit() else None
+
+
 def zip_lock(directory: Path, extract: object) -> Path:
     """The lock of those who bring the ZIP of an extract into a directory."""
     return directory / f".{extract}.lock"

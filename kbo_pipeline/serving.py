@@ -1,104 +1,220 @@
 """`kbo start`: code location, daemon and web UI as children of one process. No Dagster here."""
 
+import itertools
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import yaml
 
+from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.errors import SettingsError, StorageError
+from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.settings import Settings
 
 _START_SECONDS = 90.0
-_STOP_SECONDS = 20.0
+_CHECK_SECONDS = 0.5
+_LOOK_SECONDS = 60.0  # between two looks at runs whose worker has died
+_SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code server
+_DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
+_DEATHS_SECONDS = 150.0
+_LONGEST_PAUSE = 16
+_LOST_SECONDS = 4.0  # a code server without its inner process; when it reloads code it has two
+_LOOKED_INTO = 3  # turns; each look costs some 10 ms
+_INNER = {"api", "grpc"}  # words of the process in which the code is, a child of the code server
+
+
+class Recovery(Protocol):
+    """What brings the records of runs in order, given by the caller."""
+
+    def __call__(self, *, ended_at: float) -> None:
+        """Fails the runs whose worker is dead.
+
+        Args:
+            ended_at: seconds of the epoch; no worker of a run that `kbo start` on this data
+                directory launched before lives.
+        """
 
 
 class _Stopped(Exception):
     """A signal asked us to end."""
 
 
-def serve(settings: Settings, report: Callable[[str], None], *, before: Callable[[], None]) -> None:
+def serve(settings: Settings, report: Callable[[str], None], *, recover: Recovery) -> None:
     """Runs everything until Ctrl-C or SIGTERM; ends all children when it ends.
+
+    A child that dies is started again, after growing pauses. What a killed `kbo start` left is
+    ended first.
 
     Args:
         settings: the settings; the children get them as environment.
         report: takes a line for the person who watches.
-        before: called once nobody else can start on this data directory, and nothing runs yet.
+        recover: called once nobody else can start on this data directory and nothing runs yet,
+            when a new code server is there, and each minute.
 
     Raises:
         StorageError: another `kbo start` runs on this data directory (names its process), or a
-            child ended by itself.
+            child does not start, or dies again and again.
         SettingsError: the port is taken.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(settings.work_dir / "start.lock"):
+        if left := end_leftovers(settings):
+            report(f"ended {left} processes of an earlier kbo start that was killed")
         _check_port(settings.ui_port)
         prepare_dagster_home(settings)
-        before()
-        runtime = Path(tempfile.mkdtemp(prefix="kbo-"))  # short: a socket's path has 107 bytes
+        recover(ended_at=time.time())
+        # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
+        runtime = Path(tempfile.mkdtemp(prefix=runtime_prefix(settings)))
         try:
-            with _ended_by_signals(), _children() as children:
-                _start(settings, runtime, children, report)
-                _watch(children)
+            with _ended_by_signals(), _children(settings) as children:
+                _Supervisor(settings, children, runtime, report, recover).run()
         except _Stopped:
             report("stopped")
         finally:
             shutil.rmtree(runtime)
 
 
-def _start(
-    settings: Settings,
-    runtime: Path,
-    children: dict[str, subprocess.Popen[bytes]],
-    report: Callable[[str], None],
-) -> None:
-    code_socket = runtime / "code.sock"
-    workspace = runtime / "workspace.yaml"
-    location = {"grpc_server": {"socket": str(code_socket), "location_name": "kbo_pipeline"}}
-    workspace.write_text(yaml.safe_dump({"load_from": [location]}))
-    environment = {**os.environ, **_exported(settings)}
+def runtime_prefix(settings: Settings) -> str:
+    """How the names of directories with the sockets of this data directory's servers begin."""
+    identity = settings.work_dir / "identity"
+    if not identity.exists():
+        identity.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(identity) as unfinished:
+            unfinished.write_text(uuid.uuid4().hex[:12])
+    return f"kbo-{identity.read_text()}-"
 
-    def start(name: str, *arguments: str) -> None:
-        log = settings.work_dir / "logs" / f"{name}.log"
-        log.parent.mkdir(exist_ok=True)
-        with log.open("ab") as out:
-            children[name] = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone; we end them in order
+
+class _Supervisor:
+    """Starts the children in order, watches them, and starts again what has died."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        children: Children,
+        runtime: Path,
+        report: Callable[[str], None],
+        recover: Recovery,
+    ) -> None:
+        self._children, self._report, self._recover = children, report, recover
+        self._socket = runtime / "code.sock"
+        self._address = f"http://127.0.0.1:{settings.ui_port}"
+        workspace = runtime / "workspace.yaml"
+        location = {"socket": str(self._socket), "location_name": "kbo_pipeline"}
+        workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
+        self._arguments = {
+            "code": (
+                *("dagster", "code-server", "start", "-m", "kbo_pipeline.definitions"),
+                *("-s", str(self._socket), "--location-name", "kbo_pipeline"),
+            ),
+            "daemon": ("dagster._daemon", "run", "-w", str(workspace)),
+            "webserver": (
+                *("dagster_webserver", "-h", "127.0.0.1", "-p", str(settings.ui_port)),
+                *("-w", str(workspace)),
+            ),
+        }
+        self._deaths: dict[str, list[float]] = {name: [] for name in self._arguments}
+        self._due: dict[str, float] = {}  # when what has died is started again
+        self._inner_seen = 0.0
+        self._ended_at = time.time()  # of all run workers launched before
+        self._is_settled = True
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def run(self) -> None:
+        """Returns by an exception only."""
+        self._report(f"logs: {self._children.log('code').parent}")
+        self._start("code")
+        self._wait_until(self._socket.exists)
+        self._start("daemon")
+        self._start("webserver")
+        self._wait_until(lambda: _answers(f"{self._address}/server_info"))
+        self._report(f"web UI: {self._address}  (Ctrl-C ends everything)")
+        for turn in itertools.count():
+            for name, code in self._children.ended().items():
+                self._take_leave(name, f"ended with code {code}")
+            if turn % _LOOKED_INTO == 0 and self._has_lost_its_inner():
+                self._take_leave("code", "has lost the process with the code")
+            for name, due in list(self._due.items()):
+                if time.monotonic() >= due:
+                    del self._due[name]
+                    self._start(name)
+            self._look_for_dead_runs()
+            time.sleep(_CHECK_SECONDS)
+
+    def _start(self, name: str) -> None:
+        if name == "code":
+            self._socket.unlink(missing_ok=True)
+            self._inner_seen = time.monotonic() + _START_SECONDS
+        self._children.start(name, self._arguments[name])
+
+    def _take_leave(self, name: str, what: str) -> None:
+        """Ends what is left of a child; says when it is started again, or that it is not."""
+        self._children.kill(name)
+        if name == "code":  # and with it the run workers
+            self._ended_at = time.time()
+            self._socket.unlink(missing_ok=True)
+            self._is_settled = False
+        now = time.monotonic()
+        recent = [t for t in self._deaths[name] if now - t < _DEATHS_SECONDS] + [now]
+        self._deaths[name] = recent
+        log = self._children.log(name)
+        if len(recent) >= _DEATHS:
+            raise StorageError(
+                f"{name}: {what}, for the {len(recent)}th time in {_DEATHS_SECONDS:.0f} s;"
+                f" see {log}, mend the cause, then start again"
             )
+        pause = min(2 ** (len(recent) - 1), _LONGEST_PAUSE)
+        self._due[name] = now + pause
+        self._report(f"{name}: {what}; it is started again in {pause} s; see {log}")
 
-    report(f"logs: {settings.work_dir / 'logs'}")
-    start(
-        "code",
-        *("dagster", "code-server", "start", "-m", "kbo_pipeline.definitions"),
-        *("-s", str(code_socket), "--location-name", "kbo_pipeline"),
-    )
-    _wait_until(code_socket.exists, children)
-    start("daemon", "dagster._daemon", "run", "-w", str(workspace))
-    start(
-        "webserver",
-        *("dagster_webserver", "-h", "127.0.0.1", "-p", str(settings.ui_port)),
-        *("-w", str(workspace)),
-    )
-    address = f"http://127.0.0.1:{settings.ui_port}"
-    _wait_until(lambda: _answers(f"{address}/server_info"), children)
-    report(f"web UI: {address}  (Ctrl-C ends everything)")
+    def _look_for_dead_runs(self) -> None:
+        """Not while the code server is away: Dagster then gives up a retry for good."""
+        if not self._socket.exists():
+            self._is_settled = False
+        elif not self._is_settled:
+            self._is_settled, self._next_look = True, time.monotonic() + _SETTLE_SECONDS
+        elif time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+            try:
+                self._recover(ended_at=self._ended_at)
+            except Exception as error:  # whatever it is, mostly PostgreSQL: it passes
+                first_line = str(error).strip().split("\n", 1)[0]
+                self._report(f"looking for dead runs failed: {first_line}; it is tried again")
+
+    def _has_lost_its_inner(self) -> bool:
+        """The code server itself does not notice that the process with the code has died."""
+        if "code" not in self._children.names:
+            return False
+        if self._children.has_child("code", _INNER):
+            self._inner_seen = time.monotonic()
+        return time.monotonic() - self._inner_seen > _LOST_SECONDS
+
+    def _wait_until(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not ready():
+            for name, code in self._children.ended().items():
+                raise StorageError(
+                    f"{name}: ended with code {code}; see {self._children.log(name)}, then start"
+                    " again"
+                )
+            if time.monotonic() > deadline:
+                name = self._children.names[-1]
+                raise StorageError(
+                    f"{name}: not ready in {_START_SECONDS:.0f} s; see {self._children.log(name)}"
+                )
+            time.sleep(0.1)
 
 
 def _exported(settings: Settings) -> dict[str, str]:
@@ -135,54 +251,15 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _children() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Ends, in the reverse order of their start, all children that were put into the dict."""
-    children: dict[str, subprocess.Popen[bytes]] = {}
+def _children(settings: Settings) -> Iterator[Children]:
+    """Ends all children that were started, when the block ends."""
+    children = Children(settings, {**os.environ, **_exported(settings)})
     try:
         yield children
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave children
-        for child in reversed(children.values()):
-            _end(child)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends a child and whatever it started; its session is its own."""
-    if child.poll() is None:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _wait_until(ready: Callable[[], bool], children: dict[str, subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not ready():
-        _check_alive(children)
-        if time.monotonic() > deadline:
-            raise StorageError(f"{list(children)[-1]}: not ready in {_START_SECONDS:.0f} s")
-        time.sleep(0.1)
-
-
-def _watch(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    while True:
-        _check_alive(children)
-        time.sleep(0.5)
-
-
-def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    for name, child in children.items():
-        if child.poll() is not None:
-            raise StorageError(
-                f"{name}: ended with code {child.returncode}; see its log, then start again"
-            )
+        children.end_all()
 
 
 def _answers(address: str) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-State = Literal["pending", "processing", "completed", "failed"]
+State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)

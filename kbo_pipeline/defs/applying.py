@@ -1,6 +1,7 @@
 """The seven register assets: batches of extracts, applied one after the other in one run."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 
 import dagster as dg
@@ -15,11 +16,12 @@ from tenacity import (
     wait_random,
 )
 
+from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.catalogue import register_schema
-from kbo_pipeline.defs.claims import claimed_for_step
+from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.errors import KboError
 from kbo_pipeline.extracts import ExtractKey
@@ -38,6 +40,9 @@ WRITER_POOL = "register"
 
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
+
+WRITER_WAIT = 900.0
+"""Seconds to wait for the register: its holder may be a process that was held up."""
 
 every_partition = dg.AllPartitionMapping()
 """Lineage only; which batch belongs to which extract is in its key."""
@@ -73,7 +78,7 @@ def apply_to_register(
         keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))
         with (
             duckdb.get_connection() as connection,
-            open_register(connection, settings.register_file) as register,
+            open_register(connection, settings.register_file, lock_timeout=WRITER_WAIT) as register,
         ):
             for extract, group in groupby(keys, key=lambda key: key.extract):
                 batch_keys = list(group)
@@ -112,15 +117,19 @@ def _apply_extract(
             else:
                 yield from _materializations(key, change)
         return
-    with open_staged(connection, settings.staging_dir, extract) as staged:
+    with (
+        open_staged(connection, settings.staging_dir, extract) as staged,
+        _cancel_noted(context, register, extract),
+    ):
         register.ledger.open_job(staged)
         batches = {batch.number: batch for batch in staged.batches}
         for position, key in enumerate(keys, start=1):
             if key.number not in batches:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
                 continue
+            go_on(context, settings)
             try:
-                change = _apply_with_retries(context, register, staged, key)
+                change, is_stopped = _apply_with_retries(context, register, staged, key)
             except (KboError, duckdb.Error, OSError) as error:
                 message = str(error).split("\n", 1)[0]
                 context.log.error(f"{key}: {message}")
@@ -128,12 +137,32 @@ def _apply_extract(
                 continue
             yield from _materializations(key, change)
             context.log.info(_progress_line(position, len(keys), change))
+            if is_stopped:
+                raise dg.DagsterExecutionInterruptedError
+
+
+@contextmanager
+def _cancel_noted(
+    context: dg.AssetExecutionContext, register: Register, extract: ExtractKey
+) -> Iterator[None]:
+    """Notes in the ledger that somebody has cancelled the import, when that ends the block."""
+    try:
+        yield
+    except BaseException:
+        if is_canceling(context):
+            register.ledger.cancel_job(extract)
+        raise
 
 
 def _apply_with_retries(
     context: dg.AssetExecutionContext, register: Register, staged: Staged, key: BatchKey
-) -> BatchChange:
-    """Applies a batch; errors that may pass get further attempts. The ledger notes a failure."""
+) -> tuple[BatchChange, bool]:
+    """Applies a batch; errors that may pass get further attempts. The ledger notes a failure.
+
+    An attempt that is told to stop by Ctrl-C may come to its end; the second value tells of that.
+    A worker of the daemon is interrupted only after that patience.
+    """
+    patience = 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else interrupts.PATIENCE
     batch = next(batch for batch in staged.batches if batch.number == key.number)
 
     def say(state: RetryCallState) -> None:
@@ -152,7 +181,14 @@ def _apply_with_retries(
         for attempt in attempts:
             with attempt:
                 number = attempt.retry_state.attempt_number
-                return register.apply(staged, batch, attempt=number)
+                with interrupts.postponed(patience) as came:
+                    try:
+                        change = register.apply(staged, batch, attempt=number)
+                    except Exception:
+                        if came():
+                            raise dg.DagsterExecutionInterruptedError from None
+                        raise
+                return change, came()
     except (KboError, duckdb.Error, OSError) as error:
         register.ledger.fail(staged, batch, number, str(error).split("\n", 1)[0])
         raise

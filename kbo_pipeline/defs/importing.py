@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRunStatus
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
@@ -152,6 +152,9 @@ def _run(
         if run is not None and not run.is_success:
             instance.report_run_canceled(run, "stopped by Ctrl-C or SIGTERM")
         raise
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status == DagsterRunStatus.CANCELED:
+        raise ImportFailedError(f"{key}: cancelled; kbo retry {key} goes on")
     if not result.success:
         failures = [event for event in result.all_events if event.is_step_failure]
         message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"

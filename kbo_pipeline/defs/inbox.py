@@ -30,6 +30,7 @@ from kbo_pipeline.inbox import (
 )
 from kbo_pipeline.ledger import check_order
 from kbo_pipeline.locks import exclusive_lock, is_locked
+from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import has_extract, read_published
 from kbo_pipeline.settings import Settings, load_settings
 
@@ -61,6 +62,8 @@ _inboxes: dict[Path, Inbox] = {}  # each knows what it has checked; a code serve
 def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Claims what is whole and sound, starts its staging, and puts away what is done or no good."""
     settings = load_settings()
+    if is_paused(settings):
+        return dg.SkipReason(PAUSED)
     inbox = _inboxes.setdefault(settings.inbox_dir, Inbox(settings.inbox_dir))
     tick = _Tick(context.instance, settings, inbox)
     try:

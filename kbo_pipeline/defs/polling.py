@@ -20,6 +20,7 @@ from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.fetching import open_portal
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
+from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.planning import plan_imports
 from kbo_pipeline.publishing import read_published
 from kbo_pipeline.settings import Settings, load_settings
@@ -103,6 +104,8 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
         return dg.SkipReason(
             "KBO_USERNAME, KBO_PASSWORD: not set, so the portal is not asked; the inbox alone works"
         )
+    if is_paused(settings):
+        return dg.SkipReason(PAUSED)
     with _asking:
         before = read_poll(context.instance)
         if before is not None and not _is_time(before, time.time()):
@@ -187,7 +190,7 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
 
 def _is_startable(settings: Settings, progress: Progress, key: ExtractKey) -> bool:
     """Whether a run that stages it is missing: nobody is at it, and it is not staged."""
-    if key in progress.at_staging or key in progress.staged:
+    if key in progress.at_staging or key in progress.staged or key in progress.cancelled:
         return False
     if is_locked(claim_file(settings, key)):
         return False

@@ -16,6 +16,9 @@ from kbo_pipeline.tables import ENTERPRISE, TABLES
 EXTRACT_TAG = "kbo/extract"
 """Tag of every run that we start: the key of its extract."""
 
+CANCELLED_TAG = "kbo/cancelled"
+"""Tag of the newest run of an extract that was cancelled: the run's own id."""
+
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 
@@ -66,18 +69,41 @@ class Progress:
     def next_to_apply(self) -> ExtractKey | None:
         """The extract that is to be applied and published next; it may still be at staging.
 
-        One that is at staging keeps later ones waiting: extracts are published in number order,
-        whichever is staged first.
+        One that is at staging, or was cancelled, keeps later ones waiting: extracts are published
+        in number order, whichever is staged first.
         """
-        waiting = {k for k in self.staged if k in self.batches} | self.at_staging
+        waiting = {k for k in self.staged if k in self.batches} | self.at_staging | self.cancelled
         return next_to_apply(waiting - self.published.keys(), self.newest_published)
 
     @cached_property
     def at_staging(self) -> set[ExtractKey]:
         """Extracts whose staging is queued or runs."""
-        runs = self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-        staging = {extract_of(run) for run in runs if _is_staging(run)}
+        staging = {extract_of(run) for run in self.unfinished_runs if _is_staging(run)}
         return {key for key in self.known if str(key) in staging}
+
+    @cached_property
+    def unfinished_runs(self) -> list[dg.DagsterRun]:
+        """The runs that are queued or at work."""
+        return list(self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)))
+
+    @cached_property
+    def newest_runs(self) -> Mapping[str, dg.DagsterRun]:
+        """The newest run of each extract, by its key."""
+        newest: dict[str, dg.DagsterRun] = {}
+        for run in self.instance.get_runs(limit=_RUNS_LOOKED_AT):
+            extract = extract_of(run)
+            if extract is not None:
+                newest.setdefault(extract, run)
+        return newest
+
+    @cached_property
+    def cancelled(self) -> set[ExtractKey]:
+        """Unpublished extracts that somebody has cancelled, and nobody has taken up since."""
+        return {
+            key
+            for key in self.known - self.published.keys()
+            if (run := self.newest_runs.get(str(key))) is not None and _is_cancelled(run)
+        }
 
     @cached_property
     def staging_failures(self) -> Mapping[ExtractKey, list[float]]:
@@ -133,6 +159,17 @@ def extract_of(run: dg.DagsterRun) -> str | None:
     partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
     batch = batch_or_none(partition) if partition else None
     return str(batch.extract) if batch else partition
+
+
+def _is_cancelled(run: dg.DagsterRun) -> bool:
+    """Whether the run says that its extract was cancelled.
+
+    A run of the daemon is canceled by people only. One of a `kbo` command also by Ctrl-C, which is
+    not meant for the extract; so that `kbo cancel` marks it. A retry inherits tags, but not the id.
+    """
+    if run.tags.get(CANCELLED_TAG) == run.run_id:
+        return True
+    return run.status == dg.DagsterRunStatus.CANCELED and "kbo/started_by" not in run.tags
 
 
 def _is_staging(run: dg.DagsterRun) -> bool:

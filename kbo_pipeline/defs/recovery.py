@@ -2,13 +2,17 @@
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from kbo_pipeline.defs.claims import OWN_RUN, claim_file
-from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.defs.progress import CANCELLED_TAG, EXTRACT_TAG, Progress, extract_of
+from kbo_pipeline.defs.workers import drop_locks, is_dead
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.settings import Settings
 
+_RUNS_LOOKED_AT = 20
+_NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
 _AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -33,12 +37,62 @@ def end_dead_runs_of_commands(
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def fail_dead_runs_of_daemon(instance: dg.DagsterInstance) -> None:
-    """Fails the runs that an earlier daemon left at work, so that the next one retries them.
+def end_dead_runs(
+    instance: dg.DagsterInstance, settings: Settings, *, ended_at: float = 0.0
+) -> list[str]:
+    """Fails the runs of a daemon whose worker has died, so that Dagster retries them.
 
-    Only for callers who know that no daemon is at work on this data directory.
+    One that somebody was ending is canceled instead: nobody wants it retried. Slots in pools are
+    free afterwards. Runs on other machines, and of commands, are left alone.
+
+    Args:
+        instance: where the runs are recorded.
+        settings: say where workers hold their locks.
+        ended_at: seconds of the epoch; no worker that `kbo start` launched before lives.
+
+    Returns:
+        The ids of the runs.
     """
+    ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=_AT_WORK)):
-        if OWN_RUN.keys().isdisjoint(run.tags):
-            instance.report_run_failed(run, "the process of this run died with its daemon")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        if not OWN_RUN.keys().isdisjoint(run.tags):
+            continue
+        if not is_dead(instance, settings, run, ended_at=ended_at):
+            continue
+        now = instance.get_run_by_id(run.run_id)  # the worker may have ended in good order since
+        if now is None or now.is_finished:
+            continue
+        if now.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(now, "the process of this run has died")
+        else:
+            instance.report_run_failed(now, "the process of this run has died")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        ended.append(run.run_id)
+    drop_locks(instance, settings)
+    return ended
+
+
+def resume_retries(instance: dg.DagsterInstance) -> list[str]:
+    """Has Dagster retry the runs that it could not retry because no code server was there.
+
+    It tries that once, and gives up for good. Reporting the failure again begins it anew, with the
+    same limit of retries.
+
+    Returns:
+        The ids of the runs.
+    """
+    resumed = []
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+    for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
+        if run.tags.get(WILL_RETRY_TAG) != "false" or AUTO_RETRY_RUN_ID_TAG in run.tags:
+            continue
+        extract = extract_of(run)
+        newest = None if extract is None else Progress(instance).newest_runs.get(extract)
+        if newest is None or newest.run_id != run.run_id or CANCELLED_TAG in run.tags:
+            continue
+        events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+        last = events[-1].dagster_event if events else None
+        if last is not None and last.message == _NOT_RETRIED:
+            instance.report_run_failed(run, "the process of this run has died; retried once more")
+            resumed.append(run.run_id)
+    return resumed

@@ -1,15 +1,22 @@
 """DuckDB, configured in one place, and how errors and stops of a step become Dagster's."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.defs.cancelling import cancel_waiting_runs
+from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
+from kbo_pipeline.defs.workers import hold_run
+from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.settings import Settings, load_settings
 
 MEMORY_LIMIT = "3GB"
 """What DuckDB takes at most in one run; it spills to disk beyond."""
@@ -28,15 +35,24 @@ def duckdb_resource(settings: Settings) -> DuckDBResource:
     )
 
 
+_LOOK_SECONDS = 1.0
+
+
 @contextmanager
 def permanent_errors_not_retried(context: dg.AssetExecutionContext) -> Iterator[None]:
     """Lets errors that may pass reach the retry policy, and fails at once for all others.
 
     A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
     policy would begin it again. Any other interruption goes on to Dagster, which takes the run up
-    later.
+    later; so does what comes of a PostgreSQL that is away.
+
+    Before the block this process says that it is the run's worker, and waits while `kbo pause`
+    holds.
     """
     try:
+        settings = load_settings()
+        hold_run(settings, context.run)
+        go_on(context, settings)
         yield
     except dg.Failure:
         raise
@@ -44,6 +60,9 @@ def permanent_errors_not_retried(context: dg.AssetExecutionContext) -> Iterator[
         if _is_stopped(context):
             raise dg.Failure(description="stopped", allow_retries=False) from None
         raise
+    except (SQLAlchemyError, DagsterPostgresException) as error:
+        # As interrupted, and not as failed: failed steps are not retried after a crash.
+        raise dg.DagsterExecutionInterruptedError from error
     except Exception as error:
         if isinstance(error.__cause__, dg.DagsterExecutionInterruptedError):  # DuckDB wraps it
             if _is_stopped(context):
@@ -54,6 +73,38 @@ def permanent_errors_not_retried(context: dg.AssetExecutionContext) -> Iterator[
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _is_stopped(context: dg.AssetExecutionContext) -> bool:
+def go_on(context: dg.AssetExecutionContext, settings: Settings) -> None:
+    """Waits while `kbo pause` holds; then makes sure that the run is still to go on.
+
+    Raises:
+        DagsterExecutionInterruptedError: somebody has stopped the run; or it has ended without this
+            process, which was taken for dead: another may be at work in its place.
+    """
+    is_told = False
+    while True:
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+            raise dg.DagsterExecutionInterruptedError
+        if not is_paused(settings):
+            return
+        if not is_told:
+            context.log.info(PAUSED)
+            is_told = True
+        time.sleep(_LOOK_SECONDS)
+
+
+def is_canceling(context: dg.AssetExecutionContext) -> bool:
+    """Tells whether somebody is ending the run, in the UI or by `kbo cancel`."""
     run = context.instance.get_run_by_id(context.run.run_id)
-    return interrupts.received() or bool(run and run.status == dg.DagsterRunStatus.CANCELING)
+    return run is not None and run.status == dg.DagsterRunStatus.CANCELING
+
+
+def _is_stopped(context: dg.AssetExecutionContext) -> bool:
+    """Whether a person has stopped the step; who cancels a run means its extract."""
+    if not is_canceling(context):
+        return interrupts.received()
+    context.instance.add_run_tags(context.run.run_id, {CANCELLED_TAG: context.run.run_id})
+    extract = extract_of(context.run)
+    if extract is not None:
+        cancel_waiting_runs(context.instance, extract)
+    return True

@@ -12,6 +12,7 @@ from kbo_pipeline.defs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
+from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.settings import load_settings
 
 
@@ -67,8 +68,13 @@ def _next_in_order(progress: Progress) -> ExtractKey | dg.SkipReason:
     key = progress.next_to_apply
     if key is None:
         return dg.SkipReason("no staged extract follows what is published")
+    settings = load_settings()
+    if is_paused(settings):
+        return dg.SkipReason(PAUSED)
+    if key in progress.cancelled:
+        return dg.SkipReason(f"{key} is cancelled; kbo retry {key} goes on")
     if key in progress.at_staging:
         return dg.SkipReason(f"{key} is being staged")
-    if is_locked(claim_file(load_settings(), key)):
+    if is_locked(claim_file(settings, key)):
         return dg.SkipReason(f"{key} is being worked on")
     return key

@@ -53,7 +53,8 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
     running = next((run for run in runs if not run.is_finished), None)
     failed = _failed(instance, batches)
     done = key in progress.published
-    broken = not done and running is None and bool(failed or (runs and runs[0].is_failure))
+    cancelled = running is None and key in progress.cancelled
+    broken = not (done or running or cancelled) and bool(failed or (runs and runs[0].is_failure))
     tables = {
         table.name: _table_progress(
             len(applied[table.name]), len(batches), bool(failed.get(table.name)), running
@@ -70,7 +71,15 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
     places = _first_of_each_batch(open_places)
     at_work = running is not None and bool(places) and running.job_name in _APPLYING
     status: State = (
-        "completed" if done else "failed" if broken else "processing" if running else "pending"
+        "completed"
+        if done
+        else "failed"
+        if broken
+        else "processing"
+        if running
+        else "cancelled"
+        if cancelled
+        else "pending"
     )
     return ExtractStatus(
         job_id=str(key),

@@ -2,10 +2,12 @@
 
 import functools
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 from dagster._config.config_schema import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresRunStorage
@@ -18,6 +20,10 @@ from kbo_pipeline.errors import StorageError
 from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
 from kbo_pipeline.settings import load_settings
 
+_PATIENCE = 90.0
+"""Seconds to wait for a server that has been there before: somebody restarts it."""
+
+_PAUSE = 0.5
 _TABLES_LOCK = int.from_bytes(b"kbo", "big")
 
 
@@ -105,11 +111,26 @@ def _engine(url: str, embedded: Path | None) -> Engine:
         pool_pre_ping=True,
         pool_recycle=300,
     )
-    if embedded is not None:
+    was_there = False
 
-        @event.listens_for(engine, "do_connect")
-        def start_again(*_: object) -> None:
-            embedded_server_url(embedded)
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _: object, arguments: Any, options: Any) -> Any:
+        nonlocal was_there
+        deadline = time.monotonic() + (_PATIENCE if was_there else 0)
+        while True:
+            try:
+                if embedded is not None:
+                    embedded_server_url(embedded)
+                connection = dialect.connect(*arguments, **options)
+            except (StorageError, psycopg2.OperationalError) as error:
+                if not was_there:
+                    raise
+                if time.monotonic() > deadline:
+                    raise DagsterPostgresException(f"PostgreSQL is away: {error}") from error
+                time.sleep(_PAUSE)
+            else:
+                was_there = True
+                return connection
 
     @event.listens_for(engine, "connect")
     def in_utc(connection: Any, _: object) -> None:

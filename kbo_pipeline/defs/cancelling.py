@@ -1,0 +1,153 @@
+"""`kbo cancel`, and what ending a run in the UI entails: an extract stays as far as it has come."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import psutil
+from dagster._core.storage.tags import WILL_RETRY_TAG
+
+from kbo_pipeline.defs.claims import OWN_RUN, claim, claim_file
+from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of
+from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
+from kbo_pipeline.defs.workers import is_dead
+from kbo_pipeline.errors import NotReadyError, StorageError
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.interrupts import PATIENCE
+from kbo_pipeline.locks import holder
+from kbo_pipeline.register import open_register
+from kbo_pipeline.settings import Settings
+
+_END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
+_LOOK_SECONDS = 0.3
+_WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+
+
+def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> None:
+    """Ends all that is at work on an extract, after the running batch; what is applied stays.
+
+    Nothing takes it up by itself then: `kbo retry`, `kbo import` or a new run in the UI does.
+
+    Raises:
+        NotReadyError: nothing is at work on it, nor about to be.
+        StorageError: something does not end.
+    """
+    _check_at_work(instance, settings, key)
+    signaled: set[int] = set()
+    terminated: set[str] = set()
+    told: float | None = None
+    deadline = time.monotonic() + _END_SECONDS
+    while True:
+        pid = holder(claim_file(settings, key))
+        if pid is not None and pid not in signaled and _is_command(pid):
+            told = _tell_command(instance, key, told)
+            if told is None or time.monotonic() - told > PATIENCE:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)  # it ends its run itself
+                signaled.add(pid)
+        left = _end_runs(instance, settings, key, terminated)
+        if left == 0 and pid is None:
+            with claim(settings, key):  # sensors leave a claimed extract alone
+                end_dead_runs_of_commands(instance, settings, key)
+                if _end_runs(instance, settings, key, terminated) == 0:
+                    _mark(instance, key)
+                    _cancel_job(settings, key)
+                    return
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{key}: still at work {_END_SECONDS:.0f} s after it was told to stop; see its run"
+                " in the UI, then kbo cancel again"
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
+def cancel_waiting_runs(instance: dg.DagsterInstance, key: ExtractKey | str) -> None:
+    """Cancels the runs of an extract that wait in the queue."""
+    for run in _unfinished(instance, key):
+        if run.status in _WAITING:
+            instance.report_run_canceled(run, f"{key} is cancelled")
+
+
+def _check_at_work(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> None:
+    progress = Progress(instance)
+    if key not in progress.known:
+        raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
+    if holder(claim_file(settings, key)) is not None or _unfinished(instance, key):
+        return
+    if key in progress.published:
+        raise NotReadyError(f"{key}: published: nothing is at work; nothing was done")
+    newest = progress.newest_runs.get(str(key))
+    if key in progress.cancelled:
+        raise NotReadyError(f"{key}: cancelled already; kbo retry {key} goes on")
+    is_retried = newest is not None and newest.tags.get(WILL_RETRY_TAG) == "true"
+    if newest is None or (newest.is_failure and not is_retried):
+        raise NotReadyError(f"{key}: nothing is at work; kbo status {key} says how far it came")
+
+
+def _end_runs(
+    instance: dg.DagsterInstance, settings: Settings, key: ExtractKey, terminated: set[str]
+) -> int:
+    """Tells each run of the daemon to stop, once; returns how many have not ended yet."""
+    cancel_waiting_runs(instance, key)
+    left = 0
+    for run in _unfinished(instance, key):
+        if not OWN_RUN.keys().isdisjoint(run.tags):
+            continue
+        if is_dead(instance, settings, run):
+            instance.report_run_canceled(run, "the process of this run has died")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            continue
+        left += 1
+        if run.run_id not in terminated:
+            with suppress(dg.DagsterError):  # a code server that is away: the run hears of it later
+                instance.run_launcher.terminate(run.run_id)
+            terminated.add(run.run_id)
+    return left
+
+
+def _tell_command(
+    instance: dg.DagsterInstance, key: ExtractKey, told: float | None
+) -> float | None:
+    """Tells a command that applies batches to end before the next one; when, or None for others."""
+    for run in _unfinished(instance, key):
+        if run.job_name == "apply_batches" and not OWN_RUN.keys().isdisjoint(run.tags):
+            if run.status == dg.DagsterRunStatus.STARTED:
+                instance.report_run_canceling(run)
+                return time.monotonic()
+            return told
+    return None
+
+
+def _is_command(pid: int) -> bool:
+    """Whether a process is `kbo`; workers and sensors hold claims too, these for an instant."""
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+    return "kbo_pipeline.cli" in words or any(Path(word).name == "kbo" for word in words[:2])
+
+
+def _unfinished(instance: dg.DagsterInstance, key: ExtractKey | str) -> list[dg.DagsterRun]:
+    return [run for run in Progress(instance).unfinished_runs if extract_of(run) == str(key)]
+
+
+def _mark(instance: dg.DagsterInstance, key: ExtractKey) -> None:
+    """Notes on the newest run that nothing goes on after it by itself."""
+    newest = Progress(instance).newest_runs.get(str(key))
+    if newest is not None:
+        instance.add_run_tags(
+            newest.run_id, {CANCELLED_TAG: newest.run_id, WILL_RETRY_TAG: "false"}
+        )
+
+
+def _cancel_job(settings: Settings, key: ExtractKey) -> None:
+    if settings.register_file.exists():
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_register(connection, settings.register_file) as register,
+        ):
+            register.ledger.cancel_job(key)

@@ -1,0 +1,216 @@
+"""`kbo cancel`, "Terminate" in the UI, `kbo pause` and `kbo resume`: stop in order and go on."""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+
+from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.locks import is_locked
+from kbo_pipeline.pausing import PAUSED
+from kbo_pipeline.sample import Sample
+from kbo_pipeline.settings import load_settings
+from kbo_pipeline_tests.pipeline import Pipeline, materializations
+from kbo_pipeline_tests.processes import Started, started, wait_until
+from kbo_pipeline_tests.server import Server
+from kbo_pipeline_tests.test_recovery import (
+    EXTRACT,
+    KBO,
+    applied,
+    check_published,
+    instance,
+    kbo_start,
+    pipeline,
+    undisturbed,
+    wait_for_more,
+    wait_until_published,
+    zip_file,
+)
+
+__all__ = ["instance", "pipeline", "undisturbed", "zip_file"]  # fixtures
+
+UPDATE = "0141-update"
+SAMPLE = Sample(enterprises=60, seed=3)
+
+
+def terminate(server: Server, run: dg.DagsterRun) -> None:
+    found = server.query(
+        "mutation($id: String!) { terminateRun(runId: $id) { __typename } }", id=run.run_id
+    )
+    assert found["terminateRun"]["__typename"] == "TerminateRunSuccess"
+
+
+def at_work(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    return [run for run in instance.get_runs() if not run.is_finished]
+
+
+def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
+    """Some batches are applied, nothing is published, at work or taken; returns how many."""
+    assert at_work(instance) == []
+    (newest,) = instance.get_runs(limit=1)
+    assert newest.status == dg.DagsterRunStatus.CANCELED
+    assert instance.event_log_storage.get_concurrency_info("register").claimed_slots == []
+    settings = load_settings(pipeline.environment)
+    assert not is_locked(claim_file(settings, ExtractKey.parse(EXTRACT)))
+    assert not pipeline.database.exists()
+    status = json.loads(pipeline.kbo("status", EXTRACT, "--json").stdout)
+    assert status["status"] == "cancelled"
+    assert status["failed_batches"] == []
+    assert status["error"] is None
+    with duckdb.connect(str(settings.register_file), read_only=True) as register:
+        assert register.execute("SELECT status FROM import_jobs").fetchall() == [("cancelled",)]
+        batches = register.execute(
+            "SELECT status, count(*) FROM import_job_batches GROUP BY status ORDER BY status"
+        ).fetchall()
+    assert [name for name, _ in batches] == ["completed", "pending"]
+    done = int(batches[0][1])
+    assert done % 7 == 0
+    assert status["overall"]["completed"] == done
+    return done
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ["kbo cancel", "terminateRun"])
+def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str, way: str
+) -> None:
+    SAMPLE.write_update(pipeline.directory / "downloads", 141)
+    instance.add_dynamic_partitions("kbo_extracts", [UPDATE])
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", UPDATE)
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        (run,) = at_work(instance)
+        began_at = time.monotonic()
+        if way == "kbo cancel":
+            done = pipeline.kbo("cancel", EXTRACT)
+            assert done.stdout == f"{EXTRACT}: cancelled; kbo retry {EXTRACT} goes on\n"
+        else:
+            terminate(server, run)
+            wait_until(lambda: not at_work(instance), "the end of the run", process)
+        print(f"{way}: took {time.monotonic() - began_at:.1f} s")
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED  # type: ignore[union-attr]
+        before = check_cancelled(pipeline, instance)
+        wait_until(
+            lambda: (
+                server.ticks("apply_when_staged")[0]
+                == f"{EXTRACT} is cancelled; kbo retry {EXTRACT} goes on"
+            ),
+            "what the sensor says",
+            process,
+        )
+        time.sleep(6)  # one interval of the sensors: neither goes on, nor does the Update
+        assert check_cancelled(pipeline, instance) == before
+        nothing = pipeline.kbo("cancel", EXTRACT, check=False)
+        assert nothing.returncode == 1
+        assert nothing.stderr == f"kbo: {EXTRACT}: cancelled already; kbo retry {EXTRACT} goes on\n"
+        retried = pipeline.kbo("retry", EXTRACT)
+        assert retried.stdout.endswith("publication\n")
+        check_published_first(pipeline, undisturbed)
+        server.wait_for_run("publish_extract", "SUCCESS", count=2)  # the Update's turn has come
+    assert len(materializations(instance, "published_extract")) == 2
+
+
+def check_published_first(pipeline: Pipeline, undisturbed: str) -> None:
+    """The Full is published; the Update may be at once after it."""
+    with pipeline.read() as reader:
+        if reader.execute("SELECT count(*) FROM import_jobs").fetchall() != [(1,)]:
+            return
+    check_published(pipeline, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_new_run_in_the_ui_goes_on_with_what_was_cancelled(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        (run,) = at_work(instance)
+        terminate(server, run)
+        wait_until(lambda: not at_work(instance), "the end of the run", process)
+        check_cancelled(pipeline, instance)
+        found = server.query(
+            "mutation($p: ReexecutionParams!) {"
+            " launchRunReexecution(reexecutionParams: $p) { __typename } }",
+            p={"parentRunId": run.run_id, "strategy": "ALL_STEPS"},
+        )
+        assert found["launchRunReexecution"]["__typename"] == "LaunchRunSuccess"
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_kbo_import_in_another_terminal_is_cancelled(
+    pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path, undisturbed: str
+) -> None:
+    with started(pipeline, *KBO, "import", zip_file) as process:
+        wait_for_more(instance, process)
+        pipeline.kbo("cancel", EXTRACT)
+        assert process.popen.wait(30) == 1
+        says = f"kbo: {EXTRACT}: cancelled; kbo retry {EXTRACT} goes on\n"
+        assert process.output() == says
+    check_cancelled(pipeline, instance)
+    done = pipeline.kbo("import", zip_file)
+    assert done.stdout.startswith(f"{EXTRACT}: published")
+    check_published(pipeline, undisturbed)
+    nothing = pipeline.kbo("cancel", EXTRACT, check=False)
+    assert nothing.returncode == 1
+    assert nothing.stderr == f"kbo: {EXTRACT}: published: nothing is at work; nothing was done\n"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_nothing_moves_while_paused_and_all_goes_on_after_resume(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        assert pipeline.kbo("pause").stdout == f"{PAUSED}\n"
+        assert pipeline.kbo("pause").stdout == f"{PAUSED}: nothing to do\n"
+        before = standstill(instance, process)
+        assert pipeline.kbo("status").stdout.splitlines()[0] == PAUSED
+    with kbo_start(pipeline) as (process, server):  # all was killed: it is paused still
+        assert process.says(f"{PAUSED}\n")
+        wait_until(lambda: server.ticks("apply_when_staged"), "a tick", process)
+        server.wait_for_run("apply_batches", "STARTED")
+        assert standstill(instance, process) == before
+        assert pipeline.kbo("resume").stdout == "resumed\n"
+        assert pipeline.kbo("resume").stdout == "not paused: nothing to do\n"
+        wait_until_published(instance, process)
+    check_published(pipeline, undisturbed)
+
+
+def standstill(instance: dg.DagsterInstance, process: Started) -> int:
+    """How many batches are applied, once that no longer changes."""
+    time.sleep(3)
+    before = applied(instance)
+    time.sleep(5)
+    assert applied(instance) == before
+    assert process.popen.poll() is None
+    return before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_kbo_import_waits_while_paused_and_says_so_once(
+    pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path, undisturbed: str
+) -> None:
+    pipeline.kbo("pause")
+    with started(pipeline, *KBO, "import", zip_file) as process:
+        wait_until(partial(process.says, f"kbo: {PAUSED}\n"), "the pause", process)
+        time.sleep(4)
+        assert applied(instance) == 0
+        pipeline.kbo("resume")
+        assert process.popen.wait(240) == 0
+        assert process.output().count(PAUSED) == 1
+    check_published(pipeline, undisturbed)

@@ -1,0 +1,377 @@
+"""What dies, and what is only away for a while: work goes on without anybody's help.
+
+`RECOVERY_ROUNDS=3` kills each process three times, and takes PostgreSQL away for 60 s too.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+import requests
+
+from kbo_pipeline.children import end_leftovers
+from kbo_pipeline.defs.claims import OWN_RUN
+from kbo_pipeline.defs.recovery import end_dead_runs
+from kbo_pipeline.locks import exclusive_lock, holder
+from kbo_pipeline.register import content_hash
+from kbo_pipeline.sample import Sample
+from kbo_pipeline.serving import runtime_prefix
+from kbo_pipeline.settings import load_settings
+from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations
+from kbo_pipeline_tests.processes import Started, free_port, processes_of, started, wait_until
+from kbo_pipeline_tests.server import Server
+from kbo_pipeline_tests.test_postgres import kill_and_wait
+
+EXTRACT = "0140-full"
+KBO = ("kbo_pipeline.cli",)
+ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", "1"))
+AWAY_SECONDS = [1, 12] + ([60] if ROUNDS > 1 else [])
+MANY_BATCHES = {"KBO_BATCH_ROWS": "10", "KBO_MAX_BATCHES": "120"}
+
+
+@pytest.fixture(scope="module")
+def zip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Sample(enterprises=60, seed=3).write_full(tmp_path_factory.mktemp("zips"), 140)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, zip_file: Path) -> str:
+    """The content of the register after an import that nothing disturbs."""
+    core = Core(tmp_path_factory.mktemp("undisturbed"))
+    core.import_zip(zip_file)
+    return core.content_hash()
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, zip_file: Path) -> Pipeline:
+    """A pipeline with the ZIP of a Full in its downloads, and time to kill something."""
+    pipeline = Pipeline(tmp_path, MANY_BATCHES | {"KBO_UI_PORT": str(free_port())})
+    (tmp_path / "downloads").mkdir()
+    shutil.copy(zip_file, tmp_path / "downloads")
+    return pipeline
+
+
+@pytest.fixture
+def instance(pipeline: Pipeline) -> Iterator[dg.DagsterInstance]:
+    with pipeline.instance() as instance:
+        instance.add_dynamic_partitions("kbo_extracts", [EXTRACT])
+        try:
+            yield instance
+        finally:
+            end_leftovers(load_settings(pipeline.environment))  # of a test that has failed
+
+
+@contextmanager
+def kbo_start(pipeline: Pipeline) -> Iterator[tuple[Started, Server]]:
+    """A `kbo start` whose web UI answers."""
+    with started(pipeline, *KBO, "start") as process:
+        wait_until(partial(process.says, "web UI:"), "kbo start", process)
+        yield process, Server(f"http://127.0.0.1:{pipeline.settings['KBO_UI_PORT']}")
+        if process.popen.poll() is None:
+            assert process.end(signal.SIGTERM) == 0
+
+
+def applied(instance: dg.DagsterInstance) -> int:
+    return len(materializations(instance, "branch"))
+
+
+def wait_for_more(instance: dg.DagsterInstance, process: Started, batches: int = 3) -> None:
+    """Waits until some more batches are applied."""
+    least = applied(instance) + batches
+    wait_until(lambda: applied(instance) >= least, f"{least} batches", process)
+
+
+def worker(pipeline: Pipeline) -> int | None:
+    """The process id of the run worker."""
+    pids = [holder(file) for file in (pipeline.directory / "work" / "runs").glob("*.lock")]
+    return next((pid for pid in pids if pid is not None), None)
+
+
+def child(pipeline: Pipeline, *words: str) -> psutil.Process:
+    """The process of `kbo start` whose command line has these words."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if (
+                process.status() != psutil.STATUS_ZOMBIE
+                and set(words) <= set(process.cmdline())
+                and process.environ().get("KBO_DATA_DIR") == str(pipeline.directory)
+            ):
+                found.append(process)
+    return found[0]
+
+
+def wait_until_published(instance: dg.DagsterInstance, process: Started) -> None:
+    wait_until(lambda: materializations(instance, "published_extract"), "publication", process)
+    success = dg.RunsFilter(job_name="publish_extract", statuses=[dg.DagsterRunStatus.SUCCESS])
+    wait_until(
+        lambda: instance.get_runs(success),
+        "the end of the run that publishes",
+        process,
+    )
+
+
+def check_published(pipeline: Pipeline, undisturbed: str) -> None:
+    """Readers have the extract as if nothing had happened; each batch was applied once."""
+    with pipeline.read() as reader:
+        assert content_hash(reader) == undisturbed
+        total = fetch(reader, "SELECT total_batches FROM import_jobs")
+        assert total > 20
+        rows = reader.execute(
+            "SELECT status, count(*) FROM import_job_batches GROUP BY status"
+        ).fetchall()
+        assert rows == [("completed", 7 * total)]
+
+
+KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
+    "worker": lambda pipeline: psutil.Process(worker(pipeline)),
+    "code server": lambda pipeline: child(pipeline, "code-server"),
+    "process with the code": lambda pipeline: child(pipeline, "api", "grpc"),
+    "daemon": lambda pipeline: child(pipeline, "dagster._daemon"),
+    "web server": lambda pipeline: child(pipeline, "dagster_webserver"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("killed", [list(KILLED), *([one] * 3 for one in KILLED if ROUNDS > 1)])
+def test_what_is_killed_is_replaced_and_the_import_goes_on(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str, killed: list[str]
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        for name in killed:
+            wait_for_more(instance, process)
+            at_work = worker(pipeline)
+            assert at_work is not None
+            died_at = time.monotonic()
+            KILLED[name](pipeline).kill()
+            if name in ("code server", "process with the code"):
+                wait_until(partial(_is_gone, at_work), "its worker's end")
+            wait_for_more(instance, process, 1)
+            print(f"{name}: went on {time.monotonic() - died_at:.1f} s after its death")
+        wait_until_published(instance, process)
+        wait_until(lambda: _answers(server), "the web server", process)
+        check_published(pipeline, undisturbed)
+    assert [words for words in processes_of(pipeline.directory) if "postgres" not in words[0]] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_next_start_takes_over_from_a_killed_one(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        at_work = worker(pipeline)
+        assert at_work is not None
+        daemon = child(pipeline, "dagster._daemon")
+        process.end(signal.SIGKILL)
+        psutil.wait_procs([daemon], timeout=10)
+        assert not daemon.is_running()
+    killed_at = time.monotonic()
+    with kbo_start(pipeline) as (process, server):
+        assert not psutil.pid_exists(at_work)
+        wait_for_more(instance, process, 1)
+        print(f"went on {time.monotonic() - killed_at:.1f} s after the next start")
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_worker_that_comes_back_late_does_nothing_more(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    settings = load_settings(pipeline.environment)
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        late = worker(pipeline)
+        assert late is not None
+        os.kill(late, signal.SIGSTOP)
+        try:
+            assert end_dead_runs(instance, settings) == []  # it lives
+            (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+            instance.report_run_failed(run, "taken for dead")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            retried = dg.RunsFilter(
+                job_name="apply_batches", statuses=[dg.DagsterRunStatus.STARTED]
+            )
+            wait_until(lambda: instance.get_runs(retried), "the retry", process)
+            before = applied(instance)
+            time.sleep(5 if ROUNDS == 1 else 90)
+            assert applied(instance) == before  # the retry waits for the register
+        finally:
+            os.kill(late, signal.SIGCONT)
+        wait_until_published(instance, process)
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+        assert not psutil.pid_exists(late)
+        check_published(pipeline, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_an_import_goes_on_after_postgres_was_away(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    directory = pipeline.directory / "postgres"
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        for seconds in AWAY_SECONDS:
+            wait_for_more(instance, process)
+            with (directory / "start.lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # nobody starts it meanwhile
+                kill_and_wait(directory)
+                time.sleep(seconds)
+            back_at = time.monotonic()
+            wait_for_more(instance, process)
+            print(f"away for {seconds} s: went on {time.monotonic() - back_at:.1f} s after that")
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
+        wait_until(lambda: _answers(server), "the web server", process)
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return bool(server.runs("publish_extract"))
+    except requests.RequestException:
+        return False
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_child_that_dies_again_and_again_ends_kbo_start_with_one_error(
+    tmp_path: Path,
+) -> None:
+    pipeline = Pipeline(tmp_path, {"KBO_UI_PORT": str(free_port())})
+    with kbo_start(pipeline) as (process, _):
+        for deaths in range(8):
+            find = partial(child, pipeline, "dagster_webserver")
+            wait_until(partial(_or_none, find), "the web server", process)
+            find().kill()
+            if deaths < 7:
+                wait_until(partial(_has_lines, process, deaths + 1), "its death", process)
+                last = process.output().splitlines()[-1]
+                said = f"webserver: ended with code -9; it is started again in {min(2**deaths, 16)}"
+                assert last.startswith(f"{said} s; see ")
+        assert process.popen.wait(60) == 1
+        last = process.output().splitlines()[-1]
+        assert last.startswith("kbo: webserver: ended with code -9, for the 8th time in 150 s")
+        assert str(tmp_path / "work" / "logs" / "webserver.log") in last
+    assert processes_of(tmp_path) == []
+
+
+def _has_lines(process: Started, count: int) -> bool:
+    lines = process.output().splitlines()
+    return sum(line.startswith("webserver: ended") for line in lines) >= count
+
+
+def _is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
+
+
+def _or_none(find: Callable[[], psutil.Process]) -> psutil.Process | None:
+    try:
+        return find()
+    except IndexError:
+        return None
+
+
+def test_only_our_own_leftovers_are_ended(tmp_path: Path) -> None:
+    settings = load_settings({"KBO_DATA_DIR": str(tmp_path)})
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ours = {**os.environ, "KBO_DATA_DIR": str(tmp_path)}
+    foreign = {**os.environ, "KBO_DATA_DIR": str(tmp_path / "other")}
+    processes = [
+        subprocess.Popen(sleep, env=environment, start_new_session=True)
+        for environment in (ours, foreign, ours)
+    ]
+    try:
+        wait_until(lambda: all(_has_begun(process.pid) for process in processes), "three of them")
+        since = [psutil.Process(process.pid).create_time() for process in processes]
+        since[2] += 60  # the number was another process's, which began later
+        record = [[process.pid, at] for process, at in zip(processes, since, strict=True)]
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "sessions").write_text(json.dumps(record))
+        assert end_leftovers(settings) == 1
+        assert [process.poll() is None for process in processes] == [False, True, True]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _has_begun(pid: int) -> bool:
+    return "time.sleep(60)" in " ".join(psutil.Process(pid).cmdline())
+
+
+def test_exactly_the_runs_without_a_living_worker_are_ended(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    settings = load_settings(pipeline.environment)
+    locks = settings.work_dir / "runs"
+    locks.mkdir(parents=True)
+    ours = {".dagster/grpc_info": json.dumps({"socket": f"/tmp/{runtime_prefix(settings)}x/s"})}
+    foreign = {".dagster/grpc_info": json.dumps({"socket": "/tmp/kbo-elsewhere-x/s"})}
+    status = dg.DagsterRunStatus
+
+    def add(now: dg.DagsterRunStatus, tags: dict[str, str], has_lock: bool = False) -> str:
+        run = instance.add_run(dg.DagsterRun(job_name="apply_batches", status=now, tags=tags))
+        if has_lock:
+            (locks / f"{run.run_id}.lock").write_text("1")
+        event = dg.DagsterEvent("PIPELINE_STARTING", run.job_name)
+        instance.event_log_storage.store_event(_entry(run, event))
+        return run.run_id
+
+    dead = add(status.STARTED, ours, has_lock=True)
+    ending = add(status.CANCELING, ours, has_lock=True)
+    alive = add(status.STARTED, ours, has_lock=True)
+    begun = add(status.STARTED, ours)
+    elsewhere = add(status.STARTED, foreign)
+    of_command = add(status.STARTED, OWN_RUN, has_lock=True)
+    waiting = add(status.NOT_STARTED, ours)
+
+    def now(run_id: str) -> dg.DagsterRunStatus:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status
+
+    with exclusive_lock(locks / f"{alive}.lock"):
+        assert {*end_dead_runs(instance, settings)} == {dead, ending}
+        assert end_dead_runs(instance, settings) == []
+        assert end_dead_runs(instance, settings, ended_at=time.time() + 1) == [begun]
+    assert [now(run) for run in (dead, begun, ending)] == [
+        status.FAILURE,
+        status.FAILURE,
+        status.CANCELED,
+    ]
+    assert {now(run) for run in (alive, elsewhere, of_command)} == {status.STARTED}
+    assert now(waiting) == status.NOT_STARTED
+    assert {file.stem for file in locks.glob("*.lock")} == {alive, of_command}
+
+
+def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
+    return dg.EventLogEntry(  # type: ignore[no-untyped-call]
+        error_info=None,
+        level="debug",
+        user_message="",
+        run_id=run.run_id,
+        timestamp=time.time(),
+        job_name=run.job_name,
+        dagster_event=event,
+    )
