@@ -14,7 +14,7 @@ from kbo_pipeline.errors import NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import Standing, check_order, read_standing
-from kbo_pipeline.register import Publication, Rollback, open_register_to_copy
+from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
 from kbo_pipeline.sql import literal
 from kbo_pipeline.staging import open_staged, staging_file
 
@@ -88,6 +88,18 @@ def rollback(
         _show(connection, key, standing, half_applied, register_file, database, keep_published)
     _remove_staged(staging_dir, key)
     return done
+
+
+def check_rollback(
+    connection: duckdb.DuckDBPyConnection, key: ExtractKey, register_file: Path
+) -> None:
+    """Makes sure that an extract may be rolled back; changes nothing.
+
+    Raises:
+        OrderError: another extract is the newest; names it.
+    """
+    with open_register(connection, register_file) as register:
+        register.ledger.check_rollback(key)
 
 
 def _show(

@@ -16,6 +16,9 @@ from kbo_pipeline.tables import ENTERPRISE, TABLES
 EXTRACT_TAG = "kbo/extract"
 """Tag of every run that we start: the key of its extract."""
 
+ROLLBACK_JOB = "rollback_extract"
+"""The job that undoes an extract."""
+
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 

@@ -29,7 +29,9 @@ def duckdb_resource(settings: Settings) -> DuckDBResource:
 
 
 @contextmanager
-def permanent_errors_not_retried(context: dg.AssetExecutionContext) -> Iterator[None]:
+def permanent_errors_not_retried(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+) -> Iterator[None]:
     """Lets errors that may pass reach the retry policy, and fails at once for all others.
 
     A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
@@ -54,6 +56,6 @@ def permanent_errors_not_retried(context: dg.AssetExecutionContext) -> Iterator[
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _is_stopped(context: dg.AssetExecutionContext) -> bool:
+def _is_stopped(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> bool:
     run = context.instance.get_run_by_id(context.run.run_id)
     return interrupts.received() or bool(run and run.status == dg.DagsterRunStatus.CANCELING)
