@@ -117,7 +117,7 @@ def _run(directory: Path, steps: list[Step], order: random.Random | None) -> Cor
     before: list[str] = []
     for step in steps:
         zip_file = write_extract(directory, step.key, step.inserts, step.deletes)
-        if order is not None and order.random() < 0.5:
+        if order is not None and order.random() < 0.3:
             _roll_back(core, zip_file, order, before)
         core.import_zip(zip_file, order, twice=True)
         if order is not None:

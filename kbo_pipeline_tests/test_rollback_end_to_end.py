@@ -205,7 +205,7 @@ def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) 
         assert instance.get_dynamic_partitions("kbo_batches") == []
         register_batches(instance, ExtractKey.parse(FULL), batches)
         for found in partition_states(instance, FULL).values():
-            assert found == dict.fromkeys(batches, "MISSING")
+            assert found == {}  # as of an asset that nobody has materialized yet
         assert Progress(instance).staged == {}
         status = json.loads(pipeline.kbo("status", FULL, "--json").stdout)
         assert (status["status"], status["failed_batches"]) == ("pending", [])
@@ -226,7 +226,7 @@ def test_a_rollback_that_was_killed_is_brought_to_its_end_by_the_command(
 
         at_work, waiting = (
             dg.DagsterRun(job_name="stage_extract", status=status, tags={"kbo/extract": UPDATE})
-            for status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED)
+            for status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED)
         )
         instance.add_run(at_work)
         refused = pipeline.kbo("rollback", UPDATE, check=False)

@@ -12,7 +12,7 @@ from kbo_pipeline.defs.claims import claim
 from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import batch_or_none
 from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
-from kbo_pipeline.errors import StorageError
+from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.fetching import remove_old_zips
 from kbo_pipeline.publishing import read_published
@@ -39,8 +39,11 @@ def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             removed.append(str(key))
         if time.monotonic() > deadline:
             break
-    with duckdb.connect(":memory:") as connection:
-        published = [key for key, _ in read_published(connection, settings.database)]
+    try:
+        with duckdb.connect(":memory:") as connection:
+            published = [key for key, _ in read_published(connection, settings.database)]
+    except RegisterError as error:
+        return dg.SkipReason(str(error))
     removed += [file.name for file in remove_old_zips(settings, published, time.time())]
     return dg.SkipReason(f"removed: {', '.join(removed)}" if removed else "nothing is too old")
 
@@ -48,7 +51,7 @@ def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 def old_extracts(progress: Progress, keep: int) -> list[ExtractKey]:
     """The extracts below the newest published ones, the oldest first; published or not."""
     published = sorted({key.number for key in progress.published})
-    if len(published) <= keep:
+    if len(published) < keep:
         return []
     first_kept = published[-keep]
     old = (key for key in progress.known if key.number < first_kept)
