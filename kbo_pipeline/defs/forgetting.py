@@ -1,8 +1,10 @@
 """Makes partitions missing: what Dagster holds of an extract goes, so that it can come again."""
 
 import dagster as dg
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from sqlalchemy import or_, select
 
-from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
@@ -31,26 +33,38 @@ def forget_extract(
         key: the extract.
         with_zip: the partition of `extract_zip` too.
     """
+    assets = [*_BY_BATCH, *_BY_EXTRACT, *([dg.AssetKey("extract_zip")] if with_zip else [])]
     # First: without batches no sensor takes the extract for one that is to be applied.
-    for batch in batches_by_extract(instance).get(key, []):
-        instance.delete_dynamic_partition("kbo_batches", batch)
-    for asset in _BY_BATCH:
-        batches = sorted(_with_events(instance, asset, key))
-        if batches:
-            instance.wipe_asset_partitions(asset, batches)
-    by_extract = [*_BY_EXTRACT, *([dg.AssetKey("extract_zip")] if with_zip else [])]
-    for asset in by_extract:
-        instance.wipe_asset_partitions(asset, [str(key)])
+    for batch in instance.get_dynamic_partitions("kbo_batches"):
+        if batch.startswith(f"{key}-"):
+            instance.delete_dynamic_partition("kbo_batches", batch)
+    found = _with_events(instance, key)
+    for asset in assets:
+        if asset in found:
+            instance.wipe_asset_partitions(asset, found[asset])
     # Once more: a web server that has read the events a moment ago may have kept what they said.
-    instance.wipe_asset_cached_status([*_BY_BATCH, *by_extract])
+    instance.wipe_asset_cached_status(assets)
 
 
-def _with_events(instance: dg.DagsterInstance, asset: dg.AssetKey, key: ExtractKey) -> set[str]:
-    """The batches of an extract that an asset has events of, also those of an earlier cut."""
+def _with_events(instance: dg.DagsterInstance, key: ExtractKey) -> dict[dg.AssetKey, list[str]]:
+    """The partitions of an extract that have events, by asset; also batches of an earlier cut."""
     storage = instance.event_log_storage
-    found = {
-        batch_or_none(text): text
-        for event in _EVENTS
-        for text in storage.get_latest_storage_id_by_partition(asset, event)
-    }
-    return {text for batch, text in found.items() if batch is not None and batch.extract == key}
+    assert isinstance(storage, SqlEventLogStorage)
+    events = SqlEventLogStorageTable.c
+    names = [asset.to_string() for asset in (*_BY_BATCH, *_BY_EXTRACT, dg.AssetKey("extract_zip"))]
+    query = (
+        select(events.asset_key, events.partition)
+        .distinct()
+        .where(
+            events.asset_key.in_(names),
+            events.dagster_event_type.in_([event_type.value for event_type in _EVENTS]),
+            or_(events.partition == str(key), events.partition.like(f"{key}-%")),
+        )
+    )
+    found: dict[dg.AssetKey, list[str]] = {}
+    with storage.index_connection() as connection:
+        for name, partition in connection.execute(query):
+            asset = dg.AssetKey.from_db_string(name)
+            assert asset is not None
+            found.setdefault(asset, []).append(partition)
+    return found

@@ -84,7 +84,7 @@ def _runs_about(instance: dg.DagsterInstance, key: ExtractKey) -> Iterator[dg.Da
     batches: Sequence[str] = [
         text
         for text in instance.get_dynamic_partitions("kbo_batches")
-        if (batch := batch_or_none(text)) is not None and batch.extract == key
+        if text.startswith(f"{key}-")
     ]
     named: list[dict[str, str | Sequence[str]]] = [
         {EXTRACT_TAG: str(key)},
