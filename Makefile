@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo start test check clean
+.PHONY: help setup demo start test test-long chaos check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,8 +24,14 @@ demo: $(READY) ## import made-up extracts and show what is in the register
 start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
-test: $(READY) ## run the tests
-	$(RUN)/python -m pytest -n 2 --dist loadfile
+test: $(READY) ## run the tests, but for the long ones
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long"
+
+test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m long
+
+chaos: $(READY) ## let everything die, thousands of times, and write docs/reliability.md (hours)
+	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md
 
 check: $(READY) ## format, lint, types
 	$(RUN)/ruff format --check .

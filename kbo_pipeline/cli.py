@@ -51,6 +51,7 @@ def main() -> None:
 @main.command()
 def start() -> None:
     """Run the web UI, the daemon and the code location until Ctrl-C."""
+    from kbo_pipeline.inbox import Inbox
     from kbo_pipeline.serving import serve
     from kbo_pipeline.settings import load_settings
 
@@ -67,10 +68,9 @@ def start() -> None:
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
     else:
-        click.echo(
-            "portal: not asked, as KBO_USERNAME and KBO_PASSWORD are not set; put ZIPs into"
-            f" {settings.inbox_dir}"
-        )
+        click.echo("portal: not asked, as KBO_USERNAME and KBO_PASSWORD are not set")
+    Inbox(settings.inbox_dir).prepare()
+    click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
     serve(settings, click.echo, before=recover)
 
 

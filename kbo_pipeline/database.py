@@ -1,7 +1,7 @@
 """A DuckDB connection with values bound by name and transactions as blocks."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import duckdb
@@ -28,11 +28,12 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commits what the block does, or nothing of it."""
-        self.execute("BEGIN TRANSACTION")
+        """Commits what the block does, or nothing of it; afterwards no transaction is open."""
         try:
+            self.execute("BEGIN TRANSACTION")
             yield
+            self.execute("COMMIT")
         except BaseException:
-            self.execute("ROLLBACK")
+            with suppress(duckdb.TransactionException):  # there is none: a commit has worked
+                self.execute("ROLLBACK")
             raise
-        self.execute("COMMIT")

@@ -5,6 +5,7 @@ import dagster as dg
 from kbo_pipeline.defs.alerting import alert_sensor
 from kbo_pipeline.defs.applying import apply_to_register
 from kbo_pipeline.defs.download import extract_zip
+from kbo_pipeline.defs.inbox import inbox_sensor
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract, stage_extract
 from kbo_pipeline.defs.polling import kbo_extract_sensor
 from kbo_pipeline.defs.publishing import publish_assets
@@ -20,6 +21,7 @@ defs = dg.Definitions(
     jobs=[stage_extract, apply_batches, publish_extract, rollback_extract],
     sensors=[
         kbo_extract_sensor,
+        inbox_sensor,
         apply_when_staged,
         publish_when_applied,
         alert_sensor,

@@ -16,6 +16,7 @@ import requests
 from kbo_pipeline.errors import ExtractError, StorageError
 from kbo_pipeline.extracts import ExtractKey, damage, read_extract
 from kbo_pipeline.files import move_into_place
+from kbo_pipeline.room import check_room_to_keep
 from kbo_pipeline.web import BrokenError, Report, Web
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
@@ -137,6 +138,8 @@ class Download:
 
     def _start_over(self, response: requests.Response, head: bytes, length: int | None) -> None:
         self._forget_part()
+        if length is not None:
+            check_room_to_keep(self._target.name, self._target.parent, length)
         self._part.write_bytes(head)
         validator = _validator(response)
         if validator is not None and length is not None:

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -104,30 +105,27 @@ class CsvFile:
     lines: int
 
 
+def read_key(zip_file: Path) -> ExtractKey:
+    """Reads the key of a ZIP; takes no time, whatever its size.
+
+    Raises:
+        ExtractError: no ZIP, no sound `meta.csv`, or a file name that says another extract.
+    """
+    return _key_in(zip_file, _meta(zip_file))
+
+
 def read_extract(zip_file: Path) -> Extract:
     """Reads which extract a ZIP is.
 
     Raises:
         ExtractError: no ZIP, no sound `meta.csv`, or a file name that says another extract.
     """
-    with _open_zip(zip_file) as archive:
-        meta = _read_meta(zip_file, archive)
-    try:
-        key = ExtractKey.parse(f"{meta['ExtractNumber']:0>4}-{meta['ExtractType'].lower()}")
+    meta = _meta(zip_file)
+    key = _key_in(zip_file, meta)
+    with _meta_errors(zip_file):
         snapshot_date = datetime.datetime.strptime(meta["SnapshotDate"], "%d-%m-%Y").date()
         timestamp = datetime.datetime.strptime(meta["ExtractTimestamp"], "%d-%m-%Y %H:%M:%S")
         version = meta["Version"]
-    except KeyError as missing:
-        raise ExtractError(
-            f"{zip_file.name}: meta.csv has no {missing}; fetch the ZIP again"
-        ) from None
-    except (ValueError, ExtractError) as wrong:
-        raise ExtractError(f"{zip_file.name}: meta.csv: {wrong}; fetch the ZIP again") from None
-    named = key_in_file_name(zip_file.name)
-    if named is not None and named != key:
-        raise ExtractError(
-            f"{zip_file.name}: meta.csv says {key}, the file name says {named}; fetch the ZIP again"
-        )
     return Extract(key, snapshot_date, timestamp, version, zip_file.name, _sha256(zip_file))
 
 
@@ -224,6 +222,34 @@ def _read_meta(zip_file: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
         raise ExtractError(f"{zip_file.name}: meta.csv: {reason}; fetch the ZIP again") from None
 
 
+def _meta(zip_file: Path) -> Mapping[str, str]:
+    with _open_zip(zip_file) as archive:
+        return _read_meta(zip_file, archive)
+
+
+def _key_in(zip_file: Path, meta: Mapping[str, str]) -> ExtractKey:
+    with _meta_errors(zip_file):
+        key = ExtractKey.parse(f"{meta['ExtractNumber']:0>4}-{meta['ExtractType'].lower()}")
+    named = key_in_file_name(zip_file.name)
+    if named is not None and named != key:
+        raise ExtractError(
+            f"{zip_file.name}: meta.csv says {key}, the file name says {named}; fetch the ZIP again"
+        )
+    return key
+
+
+@contextmanager
+def _meta_errors(zip_file: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as missing:
+        raise ExtractError(
+            f"{zip_file.name}: meta.csv has no {missing}; fetch the ZIP again"
+        ) from None
+    except (ValueError, ExtractError) as wrong:
+        raise ExtractError(f"{zip_file.name}: meta.csv: {wrong}; fetch the ZIP again") from None
+
+
 def _members(
     zip_file: Path, archive: zipfile.ZipFile, key: ExtractKey
 ) -> dict[tuple[Table, Operation], zipfile.ZipInfo]:
@@ -317,5 +343,8 @@ def _check_header(
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ExtractError(f"{file}: {error.strerror or error}; see whether it is there") from None

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from kbo_pipeline.extracts import Extract, ExtractKey, damage, key_in_file_name,
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import exclusive_lock, zip_lock
+from kbo_pipeline.room import check_room_to_keep
 from kbo_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
 
     Raises:
         ExtractError: the ZIP is another extract, or none.
-        StorageError: another process brings the same extract.
+        StorageError: another process brings the same extract, or there is no room for it.
     """
     extract = read_extract(source)
     if extract.key != key:
@@ -118,8 +120,12 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
     name = extract.source_file if key_in_file_name(extract.source_file) else extract.file_name
     target = settings.downloads_dir / name
     with exclusive_lock(zip_lock(settings.downloads_dir, key), timeout=60.0):
+        check_room_to_keep(source.name, settings.downloads_dir, source.stat().st_size)
         with replace_atomically(target) as temporary:
-            shutil.copyfile(source, temporary)
+            try:
+                shutil.copyfile(source, temporary)
+            except FileNotFoundError:
+                raise ExtractError(f"{source}: moved away meanwhile; name it again") from None
         _remove_others(settings, key, target)
     return target, read_extract(target)
 
@@ -146,6 +152,19 @@ def remove_old_zips(settings: Settings, published: Sequence[ExtractKey], now: fl
             file.unlink(missing_ok=True)
             removed.append(file)
     return removed
+
+
+def drop_zip(settings: Settings, extract: Extract) -> None:
+    """Removes a ZIP that cannot be imported from the downloads directory; other files stay.
+
+    Raises:
+        StorageError: another process brings the same extract.
+    """
+    with exclusive_lock(zip_lock(settings.downloads_dir, extract.key)):
+        for file in kept_zips(settings, extract.key):
+            with suppress(ExtractError):
+                if read_extract(file).sha256 == extract.sha256:
+                    file.unlink()
 
 
 def _remove_others(settings: Settings, key: ExtractKey, kept: Path) -> None:

@@ -6,6 +6,7 @@ The newest published files stay: the one that readers open, and older ones as
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -16,7 +17,7 @@ from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import Standing, check_order, read_standing
 from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
 from kbo_pipeline.sql import literal
-from kbo_pipeline.staging import open_staged, staging_file
+from kbo_pipeline.staging import discard_staged, open_staged, staging_file
 
 
 def publish(
@@ -34,7 +35,8 @@ def publish(
         connection: an in-memory DuckDB.
         key: the extract.
         register_file: the register at work.
-        staging_dir: where its staging file is; the file is removed at the end.
+        staging_dir: where its staging file is; it and those of extracts before are removed at the
+            end.
         database: the file that readers open; replaced at one instant, never opened for writing.
         keep_published: published files that are kept, the one that readers open included.
 
@@ -51,7 +53,7 @@ def publish(
             register.checkpoint()
             standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
         _show(connection, key, standing, half_applied, register_file, database, keep_published)
-    _remove_staged(staging_dir, key)
+    discard_staged(staging_dir, standing.published[0][0].number)
     return publication
 
 
@@ -158,7 +160,19 @@ def is_published(connection: duckdb.DuckDBPyConnection, database: Path, extract:
     Raises:
         OrderError: the register is past it, or has another file under its key.
     """
-    published = read_published(connection, database)
+    return has_extract(read_published(connection, database), extract)
+
+
+def has_extract(published: Sequence[tuple[ExtractKey, str]], extract: Extract) -> bool:
+    """Tells whether an extract is among the published ones, or need not be.
+
+    Args:
+        published: keys and the sha256 of their ZIPs, the newest first.
+        extract: the extract.
+
+    Raises:
+        OrderError: the register is past it, or has another file under its key.
+    """
     for key, sha256 in published:
         if key == extract.key and sha256 != extract.sha256:
             raise OrderError(

@@ -22,7 +22,7 @@ from kbo_pipeline.extracts import (
     unpack,
 )
 from kbo_pipeline.files import replace_atomically
-from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
 from kbo_pipeline.tables import ALL_TABLES, Table
@@ -130,6 +130,33 @@ def open_staged(
         yield staged
     finally:
         connection.execute("DETACH staging")
+
+
+def discard_staged(directory: Path, newest: int) -> None:
+    """Removes what staging left of extracts that readers have, or that a Full has overtaken.
+
+    What a process is staging now stays.
+
+    Args:
+        directory: where staging files are.
+        newest: number of the newest published extract.
+    """
+    found: dict[ExtractKey, list[Path]] = {}
+    for path in directory.glob("*"):
+        try:
+            key = ExtractKey.parse(path.name.split(".", 1)[0])
+        except ExtractError:
+            continue
+        found.setdefault(key, []).append(path)
+    for key, paths in found.items():
+        lock = directory / f"{key}.lock"
+        if key.number > newest or is_locked(lock):
+            continue
+        for path in (*paths, lock):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def is_damage(error: duckdb.Error) -> bool:

@@ -163,6 +163,7 @@ FAULTS: dict[str, list[Fault]] = {
 """What heals by itself: the extract is published though this happened."""
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.environ.get("PORTAL_FAULTS") != "all", reason="takes half an hour")
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FAULTS)
@@ -218,6 +219,7 @@ class Webhook:
         return f"http://127.0.0.1:{self.server.server_address[1]}/secret-canary-path"
 
 
+@pytest.mark.long
 def test_a_refused_password_is_tried_once_and_told_once(tmp_path: Path, portal: Portal) -> None:
     with StandInPortal(portal.made) as stand_in, Webhook() as webhook:
         settings = account(stand_in, "wrong") | {"KBO_ALERT_WEBHOOK": webhook.url}

@@ -186,16 +186,26 @@ def test_a_portal_that_fails_is_told_and_the_next_tick_goes_on(
     world: World, fault: Fault, reason: str
 ) -> None:
     world.portal.add_fault(fault)
-    for failures, pause in ((1, 60), (2, 120), (3, 240)):
-        started, said = world.tick()
-        assert started == []
-        assert reason in said
+    started, said = world.tick()
+    assert started == []
+    assert reason in said
+    world.portal.clear_faults()
+    world.let_time_pass()
+    assert world.tick()[0] == [FULL]
+
+
+def test_a_portal_that_goes_on_failing_is_asked_less_and_less(world: World) -> None:
+    world.portal.add_fault(Fault(Kind.LIST, Effect.STATUS, times=None, status=404))
+    for failures, pause in enumerate((60, 120, 240, 480, 960, 1920, 3600, 3600), start=1):
+        world.tick()
         poll = read_poll(world.instance)
         assert poll is not None and poll.is_failed and poll.failures == failures
         assert poll.next_at - poll.asked_at == pause
         world.let_time_pass()
     world.portal.clear_faults()
     assert world.tick()[0] == [FULL]
+    poll = read_poll(world.instance)
+    assert poll is not None and poll.failures == 0
 
 
 def test_a_portal_that_is_not_there_is_told(world: World) -> None:

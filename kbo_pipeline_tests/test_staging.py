@@ -17,7 +17,7 @@ from kbo_pipeline.batches import Batch
 from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, Operation
 from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.staging import Staged, staging_file
+from kbo_pipeline.staging import Staged, discard_staged, staging_file
 from kbo_pipeline.tables import (
     ADDRESS,
     ALL_TABLES,
@@ -446,3 +446,17 @@ def test_a_staging_file_that_is_not_sound_is_refused(
     make(staging_file(core.staging_dir, UPDATE), staging_file(core.staging_dir, FULL))
     with pytest.raises(error, match=str(UPDATE)), core.staged(UPDATE):
         pass
+
+
+def test_what_is_published_leaves_nothing_of_its_staging(tmp_path: Path) -> None:
+    names = ("duckdb", "duckdb.part", "duckdb.part.wal", "lock")
+    for key in ("0140-full", "0141-update", "0142-update", "0143-update"):
+        (tmp_path / f"{key}.unpacked").mkdir()
+        for name in names:
+            (tmp_path / f"{key}.{name}").touch()
+    (tmp_path / "notes.txt").touch()
+    with exclusive_lock(tmp_path / "0141-update.lock"):
+        discard_staged(tmp_path, newest=142)
+    left = {path.name for path in tmp_path.iterdir()}
+    kept = {f"{key}.{n}" for key in ("0141-update", "0143-update") for n in (*names, "unpacked")}
+    assert left == kept | {"notes.txt"}

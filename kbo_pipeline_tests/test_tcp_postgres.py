@@ -8,6 +8,7 @@ from urllib.parse import quote, quote_plus
 
 import psutil
 import psycopg2
+import pytest
 from psycopg2 import sql
 
 from kbo_pipeline.sample import Sample
@@ -82,6 +83,7 @@ def files_with_secrets(directory: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.long
 def test_passwords_are_left_nowhere(tmp_path: Path) -> None:
     sample = Sample(enterprises=60, seed=3)
     offered = tmp_path / "offered"

@@ -7,6 +7,7 @@ import time
 import dagster as dg
 
 from kbo_pipeline.alerts import Alert, post
+from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
 from kbo_pipeline.defs.progress import STAGED, Progress, extract_of
 from kbo_pipeline.defs.status import error_of_run
@@ -84,7 +85,12 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
         event = f"failed:{extract}:{run.job_name}:{digest}"
-        helps = f"mend the cause, then kbo retry {extract}" if extract else "see the run in the UI"
+        if INBOX_TAG in run.tags and run.job_name == "stage_extract":
+            helps = "see inbox/rejected, and drop a mended ZIP into the inbox"
+        elif extract:
+            helps = f"mend the cause, then kbo retry {extract}"
+        else:
+            helps = "see the run in the UI"
         alerts[event] = Alert(event, "failed", extract, run.job_name, error, helps)
     return list(alerts.values())
 

@@ -53,6 +53,7 @@ def import_extract(
 
     Raises:
         OrderError: it does not follow what is published.
+        NotReadyError: the ZIP has moved away.
         StorageError: another process is importing it.
         ImportFailedError: a run failed; names the run's error and the next step.
     """
@@ -63,6 +64,11 @@ def import_extract(
                 return False
             newest = read_published(connection, settings.database)
             check_order(key, newest[0][0] if newest else None)
+        if not zip_file.is_file():  # from here on nobody else takes it: the extract is claimed
+            raise NotReadyError(
+                f"{key}: {zip_file} has moved away meanwhile; if it lay in the inbox, kbo start"
+                f" imports it: see kbo status {key}"
+            )
         register_extract(instance, key)
         end_dead_runs_of_commands(instance, settings, key)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}

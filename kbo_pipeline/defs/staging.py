@@ -12,6 +12,7 @@ from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.extracts import read_extract
 from kbo_pipeline.fetching import kept_zip
 from kbo_pipeline.publishing import is_published
+from kbo_pipeline.room import check_room_to_import
 from kbo_pipeline.staging import open_staged, stage
 from kbo_pipeline.tables import ALL_TABLES, Table
 
@@ -58,6 +59,7 @@ def import_staging(
                     asset_key=staging_asset(table), metadata={"already_published": True}
                 )
             return
+        check_room_to_import(settings, key, zip_file)
         staged = stage(
             connection,
             zip_file,

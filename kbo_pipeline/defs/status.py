@@ -103,12 +103,18 @@ def failure_message(event: dg.DagsterEvent) -> str:
     return error.message.strip().split("\n", 1)[0] if error else "failed without a message"
 
 
-def error_of_run(instance: DagsterInstance, run: dg.DagsterRun) -> str:
-    """Why a run failed, in one line."""
+def step_failure(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterEvent | None:
+    """The event of the last step that failed in a run; None when none did."""
     records = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     events = [record.dagster_event for record in records if record.dagster_event]
-    if events:
-        return failure_message(events[-1])
+    return events[-1] if events else None
+
+
+def error_of_run(instance: DagsterInstance, run: dg.DagsterRun) -> str:
+    """Why a run failed, in one line."""
+    event = step_failure(instance, run)
+    if event is not None:
+        return failure_message(event)
     return f"run {run.run_id} ended without a failed step; see it in the UI"
 
 

@@ -1,0 +1,325 @@
+"""The sensor that takes ZIPs out of the inbox, starts their import, and puts them away."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+from dagster._core.storage.tags import WILL_RETRY_TAG
+
+from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.defs.jobs import stage_extract
+from kbo_pipeline.defs.partitions import kbo_extracts
+from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
+from kbo_pipeline.defs.queueing import queue_tags
+from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
+from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
+from kbo_pipeline.extracts import Extract, ExtractKey
+from kbo_pipeline.fetching import drop_zip
+from kbo_pipeline.inbox import (
+    COPYING_SECONDS,
+    SETTLED_SECONDS,
+    Dropped,
+    Inbox,
+    in_number_order,
+    settled,
+    shown,
+)
+from kbo_pipeline.ledger import check_order
+from kbo_pipeline.locks import exclusive_lock, is_locked
+from kbo_pipeline.publishing import has_extract, read_published
+from kbo_pipeline.settings import Settings, load_settings
+
+INBOX_TAG = "kbo/inbox"
+"""Tag of the runs that the inbox starts: which ZIP, and when it was claimed."""
+
+CHECKING_SECONDS = 20.0
+"""After how long a tick checks no further ZIP: it is given 60 s, and one may take 20."""
+
+_LOST_SECONDS = 60.0
+"""A run that was asked for so long ago and is not there never comes: its daemon died."""
+
+_PAUSE_SECONDS = 60.0  # after a failure that may pass
+_MOST_FAILURES = 3
+_MOST_NAMED = 3
+_TICK_SECONDS = 5
+_AGAIN = "Mend the cause and drop the ZIP into the inbox again; as it lies here it is not imported."
+_NOT_NEEDED = "Nothing is missing in the register: this ZIP may be deleted."
+
+_inboxes: dict[Path, Inbox] = {}  # each knows what it has checked; a code server lives long
+
+
+@dg.sensor(
+    job=stage_extract,
+    minimum_interval_seconds=_TICK_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Imports the ZIPs that are dropped into the inbox.",
+)
+def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Claims what is whole and sound, starts its staging, and puts away what is done or no good."""
+    settings = load_settings()
+    inbox = _inboxes.setdefault(settings.inbox_dir, Inbox(settings.inbox_dir))
+    tick = _Tick(context.instance, settings, inbox)
+    try:
+        with exclusive_lock(settings.work_dir / "inbox.lock"):
+            tick.run()
+    except KboError as error:
+        tick.waiting.append(str(error))
+    except OSError as error:
+        tick.waiting.append(f"{settings.inbox_dir}: {error.strerror}; see its permissions")
+    context.log.info(str(tick))
+    if not tick.requests:
+        return dg.SkipReason(str(tick))
+    return dg.SensorResult(
+        run_requests=tick.requests,
+        dynamic_partitions_requests=[
+            kbo_extracts.build_add_request(
+                [str(request.partition_key) for request in tick.requests]
+            )
+        ],
+    )
+
+
+@dataclass
+class _Tick:
+    """One look into the inbox: what was done, and what is waited for."""
+
+    instance: dg.DagsterInstance
+    settings: Settings
+    inbox: Inbox
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    at_work: dict[ExtractKey, tuple[Dropped, Extract]] = field(default_factory=dict)
+    fresh: set[ExtractKey] = field(default_factory=set)
+
+    def __str__(self) -> str:
+        parts = {
+            "started": [str(request.partition_key) for request in self.requests],
+            "done": self.finished,
+            "rejected": self.rejected,
+            "waiting": self.waiting,
+        }
+        line = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
+        return shown(line) or f"nothing there; drop ZIPs into {self.settings.inbox_dir}"
+
+    def run(self) -> None:
+        self.inbox.prepare()
+        now = self.inbox.now()
+        arrived, claimed = self.inbox.look(now)
+        for dropped in claimed:
+            self._take_up(dropped)
+        self._take_in(arrived, now)
+        if not self.at_work:
+            return
+        with duckdb.connect(":memory:") as connection:
+            published = read_published(connection, self.settings.database)
+        staged = []
+        for key in sorted(self.at_work, key=_in_order):
+            if self._is_staged(key, published, now):
+                staged.append(key)
+        self._explain(staged, published[0][0] if published else self.progress.newest_published)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """How far each extract is, read when it is needed first."""
+        return Progress(self.instance)
+
+    @cached_property
+    def runs(self) -> Mapping[str, list[dg.RunRecord]]:
+        """The runs that were started for what is claimed, the newest first, by what they do."""
+        claims = [_claim_id(*one) for one in self.at_work.values()]
+        found: dict[str, list[dg.RunRecord]] = {}
+        for record in self.instance.get_run_records(dg.RunsFilter(tags={INBOX_TAG: claims})):
+            found.setdefault(record.dagster_run.tags[INBOX_TAG], []).append(record)
+        return found
+
+    def _take_up(self, dropped: Dropped) -> None:
+        """Goes on with a ZIP that was claimed in an earlier tick."""
+        try:
+            extract = self.inbox.read(dropped)
+        except ExtractError as error:
+            self._reject(dropped, str(error), _AGAIN)
+            return
+        if not self._is_twin(dropped, extract):
+            self.at_work[extract.key] = (dropped, extract)
+
+    def _take_in(self, arrived: Sequence[Dropped], now: float) -> None:
+        ready = in_number_order(settled(arrived, now))
+        if len(ready) < len(arrived):
+            self.waiting.append(
+                f"{len(arrived) - len(ready)} of {len(arrived)} ZIPs, until none has come for"
+                f" {SETTLED_SECONDS:.0f} s"
+            )
+        began = time.monotonic()
+        for position, dropped in enumerate(ready):
+            if time.monotonic() - began > CHECKING_SECONDS:
+                self.waiting.append(f"{len(ready) - position} ZIPs to be checked")
+                return
+            self._check_in(dropped, now)
+
+    def _check_in(self, dropped: Dropped, now: float) -> None:
+        try:
+            extract = self.inbox.check(dropped)
+        except ExtractError as error:
+            if not dropped.is_unchanged() or now - dropped.changed_at < COPYING_SECONDS:
+                self.waiting.append(f"{dropped.name} to be copied to its end ({error})")
+            else:
+                self._reject(dropped, str(error), _AGAIN)
+            return
+        if self._is_twin(dropped, extract):
+            return
+        try:
+            with exclusive_lock(claim_file(self.settings, extract.key)):
+                claimed = self.inbox.claim(dropped)
+        except StorageError:
+            self.waiting.append(f"{extract.key}, which another process works on")
+            return
+        except OSError as error:
+            self.waiting.append(f"{dropped.name}, which cannot be moved ({error.strerror})")
+            return
+        if claimed is not None:
+            self.at_work[extract.key] = (claimed, extract)
+            self.fresh.add(extract.key)
+
+    def _is_twin(self, dropped: Dropped, extract: Extract) -> bool:
+        """Puts away a ZIP of an extract of which another ZIP is claimed."""
+        if extract.key not in self.at_work:
+            return False
+        first, claimed = self.at_work[extract.key]
+        if claimed.sha256 == extract.sha256:
+            self._finish(
+                dropped, f"{extract.key}: the same ZIP was there already, as {first.name}."
+            )
+        else:
+            self._reject(
+                dropped,
+                f"{extract.key}: another ZIP of it is being imported, {first.name}",
+                f"If this is the right one, drop it again once the other one is in"
+                f" {self.inbox.rejected_dir}.",
+            )
+        return True
+
+    def _is_staged(
+        self, key: ExtractKey, published: Sequence[tuple[ExtractKey, str]], now: float
+    ) -> bool:
+        """Does what is due for a claimed ZIP; True when it waits for its turn to be applied."""
+        dropped, extract = self.at_work[key]
+        if is_locked(claim_file(self.settings, key)):
+            self.waiting.append(f"{key}, which is being worked on")
+            return False
+        if key in self.progress.at_staging:
+            self.waiting.append(f"{key}, which is being staged")
+            return False
+        try:
+            if has_extract(published, extract):
+                before = f"{key}: published before it was dropped: nothing was done."
+                self._finish(dropped, before if key in self.fresh else None)
+                return False
+        except OrderError as error:
+            self._reject(dropped, str(error), _NOT_NEEDED)
+            return False
+        if key in self.progress.staged:
+            return True
+        records = self.runs.get(_claim_id(dropped, extract), [])
+        if records:
+            self._follow(key, records)
+        elif key in self.fresh:
+            self._request(dropped, extract)
+        elif now - dropped.changed_at >= _LOST_SECONDS:
+            self._request(self.inbox.stamp(dropped), extract)
+        else:
+            self.waiting.append(f"{key}, whose run is being started")
+        return False
+
+    def _follow(self, key: ExtractKey, records: Sequence[dg.RunRecord]) -> None:
+        """Does what is due after a run that staged nothing."""
+        dropped, extract = self.at_work[key]
+        newest = records[0].dagster_run
+        if newest.status == dg.DagsterRunStatus.CANCELED:
+            self.waiting.append(f"{key}, whose run was canceled: kbo import {dropped.path}")
+            return
+        if not newest.is_failure or self._is_retried(newest):
+            self.waiting.append(f"{key}, which is being staged")
+            return
+        event = step_failure(self.instance, newest)
+        failures = sum(record.dagster_run.is_failure for record in records)
+        message = failure_message(event) if event else error_of_run(self.instance, newest)
+        may_pass = event is None or event.step_failure_data.user_failure_data is None
+        if not may_pass or failures >= _MOST_FAILURES:
+            drop_zip(self.settings, extract)
+            self._reject(dropped, message, _AGAIN)
+        elif time.time() < (records[0].end_time or 0.0) + _PAUSE_SECONDS:
+            self.waiting.append(f"{key} to be staged again, after: {message}")
+        else:
+            self._request(dropped, extract, failures)
+
+    def _is_retried(self, run: dg.DagsterRun) -> bool:
+        """Tells whether Dagster runs a failed run again, or may: the tag comes a moment later."""
+        will_retry = run.tags.get(WILL_RETRY_TAG)
+        return will_retry == "true" if will_retry else self.instance.run_retries_enabled
+
+    def _request(self, dropped: Dropped, extract: Extract, failures: int = 0) -> None:
+        """Asks for the run that stages a ZIP. One claim has one run, unless that fails."""
+        claim = _claim_id(dropped, extract)
+        source = {"source_file": str(dropped.path)}
+        self.requests.append(
+            dg.RunRequest(
+                run_key=f"inbox:{claim}:{failures}",
+                partition_key=str(extract.key),
+                run_config={"ops": {"extract_zip": {"config": source}}},
+                tags={**queue_tags(extract.key, is_staged=False), INBOX_TAG: claim},
+            )
+        )
+
+    def _explain(self, staged: Sequence[ExtractKey], newest: ExtractKey | None) -> None:
+        """Says of what is staged what it waits for."""
+        following = self.progress.next_to_apply if staged else None
+        for key in staged:
+            if following is None:
+                try:
+                    check_order(key, newest)
+                except OrderError as error:
+                    self.waiting.append(str(error))
+            elif key != following:
+                self.waiting.append(f"{key} for its turn after {following}")
+            elif self._is_failed(key):
+                self.waiting.append(f"{key}, whose import failed: kbo retry {key}")
+            else:
+                self.waiting.append(f"{key}, which is being applied")
+
+    def _is_failed(self, key: ExtractKey) -> bool:
+        runs = self.instance.get_runs(dg.RunsFilter(tags={EXTRACT_TAG: str(key)}), limit=1)
+        return any(run.is_failure and not self._is_retried(run) for run in runs)
+
+    def _finish(self, dropped: Dropped, note: str | None) -> None:
+        try:
+            if self.inbox.finish(dropped, note):
+                self.finished.append(dropped.name)
+        except OSError as error:
+            self.waiting.append(f"{dropped.name}, which cannot be moved ({error.strerror})")
+
+    def _reject(self, dropped: Dropped, reason: str, advice: str) -> None:
+        try:
+            if self.inbox.reject(dropped, reason, advice):
+                self.rejected.append(f"{dropped.name} ({reason})")
+        except OSError as error:
+            self.waiting.append(f"{dropped.name}, which cannot be moved ({error.strerror})")
+
+
+def _claim_id(dropped: Dropped, extract: Extract) -> str:
+    """Names a claim: the same ZIP, dropped once more after it was rejected, is another."""
+    return f"{extract.key}:{extract.sha256[:12]}:{dropped.changed_at_ns}"
+
+
+def _in_order(key: ExtractKey) -> tuple[int, bool]:
+    return key.number, key.type == "full"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f", and {more} more" if more > 0 else "")

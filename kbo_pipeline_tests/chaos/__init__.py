@@ -1,0 +1,1 @@
+"""Faults on purpose, many of them, with seeds that replay: `make chaos`."""

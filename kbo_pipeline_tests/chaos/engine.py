@@ -1,0 +1,91 @@
+"""The process that chaos kills: fetch, stage, apply, publish, by the core alone.
+
+`python -m kbo_pipeline_tests.chaos.engine DIRECTORY PORTAL_URL ...` goes on from whatever an
+earlier one left, and ends with 0 when all that the portal offers is published.
+"""
+
+import argparse
+import random
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kbo_pipeline_tests.chaos.faults import Fault, install
+
+if TYPE_CHECKING:
+    from kbo_pipeline.batches import Batch
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.register import Register
+    from kbo_pipeline.staging import Staged
+    from kbo_pipeline_tests.core import Core
+
+
+def main() -> None:
+    """Reads the command line, puts the fault in place, imports."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("portal_url")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fault", default="none")
+    parser.add_argument("--at", type=int, default=1)
+    parser.add_argument("--delay", type=float, default=0.0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    install(Fault(options.fault, options.at, options.delay), chance)
+    import_all(options.directory, options.portal_url, chance)
+
+
+def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
+    """Brings everything that the portal offers into the register, batches in random order."""
+    from kbo_pipeline.errors import OrderError
+    from kbo_pipeline.portal import Portal
+    from kbo_pipeline_tests.core import Core
+
+    core = Core(directory, batch_rows=200, max_batches=6)
+    with Portal(portal_url, "demo", "demo") as portal:
+        for offer in portal.list_extracts():
+            if (newest := published(core)) is not None and newest >= offer.key.number:
+                core.publish(offer.key)  # as Dagster does: the run that died is retried
+                continue
+            zip_file = portal.download(offer, directory / "downloads", lambda line: None)
+            if not (core.staging_dir / f"{offer.key}.duckdb").exists():
+                core.stage(zip_file)
+            with suppress(OrderError):  # all is applied and completed, but not published
+                _apply_all(core, offer.key, chance)
+            core.publish(offer.key)
+
+
+def _apply_all(core: "Core", key: "ExtractKey", chance: random.Random) -> None:
+    with core.applying(key) as (register, staged):
+        batches = list(staged.batches)
+        chance.shuffle(batches)
+        for batch in batches:
+            _apply(register, staged, batch)
+
+
+def _apply(register: "Register", staged: "Staged", batch: "Batch") -> None:
+    """With further attempts on the same connection, as Dagster's shell does."""
+    from kbo_pipeline.register import is_transient
+
+    for attempt in range(1, 6):
+        try:
+            register.apply(staged, batch, attempt=attempt)
+            return
+        except Exception as error:
+            if attempt == 5 or not is_transient(error):
+                raise
+
+
+def published(core: "Core") -> int | None:
+    """The number of the newest published extract."""
+    import duckdb
+
+    from kbo_pipeline.publishing import read_published
+
+    with duckdb.connect(":memory:") as connection:
+        found = read_published(connection, core.database)
+    return found[0][0].number if found else None
+
+
+if __name__ == "__main__":
+    main()
