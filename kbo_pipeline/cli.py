@@ -209,6 +209,21 @@ def resume() -> None:
 
 
 @main.command()
+@click.argument("extract")
+def rollback(extract: str) -> None:
+    """Undo the newest extract, published or half applied; any other is refused."""
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.settings import load_settings
+
+    key, settings = ExtractKey.parse(extract), load_settings()
+    from kbo_pipeline.defs.importing import open_instance, rollback_extract
+
+    with open_instance(settings) as instance:
+        rollback_extract(instance, settings, key)
+    click.echo(f"{key}: rolled back; kbo retry {key} imports it again")
+
+
+@main.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--enterprises", default=2000, show_default=True, help="Size: 50 to 2,000,000.")
 @click.option("--updates", default=5, show_default=True, help="Updates after the Full.")

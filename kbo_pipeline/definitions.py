@@ -10,19 +10,22 @@ from kbo_pipeline.defs.jobs import apply_batches, publish_extract, stage_extract
 from kbo_pipeline.defs.polling import kbo_extract_sensor
 from kbo_pipeline.defs.publishing import publish_assets
 from kbo_pipeline.defs.resources import duckdb_resource
+from kbo_pipeline.defs.retention import retention_sensor
+from kbo_pipeline.defs.rollback import rollback_extract
 from kbo_pipeline.defs.sensors import apply_when_staged, publish_when_applied
 from kbo_pipeline.defs.staging import import_staging
 from kbo_pipeline.settings import load_settings
 
 defs = dg.Definitions(
     assets=[extract_zip, import_staging, apply_to_register, publish_assets],
-    jobs=[stage_extract, apply_batches, publish_extract],
+    jobs=[stage_extract, apply_batches, publish_extract, rollback_extract],
     sensors=[
         kbo_extract_sensor,
         inbox_sensor,
         apply_when_staged,
         publish_when_applied,
         alert_sensor,
+        retention_sensor,
     ],
     resources={"duckdb": duckdb_resource(load_settings())},
     executor=dg.in_process_executor,  # the default one starts a second Python for each step

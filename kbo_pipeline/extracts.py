@@ -129,6 +129,14 @@ def read_extract(zip_file: Path) -> Extract:
     return Extract(key, snapshot_date, timestamp, version, zip_file.name, _sha256(zip_file))
 
 
+def key_or_none(text: str) -> ExtractKey | None:
+    """The extract that a text is the key of; None for a text that is none."""
+    try:
+        return ExtractKey.parse(text)
+    except ExtractError:
+        return None
+
+
 def key_in_file_name(name: str) -> ExtractKey | None:
     """The extract that a file name of KBO's style speaks of; None for any other name."""
     match = _FILE_NAME.fullmatch(name)

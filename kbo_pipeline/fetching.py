@@ -1,7 +1,7 @@
 """Fetch: an extract's ZIP comes into the downloads directory, from wherever it is. No Dagster."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +128,30 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
                 raise ExtractError(f"{source}: moved away meanwhile; name it again") from None
         _remove_others(settings, key, target)
     return target, read_extract(target)
+
+
+def remove_old_zips(settings: Settings, published: Sequence[ExtractKey], now: float) -> list[Path]:
+    """Removes kept ZIPs that are older than `KBO_KEEP_ZIPS_DAYS`; returns which.
+
+    Never those from which the register could be made again: the newest published Full and all
+    extracts above it. Files that are not named as KBO names them stay.
+
+    Args:
+        settings: say where they are and how long they stay.
+        published: the published extracts.
+        now: seconds of the epoch.
+    """
+    full = max((key.number for key in published if key.type == "full"), default=None)
+    if full is None:
+        return []
+    removed = []
+    for file in sorted(settings.downloads_dir.glob("*.zip")):
+        key = key_in_file_name(file.name)
+        is_old = now - file.stat().st_mtime > settings.keep_zips_days * 86_400
+        if is_old and key is not None and key.number < full:
+            file.unlink(missing_ok=True)
+            removed.append(file)
+    return removed
 
 
 def drop_zip(settings: Settings, extract: Extract) -> None:

@@ -66,10 +66,14 @@ class Ledger:
         """The published extracts and the sha256 of their ZIPs, the newest first."""
         return published_extracts(self._database.connection)
 
+    def standing(self) -> "Standing":
+        """What readers are to be told: what is published, and what was rolled back."""
+        return read_standing(self._database.connection)
+
     def half_applied(self) -> ExtractKey | None:
         """The extract whose batches are being applied; None when there is none."""
         row = self._database.row(
-            "SELECT id FROM import_jobs WHERE status IN ('processing', 'failed', 'cancelled')"
+            "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
         )
         return ExtractKey.parse(row[0]) if row else None
 
@@ -207,6 +211,36 @@ class Ledger:
             id=str(key),
         )
 
+    def check_rollback(self, key: ExtractKey) -> None:
+        """Makes sure that an extract is the newest in the register, or rolled back already.
+
+        Raises:
+            OrderError: names the one that is the newest.
+        """
+        if self.job_status(key) == "rolled_back":
+            return
+        half_applied = self.half_applied()
+        newest = half_applied or self.published()
+        if newest is None:
+            raise OrderError(f"{key}: the register is empty; there is nothing to roll back")
+        if newest != key:
+            what = f"{newest}, which is {'half applied' if half_applied else 'published'}"
+            raise OrderError(
+                f"{key}: only the newest extract can be rolled back: {what};"
+                f" kbo rollback {newest} comes first"
+                if key.number <= newest.number
+                else f"{key}: it is not in the register; the newest extract there is {what}"
+            )
+
+    def roll_back_job(self, key: ExtractKey) -> None:
+        """Marks an extract as rolled back, without batches; part of the caller's transaction."""
+        self._database.execute("DELETE FROM import_job_batches WHERE job_id = $id", id=str(key))
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'rolled_back', names_resolved = NULL,"
+            " error_message = NULL, completed_at = now() WHERE id = $id",
+            id=str(key),
+        )
+
     def complete_job(self, key: ExtractKey, names_resolved: int) -> None:
         """Marks an extract as published; part of the caller's transaction."""
         self._database.execute(
@@ -278,6 +312,33 @@ def published_extracts(connection: duckdb.DuckDBPyConnection) -> list[tuple[Extr
         " ORDER BY extract_number DESC, completed_at DESC"
     ).fetchall()
     return [(ExtractKey(number, kind), sha256) for number, kind, sha256 in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a register says of its extracts.
+
+    Attributes:
+        published: the published extracts and the sha256 of their ZIPs, the newest first.
+        rolled_back: the extracts that were rolled back and not imported since.
+    """
+
+    published: tuple[tuple[ExtractKey, str], ...] = ()
+    rolled_back: frozenset[ExtractKey] = frozenset()
+
+    @property
+    def newest(self) -> ExtractKey | None:
+        """The newest published extract; None when there is none."""
+        return self.published[0][0] if self.published else None
+
+
+def read_standing(connection: duckdb.DuckDBPyConnection) -> Standing:
+    """What the register that is the default database of the connection says of its extracts."""
+    rows = connection.execute(
+        "SELECT extract_number, extract_type FROM import_jobs WHERE status = 'rolled_back'"
+    ).fetchall()
+    rolled_back = frozenset(ExtractKey(number, kind) for number, kind in rows)
+    return Standing(tuple(published_extracts(connection)), rolled_back)
 
 
 def check_order(key: ExtractKey, published: ExtractKey | None) -> None:

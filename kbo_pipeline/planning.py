@@ -47,6 +47,7 @@ def plan_imports(
     offered: Collection[ExtractKey],
     published: ExtractKey | None,
     unusable: Collection[ExtractKey] = (),
+    rolled_back: Collection[ExtractKey] = (),
 ) -> Plan:
     """Plans the way from what is published to the newest extract on offer.
 
@@ -57,32 +58,42 @@ def plan_imports(
         offered: extracts on offer, in any order.
         published: the newest published extract; None when the register is empty.
         unusable: extracts that count as not there, though they may be on offer.
+        rolled_back: extracts that a person has undone: none of their numbers is imported before a
+            person asks for it, but a Full above them all may take their place.
     """
-    usable = set(offered) - set(unusable)
-    fulls = sorted(key.number for key in usable if key.type == "full")
+    number = published.number if published else 0
+    undone = {key.number: key for key in rolled_back if key.number > number}
+    usable = {key for key in {*offered} - {*unusable} if key.number not in undone}
+    last_undone = max(undone, default=0)
+    fulls = sorted(key.number for key in usable if key.type == "full" and key.number > last_undone)
     updates = {key.number for key in usable if key.type == "update"}
-    newest = max((key.number for key in offered), default=0)
-    if published is None and not fulls:
+    newest = max((last_undone, *(key.number for key in offered)))
+    if published is None and not fulls and not undone:
         return Plan(
             (), "the register is empty and no Full is at hand", gap="a Full" if offered else None
         )
 
     def absence(key: ExtractKey) -> str:
-        return "failed too often" if key in unusable else "is not on offer"
+        if key.number in undone:
+            return f"{undone[key.number]} was rolled back"
+        return f"{key} {'failed too often' if key in unusable else 'is not on offer'}"
 
     due: list[ExtractKey] = []
     bridges: list[str] = []
-    number = published.number if published else 0
     while number < newest:
         following = ExtractKey(number + 1, "update")
+        waiting = [undone[n] for n in sorted(undone) if n > number]
         if (due or published) and following.number in updates:
             due.append(following)
         elif fulls and fulls[-1] > number:
             due.append(ExtractKey(fulls[-1], "full"))
-            missing = f"{following} {absence(following)}" if number else "the register is empty"
+            missing = absence(following) if number else "the register is empty"
             bridges.append(f"{missing}: {due[-1]} takes its place")
+        elif waiting:
+            reason = f"{waiting[0]} was rolled back; kbo retry {waiting[0]} imports it again"
+            return Plan(tuple(due), "; ".join([*bridges, reason]))
         else:
-            reason = f"{following} {absence(following)}, and there is no Full above it"
+            reason = f"{absence(following)}, and there is no Full above it"
             return Plan(tuple(due), "; ".join([*bridges, reason]), gap=str(following))
         number = due[-1].number
     if not due:

@@ -1,5 +1,10 @@
-"""Publish: what readers see changes whole, at one instant. No Dagster."""
+"""Publish and roll back: what readers see changes whole, at one instant. No Dagster.
 
+The newest published files stay: the one that readers open, and older ones as
+`published/<extract key>.duckdb` beside the register at work.
+"""
+
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +12,12 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.errors import NotReadyError, OrderError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey
+from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.files import replace_atomically
-from kbo_pipeline.ledger import check_order, published_extracts
-from kbo_pipeline.register import (
-    Publication,
-    open_register_to_copy,
-)
+from kbo_pipeline.ledger import Standing, check_order, read_standing
+from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
 from kbo_pipeline.sql import literal
-from kbo_pipeline.staging import discard_staged, open_staged
+from kbo_pipeline.staging import discard_staged, open_staged, staging_file
 
 
 def publish(
@@ -25,6 +27,7 @@ def publish(
     register_file: Path,
     staging_dir: Path,
     database: Path,
+    keep_published: int = 1,
 ) -> Publication:
     """Publishes an extract whose batches are all applied; once, however often called.
 
@@ -35,6 +38,7 @@ def publish(
         staging_dir: where its staging file is; it and those of extracts before are removed at the
             end.
         database: the file that readers open; replaced at one instant, never opened for writing.
+        keep_published: published files that are kept, the one that readers open included.
 
     Raises:
         NotReadyError: it is not staged, or batches are missing.
@@ -47,17 +51,107 @@ def publish(
                 with open_staged(connection, staging_dir, key) as staged:
                     publication = register.complete(staged)
             register.checkpoint()
-            published, half_applied = (
-                register.ledger.published_extracts(),
-                register.ledger.half_applied(),
-            )
-        if published != read_published(connection, database):
-            if half_applied is not None:
-                raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
-            with replace_atomically(database) as temporary:
-                shutil.copyfile(register_file, temporary)
-    discard_staged(staging_dir, published[0][0].number)
+            standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
+        _show(connection, key, standing, half_applied, register_file, database, keep_published)
+    discard_staged(staging_dir, standing.published[0][0].number)
     return publication
+
+
+def rollback(
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    *,
+    register_file: Path,
+    staging_dir: Path,
+    database: Path,
+    keep_published: int = 1,
+) -> Rollback:
+    """Undoes the newest extract, published or half applied; readers see the state before it.
+
+    Calling it again after a crash does what is left. When nothing is published any more, readers
+    get an empty register.
+
+    Args:
+        connection: an in-memory DuckDB.
+        key: the extract.
+        register_file: the register at work.
+        staging_dir: where its staging file is; the file is removed at the end.
+        database: the file that readers open; replaced at one instant, never opened for writing.
+        keep_published: published files that are kept, the one that readers open included.
+
+    Raises:
+        OrderError: another extract is the newest; names it.
+    """
+    with open_register_to_copy(connection, register_file) as attach:
+        with attach() as register:
+            done = register.rollback(key)
+            register.checkpoint()
+            standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
+        _show(connection, key, standing, half_applied, register_file, database, keep_published)
+    _remove_staged(staging_dir, key)
+    return done
+
+
+def check_rollback(
+    connection: duckdb.DuckDBPyConnection, key: ExtractKey, register_file: Path
+) -> None:
+    """Makes sure that an extract may be rolled back; changes nothing.
+
+    Raises:
+        OrderError: another extract is the newest; names it.
+    """
+    with open_register(connection, register_file) as register:
+        register.ledger.check_rollback(key)
+
+
+def _show(
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    standing: Standing,
+    half_applied: ExtractKey | None,
+    register_file: Path,
+    database: Path,
+    keep_published: int,
+) -> None:
+    """Lets readers see the register at work, where they do not yet; it must be detached."""
+    directory = register_file.with_name("published")
+    before = read_standing_of(connection, database)
+    if standing != before:
+        if half_applied is not None:
+            raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
+        older = [published for published, _ in standing.published[1:]]
+        if keep_published > 1 and before.newest in older:
+            _keep(database, directory / f"{before.newest}.duckdb")
+        # Before the copy, so that it does not need more disk than in the end.
+        _remove_kept(directory, standing, keep_published - 1)
+        with replace_atomically(database) as temporary:
+            shutil.copyfile(register_file, temporary)
+    _remove_kept(directory, standing, keep_published - 1)
+
+
+def _keep(file: Path, target: Path) -> None:
+    """Gives a file a second name, which stays when the first gets another file."""
+    with replace_atomically(target) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(file, temporary)
+
+
+def _remove_kept(directory: Path, standing: Standing, keep: int) -> None:
+    """Removes the kept files but the newest; those of extracts that were rolled back too."""
+    kept = {file: key_or_none(file.stem) for file in directory.glob("*.duckdb")}
+    in_order = [key for key, _ in standing.published[1:] if key in kept.values()]
+    for file, key in kept.items():
+        if key is not None and key not in in_order[:keep]:
+            file.unlink(missing_ok=True)
+    for leftover in directory.glob("*.part"):  # of a process that was killed: we hold the lock
+        leftover.unlink(missing_ok=True)
+
+
+def _remove_staged(staging_dir: Path, key: ExtractKey) -> None:
+    staging_file(staging_dir, key).unlink(missing_ok=True)
+    (staging_dir / f"{key}.lock").unlink(missing_ok=True)
 
 
 def is_published(connection: duckdb.DuckDBPyConnection, database: Path, extract: Extract) -> bool:
@@ -97,26 +191,35 @@ def read_published(
 ) -> list[tuple[ExtractKey, str]]:
     """The published extracts with the sha256 of their ZIPs, the newest first.
 
-    Empty when there is no file, or somebody has it open for writing: nothing may stop us then.
+    Raises:
+        RegisterError: the file is no register.
+    """
+    return list(read_standing_of(connection, database).published)
+
+
+def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> Standing:
+    """What the file that readers open says of its extracts.
+
+    Nothing when there is no file, or somebody has it open for writing: nothing may stop us then.
 
     Raises:
         RegisterError: the file is no register.
     """
     if not database.exists():
-        return []
+        return Standing()
     if not database.is_file():
         raise RegisterError(f"{database}: no file; move it away")
     try:  # without its type, DuckDB would fetch an extension for a file of another database
         connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
     except duckdb.IOException as error:
         if "lock" in str(error):
-            return []
+            return Standing()
         raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     except duckdb.Error as error:
         raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     try:
         connection.execute("USE published")
-        return published_extracts(connection)
+        return read_standing(connection)
     except (duckdb.CatalogException, duckdb.BinderException):
         raise RegisterError(
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"

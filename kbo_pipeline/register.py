@@ -43,6 +43,21 @@ class Publication:
     already_published: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """What rolling back an extract did.
+
+    Attributes:
+        dropped: row versions that the extract had opened, by table name, all eight.
+        reopened: row versions that it had closed and that hold again, by table name.
+        already_rolled_back: the ledger had it so before: nothing was done now.
+    """
+
+    dropped: Mapping[str, int]
+    reopened: Mapping[str, int]
+    already_rolled_back: bool
+
+
 def is_transient(error: Exception) -> bool:
     """Tells whether the same call may succeed a moment later: locks, memory, disk, conflicts."""
     if isinstance(error, KboError):
@@ -225,7 +240,7 @@ class Register:
         extract = staged.extract
         check_order(extract.key, self.ledger.published())
         missing = self.ledger.missing_batches(extract.key)
-        if missing or self.ledger.job_status(extract.key) is None:
+        if missing or self.ledger.job_status(extract.key) in (None, "rolled_back"):
             raise NotReadyError(
                 f"{extract.key}: {missing or len(staged.batches)} of {len(staged.batches)} batches"
                 " are not applied; materialize their partitions first"
@@ -246,6 +261,29 @@ class Register:
             return None
         nothing = TableChange(0, 0, 0, 0, 0, 0.0)
         return Publication(nothing, names, self.row_counts(), already_published=True)
+
+    def rollback(self, key: ExtractKey) -> Rollback:
+        """Undoes the newest extract, published or half applied, in one transaction with the ledger.
+
+        The register holds the row versions that it held before; once, however often called.
+
+        Raises:
+            OrderError: another extract is the newest; names it.
+        """
+        self.ledger.check_rollback(key)
+        if self.ledger.job_status(key) == "rolled_back":
+            return Rollback({}, {}, already_rolled_back=True)
+        dropped, reopened = {}, {}
+        with self._database.transaction():
+            for table in ALL_TABLES:
+                dropped[table.name] = self._database.count(
+                    register_sql.drop_versions(table), number=key.number
+                )
+                reopened[table.name] = self._database.count(
+                    register_sql.reopen_versions(table), number=key.number
+                )
+            self.ledger.roll_back_job(key)
+        return Rollback(dropped, reopened, already_rolled_back=False)
 
     def checkpoint(self) -> None:
         """Moves the whole write-ahead log into the file."""

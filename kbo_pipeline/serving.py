@@ -231,6 +231,9 @@ def _exported(settings: Settings) -> dict[str, str]:
         "KBO_MAX_BATCHES": str(settings.max_batches),
         "KBO_POLL_SECONDS": str(settings.poll_seconds),
         "KBO_UI_PORT": str(settings.ui_port),
+        "KBO_KEEP_PUBLISHED": str(settings.keep_published),
+        "KBO_KEEP_EXTRACTS": str(settings.keep_extracts),
+        "KBO_KEEP_ZIPS_DAYS": str(settings.keep_zips_days),
         "KBO_STALE_HOURS": str(settings.stale_hours),
         "KBO_ALERT_WEBHOOK": settings.alert_webhook,
     }

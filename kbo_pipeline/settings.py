@@ -31,6 +31,10 @@ class Settings:
         max_batches: batches that an extract is cut into at most (`KBO_MAX_BATCHES`).
         poll_seconds: how often the portal is asked (`KBO_POLL_SECONDS`).
         ui_port: port of the web UI on 127.0.0.1 (`KBO_UI_PORT`).
+        keep_published: published files that are kept, the newest included (`KBO_KEEP_PUBLISHED`).
+        keep_extracts: extracts of which Dagster keeps partitions, runs and events
+            (`KBO_KEEP_EXTRACTS`).
+        keep_zips_days: how long ZIPs stay that are not needed any more (`KBO_KEEP_ZIPS_DAYS`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
     """
@@ -46,6 +50,9 @@ class Settings:
     max_batches: int
     poll_seconds: int
     ui_port: int
+    keep_published: int
+    keep_extracts: int
+    keep_zips_days: int
     stale_hours: int
     alert_webhook: str | None
 
@@ -123,6 +130,9 @@ def load_settings(
         max_batches=reader.number("KBO_MAX_BATCHES", 64, 1, 9999),
         poll_seconds=reader.number("KBO_POLL_SECONDS", 3600, 1, 86_400),
         ui_port=reader.number("KBO_UI_PORT", 3000, 1, 65_535),
+        keep_published=reader.number("KBO_KEEP_PUBLISHED", 2, 1, 30),
+        keep_extracts=reader.number("KBO_KEEP_EXTRACTS", 60, 2, 10_000),
+        keep_zips_days=reader.number("KBO_KEEP_ZIPS_DAYS", 40, 1, 36_500),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
     )

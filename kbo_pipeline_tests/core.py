@@ -9,8 +9,8 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.extracts import ExtractKey, read_extract
-from kbo_pipeline.publishing import publish
-from kbo_pipeline.register import Publication, Register, content_hash, open_register
+from kbo_pipeline.publishing import publish, rollback
+from kbo_pipeline.register import Publication, Register, Rollback, content_hash, open_register
 from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.tables import Table
 from kbo_pipeline_tests.zips import Row
@@ -23,6 +23,7 @@ class Core:
     directory: Path
     batch_rows: int = 3
     max_batches: int = 8
+    keep_published: int = 2
 
     @property
     def register_file(self) -> Path:
@@ -92,6 +93,19 @@ class Core:
                 register_file=self.register_file,
                 staging_dir=self.staging_dir,
                 database=self.database,
+                keep_published=self.keep_published,
+            )
+
+    def rollback(self, key: ExtractKey) -> Rollback:
+        """Undoes an extract."""
+        with duckdb.connect(":memory:") as connection:
+            return rollback(
+                connection,
+                key,
+                register_file=self.register_file,
+                staging_dir=self.staging_dir,
+                database=self.database,
+                keep_published=self.keep_published,
             )
 
     def read(self) -> duckdb.DuckDBPyConnection:

@@ -85,3 +85,28 @@ def test_what_failed_too_often_counts_as_not_there(
     plan = plan_imports(keys(offered), keys("140f")[0], keys(unusable))
     assert (list(plan.due), plan.gap) == (keys(due), gap)
     assert plan.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("published", "offered", "rolled_back", "due", "reason"),
+    [
+        ("140f", "141u", "141u", "", "0141-update was rolled back; kbo retry 0141-update imports"),
+        ("140f", "", "141u", "", "0141-update was rolled back; kbo retry 0141-update imports"),
+        ("140f", "141u 142u", "141u", "", "0141-update was rolled back; kbo retry 0141-update"),
+        ("140f", "141u 141f 142u", "141u", "", "0141-update was rolled back; kbo retry"),
+        ("140f", "141u 142f 143u", "141u", "142f 143u", "0141-update was rolled back: 0142-full"),
+        ("140f", "145f", "145f", "", "0145-full was rolled back; kbo retry 0145-full imports"),
+        ("140f", "141u 142u 145f", "145f", "141u 142u", "0145-full was rolled back; kbo retry"),
+        ("", "140f 141u", "140f", "", "0140-full was rolled back; kbo retry 0140-full imports"),
+        ("", "139f 140f 141u", "140f 141u", "", "0140-full was rolled back; kbo retry 0140-full"),
+        ("", "140f 145f", "140f", "145f", "the register is empty: 0145-full takes its place"),
+        ("145f", "140f 141u 145f", "141u", "", "0145-full is the newest: nothing to do"),
+    ],
+)
+def test_what_was_rolled_back_waits_for_a_person_or_a_higher_full(
+    published: str, offered: str, rolled_back: str, due: str, reason: str
+) -> None:
+    newest = keys(published)[0] if published else None
+    plan = plan_imports(keys(offered), newest, rolled_back=keys(rolled_back))
+    assert (list(plan.due), plan.gap) == (keys(due), None)
+    assert plan.reason.startswith(reason)

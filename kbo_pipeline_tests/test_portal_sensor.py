@@ -336,3 +336,26 @@ def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
     with dg.build_sensor_context(instance=world.instance) as context:
         found = alert_sensor(context)
     assert isinstance(found, dg.SkipReason) and found.skip_message == "nothing to tell"
+
+
+def test_what_was_rolled_back_is_not_started_again_until_a_higher_full(
+    world: World, made: Path
+) -> None:
+    core = Core(load_settings().data_dir)
+    (full,) = made.glob("*0140*")
+    (update,) = made.glob("*0141*")
+    shutil.copy(update, world.offered)
+    core.import_zip(full)
+    core.import_zip(update)
+    core.rollback(ExtractKey.parse(UPDATE))
+    started, said = world.tick()
+    assert started == []
+    assert said == "0141-update was rolled back; kbo retry 0141-update imports it again"
+    kinds = {alert.kind for alert in due_alerts(world.instance, load_settings(), time.time())}
+    assert "gap" not in kinds
+    for file in made.glob("*0142*"):
+        shutil.copy(file, world.offered)
+    world.let_time_pass()
+    started, said = world.tick()
+    assert started == ["0142-full"]
+    assert "0141-update was rolled back: 0142-full takes its place" in said

@@ -112,11 +112,29 @@ def scripts(draw: st.DrawFn) -> list[Step]:
 
 
 def _run(directory: Path, steps: list[Step], order: random.Random | None) -> Core:
+    """Imports all steps; in random order and with rollbacks in between, when told so."""
     core = Core(directory, batch_rows=2 if order else 10_000)
+    before: list[str] = []
     for step in steps:
         zip_file = write_extract(directory, step.key, step.inserts, step.deletes)
+        if order is not None and order.random() < 0.3:
+            _roll_back(core, zip_file, order, before)
         core.import_zip(zip_file, order, twice=True)
+        if order is not None:
+            before.append(core.content_hash())
     return core
+
+
+def _roll_back(core: Core, zip_file: Path, order: random.Random, before: list[str]) -> None:
+    """Imports a ZIP wholly or in part and rolls it back."""
+    key = core.stage(zip_file).extract.key
+    with core.applying(key) as (register, staged):
+        for batch in order.sample(staged.batches, order.randint(0, len(staged.batches))):
+            register.apply(staged, batch)
+    if order.random() < 0.5:
+        core.import_zip(zip_file, order)
+    core.rollback(key)
+    assert not before or core.content_hash() == before[-1]
 
 
 @settings(

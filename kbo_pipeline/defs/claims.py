@@ -13,6 +13,8 @@ from kbo_pipeline.settings import Settings, load_settings
 OWN_RUN = {"kbo/started_by": "kbo"}
 """Tag of the runs that a `kbo` process runs itself."""
 
+StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
+
 _PATIENCE = 10.0  # seconds; somebody may only be looking whether it is free
 
 
@@ -22,20 +24,23 @@ def claim_file(settings: Settings, key: ExtractKey) -> Path:
 
 
 @contextmanager
-def claim(settings: Settings, key: ExtractKey) -> Iterator[None]:
+def claim(settings: Settings, key: ExtractKey, patience: float = _PATIENCE) -> Iterator[None]:
     """Works on an extract: nobody else does until the block ends.
+
+    Args:
+        settings: say where the claims are.
+        key: the extract.
+        patience: seconds to wait for another process.
 
     Raises:
         StorageError: another process works on it; names its process id.
     """
-    with exclusive_lock(claim_file(settings, key), timeout=_PATIENCE):
+    with exclusive_lock(claim_file(settings, key), timeout=patience):
         yield
 
 
 @contextmanager
-def claimed_for_step(
-    context: dg.AssetExecutionContext, settings: Settings, key: ExtractKey
-) -> Iterator[None]:
+def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) -> Iterator[None]:
     """What `claim` does, for a step of a run; a `kbo` process has claimed it for all its runs.
 
     Raises:
@@ -49,7 +54,7 @@ def claimed_for_step(
 
 
 @contextmanager
-def claimed_partition(context: dg.AssetExecutionContext) -> Iterator[tuple[Settings, ExtractKey]]:
+def claimed_partition(context: StepContext) -> Iterator[tuple[Settings, ExtractKey]]:
     """The settings and the extract of a step's partition, which is claimed until the block ends.
 
     Raises:

@@ -16,14 +16,20 @@ from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.defs.progress import (
+    EXTRACT_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    ROLLBACK_JOB,
+    Progress,
+)
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.ledger import check_order
-from kbo_pipeline.publishing import is_published, read_published
+from kbo_pipeline.publishing import check_rollback, is_published, read_published
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
 
@@ -94,6 +100,23 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
         return done
 
 
+def rollback_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> None:
+    """Undoes the newest extract, published or half applied; its partitions are missing then.
+
+    Raises:
+        OrderError: another extract is the newest; names it.
+        StorageError: another process works on it.
+        ImportFailedError: the run failed; the same command does what is left.
+    """
+    with claim(settings, key):
+        end_dead_runs_of_commands(instance, settings, key)
+        _wait_for_writer(instance)
+        with duckdb.connect(":memory:") as connection:
+            check_rollback(connection, key, settings.register_file)
+        register_extract(instance, key)
+        _run(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
+
+
 def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
     """Applies the missing batches of a staged extract and publishes it."""
     missing = Progress(instance).missing_batches(key)
@@ -129,6 +152,7 @@ def _run(
     tags: Mapping[str, str] | None = None,
     partition_key: str | None = None,
     run_config: Mapping[str, Any] | None = None,
+    again: str = "retry",
 ) -> None:
     """Runs a job in this process, recorded like any other run; Ctrl-C ends it as canceled."""
     from kbo_pipeline.definitions import defs
@@ -159,4 +183,4 @@ def _run(
         failures = [event for event in result.all_events if event.is_step_failure]
         message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"
         prefix = "" if message.startswith(str(key)) else f"{key}: "
-        raise ImportFailedError(f"{prefix}{message}; mend it, then kbo retry {key}")
+        raise ImportFailedError(f"{prefix}{message}; mend it, then kbo {again} {key}")

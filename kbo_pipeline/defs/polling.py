@@ -22,7 +22,7 @@ from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.planning import plan_imports
-from kbo_pipeline.publishing import read_published
+from kbo_pipeline.publishing import read_standing_of
 from kbo_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -82,13 +82,6 @@ def read_poll(instance: dg.DagsterInstance) -> Poll | None:
         return None
     read = json.loads(stored)
     return Poll(**{**read, "due": tuple(read["due"])})
-
-
-def newest_published(settings: Settings, progress: Progress) -> ExtractKey | None:
-    """The newest extract that readers have: the ledger knows, even of another Dagster's runs."""
-    with duckdb.connect(":memory:") as connection:
-        published = read_published(connection, settings.database)
-    return published[0][0] if published else progress.newest_published
 
 
 @dg.sensor(
@@ -172,7 +165,10 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
     kept = {key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip")}
     offered = {offer.key for offer in offers} | {key for key in kept if key is not None}
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
-    plan = plan_imports(offered, newest_published(settings, progress), unusable)
+    with duckdb.connect(":memory:") as connection:  # the ledger knows, whoever imported
+        standing = read_standing_of(connection, settings.database)
+    published = standing.newest or progress.newest_published
+    plan = plan_imports(offered, published, unusable, standing.rolled_back)
     expires = {offer.key: offer.expires_date for offer in offers}
     next_expires = expires.get(plan.due[0]) if plan.due else None
     today = datetime.fromtimestamp(now, UTC).date()

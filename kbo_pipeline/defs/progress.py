@@ -19,6 +19,9 @@ EXTRACT_TAG = "kbo/extract"
 CANCELLED_TAG = "kbo/cancelled"
 """Tag of the newest run of an extract that was cancelled: the run's own id."""
 
+ROLLBACK_JOB = "rollback_extract"
+"""The job that undoes an extract."""
+
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 

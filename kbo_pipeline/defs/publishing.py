@@ -66,6 +66,7 @@ def publish_assets(
             register_file=settings.register_file,
             staging_dir=settings.staging_dir,
             database=settings.database,
+            keep_published=settings.keep_published,
         )
         again = "already published: nothing to do" if publication.already_published else "published"
         context.log.info(f"{key}: {again}")

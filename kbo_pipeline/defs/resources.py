@@ -39,7 +39,9 @@ _LOOK_SECONDS = 1.0
 
 
 @contextmanager
-def permanent_errors_not_retried(context: dg.AssetExecutionContext) -> Iterator[None]:
+def permanent_errors_not_retried(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+) -> Iterator[None]:
     """Lets errors that may pass reach the retry policy, and fails at once for all others.
 
     A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
@@ -93,7 +95,7 @@ def go_on(context: dg.AssetExecutionContext, settings: Settings) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def is_canceling(context: dg.AssetExecutionContext) -> bool:
+def is_canceling(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> bool:
     """Tells whether somebody is ending the run, in the UI or by `kbo cancel`."""
     run = context.instance.get_run_by_id(context.run.run_id)
     return run is not None and run.status == dg.DagsterRunStatus.CANCELING

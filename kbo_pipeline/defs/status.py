@@ -8,7 +8,7 @@ from dagster import DagsterInstance
 
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.partitions import kbo_batches
-from kbo_pipeline.defs.progress import Progress, extract_of
+from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, extract_of
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.status import BatchPlace, ExtractStatus, State, TableProgress
@@ -54,6 +54,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
     failed = _failed(instance, batches)
     done = key in progress.published
     cancelled = running is None and key in progress.cancelled
+    is_rolled_back = bool(runs) and runs[0].job_name == ROLLBACK_JOB and runs[0].is_success
     broken = not (done or running or cancelled) and bool(failed or (runs and runs[0].is_failure))
     tables = {
         table.name: _table_progress(
@@ -84,7 +85,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
     return ExtractStatus(
         job_id=str(key),
         status=status,
-        stage=_stage(progress, key, bool(places), status),
+        stage=_stage(progress, key, bool(places), status, is_rolled_back),
         tables=tables,
         current_batch=places[0] if at_work else None,
         next_batch=next(iter(places[1:] if at_work else places), None),
@@ -142,9 +143,13 @@ def _first_of_each_batch(places: Sequence[BatchPlace]) -> list[BatchPlace]:
     return list(first.values())
 
 
-def _stage(progress: Progress, key: ExtractKey, batches_open: bool, status: State) -> str:
+def _stage(
+    progress: Progress, key: ExtractKey, batches_open: bool, status: State, is_rolled_back: bool
+) -> str:
     if status == "completed":
         return "published"
+    if is_rolled_back:
+        return f"rolled back; kbo retry {key} imports it again"
     if key not in progress.staged or key not in progress.batches:
         return "staging"
     return "applying" if batches_open else "publishing"

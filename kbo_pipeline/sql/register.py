@@ -116,6 +116,19 @@ def _replaced(table: Table, extract_type: ExtractType, batch: Batch | None) -> s
     )
 
 
+def drop_versions(table: Table) -> str:
+    """Drops the row versions that an extract opened; binds `$number`."""
+    return f"DELETE FROM register.main.{table.name} WHERE _extract_number = $number"
+
+
+def reopen_versions(table: Table) -> str:
+    """Lets the row versions that an extract closed hold again; binds `$number`."""
+    return (
+        f"UPDATE register.main.{table.name}"
+        " SET _deleted_at_extract = NULL, _is_current = true WHERE _deleted_at_extract = $number"
+    )
+
+
 def count_in_range(table: Table, batch: Batch | None) -> str:
     """Counts the staged rows in the range, deletes and inserts."""
     return f"SELECT count(*) FROM staging.staged.{table.name} WHERE {_in_range(table.key, batch)}"

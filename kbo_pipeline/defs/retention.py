@@ -1,0 +1,105 @@
+"""The sensor that keeps Dagster's storage and the disk from growing for ever."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+import duckdb
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+
+from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.defs.claims import claim
+from kbo_pipeline.defs.forgetting import forget_extract
+from kbo_pipeline.defs.partitions import batch_or_none
+from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.errors import RegisterError, StorageError
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.fetching import remove_old_zips
+from kbo_pipeline.publishing import read_published
+from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.staging import staging_file
+
+_SECONDS_A_TICK = 20.0
+"""After so long the next tick goes on: a sensor is given 60 s."""
+
+
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Removes partitions, runs and events of old extracts (KBO_KEEP_EXTRACTS), and old"
+    " ZIPs (KBO_KEEP_ZIPS_DAYS). The register and its ledger keep their whole history.",
+)
+def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Removes what is too old, for some seconds at most; says what."""
+    settings = load_settings()
+    removed = []
+    deadline = time.monotonic() + _SECONDS_A_TICK
+    for key in old_extracts(Progress(context.instance), settings.keep_extracts):
+        if remove_extract(context.instance, settings, key):
+            removed.append(str(key))
+        if time.monotonic() > deadline:
+            break
+    try:
+        with duckdb.connect(":memory:") as connection:
+            published = [key for key, _ in read_published(connection, settings.database)]
+    except RegisterError as error:
+        return dg.SkipReason(str(error))
+    removed += [file.name for file in remove_old_zips(settings, published, time.time())]
+    return dg.SkipReason(f"removed: {', '.join(removed)}" if removed else "nothing is too old")
+
+
+def old_extracts(progress: Progress, keep: int) -> list[ExtractKey]:
+    """The extracts below the newest published ones, the oldest first; published or not."""
+    published = sorted({key.number for key in progress.published})
+    if len(published) < keep:
+        return []
+    first_kept = published[-keep]
+    old = (key for key in progress.known if key.number < first_kept)
+    return sorted(old, key=lambda key: (key.number, key.type))
+
+
+def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> bool:
+    """Removes what Dagster holds of an extract; False when somebody is at work on it.
+
+    Its own partition goes last: a process that is killed before leaves the rest to the next tick.
+    """
+    runs = list(_runs_about(instance, key))
+    if any(run.status in NOT_FINISHED_STATUSES for run in runs):
+        return False
+    try:
+        with claim(settings, key, patience=0.0):
+            for run in runs:
+                if not _is_about_later(run, key):
+                    instance.delete_run(run.run_id)
+            forget_extract(instance, key, with_zip=True)
+            staging_file(settings.staging_dir, key).unlink(missing_ok=True)
+            instance.delete_dynamic_partition("kbo_extracts", str(key))
+    except StorageError:
+        return False
+    return True
+
+
+def _runs_about(instance: dg.DagsterInstance, key: ExtractKey) -> Iterator[dg.DagsterRun]:
+    """All runs about an extract, whoever started them."""
+    batches: Sequence[str] = [
+        text
+        for text in instance.get_dynamic_partitions("kbo_batches")
+        if text.startswith(f"{key}-")
+    ]
+    named: list[dict[str, str | Sequence[str]]] = [
+        {EXTRACT_TAG: str(key)},
+        {"dagster/partition": [str(key), *batches]},
+    ]
+    if batches:
+        named.append({RANGE_START_TAG: batches})
+    found: dict[str, dg.DagsterRun] = {}
+    for tags in named:
+        for run in instance.get_runs(dg.RunsFilter(tags=tags)):
+            found[run.run_id] = run
+    yield from found.values()
+
+
+def _is_about_later(run: dg.DagsterRun, key: ExtractKey) -> bool:
+    """Whether a run over a range of batches goes on into a later extract, whose events it holds."""
+    last = batch_or_none(run.tags.get(RANGE_END_TAG, ""))
+    return isinstance(last, BatchKey) and last.extract.number > key.number

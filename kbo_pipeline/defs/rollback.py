@@ -1,0 +1,74 @@
+"""The job `rollback_extract`: undoes the newest extract, in the register and in Dagster."""
+
+import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster_duckdb import DuckDBResource
+
+from kbo_pipeline.defs.applying import WRITER_POOL
+from kbo_pipeline.defs.claims import claimed_partition
+from kbo_pipeline.defs.forgetting import forget_extract
+from kbo_pipeline.defs.partitions import kbo_extracts
+from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of
+from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.errors import NotReadyError
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.publishing import check_rollback, rollback
+
+_WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+
+
+@dg.op(pool=WRITER_POOL, out=dg.Out(dg.Nothing))
+def undo_extract(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
+    """Undoes the extract in one transaction, publishes the state before, forgets its partitions."""
+    with (
+        permanent_errors_not_retried(context),
+        claimed_partition(context) as (settings, key),
+        duckdb.get_connection() as connection,
+    ):
+        context.instance.add_run_tags(context.run.run_id, {EXTRACT_TAG: str(key)})
+        check_rollback(connection, key, settings.register_file)
+        _end_waiting_runs(context, key)
+        done = rollback(
+            connection,
+            key,
+            register_file=settings.register_file,
+            staging_dir=settings.staging_dir,
+            database=settings.database,
+            keep_published=settings.keep_published,
+        )
+        forget_extract(context.instance, key)
+        dropped, reopened = sum(done.dropped.values()), sum(done.reopened.values())
+        context.log.info(
+            f"{key}: was rolled back already"
+            if done.already_rolled_back
+            else f"{key}: rolled back: {dropped} row versions dropped, {reopened} hold again"
+        )
+
+
+def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
+    """Cancels what waits in the queue to import the extract; it would come back at once.
+
+    Raises:
+        NotReadyError: such a run is at work.
+    """
+    for run in context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        if run.job_name == ROLLBACK_JOB or extract_of(run) != str(key):
+            continue
+        if run.status not in _WAITING:
+            raise NotReadyError(
+                f"{key}: run {run.run_id} ({run.job_name}) is at work on it; wait for it or"
+                " terminate it in the UI"
+            )
+        context.instance.report_run_canceled(run, f"{key} was rolled back")
+
+
+@dg.job(
+    name=ROLLBACK_JOB,
+    partitions_def=kbo_extracts,
+    description="Undoes the newest extract, published or half applied: readers see the state"
+    " before it, and its partitions are missing again. Materialize them, or kbo retry, to import"
+    " it again.",
+)
+def rollback_extract() -> None:
+    """Undoes one extract."""
+    undo_extract()
