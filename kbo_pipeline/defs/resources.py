@@ -18,6 +18,9 @@ from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
 from kbo_pipeline.settings import Settings, load_settings
 
+_LOOK_SECONDS = 1.0
+StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
+
 MEMORY_LIMIT = "3GB"
 """What DuckDB takes at most in one run; it spills to disk beyond."""
 
@@ -35,13 +38,8 @@ def duckdb_resource(settings: Settings) -> DuckDBResource:
     )
 
 
-_LOOK_SECONDS = 1.0
-
-
 @contextmanager
-def permanent_errors_not_retried(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext,
-) -> Iterator[None]:
+def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
     """Lets errors that may pass reach the retry policy, and fails at once for all others.
 
     A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
@@ -75,7 +73,7 @@ def permanent_errors_not_retried(
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def go_on(context: dg.AssetExecutionContext, settings: Settings) -> None:
+def go_on(context: StepContext, settings: Settings) -> None:
     """Waits while `kbo pause` holds; then makes sure that the run is still to go on.
 
     Raises:
@@ -95,13 +93,13 @@ def go_on(context: dg.AssetExecutionContext, settings: Settings) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def is_canceling(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> bool:
+def is_canceling(context: StepContext) -> bool:
     """Tells whether somebody is ending the run, in the UI or by `kbo cancel`."""
     run = context.instance.get_run_by_id(context.run.run_id)
     return run is not None and run.status == dg.DagsterRunStatus.CANCELING
 
 
-def _is_stopped(context: dg.AssetExecutionContext) -> bool:
+def _is_stopped(context: StepContext) -> bool:
     """Whether a person has stopped the step; who cancels a run means its extract."""
     if not is_canceling(context):
         return interrupts.received()
