@@ -82,8 +82,9 @@ def test_dagster_dev_loads_imports_and_ends_with_ctrl_c(tmp_path: Path, reposito
         server.add_partition(EXTRACT)
         server.launch("stage_extract", EXTRACT)
         server.wait_for_run("publish_extract", "SUCCESS")
-        assert process.end(signal.SIGINT, whole_group=True) == 0
         assert noise(process.output()) == []
+        # Ctrl-C may find Dagster in the middle of a sensor, which it then tells at length.
+        assert process.end(signal.SIGINT, whole_group=True) == 0
     # Dagster's own code server may outlive `dagster dev` by its heartbeat of 45 s.
     wait_until(lambda: processes_of(pipeline.directory) == [], "the end of all its processes")
     assert list(repository.glob(".tmp_dagster_home_*")) == []

@@ -116,6 +116,7 @@ def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pip
     assert pipeline.database.exists()
 
 
+@pytest.mark.long
 def test_stages_follow_each_other_by_themselves_in_extract_order(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_stages_follow_each_other_by_themselves_in_extract_order(
     assert _published(pipeline) == 141
 
 
+@pytest.mark.long
 def test_a_run_that_kbo_start_was_stopped_in_goes_on_after_the_next_start(
     pipeline: Pipeline,
 ) -> None:
