@@ -118,7 +118,8 @@ def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
     assert published(pipeline) == ["0140-full", "0141-update", "0142-update"]
     staged = [server.extract_of(run) for run in server.runs("stage_extract")]
     assert staged == ["0140-full", "0141-update", "0142-update"]
-    assert "0142-update is the newest: nothing to do" in pipeline.kbo("status").stdout
+    said = "0142-update is the newest: nothing to do"
+    wait_until(lambda: said in pipeline.kbo("status").stdout)  # which the next poll finds out
 
 
 def test_a_gap_is_bridged_by_a_full_and_the_reason_is_said_whatever_the_portal_does(
