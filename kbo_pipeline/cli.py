@@ -59,19 +59,30 @@ def start() -> None:
 
     settings = load_settings()
 
-    def recover(*, ended_at: float) -> None:
+    def recover(*, ended_at: float, is_start: bool) -> "ExtractKey | None":
         from kbo_pipeline.defs.importing import open_instance
+        from kbo_pipeline.defs.mending import mend, still_lost
         from kbo_pipeline.defs.recovery import (
             end_dead_runs,
             end_dead_runs_of_commands,
             resume_retries,
         )
+        from kbo_pipeline.errors import StorageError
+        from kbo_pipeline.witness import mark_suspect, read_lost, suspect_file
 
         with open_instance(settings) as instance:
+            if is_start or suspect_file(settings).exists():
+                try:
+                    mend(instance, settings, click.echo)
+                except StorageError as error:  # somebody is at work: a look later will do
+                    mark_suspect(settings)
+                    click.echo(f"not compared yet: {error}")
             end_dead_runs_of_commands(instance, settings)
             ended = end_dead_runs(instance, settings, ended_at=ended_at)
             for run_id in (*ended, *resume_retries(instance)):
                 click.echo(f"run {run_id}: its process has died; Dagster takes it up again")
+            lost = read_lost(settings)
+            return next(iter(still_lost(instance, lost)), None) if lost else None
 
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
@@ -221,6 +232,41 @@ def rollback(extract: str) -> None:
     with open_instance(settings) as instance:
         rollback_extract(instance, settings, key)
     click.echo(f"{key}: rolled back; kbo retry {key} imports it again")
+
+
+@main.command()
+@click.option("--from-zips", is_flag=True, help="Make the register anew from the kept ZIPs alone.")
+def rebuild(from_zips: bool) -> None:
+    """Mend what was damaged or lost: register, published file, Dagster's records.
+
+    kbo start does so by itself, but for --from-zips: history then begins with the oldest kept Full.
+    """
+    from kbo_pipeline.settings import load_settings
+
+    settings = load_settings()
+    from kbo_pipeline.defs.importing import open_instance, retry_extract
+    from kbo_pipeline.defs.mending import mend, rebuild_from_zips
+    from kbo_pipeline.witness import drop_lost, read_lost
+
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        click.echo(line)
+
+    with open_instance(settings) as instance:
+        if from_zips:
+            with _report_line() as report:
+                first, last = rebuild_from_zips(instance, settings, report)
+            say(f"made anew from the kept ZIPs, {first} to {last}; history begins with {first}")
+        mend(instance, settings, say)
+        for key in read_lost(settings):
+            with _progress_bar(instance, key), _pause_told(settings):
+                done = retry_extract(instance, settings, key)
+            drop_lost(settings, key)
+            say(f"{key}: {', '.join(done) or 'published'}")
+    if not said:
+        click.echo("register, published file and Dagster agree: nothing to rebuild")
 
 
 @main.command()

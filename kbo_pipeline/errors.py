@@ -6,6 +6,7 @@
     ├── OrderError         an extract does not follow the published one
     ├── NotReadyError      what this step needs is not there yet
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
+    │   └── DamagedError         a file of ours is not what was written
     ├── ImportFailedError  a run of an import failed
     ├── PortalError        the KBO portal does not answer as it must
     │   ├── LoginRefusedError    it refuses the account
@@ -44,6 +45,10 @@ class NotReadyError(KboError):
 
 class RegisterError(KboError):
     """The register, a staging file or the ledger contradicts itself."""
+
+
+class DamagedError(RegisterError):
+    """A register or staging file is not what was written: bits have changed, or a part is gone."""
 
 
 class ImportFailedError(KboError):

@@ -6,6 +6,7 @@ What it says is done is done; Dagster's events only tell of it.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import cast
 
 import duckdb
@@ -69,6 +70,10 @@ class Ledger:
     def standing(self) -> "Standing":
         """What readers are to be told: what is published, and what was rolled back."""
         return read_standing(self._database.connection)
+
+    def chain(self) -> "tuple[Link, ...]":
+        """The published extracts, each with a hash over all that came before."""
+        return read_chain(self._database.connection)
 
     def half_applied(self) -> ExtractKey | None:
         """The extract whose batches are being applied; None when there is none."""
@@ -339,6 +344,49 @@ def read_standing(connection: duckdb.DuckDBPyConnection) -> Standing:
     ).fetchall()
     rolled_back = frozenset(ExtractKey(number, kind) for number, kind in rows)
     return Standing(tuple(published_extracts(connection)), rolled_back)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A published extract in the chain that the ledger forms.
+
+    Attributes:
+        key: the extract.
+        sha256: of its ZIP.
+        batches: in which it was applied.
+        records: rows of the extract in them.
+        hash: over its rows of the ledger and the hash of the extract published before it.
+    """
+
+    key: ExtractKey
+    sha256: str
+    batches: int
+    records: int
+    hash: str
+
+
+def read_chain(connection: duckdb.DuckDBPyConnection) -> tuple[Link, ...]:
+    """The chain of the register that is the default database, the first published extract first.
+
+    Two registers with the same newest hash have applied the same batches with the same effect, in
+    all extracts. Times and attempts are not in it.
+    """
+    rows = connection.execute(
+        "SELECT j.extract_number, j.extract_type, j.sha256, j.total_batches,"
+        " coalesce(sum(b.records_count), 0)::BIGINT,"
+        " string_agg(concat_ws(' ', b.table_name, b.batch_number, b.operation, b.status,"
+        " b.records_count, b.rows_closed, b.rows_opened, b.rows_unchanged, b.duplicates_dropped),"
+        " ';' ORDER BY b.table_name, b.batch_number, b.operation)"
+        " FROM import_jobs j LEFT JOIN import_job_batches b ON b.job_id = j.id"
+        " WHERE j.status = 'completed' GROUP BY ALL ORDER BY j.extract_number"
+    ).fetchall()
+    chain: list[Link] = []
+    for number, kind, zip_hash, batches, records, applied in rows:
+        key = ExtractKey(number, kind)
+        before = chain[-1].hash if chain else ""
+        text = f"{before} {key} {zip_hash} {applied}"
+        chain.append(Link(key, zip_hash, batches, records, sha256(text.encode()).hexdigest()))
+    return tuple(chain)
 
 
 def check_order(key: ExtractKey, published: ExtractKey | None) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.errors import NotReadyError, OrderError, RegisterError
+from kbo_pipeline.blocks import check_blocks
+from kbo_pipeline.errors import DamagedError, NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import Standing, check_order, read_standing
 from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
 from kbo_pipeline.sql import literal
-from kbo_pipeline.staging import discard_staged, open_staged, staging_file
+from kbo_pipeline.staging import discard_staged, is_damage, open_staged, staging_file
 
 
 def publish(
@@ -124,9 +125,26 @@ def _show(
             _keep(database, directory / f"{before.newest}.duckdb")
         # Before the copy, so that it does not need more disk than in the end.
         _remove_kept(directory, standing, keep_published - 1)
-        with replace_atomically(database) as temporary:
-            shutil.copyfile(register_file, temporary)
+        show_to_readers(register_file, database)
     _remove_kept(directory, standing, keep_published - 1)
+
+
+def show_to_readers(register_file: Path, database: Path) -> None:
+    """Puts a copy of the register at work, which must be detached, into its place for readers.
+
+    Raises:
+        DamagedError: the register is not what was written; readers keep what they have.
+    """
+    check_blocks(register_file)
+    with replace_atomically(database) as temporary:
+        shutil.copyfile(register_file, temporary)
+
+
+def kept_files(register_file: Path) -> list[Path]:
+    """The older published files that are kept, the newest first."""
+    files = register_file.with_name("published").glob("*.duckdb")
+    keys = {file: key for file in files if (key := key_or_none(file.stem)) is not None}
+    return sorted(keys, key=lambda file: keys[file].number, reverse=True)
 
 
 def _keep(file: Path, target: Path) -> None:
@@ -211,12 +229,10 @@ def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> S
         raise RegisterError(f"{database}: no file; move it away")
     try:  # without its type, DuckDB would fetch an extension for a file of another database
         connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
-    except duckdb.IOException as error:
-        if "lock" in str(error):
-            return Standing()
-        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
     except duckdb.Error as error:
-        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
+        if isinstance(error, duckdb.IOException) and "lock" in str(error):
+            return Standing()
+        raise _unreadable(database, error) from None
     try:
         connection.execute("USE published")
         return read_standing(connection)
@@ -225,10 +241,17 @@ def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> S
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"
         ) from None
     except duckdb.IOException as error:
-        raise RegisterError(f"{database}: {_first_line(error)}; move it away") from None
+        raise _unreadable(database, error) from None
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH published")
+
+
+def _unreadable(database: Path, error: Exception) -> RegisterError:
+    said = f"{database}: {_first_line(error)}"
+    if is_damage(error):
+        return DamagedError(f"{said}; kbo rebuild mends it; if it is no register, move it away")
+    return RegisterError(f"{said}; move it away")
 
 
 def _first_line(error: Exception) -> str:

@@ -15,9 +15,9 @@ import duckdb
 
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.database import Database
-from kbo_pipeline.errors import KboError, NotReadyError, RegisterError
+from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
-from kbo_pipeline.ledger import BatchChange, Ledger, TableChange, check_order
+from kbo_pipeline.ledger import BatchChange, Ledger, Link, TableChange, check_order
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import reading as reading_sql
@@ -35,12 +35,14 @@ class Publication:
         names_resolved: entities whose primary name was resolved anew.
         row_counts: current rows by table name, all eight.
         already_published: nothing was done now.
+        link: the extract in the chain of the ledger.
     """
 
     code: TableChange
     names_resolved: int
     row_counts: Mapping[str, int]
     already_published: bool
+    link: Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ def is_transient(error: Exception) -> bool:
     """Tells whether the same call may succeed a moment later: locks, memory, disk, conflicts."""
     if isinstance(error, KboError):
         return error.transient
+    if is_damage(error):
+        return False
     passing = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
     return isinstance(error, (*passing, OSError))
 
@@ -84,7 +88,7 @@ def open_register(
 
     Raises:
         StorageError: another process keeps it.
-        RegisterError: the file is damaged.
+        DamagedError: the file is not what was written.
     """
     with exclusive_lock(register_lock(file), lock_timeout), _attached(connection, file) as register:
         yield register
@@ -112,7 +116,7 @@ def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Re
         if not is_damage(error):
             raise
         first_line = str(error).split("\n", 1)[0]
-        raise RegisterError(f"{file}: damaged ({first_line}); rebuild it") from None
+        raise DamagedError(f"{file}: damaged ({first_line}); kbo rebuild mends it") from None
     try:
         connection.execute("USE register")
         # Publishing checkpoints once; by default each batch of a Full would.
@@ -252,7 +256,7 @@ class Register:
                 reading_sql.COUNT_NAMES_RESOLVED, number=extract.key.number
             )
             self.ledger.complete_job(extract.key, names)
-        return Publication(code, names, self.row_counts(), already_published=False)
+        return self._publication(extract.key, code, names, already_published=False)
 
     def completed_publication(self, key: ExtractKey) -> Publication | None:
         """What publishing an extract did, when that is done already."""
@@ -260,7 +264,13 @@ class Register:
         if names is None:
             return None
         nothing = TableChange(0, 0, 0, 0, 0, 0.0)
-        return Publication(nothing, names, self.row_counts(), already_published=True)
+        return self._publication(key, nothing, names, already_published=True)
+
+    def _publication(
+        self, key: ExtractKey, code: TableChange, names: int, *, already_published: bool
+    ) -> Publication:
+        link = next(link for link in self.ledger.chain() if link.key == key)
+        return Publication(code, names, self.row_counts(), already_published, link)
 
     def rollback(self, key: ExtractKey) -> Rollback:
         """Undoes the newest extract, published or half applied, in one transaction with the ledger.

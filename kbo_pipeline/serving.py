@@ -19,10 +19,12 @@ import yaml
 
 from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.errors import SettingsError, StorageError
+from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.settings import Settings
+from kbo_pipeline.witness import drop_lost
 
 _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5
@@ -33,18 +35,23 @@ _DEATHS_SECONDS = 150.0
 _LONGEST_PAUSE = 16
 _LOST_SECONDS = 4.0  # a code server without its inner process; when it reloads code it has two
 _LOOKED_INTO = 3  # turns; each look costs some 10 ms
+_RETRY = "retry"  # the child that imports again what was lost
 _INNER = {"api", "grpc"}  # words of the process in which the code is, a child of the code server
 
 
 class Recovery(Protocol):
-    """What brings the records of runs in order, given by the caller."""
+    """What brings the records of runs, and the register, in order; given by the caller."""
 
-    def __call__(self, *, ended_at: float) -> None:
-        """Fails the runs whose worker is dead.
+    def __call__(self, *, ended_at: float, is_start: bool) -> ExtractKey | None:
+        """Fails the runs whose worker is dead, mends what was lost.
 
         Args:
             ended_at: seconds of the epoch; no worker of a run that `kbo start` on this data
                 directory launched before lives.
+            is_start: nothing runs yet.
+
+        Returns:
+            An extract that `kbo retry` is to bring to its end now; None when there is none.
         """
 
 
@@ -75,7 +82,7 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
             report(f"ended {left} processes of an earlier kbo start that was killed")
         _check_port(settings.ui_port)
         prepare_dagster_home(settings)
-        recover(ended_at=time.time())
+        recover(ended_at=time.time(), is_start=True)
         # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
         runtime = Path(tempfile.mkdtemp(prefix=runtime_prefix(settings)))
         try:
@@ -108,7 +115,9 @@ class _Supervisor:
         report: Callable[[str], None],
         recover: Recovery,
     ) -> None:
-        self._children, self._report, self._recover = children, report, recover
+        self._settings, self._children = settings, children
+        self._report, self._recover = report, recover
+        self._retried: ExtractKey | None = None
         self._socket = runtime / "code.sock"
         self._address = f"http://127.0.0.1:{settings.ui_port}"
         workspace = runtime / "workspace.yaml"
@@ -143,7 +152,10 @@ class _Supervisor:
         self._report(f"web UI: {self._address}  (Ctrl-C ends everything)")
         for turn in itertools.count():
             for name, code in self._children.ended().items():
-                self._take_leave(name, f"ended with code {code}")
+                if name == _RETRY:
+                    self._end_retry(code)
+                else:
+                    self._take_leave(name, f"ended with code {code}")
             if turn % _LOOKED_INTO == 0 and self._has_lost_its_inner():
                 self._take_leave("code", "has lost the process with the code")
             for name, due in list(self._due.items()):
@@ -188,10 +200,26 @@ class _Supervisor:
         elif time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _LOOK_SECONDS
             try:
-                self._recover(ended_at=self._ended_at)
+                self._retry(self._recover(ended_at=self._ended_at, is_start=False))
             except Exception as error:  # whatever it is, mostly PostgreSQL: it passes
                 first_line = str(error).strip().split("\n", 1)[0]
                 self._report(f"looking for dead runs failed: {first_line}; it is tried again")
+
+    def _retry(self, key: ExtractKey | None) -> None:
+        """Brings an extract to its end in a process of its own, one at a time."""
+        if key is not None and _RETRY not in self._children.names:
+            self._report(f"{key}: imported again, or to its end; see {self._children.log(_RETRY)}")
+            self._retried = key
+            self._children.start(_RETRY, ("kbo_pipeline.cli", "retry", str(key)))
+
+    def _end_retry(self, code: int) -> None:
+        self._children.end(_RETRY)
+        assert self._retried is not None
+        drop_lost(self._settings, self._retried)  # whatever came of it: people are told
+        self._next_look = time.monotonic()
+        if code != 0:
+            log = self._children.log(_RETRY)
+            self._report(f"{self._retried}: not imported; see {log}, then kbo retry it")
 
     def _has_lost_its_inner(self) -> bool:
         """The code server itself does not notice that the process with the code has died."""

@@ -11,7 +11,7 @@ from typing import cast
 import duckdb
 
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
-from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError
+from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import (
     CsvFile,
     Extract,
@@ -112,7 +112,7 @@ def open_staged(
 
     Raises:
         NotReadyError: there is none.
-        RegisterError: it is damaged.
+        DamagedError: it is not what was staged.
     """
     file = staging_file(directory, key)
     if not file.is_file():
@@ -122,7 +122,7 @@ def open_staged(
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        raise RegisterError(f"{file}: damaged ({_first_line(error)}); stage {key} again") from None
+        raise DamagedError(f"{file}: damaged ({_first_line(error)}); stage {key} again") from None
     try:
         staged = read_staged(connection)
         if staged.extract.key != key:
@@ -159,10 +159,19 @@ def discard_staged(directory: Path, newest: int) -> None:
                 path.unlink(missing_ok=True)
 
 
-def is_damage(error: duckdb.Error) -> bool:
-    """Tells whether a file could not be attached because of what is in it; that does not pass."""
-    unreadable = "not a valid DuckDB database file" in str(error) or "enough bytes" in str(error)
-    return unreadable or isinstance(error, duckdb.SerializationException)
+_DAMAGE = (
+    "not a valid DuckDB database file",
+    "enough bytes",
+    "Corrupt database file",
+    "Failure while replaying WAL",
+)
+"""What DuckDB 1.5 says of a file that is not what it wrote."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tells whether a file could not be read because of what is in it; that does not pass."""
+    said = isinstance(error, duckdb.Error) and any(text in str(error) for text in _DAMAGE)
+    return said or isinstance(error, duckdb.SerializationException | DamagedError)
 
 
 @contextmanager

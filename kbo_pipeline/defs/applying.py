@@ -32,8 +32,9 @@ from kbo_pipeline.register import (
     open_register,
 )
 from kbo_pipeline.settings import Settings, load_settings
-from kbo_pipeline.staging import Staged, open_staged
+from kbo_pipeline.staging import Staged, is_damage, open_staged
 from kbo_pipeline.tables import TABLES
+from kbo_pipeline.witness import mark_suspect
 
 WRITER_POOL = "register"
 """The pool of all steps that write the register: one at a time."""
@@ -88,6 +89,8 @@ def apply_to_register(
                             context, settings, connection, register, extract, batch_keys, failures
                         )
                 except KboError as error:
+                    if is_damage(error):
+                        mark_suspect(settings)
                     context.log.error(str(error))
                     failures.update({str(key): str(error) for key in batch_keys})
     if failures:
@@ -131,6 +134,8 @@ def _apply_extract(
             try:
                 change, is_stopped = _apply_with_retries(context, register, staged, key)
             except (KboError, duckdb.Error, OSError) as error:
+                if is_damage(error):
+                    mark_suspect(settings)
                 message = str(error).split("\n", 1)[0]
                 context.log.error(f"{key}: {message}")
                 failures[str(key)] = message

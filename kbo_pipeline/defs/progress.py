@@ -30,7 +30,8 @@ STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 """The asset whose materialization says that an extract is staged."""
 
 _EXTRACTS = "kbo_extracts"
-_PUBLISHED = dg.AssetKey("published_extract")
+PUBLISHED = dg.AssetKey("published_extract")
+"""The asset whose materialization says that readers see an extract."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Progress:
     @cached_property
     def published(self) -> Mapping[ExtractKey, int]:
         """Storage id of the newest publication of each extract."""
-        return _by_extract(self._materialized(_PUBLISHED))
+        return _by_extract(self._materialized(PUBLISHED))
 
     @cached_property
     def known(self) -> set[ExtractKey]:

@@ -9,6 +9,7 @@ from dagster_duckdb import DuckDBResource
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
 from kbo_pipeline.defs.catalogue import register_schema
 from kbo_pipeline.defs.claims import claimed_partition
+from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
@@ -87,6 +88,7 @@ def publish_assets(
                 "file": dg.MetadataValue.path(str(settings.database)),
                 "bytes": settings.database.stat().st_size,
                 "names_resolved": publication.names_resolved,
+                **ledger_metadata(publication.link),
                 **{f"rows/{name}": count for name, count in publication.row_counts.items()},
             },
         )

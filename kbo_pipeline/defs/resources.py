@@ -17,6 +17,8 @@ from kbo_pipeline.defs.workers import hold_run
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
 from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.staging import is_damage
+from kbo_pipeline.witness import mark_suspect
 
 _LOOK_SECONDS = 1.0
 StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
@@ -68,6 +70,8 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
             if _is_stopped(context):
                 raise dg.Failure(description="stopped", allow_retries=False) from None
             raise error.__cause__ from None
+        if is_damage(error):
+            mark_suspect(load_settings())
         if is_transient(error):
             raise
         raise dg.Failure(description=str(error), allow_retries=False) from error

@@ -1,0 +1,168 @@
+"""What was lost outside our transactions is noticed and mended: register, readers, Dagster."""
+
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+import duckdb
+
+from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
+from kbo_pipeline.defs.partitions import register_extract
+from kbo_pipeline.defs.progress import PUBLISHED, Progress
+from kbo_pipeline.defs.resources import duckdb_resource
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.ledger import Link
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.rebuilding import rebuild_register
+from kbo_pipeline.register import register_lock
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.witness import (
+    Recorded,
+    Remedy,
+    add_lost,
+    drop_damaged_staging,
+    look,
+    mend_files,
+    newest_known,
+    suspect_file,
+)
+
+_HASH = "ledger/hash"
+
+
+def ledger_metadata(link: Link) -> dict[str, int | str]:
+    """What a publication records of the ledger: the witness against which it is compared later."""
+    return {"ledger/batches": link.batches, "ledger/records": link.records, _HASH: link.hash}
+
+
+def read_recorded(instance: dg.DagsterInstance) -> Recorded:
+    """What Dagster's storage says is published and applied."""
+    progress = Progress(instance)
+    newest = progress.newest_published
+    published: dict[ExtractKey, str | None] = dict.fromkeys(progress.published)
+    if newest is not None:
+        published[newest] = _recorded_hash(instance, newest)
+    applied = {
+        key: frozenset(
+            BatchKey.parse(batch).number
+            for batches in progress.applied(key).values()
+            for batch in batches
+        )
+        for key in progress.batches
+        if newest is None or key.number > newest.number
+    }
+    return Recorded(published, {key: numbers for key, numbers in applied.items() if numbers})
+
+
+def examine(instance: dg.DagsterInstance, settings: Settings) -> Remedy:
+    """Says what would make register, published file and Dagster agree; changes nothing.
+
+    Raises:
+        StorageError: another process is at work on the register.
+        RegisterError: what is left does not tell what was; names the next step.
+    """
+    with (
+        exclusive_lock(register_lock(settings.register_file)),
+        duckdb.connect(":memory:") as connection,
+    ):
+        return look(connection, settings, read_recorded(instance))
+
+
+def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str], None]) -> None:
+    """Makes register, published file and Dagster agree, when nothing is ambiguous.
+
+    Extracts that have to be imported again, or to an end, are noted in `work/lost`.
+
+    Args:
+        instance: where Dagster's records are.
+        settings: say where the files are.
+        report: takes a line for each thing that is found and mended.
+
+    Raises:
+        StorageError: another process is at work on the register.
+        RegisterError: what is left does not tell what was; names the next step.
+    """
+    with duckdb.connect(":memory:") as connection:
+        remedy = mend_files(connection, settings, read_recorded(instance))
+    for line in remedy.said:
+        report(line)
+    _correct_records(instance, remedy)
+    dropped = drop_damaged_staging(settings)
+    for key in dropped:
+        report(f"{key}: its staging file was damaged: removed")
+    add_lost(settings, _to_retry(instance, remedy, dropped))
+    suspect_file(settings).unlink(missing_ok=True)
+
+
+def rebuild_from_zips(
+    instance: dg.DagsterInstance, settings: Settings, report: Callable[[str], None]
+) -> tuple[ExtractKey, ExtractKey]:
+    """Makes the register anew from the kept ZIPs, as far as anything says that it was published.
+
+    Args:
+        instance: knows what was published, when no file does.
+        settings: say where everything is.
+        report: takes a line of progress.
+
+    Returns:
+        The first and the last extract that it was made from.
+
+    Raises:
+        NotReadyError: a ZIP is missing; names it.
+        StorageError: another process is at work on the register.
+    """
+    newest = newest_known(settings, read_recorded(instance))
+    with duckdb_resource(settings).get_connection() as connection:
+        keys = rebuild_register(connection, settings, newest, report)
+    return keys[0], keys[-1]
+
+
+def still_lost(instance: dg.DagsterInstance, lost: Sequence[ExtractKey]) -> list[ExtractKey]:
+    """Which of these are to be retried now: not published, and no run is about them."""
+    progress = Progress(instance)
+    busy = {run.tags.get("kbo/extract") for run in progress.unfinished_runs}
+    return [
+        key
+        for key in lost
+        if key not in progress.published and key in progress.known and str(key) not in busy
+    ]
+
+
+def _correct_records(instance: dg.DagsterInstance, remedy: Remedy) -> None:
+    for key in remedy.forget:
+        forget_extract(instance, key)
+    for key, numbers in remedy.lost_batches.items():
+        forget_batches(instance, [str(BatchKey(key, number)) for number in sorted(numbers)])
+    for link in remedy.adopt:
+        register_extract(instance, link.key)
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                PUBLISHED,
+                partition=str(link.key),
+                description="Told to Dagster by the register, which had published it before.",
+                metadata=ledger_metadata(link),
+            )
+        )
+
+
+def _to_retry(
+    instance: dg.DagsterInstance, remedy: Remedy, dropped: Sequence[ExtractKey]
+) -> list[ExtractKey]:
+    progress = Progress(instance)
+    found = {*remedy.lost, *remedy.lost_batches, *dropped}
+    if remedy.restore or remedy.undo is not None:
+        found |= {key for key in (progress.next_to_apply, remedy.undo) if key is not None}
+    return [
+        key
+        for key in sorted(found, key=lambda key: key.number)
+        if key in progress.known and key not in progress.cancelled
+    ]
+
+
+def _recorded_hash(instance: dg.DagsterInstance, key: ExtractKey) -> str | None:
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(PUBLISHED, asset_partitions=[str(key)]), limit=1
+    ).records
+    materialization = records[0].asset_materialization if records else None
+    value = materialization.metadata.get(_HASH) if materialization is not None else None
+    return str(value.value) if value is not None else None

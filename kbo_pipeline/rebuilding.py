@@ -1,0 +1,126 @@
+"""Makes the register anew from kept ZIPs alone, beside the one that is there. No Dagster."""
+
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.errors import NotReadyError
+from kbo_pipeline.extracts import ExtractKey, key_in_file_name, read_extract
+from kbo_pipeline.fetching import fetch_zip
+from kbo_pipeline.files import move_into_place
+from kbo_pipeline.publishing import show_to_readers
+from kbo_pipeline.register import open_register, open_register_to_copy
+from kbo_pipeline.room import check_room_to_import
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.staging import open_staged, stage
+
+
+def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> list[ExtractKey]:
+    """The extracts from which a register is made anew, in order: as long a history as there is.
+
+    Args:
+        kept: the extracts whose ZIPs are there.
+        newest: what was published last; None when nobody knows: then as far as ZIPs lead.
+
+    Raises:
+        NotReadyError: no line of ZIPs leads there; names one that is missing.
+    """
+    line: list[ExtractKey] = []
+    for key in sorted(kept, key=lambda key: (key.number, key.type == "full")):
+        if newest is not None and key.number > newest.number:
+            break
+        follows = bool(line) and line[-1].number == key.number - 1
+        if (key.type == "update" and follows) or (
+            key.type == "full" and not (line and line[-1].number == key.number)
+        ):
+            line.append(key)
+    if not line:
+        missing = str(newest) if newest is not None and newest.type == "full" else "a Full"
+        raise NotReadyError(f"no ZIP of {missing} to begin with is kept; fetch one: kbo fetch")
+    if newest is not None and line[-1].number != newest.number:
+        missing = str(ExtractKey(line[-1].number + 1, "update"))
+        raise NotReadyError(
+            f"{newest}: the kept ZIPs lead to {line[-1]} only; kbo fetch {missing}, or put that ZIP"
+            " into downloads"
+        )
+    return line
+
+
+def kept_keys(settings: Settings) -> set[ExtractKey]:
+    """The extracts whose ZIPs are in the downloads directory, by their names."""
+    found = (key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip"))
+    return {key for key in found if key is not None}
+
+
+def rebuild_register(
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    newest: ExtractKey | None,
+    report: Callable[[str], None],
+) -> list[ExtractKey]:
+    """Makes the register anew from kept ZIPs; readers and the old one stay until it is whole.
+
+    Whoever else writes the register waits meanwhile.
+
+    Args:
+        connection: an in-memory DuckDB.
+        settings: say where everything is.
+        newest: what was published last; None when nobody knows.
+        report: takes a line of progress.
+
+    Returns:
+        The extracts that it was made from, in order.
+
+    Raises:
+        NotReadyError: a ZIP is missing; names it.
+        ExtractError: a ZIP is not what it says.
+        StorageError: another process is at work on the register, or there is no room.
+    """
+    directory = settings.work_dir / "rebuild"
+    with open_register_to_copy(connection, settings.register_file):
+        shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
+        keys = plan_rebuild(kept_keys(settings), newest)
+        file = directory / "register.duckdb"
+        try:
+            for position, key in enumerate(keys, start=1):
+                report(f"{key}: {position} of {len(keys)}")
+                _import(settings, connection, key, file, report)
+            move_into_place(file, settings.register_file)
+            show_to_readers(settings.register_file, settings.database)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+    return keys
+
+
+def _import(
+    settings: Settings,
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    file: Path,
+    report: Callable[[str], None],
+) -> None:
+    zip_file = fetch_zip(settings, key, report)
+    check_room_to_import(settings, key, zip_file)
+    staging_dir = file.parent / "staging"
+    extract = read_extract(zip_file)
+    stage(
+        connection,
+        zip_file,
+        extract,
+        staging_dir,
+        batch_rows=settings.batch_rows,
+        max_batches=settings.max_batches,
+    )
+    with (
+        open_register(connection, file) as register,
+        open_staged(connection, staging_dir, key) as staged,
+    ):
+        register.ledger.open_job(staged)
+        for batch in staged.batches:
+            register.apply(staged, batch)
+            report(f"{key}: batch {batch.number} of {len(staged.batches)}")
+        register.complete(staged)
+        register.checkpoint()
+    shutil.rmtree(staging_dir)

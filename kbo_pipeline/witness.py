@@ -1,0 +1,394 @@
+"""Which of the register at work, the published file and Dagster's records to believe. No Dagster.
+
+The register at work has every published extract, and the published file is a copy of it; what
+Dagster knows as applied is in the ledger. When they differ, something was lost outside our
+transactions: a disk, a backup that was put back, a hand. `judge` says what makes them agree again.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.blocks import check_blocks
+from kbo_pipeline.errors import DamagedError, RegisterError, StorageError
+from kbo_pipeline.extracts import ExtractKey, key_or_none
+from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.ledger import Link, read_chain, read_standing
+from kbo_pipeline.publishing import kept_files, show_to_readers
+from kbo_pipeline.register import open_register_to_copy
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.sql import literal
+from kbo_pipeline.staging import is_damage
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What a register file says.
+
+    Attributes:
+        file: the file.
+        is_there: whether there is one.
+        damage: why nothing it says counts; None when it is sound.
+        chain: its published extracts, the first one first.
+        rolled_back: extracts that were rolled back and not imported since.
+        half_applied: the extract whose batches are being applied.
+        batches: numbers of the batches of that one that are applied.
+    """
+
+    file: Path
+    is_there: bool = True
+    damage: str | None = None
+    chain: tuple[Link, ...] = ()
+    rolled_back: frozenset[ExtractKey] = frozenset()
+    half_applied: ExtractKey | None = None
+    batches: frozenset[int] = frozenset()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether what it says counts."""
+        return self.is_there and self.damage is None
+
+    @property
+    def newest(self) -> ExtractKey | None:
+        """The newest published extract."""
+        return self.chain[-1].key if self.chain else None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What Dagster's storage says.
+
+    Attributes:
+        published: the published extracts; the chained hash of the ledger, where it is known.
+        applied: the numbers of applied batches, by extract that is not published.
+    """
+
+    published: Mapping[ExtractKey, str | None] = field(default_factory=dict)
+    applied: Mapping[ExtractKey, frozenset[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What makes them agree, in this order; nothing where nothing is said.
+
+    Attributes:
+        said: what was found and is to be done, a line each.
+        restore: the register at work becomes a copy of `base`, or new when there is none.
+        base: see `restore`.
+        undo: this half applied extract is rolled back before readers are shown the rest.
+        show: the published file becomes a copy of the register at work.
+        forget: extracts that Dagster takes for published and that the register has not.
+        lost: those of them that are to be imported again; not the ones that were rolled back.
+        lost_batches: batches that Dagster takes for applied and that the ledger has not.
+        adopt: published extracts that Dagster does not know of.
+    """
+
+    said: tuple[str, ...] = ()
+    restore: bool = False
+    base: Path | None = None
+    undo: ExtractKey | None = None
+    show: bool = False
+    forget: tuple[ExtractKey, ...] = ()
+    lost: tuple[ExtractKey, ...] = ()
+    lost_batches: Mapping[ExtractKey, frozenset[int]] = field(default_factory=dict)
+    adopt: tuple[Link, ...] = ()
+
+
+def suspect_file(settings: Settings) -> Path:
+    """There while somebody has come upon damage that nobody has looked into since."""
+    return settings.work_dir / "suspect"
+
+
+def mark_suspect(settings: Settings) -> None:
+    """Notes that something is damaged: `kbo start` looks into it within a minute."""
+    suspect_file(settings).touch()
+
+
+def read_lost(settings: Settings) -> list[ExtractKey]:
+    """The extracts that are to be imported again, or to an end, after something was mended."""
+    file = settings.work_dir / "lost"
+    if not file.exists():
+        return []
+    keys = (key_or_none(line) for line in file.read_text().splitlines())
+    return sorted({key for key in keys if key is not None}, key=lambda key: key.number)
+
+
+def add_lost(settings: Settings, keys: Iterable[ExtractKey]) -> None:
+    """Notes extracts that are to be imported again, or to an end."""
+    _write_lost(settings, {*read_lost(settings), *keys})
+
+
+def drop_lost(settings: Settings, key: ExtractKey) -> None:
+    """Notes that an extract has had its turn."""
+    _write_lost(settings, set(read_lost(settings)) - {key})
+
+
+def _write_lost(settings: Settings, keys: set[ExtractKey]) -> None:
+    file = settings.work_dir / "lost"
+    if not keys:
+        file.unlink(missing_ok=True)
+        return
+    with replace_atomically(file) as unfinished:
+        unfinished.write_text("".join(f"{key}\n" for key in keys))
+
+
+def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimony:
+    """Reads what a register file says, and compares all its checksums; changes nothing.
+
+    Args:
+        connection: an in-memory DuckDB.
+        file: the register at work, with its lock held by the caller, or a published file.
+
+    Raises:
+        StorageError: another program has it open for writing.
+    """
+    if not file.is_file():
+        return Testimony(file, is_there=False)
+    try:
+        check_blocks(file)
+        connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
+    except (DamagedError, duckdb.Error) as error:
+        if is_damage(error):
+            return Testimony(file, damage=_first_line(error))
+        raise StorageError(f"{file}: {_first_line(error)}; close the program that has it") from None
+    try:
+        connection.execute("USE witness")
+        return _read(connection, file)
+    except duckdb.CatalogException:
+        return Testimony(file, damage=f"{file}: a DuckDB file, but no register of this pipeline")
+    except (duckdb.Error, DamagedError) as error:
+        if not is_damage(error):
+            raise
+        return Testimony(file, damage=_first_line(error))
+    finally:
+        connection.execute("USE memory")
+        connection.execute("DETACH witness")
+
+
+def _read(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimony:
+    half_applied = connection.execute(
+        "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
+    ).fetchone()
+    batches = connection.execute(
+        "SELECT batch_number FROM import_job_batches WHERE job_id = $id"
+        " GROUP BY batch_number HAVING bool_and(status = 'completed')",
+        {"id": half_applied[0] if half_applied else ""},
+    ).fetchall()
+    return Testimony(
+        file,
+        chain=read_chain(connection),
+        rolled_back=read_standing(connection).rolled_back,
+        half_applied=ExtractKey.parse(half_applied[0]) if half_applied else None,
+        batches=frozenset(number for (number,) in batches),
+    )
+
+
+def judge(
+    work: Testimony, published: Testimony, recorded: Recorded, kept: Sequence[Testimony] = ()
+) -> Remedy:
+    """Says what makes all of them agree, when nothing is ambiguous.
+
+    Args:
+        work: the register at work.
+        published: the file that readers open.
+        recorded: what Dagster knows.
+        kept: older published files that are sound, the newest first.
+
+    Raises:
+        RegisterError: what is left does not tell what was; names the next step.
+    """
+    files, truth = _judge_files(work, published, recorded, kept)
+    return _judge_records(files, truth, recorded)
+
+
+def _judge_files(
+    work: Testimony, published: Testimony, recorded: Recorded, kept: Sequence[Testimony]
+) -> tuple[Remedy, Testimony]:
+    """What is to be done to the files, and what the register at work says then."""
+    said = tuple(t.damage for t in (work, published) if t.is_there and t.damage is not None)
+    if work.is_sound and published.is_sound:
+        return _judge_sound(work, published)
+    if published.is_sound and (work.is_there or published.chain):
+        said += (f"the register at work becomes a copy of {published.file}",)
+        return Remedy(said, restore=True, base=published.file), published
+    if work.is_sound:
+        if not work.chain:  # nothing was ever published: readers have nothing to lose
+            return Remedy(said, show=published.is_there and work.half_applied is None), work
+        said += (f"readers get the register at work again: {work.newest}",)
+        undone = replace(work, half_applied=None, batches=frozenset())
+        return Remedy(said, undo=work.half_applied, show=True), undone
+    nothing = Testimony(work.file, is_there=False)
+    if not work.is_there and not published.is_there and not recorded.published:
+        return Remedy(said), nothing
+    for base in kept:
+        said += (f"register and published file become copies of {base.file}",)
+        return Remedy(said, restore=True, base=base.file, show=True), base
+    if not published.is_there and not recorded.published:  # died in the very first import
+        said += ("the register at work begins anew",)
+        return Remedy(said, restore=True), nothing
+    raise RegisterError(
+        f"{'; '.join(said) or f'{work.file} and {published.file} are gone'}: nothing to restore"
+        " it from but ZIPs; kbo rebuild --from-zips makes it anew"
+    )
+
+
+def _judge_sound(work: Testimony, published: Testimony) -> tuple[Remedy, Testimony]:
+    """Two sound files: one of them may be behind the other."""
+    ours, theirs = _identities(work.chain), _identities(published.chain)
+    beyond = {link.key for link in published.chain[len(ours) :]}
+    if ours == theirs:
+        if work.chain == published.chain or work.half_applied is not None:
+            return Remedy(), work
+        return Remedy(("readers get the newer ledger",), show=True), work
+    if ours[: len(theirs)] == theirs or (
+        theirs[: len(ours)] == ours and beyond <= work.rolled_back
+    ):
+        if work.half_applied is not None:
+            return Remedy(), work  # readers see both when that one is published
+        said = f"{published.file.name}: is at {published.newest}, the register at {work.newest}"
+        return Remedy((f"{said}: readers get the register",), show=True), work
+    if theirs[: len(ours)] == ours:
+        said = f"{work.file}: has lost its tail: it is at {work.newest}"
+        said += f", {published.file.name} at {published.newest}, and becomes a copy of that"
+        return Remedy((said,), restore=True, base=published.file), published
+    raise RegisterError(
+        f"{work.file} and {published.file} are registers of different extracts; keep the right one"
+        " and move the other away, or kbo rebuild --from-zips"
+    )
+
+
+def _judge_records(files: Remedy, truth: Testimony, recorded: Recorded) -> Remedy:
+    """What is to be done to Dagster's records, once the register says what `truth` says."""
+    chain = {link.key: link for link in truth.chain}
+    newest = truth.newest.number if truth.newest else -1
+    forget = sorted(
+        (key for key in recorded.published if key not in chain and key.number > newest),
+        key=lambda key: key.number,
+    )
+    forget += [key for key in recorded.published if key in truth.rolled_back and key not in forget]
+    forget += [key for key in recorded.applied if key in truth.rolled_back and key not in forget]
+    lost = [key for key in forget if key not in truth.rolled_back]
+    if lost and not chain:
+        raise RegisterError(
+            f"{truth.file}: empty, but Dagster's database knows {lost[-1]} as published; kbo"
+            " rebuild --from-zips makes the register anew, or name another DAGSTER_POSTGRES_URL"
+        )
+    lost_batches = {}
+    for key, applied in recorded.applied.items():
+        there = truth.batches if key == truth.half_applied else frozenset()
+        if key not in chain and key not in forget and (missing := applied - there):
+            lost_batches[key] = missing
+    adopt = [
+        link
+        for link in truth.chain
+        if link.key not in recorded.published
+        and link.key.number > max((k.number for k in recorded.published if k in chain), default=-1)
+    ]
+    head = truth.chain[-1] if truth.chain else None
+    other_head = head is not None and recorded.published.get(head.key) not in (None, head.hash)
+    said = [
+        *(f"{key}: Dagster knows it as published, the register does not have it" for key in forget),
+        *(
+            f"{key}: {len(numbers)} batches that Dagster knows as applied are not in the ledger"
+            for key, numbers in lost_batches.items()
+        ),
+    ]
+    if adopt:
+        said.append(f"{_listed(adopt)}: published, and unknown to Dagster: told to it")
+    if other_head and head is not None:
+        said.append(f"{head.key}: published with another ledger than Dagster knows: told to it")
+        adopt.append(head)
+    return replace(
+        files,
+        said=(*files.said, *said),
+        forget=tuple(forget),
+        lost=tuple(lost),
+        lost_batches=lost_batches,
+        adopt=tuple(adopt),
+    )
+
+
+def mend_files(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded
+) -> Remedy:
+    """Makes the register at work and the published file agree; returns what is left to be done.
+
+    Raises:
+        StorageError: another process is at work on the register, or has the published file open.
+        RegisterError: what is left does not tell what was; names the next step. Nothing is changed.
+    """
+    register = settings.register_file
+    with open_register_to_copy(connection, register, lock_timeout=0.0) as attach:
+        remedy = look(connection, settings, recorded)
+        if remedy.restore and remedy.base is None:
+            with replace_atomically(register) as temporary:
+                duckdb.connect(str(temporary)).close()
+        elif remedy.base is not None:
+            with replace_atomically(register) as temporary:
+                shutil.copyfile(remedy.base, temporary)
+        if remedy.show:
+            with attach() as opened:
+                if remedy.undo is not None:
+                    opened.rollback(remedy.undo)
+                opened.checkpoint()
+            show_to_readers(register, settings.database)
+    return remedy
+
+
+def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded) -> Remedy:
+    """Says what makes everything agree; changes nothing. The caller holds the register's lock.
+
+    Raises:
+        StorageError: another program has the published file open for writing.
+        RegisterError: what is left does not tell what was; names the next step.
+    """
+    work = read_testimony(connection, settings.register_file)
+    published = read_testimony(connection, settings.database)
+    kept: Iterable[Testimony] = ()
+    if not work.is_sound and not published.is_sound:
+        kept = (read_testimony(connection, file) for file in kept_files(settings.register_file))
+    sound = [testimony for testimony in kept if testimony.is_sound and testimony.chain]
+    return judge(work, published, recorded, sound)
+
+
+def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
+    """The newest extract that anything says was published; None when nothing says so."""
+    found = set(recorded.published)
+    with duckdb.connect(":memory:") as connection:
+        for file in (settings.register_file, settings.database):
+            found |= {link.key for link in read_testimony(connection, file).chain}
+        rolled_back = read_testimony(connection, settings.register_file).rolled_back
+    return max(found - rolled_back, key=lambda key: key.number, default=None)
+
+
+def drop_damaged_staging(settings: Settings) -> list[ExtractKey]:
+    """Removes staging files that are not what was staged; returns whose they were."""
+    dropped = []
+    for file in sorted(settings.staging_dir.glob("*.duckdb")):
+        key = key_or_none(file.stem)
+        try:
+            check_blocks(file)
+        except FileNotFoundError:  # published meanwhile
+            continue
+        except DamagedError:
+            if key is not None:
+                file.unlink(missing_ok=True)
+                dropped.append(key)
+    return dropped
+
+
+def _identities(chain: Sequence[Link]) -> list[tuple[ExtractKey, str]]:
+    return [(link.key, link.sha256) for link in chain]
+
+
+def _listed(links: Sequence[Link]) -> str:
+    if len(links) < 4:
+        return ", ".join(str(link.key) for link in links)
+    return f"{links[0].key} to {links[-1].key}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
