@@ -134,9 +134,10 @@ def _apply_extract(
             try:
                 change, is_stopped = _apply_with_retries(context, register, staged, key)
             except (KboError, duckdb.Error, OSError) as error:
+                message = str(error).split("\n", 1)[0]
                 if is_damage(error):
                     mark_suspect(settings)
-                message = str(error).split("\n", 1)[0]
+                    message = f"a file of ours is damaged ({message}); kbo rebuild mends it"
                 context.log.error(f"{key}: {message}")
                 failures[str(key)] = message
                 continue

@@ -1,0 +1,153 @@
+"""Damage and loss through Dagster: `kbo rebuild`, and `kbo start` by itself."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kbo_pipeline.defs.mending import read_recorded
+from kbo_pipeline.defs.partitions import register_extract
+from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.staging import staging_file
+from kbo_pipeline.tables import ALL_TABLES
+from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.server import PATIENCE, running_server
+from kbo_pipeline_tests.test_failed_batches import damage
+from kbo_pipeline_tests.test_witness import chain_of, flip, hash_of
+
+FULL, UPDATE, NEXT = (ExtractKey.parse(k) for k in ("0140-full", "0141-update", "0142-update"))
+
+
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    sample = Sample(enterprises=120, seed=6, change_shares=(0.2,))
+    return write_sample(tmp_path_factory.mktemp("zips"), sample, 2)[:3]
+
+
+@pytest.fixture(scope="module")
+def truth(zips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the register holds when nothing happens to it."""
+    core = Core(tmp_path_factory.mktemp("truth"), batch_rows=200, max_batches=6)
+    for zip_file in zips:
+        core.import_zip(zip_file)
+    return core.content_hash()
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
+    """A pipeline with its server kept up between commands."""
+    pipeline = Pipeline(tmp_path)
+    with pipeline.instance():
+        yield pipeline
+
+
+def work(pipeline: Pipeline) -> Path:
+    return pipeline.directory / "work" / "register.duckdb"
+
+
+def test_rebuild_mends_what_is_damaged_and_imports_what_is_lost(
+    pipeline: Pipeline, zips: list[Path], truth: str
+) -> None:
+    pipeline.kbo("import", *zips[:2])
+    said = pipeline.kbo("rebuild").stdout
+    assert said == "register, published file and Dagster agree: nothing to rebuild\n"
+    with pipeline.instance() as instance:
+        recorded = read_recorded(instance)
+    assert recorded.published == {FULL: None, UPDATE: chain_of(work(pipeline))[-1].hash}
+
+    kept = pipeline.directory / "work" / "published" / f"{FULL}.duckdb"
+    before = hash_of(pipeline.database)
+    flip(work(pipeline), 300_000)
+    flip(pipeline.database, 300_000)
+    failed = pipeline.kbo("import", zips[2], check=False)
+    assert failed.returncode == 1
+    assert "kbo rebuild mends it" in failed.stderr
+    said = pipeline.kbo("rebuild").stdout
+    assert f"copies of {kept}" in said
+    assert f"{UPDATE}: Dagster knows it as published, the register does not have it" in said
+    assert hash_of(work(pipeline)) == hash_of(pipeline.database) == before
+
+    pipeline.kbo("import", zips[2])
+    assert hash_of(pipeline.database) == truth
+    assert pipeline.kbo("rebuild").stdout.startswith("register, published file and Dagster agree")
+
+
+def test_rebuild_from_zips_gives_the_same_register_and_a_forgetful_dagster_is_told(
+    pipeline: Pipeline, zips: list[Path], truth: str
+) -> None:
+    pipeline.kbo("import", *zips)
+    chain = chain_of(work(pipeline))
+    kept = pipeline.directory / "work" / "published" / f"{UPDATE}.duckdb"
+    for file in (work(pipeline), pipeline.database, kept):
+        flip(file, 300_000)
+    refused = pipeline.kbo("rebuild", check=False)
+    assert refused.returncode == 1
+    assert "kbo rebuild --from-zips" in refused.stderr
+    zip_file = pipeline.directory / "downloads" / zips[1].name
+    shutil.move(zip_file, pipeline.directory / "aside")
+    refused = pipeline.kbo("rebuild", "--from-zips", check=False)
+    assert refused.returncode == 1
+    assert "kbo fetch 0141-update" in refused.stderr
+    shutil.move(pipeline.directory / "aside", zip_file)
+    said = pipeline.kbo("rebuild", "--from-zips").stdout
+    assert f"{FULL} to {NEXT}; history begins with {FULL}" in said
+    assert hash_of(pipeline.database) == hash_of(work(pipeline)) == truth
+    assert chain_of(pipeline.database) == chain
+    assert not (pipeline.directory / "work" / "rebuild").exists()
+
+
+def test_a_dagster_that_has_forgotten_everything_is_told(
+    tmp_path: Path, zips: list[Path], truth: str
+) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.kbo("import", *zips[:2])
+    shutil.rmtree(tmp_path / "postgres")
+    with pipeline.instance() as instance:
+        said = pipeline.kbo("rebuild").stdout
+        assert "0140-full, 0141-update: published, and unknown to Dagster: told to it" in said
+        assert set(read_recorded(instance).published) == {FULL, UPDATE}
+        pipeline.kbo("import", zips[2])
+    assert hash_of(pipeline.database) == truth
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("harm", ["tail", "flip", "staging"])
+def test_kbo_start_makes_good_what_was_lost_while_it_was_away(
+    pipeline: Pipeline, zips: list[Path], truth: str, harm: str
+) -> None:
+    pipeline.kbo("import", *zips[:2])
+    before = work(pipeline).read_bytes()
+    shutil.copy(zips[2], pipeline.directory / "downloads")
+    with pipeline.instance() as instance:
+        register_extract(instance, NEXT)
+        pipeline.dagster(
+            *("asset", "materialize", "-m", "kbo_pipeline.definitions"),
+            *("--select", ",".join(["extract_zip", *map(staging_asset, ALL_TABLES)])),
+            *("--partition", str(NEXT)),
+        )
+        staged = staging_file(pipeline.directory / "staging", NEXT)
+        sound = damage(staged)
+        assert pipeline.kbo("retry", str(NEXT), check=False).returncode == 1
+        applied = read_recorded(instance).applied[NEXT]
+        assert len(applied) == 4
+        sound.rename(staged)
+        if harm == "tail":
+            work(pipeline).write_bytes(before)
+        else:
+            flip(work(pipeline) if harm == "flip" else staged, 300_000)
+        with running_server(pipeline):
+            deadline = time.monotonic() + PATIENCE
+            while NEXT not in read_recorded(instance).published:
+                assert time.monotonic() < deadline, (pipeline.directory / "start.log").read_text()
+                time.sleep(1)
+            said = (pipeline.directory / "start.log").read_text()
+        expected = "its staging file was damaged" if harm == "staging" else "4 batches that Dagster"
+        assert expected in said
+        assert f"{NEXT}: imported again, or to its end" in said
+    assert hash_of(pipeline.database) == truth
+    assert not (pipeline.directory / "work" / "lost").exists()
