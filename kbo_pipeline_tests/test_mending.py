@@ -25,7 +25,7 @@ FULL, UPDATE, NEXT = (ExtractKey.parse(k) for k in ("0140-full", "0141-update", 
 
 @pytest.fixture(scope="module")
 def zips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    sample = Sample(enterprises=120, seed=6, change_shares=(0.2,))
+    sample = Sample(enterprises=120, seed=6, default_share=0.2, change_shares=())
     return write_sample(tmp_path_factory.mktemp("zips"), sample, 2)[:3]
 
 
@@ -120,6 +120,7 @@ def test_a_dagster_that_has_forgotten_everything_is_told(
 def test_kbo_start_makes_good_what_was_lost_while_it_was_away(
     pipeline: Pipeline, zips: list[Path], truth: str, harm: str
 ) -> None:
+    pipeline.settings["KBO_BATCH_ROWS"] = "20"  # so that the Update makes six batches
     pipeline.kbo("import", *zips[:2])
     before = work(pipeline).read_bytes()
     shutil.copy(zips[2], pipeline.directory / "downloads")
