@@ -320,6 +320,26 @@ def test_an_extract_that_fails_is_tried_with_pauses_and_then_bridged(
     assert "0141-update failed too often: 0142-full takes its place" in said
 
 
+def test_a_failure_is_told_once_it_is_certain_that_dagster_does_not_retry_it(world: World) -> None:
+    def failed(**tags: str) -> str:
+        tags = {"kbo/extract": FULL} | {name.replace("_", "/", 1): tags[name] for name in tags}
+        status = dg.DagsterRunStatus.FAILURE
+        run = dg.DagsterRun(job_name="stage_extract", status=status, tags=tags)
+        return world.instance.add_run(run).run_id
+
+    def told() -> int:
+        return len(due_alerts(world.instance, load_settings(), time.time()))
+
+    run = failed()  # Dagster's tag comes a moment after the status
+    assert told() == 0
+    world.instance.add_run_tags(run, {"dagster/will_retry": "true"})
+    assert told() == 0
+    world.instance.add_run_tags(run, {"dagster/will_retry": "false"})
+    assert told() == 1
+    failed(dagster_max_retries="0")  # one of a kbo command, which nobody retries
+    assert told() == 2
+
+
 def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
     settings = load_settings()
     now = time.time()

@@ -9,7 +9,7 @@ import dagster as dg
 from kbo_pipeline.alerts import Alert, post
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
-from kbo_pipeline.defs.progress import STAGED, Progress, extract_of
+from kbo_pipeline.defs.progress import STAGED, Progress, extract_of, is_retried
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
@@ -80,7 +80,7 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     alerts: dict[str, Alert] = {}
     for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
         extract = extract_of(run)
-        if run.job_name not in _JOBS or extract in passed or _is_retried(run):
+        if run.job_name not in _JOBS or extract in passed or is_retried(instance, run):
             continue
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
@@ -93,11 +93,6 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
             helps = "see the run in the UI"
         alerts[event] = Alert(event, "failed", extract, run.job_name, error, helps)
     return list(alerts.values())
-
-
-def _is_retried(run: dg.DagsterRun) -> bool:
-    """Whether Dagster itself takes the run up again; it says so a moment after the failure."""
-    return run.tags.get("dagster/will_retry", "false") == "true"
 
 
 def _of_portal(poll: Poll) -> list[Alert]:

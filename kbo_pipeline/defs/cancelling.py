@@ -12,7 +12,7 @@ import psutil
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from kbo_pipeline.defs.claims import OWN_RUN, claim, claim_file
-from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of
+from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of, is_retried
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.errors import NotReadyError, StorageError
@@ -83,8 +83,7 @@ def _check_at_work(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     newest = progress.newest_runs.get(str(key))
     if key in progress.cancelled:
         raise NotReadyError(f"{key}: cancelled already; kbo retry {key} goes on")
-    is_retried = newest is not None and newest.tags.get(WILL_RETRY_TAG) == "true"
-    if newest is None or (newest.is_failure and not is_retried):
+    if newest is None or (newest.is_failure and not is_retried(instance, newest)):
         raise NotReadyError(f"{key}: nothing is at work; kbo status {key} says how far it came")
 
 

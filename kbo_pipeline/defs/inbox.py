@@ -8,12 +8,11 @@ from pathlib import Path
 
 import dagster as dg
 import duckdb
-from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
+from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_retried
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
@@ -246,7 +245,7 @@ class _Tick:
         if newest.status == dg.DagsterRunStatus.CANCELED:
             self.waiting.append(f"{key}, whose run was canceled: kbo import {dropped.path}")
             return
-        if not newest.is_failure or self._is_retried(newest):
+        if not newest.is_failure or is_retried(self.instance, newest):
             self.waiting.append(f"{key}, which is being staged")
             return
         event = step_failure(self.instance, newest)
@@ -260,11 +259,6 @@ class _Tick:
             self.waiting.append(f"{key} to be staged again, after: {message}")
         else:
             self._request(dropped, extract, failures)
-
-    def _is_retried(self, run: dg.DagsterRun) -> bool:
-        """Tells whether Dagster runs a failed run again, or may: the tag comes a moment later."""
-        will_retry = run.tags.get(WILL_RETRY_TAG)
-        return will_retry == "true" if will_retry else self.instance.run_retries_enabled
 
     def _request(self, dropped: Dropped, extract: Extract, failures: int = 0) -> None:
         """Asks for the run that stages a ZIP. One claim has one run, unless that fails."""
@@ -297,7 +291,7 @@ class _Tick:
 
     def _is_failed(self, key: ExtractKey) -> bool:
         runs = self.instance.get_runs(dg.RunsFilter(tags={EXTRACT_TAG: str(key)}), limit=1)
-        return any(run.is_failure and not self._is_retried(run) for run in runs)
+        return any(run.is_failure and not is_retried(self.instance, run) for run in runs)
 
     def _finish(self, dropped: Dropped, note: str | None) -> None:
         try:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
 
 from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.errors import ExtractError
@@ -162,6 +163,18 @@ def extract_of(run: dg.DagsterRun) -> str | None:
     partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
     batch = batch_or_none(partition) if partition else None
     return str(batch.extract) if batch else partition
+
+
+def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Tells whether Dagster itself takes a failed run up again, or may.
+
+    It says so by a tag, a moment after the failure; until then only runs without retries, such as
+    those of `kbo` commands, are certain.
+    """
+    will_retry = run.tags.get(WILL_RETRY_TAG)
+    if will_retry is not None:
+        return will_retry == "true"
+    return instance.run_retries_enabled and run.tags.get(MAX_RETRIES_TAG) != "0"
 
 
 def _is_cancelled(run: dg.DagsterRun) -> bool:
