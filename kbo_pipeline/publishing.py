@@ -231,5 +231,15 @@ def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> S
         connection.execute("DETACH published")
 
 
+def standing_of(database: Path) -> Standing:
+    """What `read_standing_of` says, on a connection of its own.
+
+    Raises:
+        RegisterError: the file is no register.
+    """
+    with duckdb.connect(":memory:") as connection:
+        return read_standing_of(connection, database)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]

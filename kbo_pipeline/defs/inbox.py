@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 import dagster as dg
-import duckdb
 
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_retried
+from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_retried, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
@@ -30,7 +29,7 @@ from kbo_pipeline.inbox import (
 from kbo_pipeline.ledger import check_order
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
-from kbo_pipeline.publishing import has_extract, read_published
+from kbo_pipeline.publishing import has_extract, standing_of
 from kbo_pipeline.settings import Settings, load_settings
 
 INBOX_TAG = "kbo/inbox"
@@ -118,13 +117,12 @@ class _Tick:
         self._take_in(arrived, now)
         if not self.at_work:
             return
-        with duckdb.connect(":memory:") as connection:
-            published = read_published(connection, self.settings.database)
+        standing = standing_of(self.settings.database)
         staged = []
         for key in sorted(self.at_work, key=_in_order):
-            if self._is_staged(key, published, now):
+            if self._is_staged(key, standing.published, now):
                 staged.append(key)
-        self._explain(staged, published[0][0] if published else self.progress.newest_published)
+        self._explain(staged, newest_published(standing, self.progress))
 
     @cached_property
     def progress(self) -> Progress:

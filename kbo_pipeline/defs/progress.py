@@ -11,6 +11,7 @@ from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
 from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.errors import ExtractError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.ledger import Standing
 from kbo_pipeline.planning import next_to_apply
 from kbo_pipeline.tables import ENTERPRISE, TABLES
 
@@ -154,6 +155,11 @@ class Progress:
         return self.instance.event_log_storage.get_latest_storage_id_by_partition(
             asset, dg.DagsterEventType.ASSET_MATERIALIZATION, partitions=partitions
         )
+
+
+def newest_published(standing: Standing, progress: Progress) -> ExtractKey | None:
+    """The newest published extract: as the file of the readers says, or else as events do."""
+    return standing.newest or progress.newest_published
 
 
 def extract_of(run: dg.DagsterRun) -> str | None:
