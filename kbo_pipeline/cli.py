@@ -60,6 +60,7 @@ def start() -> None:
     settings = load_settings()
 
     def recover(*, ended_at: float) -> None:
+        from kbo_pipeline.defs.cancelling import note_cancelled
         from kbo_pipeline.defs.importing import open_instance
         from kbo_pipeline.defs.recovery import (
             end_dead_runs,
@@ -72,6 +73,7 @@ def start() -> None:
             ended = end_dead_runs(instance, settings, ended_at=ended_at)
             for run_id in (*ended, *resume_retries(instance)):
                 click.echo(f"run {run_id}: its process has died; Dagster takes it up again")
+            note_cancelled(instance, settings)
 
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
