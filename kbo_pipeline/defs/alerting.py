@@ -9,7 +9,7 @@ import dagster as dg
 from kbo_pipeline.alerts import Alert, post
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
-from kbo_pipeline.defs.progress import STAGED, Progress, extract_of, is_retried
+from kbo_pipeline.defs.progress import ROLLBACK_JOB, STAGED, Progress, extract_of, is_retried
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
@@ -67,9 +67,9 @@ def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> 
     poll = read_poll(instance)
     alerts = _failed(instance, progress)
     if poll is not None:
-        alerts += _of_portal(poll)
+        alerts += alerts_of_portal(poll)
     alerts += _waiting(instance, settings, progress, now)
-    alerts += _stale(instance, settings, progress.newest_published, poll, now)
+    alerts += stale_register(instance, settings, progress.newest_published, poll, now)
     return alerts
 
 
@@ -86,17 +86,22 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
         event = f"failed:{extract}:{run.job_name}:{digest}"
-        if INBOX_TAG in run.tags and run.job_name == "stage_extract":
-            helps = "see inbox/rejected, and drop a mended ZIP into the inbox"
-        elif extract:
-            helps = f"mend the cause, then kbo retry {extract}"
-        else:
-            helps = "see the run in the UI"
-        alerts[event] = Alert(event, "failed", extract, run.job_name, error, helps)
+        alerts[event] = Alert(event, "failed", extract, run.job_name, error, what_helps(run))
     return list(alerts.values())
 
 
-def _of_portal(poll: Poll) -> list[Alert]:
+def what_helps(run: dg.DagsterRun) -> str:
+    """What a person does about a failed run."""
+    extract = extract_of(run)
+    if run.job_name == ROLLBACK_JOB:
+        return f"mend the cause, then kbo rollback {extract}"
+    if INBOX_TAG in run.tags and run.job_name == "stage_extract":
+        return "see inbox/rejected, and drop a mended ZIP into the inbox"
+    return f"mend the cause, then kbo retry {extract}" if extract else "see the run in the UI"
+
+
+def alerts_of_portal(poll: Poll) -> list[Alert]:
+    """What the last poll found to be wrong: a refused login, or a gap."""
     if poll.is_refused:
         event = f"refused:{poll.since:.0f}"
         helps = "set KBO_USERNAME and KBO_PASSWORD, then start again"
@@ -155,14 +160,22 @@ def _rolled_back(
     return min(between, key=lambda key: key.number, default=None)
 
 
-def _stale(
+def stale_register(
     instance: dg.DagsterInstance,
     settings: Settings,
     published: ExtractKey | None,
     poll: Poll | None,
     now: float,
 ) -> list[Alert]:
-    """One for each newest extract: what is stale stays so until another one is published."""
+    """That no new extract has come for long: one alert for each newest extract.
+
+    Args:
+        instance: where publications are recorded.
+        settings: say when a register is stale.
+        published: the newest published extract.
+        poll: what came of asking the portal for the last time.
+        now: seconds of the epoch.
+    """
     records = instance.fetch_materializations(dg.AssetKey("published_extract"), limit=1).records
     if not records or published is None:
         return []
