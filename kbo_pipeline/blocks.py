@@ -38,6 +38,12 @@ def check_blocks(file: Path) -> None:
             place += length
 
 
+def is_duckdb(file: Path) -> bool:
+    """Tells whether a file begins as DuckDB's do, damaged or not."""
+    with file.open("rb") as content:
+        return content.read(12)[8:] == b"DUCK"
+
+
 def _check(file: Path, content: bytes | memoryview, size: int, place: int) -> None:
     """Compares the checksums of parts of equal size; what is left over at the end is no part."""
     whole = len(content) - len(content) % size

@@ -4,7 +4,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.findings import Finding
     from kbo_pipeline.settings import Settings
     from kbo_pipeline.status import ExtractStatus
 
@@ -60,6 +62,7 @@ def start() -> None:
     settings = load_settings()
 
     def recover(*, ended_at: float, is_start: bool) -> "ExtractKey | None":
+        from kbo_pipeline.defs.cancelling import note_cancelled
         from kbo_pipeline.defs.importing import open_instance
         from kbo_pipeline.defs.mending import mend, still_lost
         from kbo_pipeline.defs.recovery import (
@@ -81,6 +84,7 @@ def start() -> None:
             ended = end_dead_runs(instance, settings, ended_at=ended_at)
             for run_id in (*ended, *resume_retries(instance)):
                 click.echo(f"run {run_id}: its process has died; Dagster takes it up again")
+            note_cancelled(instance, settings)
             lost = read_lost(settings)
             return next(iter(still_lost(instance, lost)), None) if lost else None
 
@@ -270,6 +274,29 @@ def rebuild(from_zips: bool) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Look for what is wrong, and say what to do about it.
+
+    Looks at settings, directories, disks, both registers, PostgreSQL, the processes of kbo start,
+    sensors, runs, extracts, inbox and leftovers. Changes nothing, and does not ask the portal. Ends
+    with 1 when there is an error, and with 0 when there are warnings at most.
+    """
+    from kbo_pipeline.settings import load_settings
+
+    settings = load_settings()
+    from kbo_pipeline.defs.doctor import diagnose
+
+    if as_json:
+        found = list(diagnose(settings))
+        click.echo(json.dumps([finding.to_json() for finding in found], indent=2))
+    else:
+        found = _print_findings(diagnose(settings))
+    if any(finding.severity == "error" for finding in found):
+        sys.exit(1)
+
+
+@main.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--enterprises", default=2000, show_default=True, help="Size: 50 to 2,000,000.")
 @click.option("--updates", default=5, show_default=True, help="Updates after the Full.")
@@ -414,6 +441,31 @@ def _print_status(found: "ExtractStatus") -> None:
         console.print(f"failed batches: {', '.join(map(str, numbers))}; kbo retry {found.job_id}")
     if found.error:
         console.print(f"error: {found.error}", markup=False)
+
+
+def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":
+    """Prints a table that grows by a row a finding; returns the findings."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    found = []
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "what", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    console = Console()
+    with Live(table, console=console, vertical_overflow="visible"):
+        for finding in findings:
+            words = (finding.severity, finding.subject, finding.text, finding.remedy or "")
+            table.add_row(Text(words[0], styles[words[0]]), *map(Text, words[1:]))
+            found.append(finding)
+    if not console.is_terminal:
+        click.echo()  # Live ends its last line on terminals only
+    counts = Counter(str(finding.severity) for finding in found)
+    click.echo(f"errors: {counts['error']}, warnings: {counts['warning']}, ok: {counts['ok']}")
+    return found
 
 
 if __name__ == "__main__":

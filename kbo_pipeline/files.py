@@ -1,6 +1,7 @@
 """Files that are complete or absent, whatever dies meanwhile."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,14 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     finally:
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
+
+
+def link_or_copy(file: Path, target: Path) -> None:
+    """Gives a file a second name, which stays when the first gets another file."""
+    try:
+        os.link(file, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(file, target)
 
 
 def _log(file: Path) -> Path:

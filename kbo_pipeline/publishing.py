@@ -4,7 +4,6 @@ The newest published files stay: the one that readers open, and older ones as
 `published/<extract key>.duckdb` beside the register at work.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import duckdb
 from kbo_pipeline.blocks import check_blocks
 from kbo_pipeline.errors import DamagedError, NotReadyError, OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Standing, check_order, read_standing
 from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
 from kbo_pipeline.sql import literal
@@ -122,7 +121,8 @@ def _show(
             raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
         older = [published for published, _ in standing.published[1:]]
         if keep_published > 1 and before.newest in older:
-            _keep(database, directory / f"{before.newest}.duckdb")
+            with replace_atomically(directory / f"{before.newest}.duckdb") as temporary:
+                link_or_copy(database, temporary)
         # Before the copy, so that it does not need more disk than in the end.
         _remove_kept(directory, standing, keep_published - 1)
         show_to_readers(register_file, database)
@@ -145,15 +145,6 @@ def kept_files(register_file: Path) -> list[Path]:
     files = register_file.with_name("published").glob("*.duckdb")
     keys = {file: key for file in files if (key := key_or_none(file.stem)) is not None}
     return sorted(keys, key=lambda file: keys[file].number, reverse=True)
-
-
-def _keep(file: Path, target: Path) -> None:
-    """Gives a file a second name, which stays when the first gets another file."""
-    with replace_atomically(target) as temporary:
-        try:
-            os.link(file, temporary)
-        except OSError:  # another disk, or one without hard links
-            shutil.copyfile(file, temporary)
 
 
 def _remove_kept(directory: Path, standing: Standing, keep: int) -> None:
@@ -245,6 +236,16 @@ def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> S
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH published")
+
+
+def standing_of(database: Path) -> Standing:
+    """What `read_standing_of` says, on a connection of its own.
+
+    Raises:
+        RegisterError: the file is no register.
+    """
+    with duckdb.connect(":memory:") as connection:
+        return read_standing_of(connection, database)
 
 
 def _unreadable(database: Path, error: Exception) -> RegisterError:

@@ -7,7 +7,8 @@ touches 15% of them), the highest use of each directory while it was at work, an
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from kbo_pipeline.errors import ExtractError, StorageError
@@ -27,11 +28,49 @@ _SPARE = 32 << 20
 """For PostgreSQL's log, logs, and what else is on the disk."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The room on one disk.
+
+    Attributes:
+        directory: one that is on it.
+        needed: bytes, with what is spare.
+        free: bytes.
+    """
+
+    directory: Path
+    needed: int
+    free: int
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are to be freed; not above zero when there is room enough."""
+        return self.needed - self.free
+
+
 def check_room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> None:
     """Makes sure that there is room to stage, apply and publish an extract.
 
     Raises:
         StorageError: there is not; names the directory, what is needed and what is free.
+        ExtractError: the ZIP cannot be read.
+    """
+    _check(str(key), room_to_import(settings, key, zip_file))
+
+
+def check_room_to_keep(name: str, directory: Path, length: int) -> None:
+    """Makes sure that a file of this length fits into a directory.
+
+    Raises:
+        StorageError: it does not; names the directory, what is needed and what is free.
+    """
+    _check(name, _rooms({directory: length}))
+
+
+def room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list[Room]:
+    """What staging, applying and publishing an extract needs, disk by disk, and what is free.
+
+    Raises:
         ExtractError: the ZIP cannot be read.
     """
     try:
@@ -47,41 +86,48 @@ def check_room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) ->
     staging = {settings.staging_dir: int(_UNPACKED_AND_STAGED[key.type] * unpacked)}
     publishing = {settings.staging_dir: staged, settings.work_dir: growth}
     publishing[settings.database.parent] = publishing.get(settings.database.parent, 0) + copy
-    for needs in (staging, publishing):
-        _check(str(key), needs)
+    return _rooms(staging) + _rooms(publishing)
 
 
-def check_room_to_keep(name: str, directory: Path, length: int) -> None:
-    """Makes sure that a file of this length fits into a directory.
-
-    Raises:
-        StorageError: it does not; names the directory, what is needed and what is free.
-    """
-    _check(name, {directory: length})
+def room_now(settings: Settings) -> list[Room]:
+    """What is free on each disk that is written to, where nothing but the spare is needed."""
+    directories = (settings.data_dir, settings.staging_dir, settings.downloads_dir)
+    return _rooms(dict.fromkeys((*directories, settings.work_dir, settings.database.parent), 0))
 
 
-def _check(what: str, needs: Mapping[Path, int]) -> None:
-    """Compares needs with what is free, added up where directories share a file system."""
+def megabytes(length: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{length / 1e6:,.0f} MB"
+
+
+def _rooms(needs: Mapping[Path, int]) -> list[Room]:
+    """What is needed and free, added up where directories share a file system."""
     places: dict[int, list[tuple[Path, int]]] = {}
     for directory, needed in needs.items():
-        there = _existing(directory)
+        there = existing(directory)
         places.setdefault(os.stat(there).st_dev, []).append((there, needed))
-    for shares in places.values():
-        needed = sum(share for _, share in shares) + _SPARE
-        free = shutil.disk_usage(shares[0][0]).free
-        if free < needed:
+    return [
+        Room(
+            shares[0][0],
+            sum(share for _, share in shares) + _SPARE,
+            shutil.disk_usage(shares[0][0]).free,
+        )
+        for shares in places.values()
+    ]
+
+
+def _check(what: str, needs: Iterable[Room]) -> None:
+    for room in needs:
+        if room.missing > 0:
             raise StorageError(
-                f"{what}: needs about {_megabytes(needed)} on the disk of {shares[0][0]}, where"
-                f" {_megabytes(free)} are free; free {_megabytes(needed - free)} more, or move"
-                " KBO_DATA_DIR, then retry"
+                f"{what}: needs about {megabytes(room.needed)} on the disk of {room.directory},"
+                f" where {megabytes(room.free)} are free; free {megabytes(room.missing)} more, or"
+                " move KBO_DATA_DIR, then retry"
             )
 
 
-def _existing(directory: Path) -> Path:
+def existing(directory: Path) -> Path:
+    """The directory, or the nearest above it that is there."""
     while not directory.exists():
         directory = directory.parent
     return directory
-
-
-def _megabytes(length: int) -> str:
-    return f"{length / 1e6:,.0f} MB"

@@ -77,7 +77,8 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
         SettingsError: the port is taken.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(settings.work_dir / "start.lock"):
+    # kbo doctor holds it for an instant, to see whether it is held.
+    with exclusive_lock(start_lock(settings), timeout=0.5):
         if left := end_leftovers(settings):
             report(f"ended {left} processes of an earlier kbo start that was killed")
         _check_port(settings.ui_port)
@@ -92,6 +93,11 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
             report("stopped")
         finally:
             shutil.rmtree(runtime)
+
+
+def start_lock(settings: Settings) -> Path:
+    """The lock of the `kbo start` on this data directory."""
+    return settings.work_dir / "start.lock"
 
 
 def runtime_prefix(settings: Settings) -> str:
@@ -148,7 +154,7 @@ class _Supervisor:
         self._wait_until(self._socket.exists)
         self._start("daemon")
         self._start("webserver")
-        self._wait_until(lambda: _answers(f"{self._address}/server_info"))
+        self._wait_until(lambda: answers(f"{self._address}/server_info"))
         self._report(f"web UI: {self._address}  (Ctrl-C ends everything)")
         for turn in itertools.count():
             for name, code in self._children.ended().items():
@@ -293,7 +299,8 @@ def _children(settings: Settings) -> Iterator[Children]:
         children.end_all()
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Tells whether a web server answers 200 at an address."""
     try:
         with urllib.request.urlopen(address, timeout=2) as answer:
             return int(answer.status) == 200

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.blocks import check_blocks
+from kbo_pipeline.blocks import check_blocks, is_duckdb
 from kbo_pipeline.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, key_or_none
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Link, read_chain, read_standing
 from kbo_pipeline.publishing import kept_files, show_to_readers
 from kbo_pipeline.register import open_register_to_copy
@@ -32,6 +32,7 @@ class Testimony:
         file: the file.
         is_there: whether there is one.
         damage: why nothing it says counts; None when it is sound.
+        is_foreign: it is no damaged register but some other file.
         chain: its published extracts, the first one first.
         rolled_back: extracts that were rolled back and not imported since.
         half_applied: the extract whose batches are being applied.
@@ -41,6 +42,7 @@ class Testimony:
     file: Path
     is_there: bool = True
     damage: str | None = None
+    is_foreign: bool = False
     chain: tuple[Link, ...] = ()
     rolled_back: frozenset[ExtractKey] = frozenset()
     half_applied: ExtractKey | None = None
@@ -147,6 +149,8 @@ def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimo
     """
     if not file.is_file():
         return Testimony(file, is_there=False)
+    if file.stat().st_size > 0 and not is_duckdb(file):
+        return Testimony(file, damage=f"{file}: no DuckDB file", is_foreign=True)
     try:
         check_blocks(file)
         connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
@@ -158,7 +162,8 @@ def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimo
         connection.execute("USE witness")
         return _read(connection, file)
     except duckdb.CatalogException:
-        return Testimony(file, damage=f"{file}: a DuckDB file, but no register of this pipeline")
+        said = f"{file}: a DuckDB file, but no register of this pipeline"
+        return Testimony(file, damage=said, is_foreign=True)
     except (duckdb.Error, DamagedError) as error:
         if not is_damage(error):
             raise
@@ -208,6 +213,8 @@ def _judge_files(
     work: Testimony, published: Testimony, recorded: Recorded, kept: Sequence[Testimony]
 ) -> tuple[Remedy, Testimony]:
     """What is to be done to the files, and what the register at work says then."""
+    if published.is_foreign:
+        raise RegisterError(f"{published.damage}; move it away, then kbo rebuild")
     said = tuple(t.damage for t in (work, published) if t.is_there and t.damage is not None)
     if work.is_sound and published.is_sound:
         return _judge_sound(work, published)
@@ -323,6 +330,10 @@ def mend_files(
     register = settings.register_file
     with open_register_to_copy(connection, register, lock_timeout=0.0) as attach:
         remedy = look(connection, settings, recorded)
+        if remedy.restore:
+            _put_aside(settings, register)
+        if remedy.show:
+            _put_aside(settings, settings.database)
         if remedy.restore and remedy.base is None:
             with replace_atomically(register) as temporary:
                 duckdb.connect(str(temporary)).close()
@@ -336,6 +347,13 @@ def mend_files(
                 opened.checkpoint()
             show_to_readers(register, settings.database)
     return remedy
+
+
+def _put_aside(settings: Settings, file: Path) -> None:
+    """Keeps what is about to be replaced, in place of what was replaced before."""
+    if file.exists():
+        with replace_atomically(settings.work_dir / "damaged" / file.name) as temporary:
+            link_or_copy(file, temporary)
 
 
 def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded) -> Remedy:

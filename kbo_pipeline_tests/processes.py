@@ -1,5 +1,6 @@
 """Processes that tests start, signal and search: nothing of them may stay."""
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -87,6 +89,39 @@ def started(
         if process.popen.poll() is None:
             os.killpg(process.popen.pid, signal.SIGKILL)
             process.popen.wait()
+
+
+def at_once(
+    code: str,
+    *arguments: str | Path,
+    environment: Mapping[str, str],
+    prepare: Callable[[], None] = lambda: None,
+) -> list[Any]:
+    """Runs the same code in two processes at once; what each prints at its end, as JSON.
+
+    The code prints `ready` and then waits for a line of its stdin. `prepare` is called when both
+    have come so far.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    prepare()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 def processes_of(directory: Path) -> list[list[str]]:

@@ -9,12 +9,16 @@ import dagster as dg
 import duckdb
 import pytest
 
+from kbo_pipeline.defs.cancelling import note_cancelled
 from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import is_locked
+from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED
+from kbo_pipeline.register import open_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import load_settings
+from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.processes import Started, started, wait_until
 from kbo_pipeline_tests.server import Server
@@ -123,6 +127,36 @@ def check_published_first(pipeline: Pipeline, undisturbed: str) -> None:
         if reader.execute("SELECT count(*) FROM import_jobs").fetchall() != [(1,)]:
             return
     check_published(pipeline, undisturbed)
+
+
+def test_the_ledger_learns_of_a_run_that_was_ended_in_the_queue(
+    pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path
+) -> None:
+    settings = load_settings(pipeline.environment)
+    core = Core(pipeline.directory)
+    key = core.stage(zip_file).extract.key
+    with core.applying(key) as (register, staged):
+        register.apply(staged, staged.batches[0])
+
+    def add(status: dg.DagsterRunStatus) -> str:
+        tags = {EXTRACT_TAG: EXTRACT}
+        return instance.add_run(dg.DagsterRun("apply_batches", status=status, tags=tags)).run_id
+
+    def said() -> str | None:
+        note_cancelled(instance, settings)
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_register(connection, settings.register_file) as register,
+        ):
+            return register.ledger.job_status(key)
+
+    add(dg.DagsterRunStatus.CANCELED)
+    with exclusive_lock(claim_file(settings, key)):
+        assert said() == "processing"
+    waiting = add(dg.DagsterRunStatus.NOT_STARTED)
+    assert said() == "processing"
+    instance.delete_run(waiting)
+    assert said() == "cancelled"
 
 
 @pytest.mark.long

@@ -1,10 +1,7 @@
 """The inbox: whatever is dropped, however, is imported once or put aside with the reason."""
 
-import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,8 +21,8 @@ from kbo_pipeline.inbox import (
     shown,
 )
 from kbo_pipeline.sample import Sample
-from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline, materializations
-from kbo_pipeline_tests.processes import noise_in_logs
+from kbo_pipeline_tests.pipeline import Pipeline, materializations
+from kbo_pipeline_tests.processes import at_once, noise_in_logs
 from kbo_pipeline_tests.server import Server, running_server
 from kbo_pipeline_tests.zips import write_extract
 
@@ -293,23 +290,7 @@ def test_two_processes_claim_each_file_once(inbox: Inbox) -> None:
     names = [f"{number:03d}.zip" for number in range(400)]
     for name in names:
         (inbox.directory / name).write_text(name)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIMER, str(inbox.directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    claims = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    claims = at_once(CLAIMER, inbox.directory, environment=os.environ)
     assert sorted(claims[0] + claims[1]) == names
     assert all(claims), "one process won them all: this proves nothing"
     content = [file.read_text() for file in inbox.processing_dir.glob("*.zip")]

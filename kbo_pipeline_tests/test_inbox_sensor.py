@@ -1,9 +1,6 @@
 """What the inbox's sensor decides, tick by tick, on a real instance; and who else may be at it."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,8 +19,8 @@ from kbo_pipeline.inbox import Inbox
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import load_settings
-from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline, materializations
-from kbo_pipeline_tests.processes import wait_until
+from kbo_pipeline_tests.pipeline import Pipeline, materializations
+from kbo_pipeline_tests.processes import at_once, wait_until
 from kbo_pipeline_tests.server import running_server
 from kbo_pipeline_tests.zips import write_extract
 
@@ -283,32 +280,16 @@ def test_two_daemons_on_one_directory_start_one_run_for_each_zip(tmp_path: Path)
     pipeline = Pipeline(tmp_path / "data")
     inbox = Inbox(pipeline.directory / "inbox")
     inbox.prepare()
-    with pipeline.instance():
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", EVALUATOR],
-                env={
-                    **pipeline.environment,
-                    "DAGSTER_HOME": str(pipeline.directory / "dagster_home"),
-                },
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=REPOSITORY,
-            )
-            for _ in range(2)
-        ]
-        for process in processes:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+    def drop_zips() -> None:
         for number in range(141, 161):
             write_extract(inbox.directory, ExtractKey(number, "update"), {})
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        outputs = [process.communicate(timeout=60)[0] for process in processes]
-    requested = [key for output in outputs for key in json.loads(output.splitlines()[-1])]
-    assert sorted(requested) == [f"{number:04d}-update" for number in range(141, 161)]
+
+    home = {"DAGSTER_HOME": str(pipeline.directory / "dagster_home")}
+    with pipeline.instance():
+        requested = at_once(EVALUATOR, environment=pipeline.environment | home, prepare=drop_zips)
+    keys = [f"{number:04d}-update" for number in range(141, 161)]
+    assert sorted(requested[0] + requested[1]) == keys
     assert len(list(inbox.processing_dir.glob("*.zip"))) == 20
 
 

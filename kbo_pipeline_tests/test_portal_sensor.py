@@ -68,6 +68,16 @@ class World:
         stored = json.dumps(dataclasses.asdict(dataclasses.replace(poll, next_at=0.0)))
         self.instance.run_storage.set_cursor_values({"kbo/poll": stored})
 
+    def report(self, asset: str, key: str) -> None:
+        """Notes that a partition of an asset is there."""
+        self.instance.add_dynamic_partitions("kbo_extracts", [key])
+        event = dg.AssetMaterialization(asset, partition=key)
+        self.instance.report_runless_asset_event(event)
+
+    def publish(self, key: str) -> None:
+        """Notes that an extract is published."""
+        self.report("published_extract", key)
+
     def stage(self, key: str) -> bool:
         """Runs what the sensor would start."""
         self.instance.add_dynamic_partitions("kbo_extracts", [key])
@@ -320,14 +330,31 @@ def test_an_extract_that_fails_is_tried_with_pauses_and_then_bridged(
     assert "0141-update failed too often: 0142-full takes its place" in said
 
 
+def test_a_failure_is_told_once_it_is_certain_that_dagster_does_not_retry_it(world: World) -> None:
+    def failed(**tags: str) -> str:
+        tags = {"kbo/extract": FULL} | {name.replace("_", "/", 1): tags[name] for name in tags}
+        status = dg.DagsterRunStatus.FAILURE
+        run = dg.DagsterRun(job_name="stage_extract", status=status, tags=tags)
+        return world.instance.add_run(run).run_id
+
+    def told() -> int:
+        return len(due_alerts(world.instance, load_settings(), time.time()))
+
+    run = failed()  # Dagster's tag comes a moment after the status
+    assert told() == 0
+    world.instance.add_run_tags(run, {"dagster/will_retry": "true"})
+    assert told() == 0
+    world.instance.add_run_tags(run, {"dagster/will_retry": "false"})
+    assert told() == 1
+    failed(dagster_max_retries="0")  # one of a kbo command, which nobody retries
+    assert told() == 2
+
+
 def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
     settings = load_settings()
     now = time.time()
     assert due_alerts(world.instance, settings, now) == []
-    world.instance.report_runless_asset_event(
-        dg.AssetMaterialization("published_extract", partition=FULL)
-    )
-    world.instance.add_dynamic_partitions("kbo_extracts", [FULL])
+    world.publish(FULL)
     assert due_alerts(world.instance, settings, now + 47 * 3600) == []
     for hours in (49, 500):
         (alert,) = due_alerts(world.instance, settings, now + hours * 3600)
@@ -336,6 +363,28 @@ def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
     with dg.build_sensor_context(instance=world.instance) as context:
         found = alert_sensor(context)
     assert isinstance(found, dg.SkipReason) and found.skip_message == "nothing to tell"
+
+
+def test_what_is_staged_above_what_was_rolled_back_waits_for_a_person(
+    world: World, made: Path
+) -> None:
+    core = Core(load_settings().data_dir)
+    for key, pattern in ((FULL, "*0140*"), (UPDATE, "*0141*")):
+        core.import_zip(next(made.glob(pattern)))
+        world.publish(key)
+    core.rollback(ExtractKey.parse(UPDATE))
+    world.instance.wipe_assets([dg.AssetKey("published_extract")])
+    world.publish(FULL)
+    world.report("import_staging_enterprise", "0142-update")
+
+    def alert(seconds: float) -> list[str]:
+        return [str(a) for a in due_alerts(world.instance, load_settings(), time.time() + seconds)]
+
+    assert alert(0) == []
+    assert alert(1000) == [
+        "ALERT gap (0141-update, stage_extract): 0142-update is staged and waits for 0141-update,"
+        " which was rolled back; kbo retry 0141-update imports it again, or import a Full above it"
+    ]
 
 
 def test_what_was_rolled_back_is_not_started_again_until_a_higher_full(

@@ -176,14 +176,11 @@ def older(file: Path, world: World) -> None:
     shutil.copyfile(world.older, file)
 
 
-def no_register(file: Path, world: World) -> None:
-    file.unlink()
-    with duckdb.connect(str(file)) as connection:
-        connection.execute("CREATE TABLE other AS SELECT 1 AS one")
-        connection.execute("CHECKPOINT")
+def emptied(file: Path, world: World) -> None:
+    file.write_bytes(b"")
 
 
-HARMS = [gone, flipped, cut, older, no_register]
+HARMS = [gone, flipped, cut, older, emptied]
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -198,8 +195,25 @@ def test_one_file_is_made_good_from_the_other(
     assert remedy.lost == ()
     assert (hash_of(world.work), hash_of(world.published)) == (truth, truth)
     assert world.mend(recorded) == Remedy()
+    aside = world.core.directory / "work" / "damaged" / getattr(world, which).name
+    assert aside.exists() == (harm is not gone)
     world.core.import_zip(world.zips[NEXT])
     assert world.newest() == NEXT
+
+
+@pytest.mark.parametrize("content", ["text", "another database"])
+def test_a_file_of_somebody_else_is_not_replaced(world: World, content: str) -> None:
+    recorded = world.recorded
+    world.published.unlink()
+    if content == "text":
+        world.published.write_text("a letter to somebody")
+    else:
+        with duckdb.connect(str(world.published)) as connection:
+            connection.execute("CREATE TABLE letters AS SELECT 1 AS one")
+    before = world.published.read_bytes()
+    with pytest.raises(RegisterError, match="move it away"):
+        world.mend(recorded)
+    assert world.published.read_bytes() == before
 
 
 @pytest.mark.parametrize("harm", [gone, flipped, cut])

@@ -9,14 +9,15 @@ import dagster as dg
 from kbo_pipeline.alerts import Alert, post
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
-from kbo_pipeline.defs.progress import STAGED, Progress, extract_of
+from kbo_pipeline.defs.progress import ROLLBACK_JOB, STAGED, Progress, extract_of, is_retried
 from kbo_pipeline.defs.status import error_of_run
-from kbo_pipeline.errors import StorageError
+from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings, load_settings
 
 _RUNS_LOOKED_AT = 50
-_PATIENCE_SECONDS = 600.0  # for somebody who drops ZIPs one by one
+_PATIENCE_SECONDS = 600.0
 _MARK = "kbo/alert/"
 _LOGGED, _POSTED = "logged", "posted"
 _JOBS = ("stage_extract", "apply_batches", "publish_extract", "__ASSET_JOB")
@@ -66,9 +67,9 @@ def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> 
     poll = read_poll(instance)
     alerts = _failed(instance, progress)
     if poll is not None:
-        alerts += _of_portal(poll)
-    alerts += _waiting(instance, progress, now)
-    alerts += _stale(instance, settings, progress.newest_published, poll, now)
+        alerts += alerts_of_portal(poll)
+    alerts += _waiting(instance, settings, progress, now)
+    alerts += stale_register(instance, settings, progress.newest_published, poll, now)
     return alerts
 
 
@@ -80,27 +81,27 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     alerts: dict[str, Alert] = {}
     for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
         extract = extract_of(run)
-        if run.job_name not in _JOBS or extract in passed or _is_retried(run):
+        if run.job_name not in _JOBS or extract in passed or is_retried(instance, run):
             continue
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
         event = f"failed:{extract}:{run.job_name}:{digest}"
-        if INBOX_TAG in run.tags and run.job_name == "stage_extract":
-            helps = "see inbox/rejected, and drop a mended ZIP into the inbox"
-        elif extract:
-            helps = f"mend the cause, then kbo retry {extract}"
-        else:
-            helps = "see the run in the UI"
-        alerts[event] = Alert(event, "failed", extract, run.job_name, error, helps)
+        alerts[event] = Alert(event, "failed", extract, run.job_name, error, what_helps(run))
     return list(alerts.values())
 
 
-def _is_retried(run: dg.DagsterRun) -> bool:
-    """Whether Dagster itself takes the run up again; it says so a moment after the failure."""
-    return run.tags.get("dagster/will_retry", "false") == "true"
+def what_helps(run: dg.DagsterRun) -> str:
+    """What a person does about a failed run."""
+    extract = extract_of(run)
+    if run.job_name == ROLLBACK_JOB:
+        return f"mend the cause, then kbo rollback {extract}"
+    if INBOX_TAG in run.tags and run.job_name == "stage_extract":
+        return "see inbox/rejected, and drop a mended ZIP into the inbox"
+    return f"mend the cause, then kbo retry {extract}" if extract else "see the run in the UI"
 
 
-def _of_portal(poll: Poll) -> list[Alert]:
+def alerts_of_portal(poll: Poll) -> list[Alert]:
+    """What the last poll found to be wrong: a refused login, or a gap."""
     if poll.is_refused:
         event = f"refused:{poll.since:.0f}"
         helps = "set KBO_USERNAME and KBO_PASSWORD, then start again"
@@ -111,31 +112,70 @@ def _of_portal(poll: Poll) -> list[Alert]:
     return []
 
 
-def _waiting(instance: dg.DagsterInstance, progress: Progress, now: float) -> list[Alert]:
-    """A gap below staged extracts, wherever they came from, once they have waited a while."""
+def _waiting(
+    instance: dg.DagsterInstance, settings: Settings, progress: Progress, now: float
+) -> list[Alert]:
+    """A gap that somebody has had the time to close who drops ZIPs one by one."""
+    gap = gap_below_staged(settings, progress)
+    if gap is None:
+        return []
+    first, alert = gap
+    staged = dg.AssetRecordsFilter(STAGED, asset_partitions=[str(first)])
+    records = instance.fetch_materializations(staged, limit=1).records
+    return [alert] if records and now - records[0].timestamp >= _PATIENCE_SECONDS else []
+
+
+def gap_below_staged(settings: Settings, progress: Progress) -> tuple[ExtractKey, Alert] | None:
+    """The first staged extract that follows nothing, wherever it came from, and what it lacks."""
     newest = progress.newest_published
     above = [key for key in progress.staged if newest is None or key.number > newest.number]
     if not above or progress.next_to_apply is not None:
-        return []
+        return None
     first = min(above, key=lambda key: key.number)
-    staged = dg.AssetRecordsFilter(STAGED, asset_partitions=[str(first)])
-    records = instance.fetch_materializations(staged, limit=1).records
-    if not records or now - records[0].timestamp < _PATIENCE_SECONDS:
-        return []
     missing = f"{newest.number + 1:04d}-update" if newest else "a Full"
     error = f"{first} is staged and waits for {missing}"
     helps = "get its ZIP or a later Full, then kbo import ZIP"
-    return [Alert(f"gap:{missing}", "gap", missing, "stage_extract", error, helps)]
+    undone = _rolled_back(settings, newest, first)
+    if undone is not None:
+        missing = str(undone)
+        error = f"{first} is staged and waits for {undone}, which was rolled back"
+        helps = f"kbo retry {undone} imports it again, or import a Full above it"
+    return first, Alert(f"gap:{missing}", "gap", missing, "stage_extract", error, helps)
 
 
-def _stale(
+def _rolled_back(
+    settings: Settings, newest: ExtractKey | None, first: ExtractKey
+) -> ExtractKey | None:
+    """The lowest extract between these two that a person has undone, if that is what is missing."""
+    try:
+        undone = standing_of(settings.database).rolled_back
+    except RegisterError:  # kbo doctor tells of it
+        return None
+    between = [
+        key
+        for key in undone
+        if key.number < first.number
+        and (key.number == newest.number + 1 if newest else key.type == "full")
+    ]
+    return min(between, key=lambda key: key.number, default=None)
+
+
+def stale_register(
     instance: dg.DagsterInstance,
     settings: Settings,
     published: ExtractKey | None,
     poll: Poll | None,
     now: float,
 ) -> list[Alert]:
-    """One for each newest extract: what is stale stays so until another one is published."""
+    """That no new extract has come for long: one alert for each newest extract.
+
+    Args:
+        instance: where publications are recorded.
+        settings: say when a register is stale.
+        published: the newest published extract.
+        poll: what came of asking the portal for the last time.
+        now: seconds of the epoch.
+    """
     records = instance.fetch_materializations(dg.AssetKey("published_extract"), limit=1).records
     if not records or published is None:
         return []

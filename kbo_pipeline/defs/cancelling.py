@@ -12,10 +12,10 @@ import psutil
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from kbo_pipeline.defs.claims import OWN_RUN, claim, claim_file
-from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of
+from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of, is_retried
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.workers import is_dead
-from kbo_pipeline.errors import NotReadyError, StorageError
+from kbo_pipeline.errors import KboError, NotReadyError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.interrupts import PATIENCE
 from kbo_pipeline.locks import holder
@@ -83,8 +83,7 @@ def _check_at_work(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     newest = progress.newest_runs.get(str(key))
     if key in progress.cancelled:
         raise NotReadyError(f"{key}: cancelled already; kbo retry {key} goes on")
-    is_retried = newest is not None and newest.tags.get(WILL_RETRY_TAG) == "true"
-    if newest is None or (newest.is_failure and not is_retried):
+    if newest is None or (newest.is_failure and not is_retried(instance, newest)):
         raise NotReadyError(f"{key}: nothing is at work; kbo status {key} says how far it came")
 
 
@@ -144,10 +143,22 @@ def _mark(instance: dg.DagsterInstance, key: ExtractKey) -> None:
         )
 
 
-def _cancel_job(settings: Settings, key: ExtractKey) -> None:
+def note_cancelled(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Lets the ledger say of cancelled extracts that they are.
+
+    A run that somebody ends while it waits in the queue has no worker that could. What is busy or
+    cannot be read now is noted when this is called again.
+    """
+    for key in Progress(instance).cancelled:
+        with suppress(KboError, duckdb.Error), claim(settings, key, patience=0.0):
+            if key in Progress(instance).cancelled:  # nobody has taken it up before we claimed it
+                _cancel_job(settings, key, patience=0.0)
+
+
+def _cancel_job(settings: Settings, key: ExtractKey, patience: float = 60.0) -> None:
     if settings.register_file.exists():
         with (
             duckdb.connect(":memory:") as connection,
-            open_register(connection, settings.register_file) as register,
+            open_register(connection, settings.register_file, lock_timeout=patience) as register,
         ):
             register.ledger.cancel_job(key)

@@ -29,7 +29,7 @@ from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.ledger import check_order
-from kbo_pipeline.publishing import check_rollback, is_published, read_published
+from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
 
@@ -59,11 +59,10 @@ def import_extract(
     """
     key = extract.key
     with claim(settings, key):
-        with duckdb.connect(":memory:") as connection:
-            if is_published(connection, settings.database, extract):
-                return False
-            newest = read_published(connection, settings.database)
-            check_order(key, newest[0][0] if newest else None)
+        standing = standing_of(settings.database)
+        if has_extract(standing.published, extract):
+            return False
+        check_order(key, standing.newest)
         if not zip_file.is_file():  # from here on nobody else takes it: the extract is claimed
             raise NotReadyError(
                 f"{key}: {zip_file} has moved away meanwhile; if it lay in the inbox, kbo start"

@@ -7,13 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 import dagster as dg
-import duckdb
-from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
+from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_retried, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
@@ -31,7 +29,7 @@ from kbo_pipeline.inbox import (
 from kbo_pipeline.ledger import check_order
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
-from kbo_pipeline.publishing import has_extract, read_published
+from kbo_pipeline.publishing import has_extract, standing_of
 from kbo_pipeline.settings import Settings, load_settings
 
 INBOX_TAG = "kbo/inbox"
@@ -119,13 +117,12 @@ class _Tick:
         self._take_in(arrived, now)
         if not self.at_work:
             return
-        with duckdb.connect(":memory:") as connection:
-            published = read_published(connection, self.settings.database)
+        standing = standing_of(self.settings.database)
         staged = []
         for key in sorted(self.at_work, key=_in_order):
-            if self._is_staged(key, published, now):
+            if self._is_staged(key, standing.published, now):
                 staged.append(key)
-        self._explain(staged, published[0][0] if published else self.progress.newest_published)
+        self._explain(staged, newest_published(standing, self.progress))
 
     @cached_property
     def progress(self) -> Progress:
@@ -246,7 +243,7 @@ class _Tick:
         if newest.status == dg.DagsterRunStatus.CANCELED:
             self.waiting.append(f"{key}, whose run was canceled: kbo import {dropped.path}")
             return
-        if not newest.is_failure or self._is_retried(newest):
+        if not newest.is_failure or is_retried(self.instance, newest):
             self.waiting.append(f"{key}, which is being staged")
             return
         event = step_failure(self.instance, newest)
@@ -260,11 +257,6 @@ class _Tick:
             self.waiting.append(f"{key} to be staged again, after: {message}")
         else:
             self._request(dropped, extract, failures)
-
-    def _is_retried(self, run: dg.DagsterRun) -> bool:
-        """Tells whether Dagster runs a failed run again, or may: the tag comes a moment later."""
-        will_retry = run.tags.get(WILL_RETRY_TAG)
-        return will_retry == "true" if will_retry else self.instance.run_retries_enabled
 
     def _request(self, dropped: Dropped, extract: Extract, failures: int = 0) -> None:
         """Asks for the run that stages a ZIP. One claim has one run, unless that fails."""
@@ -297,7 +289,7 @@ class _Tick:
 
     def _is_failed(self, key: ExtractKey) -> bool:
         runs = self.instance.get_runs(dg.RunsFilter(tags={EXTRACT_TAG: str(key)}), limit=1)
-        return any(run.is_failure and not self._is_retried(run) for run in runs)
+        return any(run.is_failure and not is_retried(self.instance, run) for run in runs)
 
     def _finish(self, dropped: Dropped, note: str | None) -> None:
         try:

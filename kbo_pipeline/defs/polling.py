@@ -8,12 +8,11 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 import dagster as dg
-import duckdb
 
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.defs.progress import Progress, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.errors import KboError, LoginRefusedError, PortalError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
@@ -22,7 +21,7 @@ from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.planning import plan_imports
-from kbo_pipeline.publishing import read_standing_of
+from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -165,9 +164,8 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
     kept = {key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip")}
     offered = {offer.key for offer in offers} | {key for key in kept if key is not None}
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
-    with duckdb.connect(":memory:") as connection:  # the ledger knows, whoever imported
-        standing = read_standing_of(connection, settings.database)
-    published = standing.newest or progress.newest_published
+    standing = standing_of(settings.database)  # the ledger knows, whoever imported
+    published = newest_published(standing, progress)
     plan = plan_imports(offered, published, unusable, standing.rolled_back)
     expires = {offer.key: offer.expires_date for offer in offers}
     next_expires = expires.get(plan.due[0]) if plan.due else None

@@ -6,10 +6,12 @@ from functools import cached_property
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
 
 from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.errors import ExtractError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.ledger import Standing
 from kbo_pipeline.planning import next_to_apply
 from kbo_pipeline.tables import ENTERPRISE, TABLES
 
@@ -156,6 +158,11 @@ class Progress:
         )
 
 
+def newest_published(standing: Standing, progress: Progress) -> ExtractKey | None:
+    """The newest published extract: as the file of the readers says, or else as events do."""
+    return standing.newest or progress.newest_published
+
+
 def extract_of(run: dg.DagsterRun) -> str | None:
     """The key of the extract that a run is about, whoever started it."""
     if EXTRACT_TAG in run.tags:
@@ -163,6 +170,18 @@ def extract_of(run: dg.DagsterRun) -> str | None:
     partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
     batch = batch_or_none(partition) if partition else None
     return str(batch.extract) if batch else partition
+
+
+def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Tells whether Dagster itself takes a failed run up again, or may.
+
+    It says so by a tag, a moment after the failure; until then only runs without retries, such as
+    those of `kbo` commands, are certain.
+    """
+    will_retry = run.tags.get(WILL_RETRY_TAG)
+    if will_retry is not None:
+        return will_retry == "true"
+    return instance.run_retries_enabled and run.tags.get(MAX_RETRIES_TAG) != "0"
 
 
 def _is_cancelled(run: dg.DagsterRun) -> bool:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
-import duckdb
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from kbo_pipeline.batches import BatchKey
@@ -15,7 +14,7 @@ from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_T
 from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.fetching import remove_old_zips
-from kbo_pipeline.publishing import read_published
+from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.staging import staging_file
 
@@ -40,8 +39,7 @@ def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if time.monotonic() > deadline:
             break
     try:
-        with duckdb.connect(":memory:") as connection:
-            published = [key for key, _ in read_published(connection, settings.database)]
+        published = [key for key, _ in standing_of(settings.database).published]
     except RegisterError as error:
         return dg.SkipReason(str(error))
     removed += [file.name for file in remove_old_zips(settings, published, time.time())]

@@ -1,0 +1,212 @@
+"""What `kbo doctor` looks at first: settings, directories, disks, both registers. No Dagster.
+
+Nothing is changed; locks are held for an instant, to see whether somebody else holds them.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.errors import ExtractError, RegisterError, StorageError
+from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.findings import Finding, found_error
+from kbo_pipeline.ledger import Standing
+from kbo_pipeline.locks import exclusive_lock, holder
+from kbo_pipeline.pausing import is_paused
+from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.register import register_lock
+from kbo_pipeline.room import Room, existing, megabytes, room_now, room_to_import
+from kbo_pipeline.serving import answers, start_lock
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.sql import literal
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Whether the portal can be asked, and where all is."""
+    yield Finding("ok", "settings", f"data in {settings.data_dir}, published {settings.database}")
+    if not settings.has_account:
+        yield Finding(
+            "warning",
+            "portal account",
+            "KBO_USERNAME, KBO_PASSWORD: not both set, so the portal is not asked",
+            f"set both, or put ZIPs into {settings.inbox_dir}",
+        )
+
+
+def check_directories(settings: Settings) -> Iterator[Finding]:
+    """Whether files can be made in all directories, or where these will be."""
+    bad = False
+    for directory in dict.fromkeys(map(existing, _directories(settings))):
+        try:
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            bad = True
+            yield Finding(
+                "error",
+                "directories",
+                f"{directory}: nothing can be written there ({error.strerror})",
+                "see its permissions and its disk, or what lies in its place",
+            )
+    if not bad:
+        yield Finding("ok", "directories", "all can be written to")
+
+
+def check_disks(settings: Settings) -> Iterator[Finding]:
+    """Whether the next import will have room, as large as the newest ZIPs that are kept."""
+    newest: dict[str, tuple[ExtractKey, Path]] = {}
+    for file in settings.downloads_dir.glob("*.zip"):
+        key = key_in_file_name(file.name)
+        if key is not None and (key.type not in newest or newest[key.type][0].number < key.number):
+            newest[key.type] = (key, file)
+    if not newest:
+        yield from _too_small(room_now(settings), "error", "whatever comes next")
+    bad = False
+    for kind, (key, file) in sorted(newest.items()):
+        try:
+            rooms = room_to_import(settings, key, file)
+        except ExtractError as error:
+            yield found_error("downloads", error, "warning")
+            continue
+        # Updates come each day, a Full now and then.
+        problems = list(
+            _too_small(rooms, "error" if kind == "update" else "warning", f"one like {key}")
+        )
+        bad = bad or bool(problems)
+        yield from problems
+    if not bad:
+        for room in room_now(settings):
+            free = f"{megabytes(room.free)} are free on the disk of {room.directory}"
+            yield Finding("ok", "disk", free)
+
+
+def _too_small(rooms: Iterable[Room], severity: str, what: str) -> Iterator[Finding]:
+    for room in rooms:
+        if room.missing > 0:
+            yield Finding(
+                "error" if severity == "error" else "warning",
+                "disk",
+                f"{what} needs about {megabytes(room.needed)} on the disk of {room.directory},"
+                f" where {megabytes(room.free)} are free",
+                f"free {megabytes(room.missing)} more, or move KBO_DATA_DIR",
+            )
+
+
+def start_process(settings: Settings) -> int | None:
+    """The process id of the `kbo start` on this data directory; None when none runs."""
+    return holder_if_any(start_lock(settings))
+
+
+def check_start(settings: Settings) -> Iterator[Finding]:
+    """Whether `kbo start` runs, and its web UI answers."""
+    pid = start_process(settings)
+    if pid is None:
+        yield Finding(
+            "warning",
+            "kbo start",
+            "does not run: nothing is fetched, imported or tried again by itself",
+            "kbo start",
+        )
+    elif answers(f"http://127.0.0.1:{settings.ui_port}/server_info"):
+        address = f"http://127.0.0.1:{settings.ui_port}"
+        yield Finding("ok", "kbo start", f"runs as process {pid}, web UI: {address}")
+    else:
+        yield Finding(
+            "warning",
+            "kbo start",
+            f"runs as process {pid}, but on port {settings.ui_port} no web UI answers",
+            f"wait while it starts, see whether its KBO_UI_PORT is another, or see"
+            f" {settings.work_dir / 'logs' / 'webserver.log'}",
+        )
+
+
+def check_pause(settings: Settings) -> Iterator[Finding]:
+    """Whether `kbo pause` holds."""
+    if is_paused(settings):
+        yield Finding("warning", "pause", "paused: nothing new begins", "kbo resume")
+
+
+def check_published(settings: Settings) -> Iterator[Finding]:
+    """Whether readers can open the published register."""
+    if not settings.database.exists():
+        yield Finding("ok", "published register", f"{settings.database}: none yet")
+        return
+    try:
+        _open(settings.database)
+        standing = standing_of(settings.database)
+    except RegisterError as error:
+        yield found_error("published register", error)
+        return
+    yield Finding("ok", "published register", f"{_said(standing)}, opens: {settings.database}")
+
+
+def check_register(settings: Settings) -> Iterator[Finding]:
+    """Whether the register at work opens."""
+    file = settings.register_file
+    if not file.exists():
+        text = f"{file}: none yet"
+        if settings.database.exists():
+            yield Finding(
+                "error",
+                "register at work",
+                f"{file}: not there, though a register is published",
+                "kbo start mends it, or kbo rebuild",
+            )
+            return
+        yield Finding("ok", "register at work", text)
+        return
+    lock = register_lock(file)
+    try:
+        with exclusive_lock(lock):
+            _open(file)
+            standing = standing_of(file)
+    except StorageError:
+        yield Finding("ok", "register at work", f"process {holder(lock)} is at work on it")
+        return
+    except RegisterError as error:
+        yield Finding(
+            "error",
+            "register at work",
+            str(error).split("; ", 1)[0],
+            "if another program has it open, end that; else kbo rebuild",
+        )
+        return
+    yield Finding("ok", "register at work", f"{_said(standing)}, opens: {file}")
+
+
+def _directories(settings: Settings) -> list[Path]:
+    return [
+        settings.data_dir,
+        settings.downloads_dir,
+        settings.staging_dir,
+        settings.work_dir,
+        settings.inbox_dir,
+        settings.dagster_home,
+        settings.database.parent,
+    ]
+
+
+def _open(file: Path) -> None:
+    """Opens a DuckDB file for reading.
+
+    Raises:
+        RegisterError: it does not open; also when another program has it open for writing.
+    """
+    with duckdb.connect(":memory:") as connection:
+        try:
+            connection.execute(f"ATTACH {literal(file)} AS looked_at (READ_ONLY, TYPE duckdb)")
+        except duckdb.Error as error:
+            line = str(error).split("\n", 1)[0]
+            raise RegisterError(f"{file}: {line}; end what has it open, or move it away") from None
+
+
+def _said(standing: Standing) -> str:
+    count = len(standing.published)
+    return f"{standing.newest} ({count} extracts)" if count else "no extract"
+
+
+def holder_if_any(lock: Path) -> int | None:
+    """The process id of who holds a lock; a lock that is not there is not made."""
+    return holder(lock) if lock.exists() else None
