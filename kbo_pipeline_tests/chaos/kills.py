@@ -11,49 +11,15 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from kbo_pipeline_tests.chaos.faults import LIES, NEAR_COMMIT, POINTS, ROOM_TAKEN, Fault
+from kbo_pipeline_tests.chaos.outcomes import Outcome, Perform, Row, Step
 from kbo_pipeline_tests.chaos.world import World
 
-Step = Callable[[], None]
 _MOST_STARTS = 60  # of engines for one import that is killed again and again
 _PATIENCE = 120.0
 _NO_ROOM = ("No space left", "not enough space", "Could not write", "disk is full")
-
-
-@dataclass
-class Outcome:
-    """What came of a row.
-
-    Attributes:
-        name: of the row.
-        times: how often the fault was to happen.
-        hits: how often it did.
-        imports: registers that were brought to their end meanwhile.
-        problems: every broken promise, with what replays it.
-    """
-
-    name: str
-    times: int
-    hits: int = 0
-    imports: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """One line for the terminal."""
-        bad = "; ".join(self.problems) or "nothing lost, doubled, stuck, left behind or misread"
-        return f"{self.name}: {self.hits} of {self.times}, {self.imports} imports: {bad}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the plan: which fault, how often, and how it is done."""
-
-    name: str
-    times: int
-    run: "Callable[[World, Row, random.Random, Step], Outcome]"
 
 
 def engine_rows(*, short: bool) -> list[Row]:
@@ -87,7 +53,7 @@ def _near_commit(world: World, row: Row, chance: random.Random, step: Step) -> O
     return _imports(world, row, start, step)
 
 
-def _at_point(point: str) -> Callable[[World, Row, random.Random, Step], Outcome]:
+def _at_point(point: str) -> Perform:
     def run(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
         def start(directory: Path) -> tuple[int, str]:
             fault = Fault(point, chance.randint(1, 3), chance.uniform(0.0, 0.02))
