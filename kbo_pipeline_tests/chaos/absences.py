@@ -35,8 +35,8 @@ def _away_for(seconds: float) -> Callable[[Bench, random.Random], None]:
     def repetition(bench: Bench, chance: random.Random) -> None:
         assert bench.postgres is not None
         bench.begin()
-        bench.pause(chance.uniform(0.0, bench.seconds / 2))
-        appearing(bench, bench.stack.workers)
+        bench.reach_a_moment(chance)
+        appearing(bench, chance, bench.stack.workers)
         time.sleep(chance.uniform(0.0, 3.0))
         mark = bench.stack.events.newest() or 0
         fault_at = time.monotonic()
@@ -52,7 +52,7 @@ def _away_at_start(bench: Bench, chance: random.Random) -> None:
     """Away before `kbo start`, or stopped while that starts; its service starts it again."""
     assert bench.postgres is not None
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds))
+    bench.reach_a_moment(chance)
     mark = bench.stack.events.newest() or 0
     fault_at = time.monotonic()
     killed(bench.stack.all())
@@ -92,8 +92,8 @@ def _start_if_ended(bench: Bench) -> None:
 def _with_worker(bench: Bench, chance: random.Random) -> None:
     assert bench.postgres is not None
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds / 2))
-    workers = appearing(bench, bench.stack.workers)
+    bench.reach_a_moment(chance)
+    workers = appearing(bench, chance, bench.stack.workers)
     mark = bench.stack.events.newest() or 0
     fault_at = time.monotonic()
     if chance.random() < 0.5:

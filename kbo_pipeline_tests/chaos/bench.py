@@ -114,6 +114,15 @@ class Bench:
         """Waits for a sign of work that is newer than another one."""
         self.wait(lambda: (self.stack.events.newest() or 0) > mark, "the first sign of work")
 
+    def reach_a_moment(self, chance: random.Random) -> None:
+        """Waits until any moment of the import: of its three runs one, however slow the machine."""
+        run = chance.randint(1, 3)
+        self.wait(
+            lambda: self.stack.events.runs_of(self.key) >= run or self.is_published(),
+            f"run {run} of {self.key}",
+        )
+        self.pause(chance.uniform(0.0, self.seconds / 3))
+
     def pause(self, seconds: float) -> None:
         """Waits so long, but not beyond the publication of the newest extract."""
         deadline = time.monotonic() + seconds

@@ -41,7 +41,7 @@ def _commands(bench: Bench, chance: random.Random) -> None:
 
 def _cancel(bench: Bench, chance: random.Random) -> bool:
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds))
+    bench.reach_a_moment(chance)
     if not bench.kbo("cancel", bench.key).is_done:
         return False
     _check_cancelled(bench, chance)
@@ -63,7 +63,7 @@ def _cancel_an_import(bench: Bench, chance: random.Random) -> bool:
 
 def _pause(bench: Bench, chance: random.Random) -> bool:
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds))
+    bench.reach_a_moment(chance)
     bench.kbo("pause")
     time.sleep(_GRACE)
     before = bench.is_published()
@@ -76,7 +76,7 @@ def _pause(bench: Bench, chance: random.Random) -> bool:
 
 def _retry(bench: Bench, chance: random.Random) -> bool:
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds))
+    bench.reach_a_moment(chance)
     bench.kbo("retry", bench.key)
     return False
 
@@ -88,7 +88,7 @@ def _roll_back(bench: Bench, chance: random.Random) -> bool:
         bench.wait(bench.is_published, bench.key)
         time.sleep(chance.uniform(0.0, 3.0))
     else:
-        bench.pause(chance.uniform(0.0, bench.seconds))
+        bench.reach_a_moment(chance)
     if not bench.kbo("rollback", bench.key).is_done:
         return False
     time.sleep(chance.uniform(0.0, 12.0))
@@ -99,7 +99,7 @@ def _roll_back(bench: Bench, chance: random.Random) -> bool:
 def _all_at_once(bench: Bench, chance: random.Random) -> bool:
     """Several people in several terminals."""
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds))
+    bench.reach_a_moment(chance)
     started = []
     for name in chance.choices(_AT_ONCE, k=chance.randint(2, 4)):
         extract = () if name in ("pause", "resume") else (bench.key,)

@@ -13,6 +13,8 @@ from kbo_pipeline_tests.chaos.outcomes import Row
 from kbo_pipeline_tests.chaos.stack import Stack, embedded_postmaster, killed
 
 _APPEARS_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
+_LONGEST_LIFE = 6.0  # of a run worker that applies ten batches, about
 _STOPPED_SECONDS = 90.0
 _LONGEST_PAUSE = 5.0  # before what has no supervisor is started again
 
@@ -56,8 +58,8 @@ def _code_server(stack: Stack, chance: random.Random) -> list[psutil.Process]:
 def _killing(victims: Victims) -> Callable[[Bench, random.Random], None]:
     def repetition(bench: Bench, chance: random.Random) -> None:
         bench.begin()
-        bench.pause(chance.uniform(0.0, bench.seconds))
-        found = appearing(bench, lambda: victims(bench.stack, chance))
+        bench.reach_a_moment(chance)
+        found = appearing(bench, chance, lambda: victims(bench.stack, chance))
         fault_at = time.monotonic()
         with _started_again(bench, found, chance):
             killed(found)
@@ -69,10 +71,10 @@ def _killing(victims: Victims) -> Callable[[Bench, random.Random], None]:
 
 def _kill_embedded(bench: Bench, chance: random.Random) -> None:
     bench.begin()
-    bench.pause(chance.uniform(0.0, bench.seconds))
+    bench.reach_a_moment(chance)
     mark = bench.stack.events.newest() or 0
     directory = bench.pipeline.directory
-    found = appearing(bench, lambda: [p for p in [embedded_postmaster(directory)] if p])
+    found = appearing(bench, chance, lambda: [p for p in [embedded_postmaster(directory)] if p])
     fault_at = time.monotonic()
     killed(found)
     bench.finish(fault_at, fault_at, mark)
@@ -86,8 +88,8 @@ def _stop_worker() -> Callable[[Bench, random.Random], None]:
         nonlocal times
         times += 1
         bench.begin()
-        bench.pause(chance.uniform(0.0, bench.seconds / 2))
-        found = appearing(bench, bench.stack.workers)
+        bench.reach_a_moment(chance)
+        found = appearing(bench, chance, bench.stack.workers)
         fault_at = time.monotonic()
         for process in found:
             with suppress(psutil.Error):
@@ -121,14 +123,18 @@ def _take_for_dead(bench: Bench) -> None:
     bench.outcome.note("a run whose worker stood still was taken for dead")
 
 
-def appearing(bench: Bench, find: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
-    """The victims, waited for: there is not always a worker at work."""
+def appearing(
+    bench: Bench, chance: random.Random, find: Callable[[], list[psutil.Process]]
+) -> list[psutil.Process]:
+    """The victims; a moment after they have appeared, when there are none at first."""
     deadline = time.monotonic() + _APPEARS_SECONDS
     while not (found := find()):
         if time.monotonic() > deadline:
             bench.problems.append("nobody to kill has appeared")
-            break
-        time.sleep(0.02)
+            return []
+        time.sleep(_LOOK_SECONDS)
+        if find():
+            time.sleep(chance.uniform(0.0, _LONGEST_LIFE))
     return found
 
 

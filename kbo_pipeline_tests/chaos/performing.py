@@ -73,10 +73,10 @@ def perform(
                     if word:
                         console.print(f"{name}: {word}", highlight=False, markup=False)
         finally:
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                process.join()
+            while alive := [process for process in running.values() if process.is_alive()]:
+                for process in alive:  # again, as one that comes in a destructor is swallowed
+                    process.terminate()
+                alive[0].join(_LOOK_SECONDS)
 
 
 def _perform(

@@ -32,7 +32,7 @@ def print_table(records: Sequence[Record], console: Console) -> None:
 def markdown(records: Sequence[Record], directory: Path) -> str:
     """The page: the table, what it was measured on, and what else was seen."""
     seeds = ", ".join(sorted({str(record.seed) for record in records}))
-    commits = ", ".join(sorted({record.commit[:10] for record in records}))
+    commits = ", ".join(sorted({_short(record.commit) for record in records}))
     dates = sorted(record.date[:10] for record in records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     hours = sum(record.seconds for record in records) / 3600
@@ -65,6 +65,10 @@ def machine(directory: Path) -> str:
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {gigabytes:.0f} GB of"
         f" memory, {_file_system(directory)}, Python {platform.python_version()}"
     )
+
+
+def _short(commit: str) -> str:
+    return commit[:10] + ("+" if commit.endswith("+") else "")
 
 
 def _file_system(directory: Path) -> str:

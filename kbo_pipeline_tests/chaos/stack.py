@@ -147,6 +147,13 @@ class Events:
         )
         return [f"run {run} of {job} is {status}" for run, job, status in rows or []]
 
+    def runs_of(self, extract: str) -> int:
+        """How many runs of an extract there were."""
+        rows = self._rows(
+            "SELECT count(*) FROM run_tags WHERE key = 'kbo/extract' AND value = %s", (extract,)
+        )
+        return int(rows[0][0]) if rows else 0
+
     def started_run(self) -> str | None:
         """The id of a run of the daemon that is at work."""
         rows = self._rows("SELECT run_id FROM runs WHERE status = 'STARTED'", ())
@@ -308,6 +315,7 @@ def running(pipeline: Pipeline, url: str | None = None) -> Iterator[Stack]:
     try:
         yield stack
     finally:
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends us must not disturb this
         stack.events.close()
         stack.stop()
         deadline = time.monotonic() + _END_SECONDS
@@ -315,3 +323,4 @@ def running(pipeline: Pipeline, url: str | None = None) -> Iterator[Stack]:
             with suppress(psutil.Error):
                 os.kill(left.pid, signal.SIGINT)  # the last user of a killed stack stops nothing
             time.sleep(0.2)
+        signal.signal(signal.SIGTERM, before)

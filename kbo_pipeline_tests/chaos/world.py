@@ -33,10 +33,9 @@ while not select.select([sys.stdin], [], [], 0.1)[0]:
             "SELECT max(extract_number) FILTER (status = 'completed'),"
             " count(*) FILTER (status NOT IN ('completed', 'rolled_back')) FROM import_jobs"
         ).fetchall()
-        counts = {
-            name: reader.execute(f'SELECT count(*) FROM "current".{name}').fetchone()[0]
-            for name in expected[str(number)]
-        }
+        names = list(expected[str(number)])
+        each = ", ".join(f'(SELECT count(*) FROM "current".{name})' for name in names)
+        counts = dict(zip(names, reader.execute(f"SELECT {each}").fetchone()))
     if unfinished or counts != expected[str(number)]:
         sys.exit(f"a mixture at {number}: {counts}, {unfinished} unfinished jobs")
     polls += 1
