@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from kbo_pipeline.sample import Sample
@@ -27,7 +28,7 @@ GO_ON_SECONDS = 60.0
 """Promise P3: so long after a crash, or the restart that it needs, work goes on by itself."""
 
 _PATIENCE = 300.0  # seconds for an extract, whatever died
-_REST_SECONDS = 60.0  # after a publication until runs, slots and files are as they should be
+_REST_SECONDS = 75.0  # after a publication until runs, slots and files are as they should be
 _LOCK_SECONDS = 75.0  # the locks of ended runs go each minute
 _MOST_UPDATES = 20  # of one data directory
 _MOST_BROKEN = 3  # repetitions of a row; more would teach nothing
@@ -52,7 +53,8 @@ class Bench:
         truth: a register to which the same is imported and nothing happens.
         reader: somebody who reads all the time.
         postgres: the server that the stack uses; None for its embedded one.
-        seconds: how long the import of an Update takes, from its first sign of work.
+        seconds: how long an import takes to which nothing happens, from each of its three runs to
+            the next or to the publication.
         newest: the number of the newest extract that was made.
         hashes: the content of the register at each extract.
         outcome: what has come of the row.
@@ -67,7 +69,7 @@ class Bench:
     reader: Reader
     postgres: Postgres | None
     outcome: Outcome
-    seconds: float = 10.0
+    seconds: list[float] = field(default_factory=list)
     newest: int = FULL
     hashes: dict[int, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -117,11 +119,15 @@ class Bench:
     def reach_a_moment(self, chance: random.Random) -> None:
         """Waits until any moment of the import: of its three runs one, however slow the machine."""
         run = chance.randint(1, 3)
+        self.wait_for_run(run)
+        self.pause(chance.uniform(0.0, self.seconds[run - 1]))
+
+    def wait_for_run(self, number: int) -> None:
+        """Waits until so many runs of the newest extract are known, or it is published."""
         self.wait(
-            lambda: self.stack.events.runs_of(self.key) >= run or self.is_published(),
-            f"run {run} of {self.key}",
+            lambda: self.stack.events.runs_of(self.key) >= number or self.is_published(),
+            f"run {number} of {self.key}",
         )
-        self.pause(chance.uniform(0.0, self.seconds / 3))
 
     def pause(self, seconds: float) -> None:
         """Waits so long, but not beyond the publication of the newest extract."""
@@ -244,7 +250,7 @@ class Bench:
                 age = time.time() - file.stat().st_mtime
             except FileNotFoundError:
                 continue
-            if age > _LOCK_SECONDS + self.seconds:
+            if age > _LOCK_SECONDS + sum(self.seconds):
                 yield file.relative_to(directory)
         identity = work / "identity"
         if identity.exists():
@@ -341,10 +347,14 @@ def _bench(
 
 def _import_full(bench: Bench) -> None:
     """Also measures how long the bench takes when nothing happens to it."""
-    bench.begin()
-    began = time.monotonic()
+    bench.offer(bench.made())
+    marks = []
+    for run in (1, 2, 3):
+        bench.wait_for_run(run)
+        marks.append(time.monotonic())
     bench.wait(bench.is_published, "the Full")
-    bench.seconds = time.monotonic() - began
+    marks.append(time.monotonic())
+    bench.seconds = [later - before for before, later in pairwise(marks)]
     bench.check()
 
 

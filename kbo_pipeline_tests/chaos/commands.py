@@ -51,7 +51,7 @@ def _cancel(bench: Bench, chance: random.Random) -> bool:
 def _cancel_an_import(bench: Bench, chance: random.Random) -> bool:
     zip_file = bench.made()
     command = begun(bench.pipeline, "import", zip_file)
-    bench.pause(chance.uniform(1.0, 5.0 + bench.seconds / 2))
+    bench.pause(chance.uniform(1.0, 5.0 + sum(bench.seconds) / 2))
     is_cancelled = bench.kbo("cancel", bench.key).is_done
     is_imported = bench.end(command).is_done
     if is_cancelled and is_imported:

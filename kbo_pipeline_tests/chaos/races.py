@@ -34,7 +34,7 @@ def _twice(bench: Bench, chance: random.Random) -> None:
     fault_at = time.monotonic()
     if chance.random() < 0.5:
         bench.offer(zip_file)
-        time.sleep(chance.uniform(0.0, bench.seconds))
+        time.sleep(chance.uniform(0.0, sum(bench.seconds)))
         command = begun(bench.pipeline, "import", zip_file)
     else:
         command = begun(bench.pipeline, "import", zip_file)
@@ -55,7 +55,7 @@ def _two(bench: Bench, chance: random.Random) -> None:
     pair = [(ways[0], first), (ways[1], second)]
     if chance.random() < 0.5:  # refused when it comes too early; the portal has it then too
         command = begun(bench.pipeline, "import", second)
-        time.sleep(chance.uniform(0.0, bench.seconds))
+        time.sleep(chance.uniform(0.0, sum(bench.seconds)))
     else:
         chance.shuffle(pair)
     for offer, zip_file in pair:
