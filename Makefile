@@ -30,8 +30,8 @@ test: $(READY) ## run the tests, but for the long ones
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m long
 
-chaos: $(READY) ## let everything die, thousands of times, and write docs/reliability.md (hours)
-	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md
+chaos: $(READY) ## let everything die, and write docs/reliability.md
+	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)
 
 check: $(READY) ## format, lint, types
 	$(RUN)/ruff format --check .

@@ -81,6 +81,8 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
     with exclusive_lock(start_lock(settings), timeout=0.5):
         if left := end_leftovers(settings):
             report(f"ended {left} processes of an earlier kbo start that was killed")
+        for leftover in Path(tempfile.gettempdir()).glob(f"{runtime_prefix(settings)}*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # its sockets
         _check_port(settings.ui_port)
         prepare_dagster_home(settings)
         recover(ended_at=time.time(), is_start=True)

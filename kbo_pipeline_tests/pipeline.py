@@ -56,11 +56,15 @@ class Pipeline:
         self.run("-m", "dagster", *arguments, check=check)
 
     def run(
-        self, *arguments: str | Path, check: bool = True, cwd: Path = REPOSITORY
+        self,
+        *arguments: str | Path,
+        check: bool = True,
+        cwd: Path = REPOSITORY,
+        settings: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            env=self.environment,
+            env={**self.environment, **(settings or {})},
             cwd=cwd,
             capture_output=True,
             text=True,

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -186,6 +187,8 @@ def test_the_next_start_takes_over_from_a_killed_one(
     killed_at = time.monotonic()
     with kbo_start(pipeline) as (process, server):
         assert not psutil.pid_exists(at_work)
+        prefix = runtime_prefix(load_settings(pipeline.environment))
+        assert len(list(Path(tempfile.gettempdir()).glob(f"{prefix}*"))) == 1  # its own sockets
         wait_for_more(instance, process, 1)
         print(f"went on {time.monotonic() - killed_at:.1f} s after the next start")
         wait_until_published(instance, process)
@@ -345,6 +348,7 @@ def test_exactly_the_runs_without_a_living_worker_are_ended(
     elsewhere = add(status.STARTED, foreign)
     of_command = add(status.STARTED, OWN_RUN, has_lock=True)
     waiting = add(status.NOT_STARTED, ours)
+    (locks / f"{dead}.12345").touch()  # of a worker that died while it took its lock
 
     def now(run_id: str) -> dg.DagsterRunStatus:
         run = instance.get_run_by_id(run_id)
@@ -362,7 +366,7 @@ def test_exactly_the_runs_without_a_living_worker_are_ended(
     ]
     assert {now(run) for run in (alive, elsewhere, of_command)} == {status.STARTED}
     assert now(waiting) == status.NOT_STARTED
-    assert {file.stem for file in locks.glob("*.lock")} == {alive, of_command}
+    assert {file.name for file in locks.iterdir()} == {f"{alive}.lock", f"{of_command}.lock"}
 
 
 def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:

@@ -48,8 +48,11 @@ def is_dead(
 
 
 def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
-    """Removes the locks of workers that have ended, with their runs."""
-    for lock in (settings.work_dir / "runs").glob("*.lock"):
+    """Removes the locks of workers that have ended, with their runs.
+
+    Also one without its name yet, of a worker that died while it took it.
+    """
+    for lock in (settings.work_dir / "runs").glob("*.*"):
         run = instance.get_run_by_id(lock.stem)
         if (run is None or run.is_finished) and not is_locked(lock):
             lock.unlink(missing_ok=True)

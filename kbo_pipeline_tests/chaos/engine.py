@@ -10,14 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.chaos.faults import Fault, install
 
 if TYPE_CHECKING:
     from kbo_pipeline.batches import Batch
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.register import Register
+    from kbo_pipeline.settings import Settings
     from kbo_pipeline.staging import Staged
     from kbo_pipeline_tests.core import Core
+
+BATCH_ROWS, MAX_BATCHES = 200, 6
 
 
 def main() -> None:
@@ -29,10 +33,47 @@ def main() -> None:
     parser.add_argument("--fault", default="none")
     parser.add_argument("--at", type=int, default=1)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--rebuild", action="store_true", help="in the end, from the kept ZIPs")
     options = parser.parse_args()
     chance = random.Random(options.seed)
+    settings = load_settings(
+        {
+            "KBO_DATA_DIR": str(options.directory),
+            "KBO_PORTAL_URL": options.portal_url,
+            "KBO_USERNAME": "demo",
+            "KBO_PASSWORD": "demo",
+            "KBO_BATCH_ROWS": str(BATCH_ROWS),
+            "KBO_MAX_BATCHES": str(MAX_BATCHES),
+        },
+        options.directory,
+    )
+    mend(settings)
+    print("mended", flush=True)
     install(Fault(options.fault, options.at, options.delay), chance)
     import_all(options.directory, options.portal_url, chance)
+    if options.rebuild:
+        rebuild(settings)
+
+
+def mend(settings: "Settings") -> None:
+    """Compares the files, as `kbo start` does before anything runs."""
+    import duckdb
+
+    from kbo_pipeline.witness import Recorded, drop_damaged_staging, mend_files
+
+    with duckdb.connect(":memory:") as connection:
+        mend_files(connection, settings, Recorded())
+    drop_damaged_staging(settings)
+
+
+def rebuild(settings: "Settings") -> None:
+    """Makes the register anew from the kept ZIPs."""
+    import duckdb
+
+    from kbo_pipeline.rebuilding import rebuild_register
+
+    with duckdb.connect(":memory:") as connection:
+        rebuild_register(connection, settings, None, lambda line: None)
 
 
 def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
@@ -41,7 +82,7 @@ def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
     from kbo_pipeline.portal import Portal
     from kbo_pipeline_tests.core import Core
 
-    core = Core(directory, batch_rows=200, max_batches=6)
+    core = Core(directory, BATCH_ROWS, MAX_BATCHES)
     with Portal(portal_url, "demo", "demo") as portal:
         for offer in portal.list_extracts():
             if (newest := published(core)) is not None and newest >= offer.key.number:

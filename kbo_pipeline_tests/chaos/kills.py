@@ -11,49 +11,15 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from kbo_pipeline_tests.chaos.faults import LIES, NEAR_COMMIT, POINTS, ROOM_TAKEN, Fault
+from kbo_pipeline_tests.chaos.outcomes import Outcome, Perform, Row, Step
 from kbo_pipeline_tests.chaos.world import World
 
-Step = Callable[[], None]
 _MOST_STARTS = 60  # of engines for one import that is killed again and again
 _PATIENCE = 120.0
 _NO_ROOM = ("No space left", "not enough space", "Could not write", "disk is full")
-
-
-@dataclass
-class Outcome:
-    """What came of a row.
-
-    Attributes:
-        name: of the row.
-        times: how often the fault was to happen.
-        hits: how often it did.
-        imports: registers that were brought to their end meanwhile.
-        problems: every broken promise, with what replays it.
-    """
-
-    name: str
-    times: int
-    hits: int = 0
-    imports: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """One line for the terminal."""
-        bad = "; ".join(self.problems) or "nothing lost, doubled, stuck, left behind or misread"
-        return f"{self.name}: {self.hits} of {self.times}, {self.imports} imports: {bad}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the plan: which fault, how often, and how it is done."""
-
-    name: str
-    times: int
-    run: "Callable[[World, Row, random.Random, Step], Outcome]"
 
 
 def engine_rows(*, short: bool) -> list[Row]:
@@ -82,16 +48,16 @@ def _at_random(world: World, row: Row, chance: random.Random, step: Step) -> Out
 def _near_commit(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
     def start(directory: Path) -> tuple[int, str]:
         fault = Fault(NEAR_COMMIT, chance.randint(1, 12), chance.uniform(0.0, 0.005))
-        return _ended(world.engine(directory, fault, chance.randrange(10**6)))
+        return ended(world.engine(directory, fault, chance.randrange(10**6)))
 
     return _imports(world, row, start, step)
 
 
-def _at_point(point: str) -> Callable[[World, Row, random.Random, Step], Outcome]:
+def _at_point(point: str) -> Perform:
     def run(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
         def start(directory: Path) -> tuple[int, str]:
             fault = Fault(point, chance.randint(1, 3), chance.uniform(0.0, 0.02))
-            return _ended(world.engine(directory, fault, chance.randrange(10**6)))
+            return ended(world.engine(directory, fault, chance.randrange(10**6)))
 
         return _imports(world, row, start, step)
 
@@ -102,10 +68,10 @@ def _lied_to(world: World, row: Row, chance: random.Random, step: Step) -> Outco
     """Counts imports, not lies: each call has its chance."""
     outcome = Outcome(row.name, row.times)
     for _ in range(row.times):
-        directory = _fresh(world, outcome)
+        directory = fresh(world, outcome)
         with world.reader(directory) as problems:
             for _ in range(_MOST_STARTS):
-                code, errors = _ended(world.engine(directory, Fault(LIES), chance.randrange(10**6)))
+                code, errors = ended(world.engine(directory, Fault(LIES), chance.randrange(10**6)))
                 if code == 0:
                     break
                 if "made up: " not in errors:
@@ -116,14 +82,14 @@ def _lied_to(world: World, row: Row, chance: random.Random, step: Step) -> Outco
             problems += [] if problems else world.problems(directory)
         outcome.hits += 1
         step()
-        _finish(outcome, directory, problems)
+        finish(outcome, directory, problems)
     return outcome
 
 
 def _cut_log(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
     def start(directory: Path) -> tuple[int, str]:
         fault = Fault("after a commit", chance.randint(1, 9))
-        code, errors = _ended(world.engine(directory, fault, chance.randrange(10**6)))
+        code, errors = ended(world.engine(directory, fault, chance.randrange(10**6)))
         log = directory / "work" / "register.duckdb.wal"
         if code == -signal.SIGKILL and log.exists():
             if chance.random() < 0.3:
@@ -148,7 +114,7 @@ def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Out
     """A disk that is full somewhere in the import, and a little larger after each failure."""
     outcome = Outcome(row.name, row.times)
     while outcome.hits < row.times and not outcome.problems:
-        directory = _fresh(world, outcome)
+        directory = fresh(world, outcome)
         kilobytes = chance.randint(500, 8000)
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(directory)],
@@ -158,7 +124,7 @@ def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Out
             with world.reader(directory) as problems:
                 for _ in range(_MOST_STARTS):
                     seed = chance.randrange(10**6)
-                    code, errors = _ended(world.engine(directory, Fault(ROOM_TAKEN), seed))
+                    code, errors = ended(world.engine(directory, Fault(ROOM_TAKEN), seed))
                     if code == 0:
                         break
                     if not any(text in errors for text in _NO_ROOM):
@@ -186,14 +152,12 @@ def _imports(
     outcome = Outcome(row.name, row.times)
     misses = 0
     while outcome.hits < row.times and misses < 20:
-        directory = _fresh(world, outcome)
+        directory = fresh(world, outcome)
         with world.reader(directory) as problems:
             for _ in range(_MOST_STARTS):
                 enough = outcome.hits >= row.times
                 code, errors = (
-                    _ended(world.engine(directory, Fault("none"), 0))
-                    if enough
-                    else start(directory)
+                    ended(world.engine(directory, Fault("none"), 0)) if enough else start(directory)
                 )
                 if code == 0:
                     break
@@ -207,13 +171,14 @@ def _imports(
                 problems.append("stuck")
             misses += 1
             problems += [] if problems else world.problems(directory)
-        _finish(outcome, directory, problems)
+        finish(outcome, directory, problems)
     if outcome.hits < row.times:
         outcome.problems.append("the fault does not happen any more")
     return outcome
 
 
-def _fresh(world: World, outcome: Outcome) -> Path:
+def fresh(world: World, outcome: Outcome) -> Path:
+    """An empty data directory for the next import."""
     directory = world.root / "data"
     if directory.exists():
         shutil.rmtree(directory)
@@ -222,14 +187,16 @@ def _fresh(world: World, outcome: Outcome) -> Path:
     return directory
 
 
-def _finish(outcome: Outcome, directory: Path, problems: list[str]) -> None:
+def finish(outcome: Outcome, directory: Path, problems: list[str]) -> None:
+    """Notes what is wrong with an import, and keeps its data directory then."""
     if problems:
         kept = directory.with_name(f"broken {outcome.name} {outcome.imports}")
         directory.rename(kept)
     outcome.problems += problems
 
 
-def _ended(engine: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(engine: subprocess.Popen[str]) -> tuple[int, str]:
+    """Waits for an engine; its exit code, and what it said of errors."""
     _, errors = engine.communicate(timeout=_PATIENCE)
     return engine.returncode, errors
 
@@ -239,5 +206,5 @@ def _killed_after(engine: subprocess.Popen[str], seconds: float) -> tuple[int, s
         _, errors = engine.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         engine.kill()
-        return _ended(engine)
+        return ended(engine)
     return engine.returncode, errors

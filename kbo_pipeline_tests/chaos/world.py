@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
+
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.tables import ALL_TABLES
@@ -31,10 +33,9 @@ while not select.select([sys.stdin], [], [], 0.1)[0]:
             "SELECT max(extract_number) FILTER (status = 'completed'),"
             " count(*) FILTER (status NOT IN ('completed', 'rolled_back')) FROM import_jobs"
         ).fetchall()
-        counts = {
-            name: reader.execute(f'SELECT count(*) FROM "current".{name}').fetchone()[0]
-            for name in expected[str(number)]
-        }
+        names = list(expected[str(number)])
+        each = ", ".join(f'(SELECT count(*) FROM "current".{name})' for name in names)
+        counts = dict(zip(names, reader.execute(f"SELECT {each}").fetchone()))
     if unfinished or counts != expected[str(number)]:
         sys.exit(f"a mixture at {number}: {counts}, {unfinished} unfinished jobs")
     polls += 1
@@ -60,13 +61,16 @@ class World:
     seconds: float
     root: Path
 
-    def engine(self, directory: Path, fault: Fault, seed: int) -> subprocess.Popen[str]:
+    def engine(
+        self, directory: Path, fault: Fault, seed: int, *options: str
+    ) -> subprocess.Popen[str]:
         """Starts an engine on a data directory."""
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "kbo_pipeline_tests.chaos.engine"),
                 *(str(directory), self.portal_url, "--seed", str(seed)),
                 *("--fault", fault.name, "--at", str(fault.at), "--delay", str(fault.delay)),
+                *options,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,27 +78,12 @@ class World:
         )
 
     @contextmanager
-    def reader(
-        self, directory: Path, counts: dict[str, dict[str, int]] | None = None
-    ) -> Iterator[list[str]]:
+    def reader(self, directory: Path) -> Iterator[list[str]]:
         """Reads ten times a second; yields a list that holds what went wrong, at the end."""
         problems: list[str] = []
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", _READER),
-                *(str(directory / "kbo.duckdb"), json.dumps(counts or self.counts)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
+        with reading(directory / "kbo.duckdb", self.counts) as reader:
             yield problems
-        finally:
-            _, errors = process.communicate("stop\n", timeout=_PATIENCE)
-            if process.returncode != 0:
-                problems.append(f"reader: {errors.strip().splitlines()[-1:]}")
+        problems += reader.problems()
 
     def problems(self, directory: Path) -> list[str]:
         """What is wrong with a register that should be complete now."""
@@ -103,12 +92,7 @@ class World:
         if core.content_hash() != self.truth:
             found.append("the content is another one")
         with core.read() as reader:
-            keys = "job_id, table_name, batch_number, operation"
-            twice = f"SELECT 1 FROM import_job_batches GROUP BY {keys} HAVING count(*) > 1"
-            if fetch(reader, f"SELECT count(*) FROM ({twice})"):
-                found.append("a key twice in the ledger")
-            if fetch(reader, "SELECT count(*) FROM import_jobs WHERE status <> 'completed'"):
-                found.append("a job that is not completed")
+            found += ledger_problems(reader)
         left = [
             str(file.relative_to(directory))
             for file in directory.rglob("*")
@@ -118,6 +102,69 @@ class World:
         if left:
             found.append(f"left behind: {', '.join(sorted(left))}")
         return found
+
+
+class Reader:
+    """Somebody who reads a published register ten times a second, in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._problems: list[str] = []
+
+    def problems(self) -> list[str]:
+        """What went wrong so far: an error, or a mixture of two extracts."""
+        if self._process.poll():
+            self._end()
+        return self._problems
+
+    def stop(self) -> None:
+        """Ends it."""
+        if self._process.poll() is None and self._process.stdin is not None:
+            self._process.stdin.write("stop\n")
+            self._process.stdin.flush()
+        self._end()
+
+    def _end(self) -> None:
+        _, errors = self._process.communicate(timeout=_PATIENCE)
+        if self._process.returncode != 0 and not self._problems:
+            self._problems.append(f"reader: {errors.strip().splitlines()[-1:]}")
+
+
+@contextmanager
+def reading(database: Path, counts: dict[str, dict[str, int]]) -> Iterator[Reader]:
+    """Somebody reads a register until the block ends.
+
+    Args:
+        database: the published file.
+        counts: current rows by table, by extract number.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", _READER, str(database), json.dumps(counts)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    reader = Reader(process)
+    try:
+        yield reader
+    finally:
+        reader.stop()
+
+
+def ledger_problems(reader: duckdb.DuckDBPyConnection) -> list[str]:
+    """What is wrong with the ledger of a register that should be complete now."""
+    found = []
+    keys = "job_id, table_name, batch_number, operation"
+    twice = f"SELECT 1 FROM import_job_batches GROUP BY {keys} HAVING count(*) > 1"
+    if fetch(reader, f"SELECT count(*) FROM ({twice})"):
+        found.append("a key twice in the ledger")
+    unfinished = "SELECT count(*) FROM {} WHERE status <> 'completed'"
+    if fetch(reader, unfinished.format("import_jobs")):
+        found.append("a job that is not completed")
+    if fetch(reader, unfinished.format("import_job_batches")):
+        found.append("a batch in the ledger that is not completed")
+    return found
 
 
 @contextmanager
