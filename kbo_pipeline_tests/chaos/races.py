@@ -69,6 +69,7 @@ def _two(bench: Bench, chance: random.Random) -> None:
 def _thrown(bench: Bench, chance: random.Random) -> None:
     """Each copied there in pieces, with pauses, by several people at once."""
     zips = [bench.made() for _ in range(_THROWN)]
+    bench.wait((bench.pipeline.directory / "inbox" / "done").is_dir, "the inbox")
     chance.shuffle(zips)
     fault_at = time.monotonic()
     for zip_file in zips:
