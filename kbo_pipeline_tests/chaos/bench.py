@@ -178,7 +178,7 @@ class Bench:
             if went_on is None and (published or (self.stack.events.newest() or 0) > mark):
                 went_on = max(time.monotonic() - back_at, 0.0)
             if published:
-                self._took(went_on, time.monotonic() - fault_at)
+                self._took(went_on if promised else None, time.monotonic() - fault_at)
                 break
             if self.stack.ended() is not None:
                 self.problems.append(f"kbo start has ended: {self.stack.last_line()}")

@@ -11,7 +11,7 @@ from kbo_pipeline_tests.chaos.outcomes import Row
 from kbo_pipeline_tests.chaos.stack import begun
 
 _THROWN = 20  # extracts, the Full among them
-_PATIENCE = 1200.0  # seconds for all of them
+_PATIENCE = 2400.0  # seconds for all of them, on a machine that does other things too
 
 
 def race_rows() -> list[Row]:
