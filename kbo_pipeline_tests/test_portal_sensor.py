@@ -350,6 +350,18 @@ def test_a_failure_is_told_once_it_is_certain_that_dagster_does_not_retry_it(wor
     assert told() == 2
 
 
+def test_a_run_that_failed_because_somebody_cancelled_it_is_no_alert(world: World) -> None:
+    world.instance.add_dynamic_partitions("kbo_extracts", [FULL])
+    tags = {"kbo/extract": FULL, "dagster/will_retry": "false"}
+    run = world.instance.add_run(
+        dg.DagsterRun(job_name="stage_extract", status=dg.DagsterRunStatus.FAILURE, tags=tags)
+    )
+    (alert,) = due_alerts(world.instance, load_settings(), time.time())
+    assert (alert.kind, alert.extract) == ("failed", FULL)
+    world.instance.add_run_tags(run.run_id, {"kbo/cancelled": run.run_id})
+    assert due_alerts(world.instance, load_settings(), time.time()) == []
+
+
 def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
     settings = load_settings()
     now = time.time()

@@ -78,6 +78,7 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
     newest = progress.newest_published
     passed = {str(key) for key in progress.known if newest and key.number <= newest.number}
+    passed |= {str(key) for key in progress.cancelled}  # a run at its start ends as failed then
     alerts: dict[str, Alert] = {}
     for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
         extract = extract_of(run)

@@ -4,6 +4,7 @@ One data directory lives through many repetitions, since a stack takes longer to
 Update to import: each offers another Update, and ends when it is published and all is at rest.
 """
 
+import os
 import random
 import shutil
 import tempfile
@@ -177,7 +178,7 @@ class Bench:
             if went_on is None and (published or (self.stack.events.newest() or 0) > mark):
                 went_on = max(time.monotonic() - back_at, 0.0)
             if published:
-                self._took(went_on, time.monotonic() - fault_at)
+                self._took(went_on if promised else None, time.monotonic() - fault_at)
                 break
             if self.stack.ended() is not None:
                 self.problems.append(f"kbo start has ended: {self.stack.last_line()}")
@@ -186,7 +187,8 @@ class Bench:
         else:
             self.problems.append(f"{self.key} is not published after {_PATIENCE:.0f} s")
         if promised and went_on is not None and went_on > GO_ON_SECONDS:
-            self.problems.append(f"{self.key}: work went on only after {went_on:.0f} s")
+            load = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+            self.problems.append(f"{self.key}: work went on only after {went_on:.0f} s, {load}")
 
     def _took(self, went_on: float | None, published: float) -> None:
         self.outcome.took(went_on, published)
