@@ -85,12 +85,12 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
             shutil.rmtree(leftover, ignore_errors=True)  # its sockets
         _check_port(settings.ui_port)
         prepare_dagster_home(settings)
-        recover(ended_at=time.time(), is_start=True)
+        lost = recover(ended_at=time.time(), is_start=True)
         # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
         runtime = Path(tempfile.mkdtemp(prefix=runtime_prefix(settings)))
         try:
             with _ended_by_signals(), _children(settings) as children:
-                _Supervisor(settings, children, runtime, report, recover).run()
+                _Supervisor(settings, children, runtime, report, recover).run(lost)
         except _Stopped:
             report("stopped")
         finally:
@@ -149,8 +149,8 @@ class _Supervisor:
         self._is_settled = True
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
-    def run(self) -> None:
-        """Returns by an exception only."""
+    def run(self, lost: ExtractKey | None) -> None:
+        """Returns by an exception only; `lost` is an extract to be retried at once."""
         self._report(f"logs: {self._children.log('code').parent}")
         self._start("code")
         self._wait_until(self._socket.exists)
@@ -158,6 +158,7 @@ class _Supervisor:
         self._start("webserver")
         self._wait_until(lambda: answers(f"{self._address}/server_info"))
         self._report(f"web UI: {self._address}  (Ctrl-C ends everything)")
+        self._retry(lost)
         for turn in itertools.count():
             for name, code in self._children.ended().items():
                 if name == _RETRY:

@@ -41,7 +41,7 @@ def _flipping(name: str) -> Perform:
                     problems.append(f"engine: {errors.strip().splitlines()[-1:]}")
             files = [file for file in _FILES[name](directory) if file.exists()]
             if files and not problems:
-                _flip(chance.choice(files), chance)
+                flip_a_bit(chance.choice(files), chance)
                 outcome.hits += 1
                 step()
             misses += not files
@@ -62,7 +62,8 @@ def _flipping(name: str) -> Perform:
     return run
 
 
-def _flip(file: Path, chance: random.Random) -> None:
+def flip_a_bit(file: Path, chance: random.Random) -> None:
+    """Changes one bit of a file, somewhere."""
     place = chance.randrange(file.stat().st_size)
     with file.open("r+b") as content:
         content.seek(place)

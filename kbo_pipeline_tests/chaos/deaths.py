@@ -1,5 +1,6 @@
 """The rows of the plan in which processes of a stack die, or stand still for a while."""
 
+import os
 import random
 import signal
 import time
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from kbo_pipeline_tests.chaos.bench import Bench, repeated
+from kbo_pipeline_tests.chaos.damage import flip_a_bit
 from kbo_pipeline_tests.chaos.outcomes import Row
 from kbo_pipeline_tests.chaos.stack import Stack, embedded_postmaster, killed
 
@@ -41,6 +43,8 @@ def death_rows() -> list[Row]:
         ("all of them at once", lambda stack, chance: stack.all()),
     ]
     rows = [Row(f"kill -9 of {name}", 20, repeated(_killing(victims))) for name, victims in named]
+    harmed = _killing(lambda stack, chance: stack.all(), _harm_register)
+    rows.append(Row("kill -9 of all, and the register at work harmed", 10, repeated(harmed)))
     rows.append(Row("kill -9 of the embedded PostgreSQL", 10, repeated(_kill_embedded)))
     rows.append(Row("SIGSTOP of a run worker for 90 s", 5, repeated(_stop_worker())))
     return rows
@@ -55,7 +59,25 @@ def _code_server(stack: Stack, chance: random.Random) -> list[psutil.Process]:
     return [process for process in inner if "grpc" in _words(process)]
 
 
-def _killing(victims: Victims) -> Callable[[Bench, random.Random], None]:
+def _harm_register(bench: Bench, chance: random.Random) -> None:
+    """What a disk may do while nothing runs: the log loses its end, a bit changes, all is gone."""
+    file = bench.pipeline.directory / "work" / "register.duckdb"
+    log = file.with_name(f"{file.name}.wal")
+    harm = chance.choice(["cut", "cut", "flip", "flip", "gone"])
+    if harm == "cut" and log.exists():
+        os.truncate(log, chance.randrange(log.stat().st_size + 1))
+    elif harm == "gone":
+        file.unlink()
+        log.unlink(missing_ok=True)
+    else:
+        flip_a_bit(file, chance)
+        harm = "flip"
+    bench.outcome.note(f"the register at work: {harm}")
+
+
+def _killing(
+    victims: Victims, harm: Callable[[Bench, random.Random], None] | None = None
+) -> Callable[[Bench, random.Random], None]:
     def repetition(bench: Bench, chance: random.Random) -> None:
         bench.begin()
         bench.reach_a_moment(chance)
@@ -63,8 +85,12 @@ def _killing(victims: Victims) -> Callable[[Bench, random.Random], None]:
         fault_at = time.monotonic()
         with _started_again(bench, found, chance):
             killed(found)
+            if harm is not None:
+                harm(bench, chance)
         back_at = time.monotonic()
-        bench.finish(fault_at, back_at, bench.stack.events.newest() or 0)
+        mark = bench.stack.events.newest() or 0
+        # What was lost comes again at the next look, which is a minute away at most.
+        bench.finish(fault_at, back_at, mark, promised=harm is None)
 
     return repetition
 
