@@ -64,14 +64,14 @@ def start() -> None:
     def recover(*, ended_at: float, is_start: bool) -> "ExtractKey | None":
         from kbo_pipeline.defs.cancelling import note_cancelled
         from kbo_pipeline.defs.importing import open_instance
-        from kbo_pipeline.defs.mending import mend, still_lost
+        from kbo_pipeline.defs.mending import mend, next_lost
         from kbo_pipeline.defs.recovery import (
             end_dead_runs,
             end_dead_runs_of_commands,
             resume_retries,
         )
         from kbo_pipeline.errors import StorageError
-        from kbo_pipeline.witness import mark_suspect, read_lost, suspect_file
+        from kbo_pipeline.witness import mark_suspect, suspect_file
 
         with open_instance(settings) as instance:
             if is_start or suspect_file(settings).exists():
@@ -85,8 +85,7 @@ def start() -> None:
             for run_id in (*ended, *resume_retries(instance)):
                 click.echo(f"run {run_id}: its process has died; Dagster takes it up again")
             note_cancelled(instance, settings)
-            lost = read_lost(settings)
-            return next(iter(still_lost(instance, lost)), None) if lost else None
+            return next_lost(instance, settings)
 
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")

@@ -12,7 +12,6 @@ from kbo_pipeline_tests.chaos.plan import rows
 from kbo_pipeline_tests.pipeline import REPOSITORY
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_or_doubled_whatever_dies() -> None:
     command = [sys.executable, "-m", "kbo_pipeline_tests.chaos", "--short", "--core"]

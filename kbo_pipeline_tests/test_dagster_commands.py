@@ -73,6 +73,7 @@ def loads(server: Server) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_dagster_dev_loads_imports_and_ends_with_ctrl_c(tmp_path: Path, repository: Path) -> None:
     pipeline = with_download(tmp_path / "data")
     port = str(free_port())

@@ -107,6 +107,7 @@ def check_register(pipeline: Pipeline, number: int) -> None:
             assert fetch(reader, twice) == 0
 
 
+@pytest.mark.long
 def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
     server: Server, pipeline: Pipeline, portal: Portal
 ) -> None:
@@ -122,6 +123,7 @@ def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
     wait_until(lambda: said in pipeline.kbo("status").stdout)  # which the next poll finds out
 
 
+@pytest.mark.long
 def test_a_gap_is_bridged_by_a_full_and_the_reason_is_said_whatever_the_portal_does(
     server: Server, pipeline: Pipeline, portal: Portal
 ) -> None:

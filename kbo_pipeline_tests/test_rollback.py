@@ -288,7 +288,7 @@ def test_without_hard_links_published_files_are_copied(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("kbo_pipeline.publishing.os.link", refuse)
+    monkeypatch.setattr("kbo_pipeline.files.os.link", refuse)
     core.import_zip(zips[FULL])
     before = core.content_hash()
     core.import_zip(zips[UPDATE])

@@ -8,7 +8,7 @@ import duckdb
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
 from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.defs.progress import PUBLISHED, Progress
+from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
 from kbo_pipeline.defs.resources import duckdb_resource
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import Link
@@ -21,9 +21,11 @@ from kbo_pipeline.witness import (
     Remedy,
     add_lost,
     drop_damaged_staging,
+    drop_lost,
     look,
     mend_files,
     newest_known,
+    read_lost,
     suspect_file,
 )
 
@@ -117,15 +119,19 @@ def rebuild_from_zips(
     return keys[0], keys[-1]
 
 
-def still_lost(instance: dg.DagsterInstance, lost: Sequence[ExtractKey]) -> list[ExtractKey]:
-    """Which of these are to be retried now: not published, and no run is about them."""
+def next_lost(instance: dg.DagsterInstance, settings: Settings) -> ExtractKey | None:
+    """The lost extract that is to be retried now; None when there is none, or a run is about it.
+
+    Those that are published meanwhile are lost no more.
+    """
+    lost = read_lost(settings)
+    if not lost:
+        return None
     progress = Progress(instance)
-    busy = {run.tags.get("kbo/extract") for run in progress.unfinished_runs}
-    return [
-        key
-        for key in lost
-        if key not in progress.published and key in progress.known and str(key) not in busy
-    ]
+    for key in [key for key in lost if key in progress.published or key not in progress.known]:
+        drop_lost(settings, key)
+    busy = {extract_of(run) for run in progress.unfinished_runs}
+    return next((key for key in read_lost(settings) if str(key) not in busy), None)
 
 
 def _correct_records(instance: dg.DagsterInstance, remedy: Remedy) -> None:

@@ -6,6 +6,7 @@ earlier one left, and ends with 0 when all that the portal offers is published.
 
 import argparse
 import random
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--rebuild", action="store_true", help="in the end, from the kept ZIPs")
     options = parser.parse_args()
+    # DuckDB imports it for the first bound value, and needs it for nothing here.
+    sys.modules["pandas"] = None  # type: ignore[assignment]
     chance = random.Random(options.seed)
     settings = load_settings(
         {

@@ -24,16 +24,16 @@ _NO_ROOM = ("No space left", "not enough space", "Could not write", "disk is ful
 
 def engine_rows(*, short: bool) -> list[Row]:
     """The rows of this module; short ones for `make test`."""
-    some = 4 if short else 500
+    some = 2 if short else 500
     rows = [
         Row("kill -9 at a random moment", some, _at_random),
         Row("kill -9 within 5 ms of a commit", some, _near_commit),
     ]
     rows += [Row(f"kill -9 {point}", 1 if short else 20, _at_point(point)) for point in POINTS]
-    rows.append(Row("a commit that is told to have failed", 2 if short else 50, _lied_to))
-    rows.append(Row("write-ahead log cut or gone after a kill", 3 if short else 50, _cut_log))
+    rows.append(Row("a commit that is told to have failed", 1 if short else 50, _lied_to))
+    rows.append(Row("write-ahead log cut or gone after a kill", 1 if short else 50, _cut_log))
     if _can_mount():  # only root can make a disk that is small, and not in every container
-        rows.append(Row("disk full", 2 if short else 12, _disk_full))
+        rows.append(Row("disk full", 1 if short else 12, _disk_full))
     return rows
 
 
@@ -132,7 +132,7 @@ def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Out
                         break
                     outcome.hits += 1
                     step()
-                    kilobytes += chance.randint(300, 2000)
+                    kilobytes += chance.randint(1000, 4000)
                     subprocess.run(
                         ["mount", "-o", f"remount,size={kilobytes}k", str(directory)], check=True
                     )

@@ -9,8 +9,10 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 from queue import Empty
@@ -47,16 +49,24 @@ def perform(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kbo_pipeline_tests.chaos.plan"])  # imported once for all rows
     said: Queue[tuple[str, str | Record]] = context.Queue()
-    waiting, running = list(enumerate(plan)), dict[str, SpawnProcess]()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    waiting, running = list(enumerate(plan)), dict[str, ForkServerProcess]()
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            Progress(*columns, console=console, disable=not console.is_terminal)
+        )
+        world = World("", "", {}, 0.0, root)
+        if not all(row.has_stack for row in plan):
+            world = stack.enter_context(made_world(root / "world", updates=1 if short else 2))
         tasks = {row.name: bar.add_task(row.name, total=row.times) for row in plan}
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     number, row = waiting.pop(0)
-                    given = (row.name, row.times, seed, root / str(number), said, short)
+                    place = replace(world, root=root / str(number))
+                    given = (row.name, row.times, seed, place, said, short)
                     running[row.name] = context.Process(target=_perform, args=given)
                     running[row.name].start()
                 try:
@@ -83,7 +93,7 @@ def _perform(
     name: str,
     times: int,
     seed: int,
-    root: Path,
+    world: World,
     said: "Queue[tuple[str, str | Record]]",
     short: bool,
 ) -> None:
@@ -92,18 +102,14 @@ def _perform(
     row = next(row for row in rows(short=short, times=times) if row.name == name)
     # Of its own, so that --only replays a row as it was among all.
     chance = random.Random(f"{seed}/{name}")
-    root.mkdir(parents=True)
+    world.root.mkdir(parents=True)
     began = time.monotonic()
 
     def step(line: str = "") -> None:
         said.put((name, line))
 
     try:
-        if row.has_stack:
-            outcome = row.run(World("", "", {}, 0.0, root), row, chance, step)
-        else:
-            with made_world(root) as world:
-                outcome = row.run(world, row, chance, step)
+        outcome = row.run(world, row, chance, step)
     except Exception as error:  # the other rows go on; this one is to be looked into
         traceback.print_exc()
         outcome = Outcome(name, row.times, problems=[f"{type(error).__name__}: {error}"])
