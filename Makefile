@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
+LONG ?= long
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup demo start test test-long chaos check clean
@@ -28,7 +29,7 @@ test: $(READY) ## run the tests, but for the long ones
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m long
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "$(LONG)"
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)

@@ -80,7 +80,9 @@ def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", ["kbo cancel", "terminateRun"])
+@pytest.mark.parametrize(
+    "way", ["kbo cancel", pytest.param("terminateRun", marks=pytest.mark.rare)]
+)
 def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str, way: str
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_ledger_learns_of_a_run_that_was_ended_in_the_queue(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.rare
 def test_a_new_run_in_the_ui_goes_on_with_what_was_cancelled(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
 ) -> None:

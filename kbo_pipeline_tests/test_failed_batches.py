@@ -120,6 +120,7 @@ def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pip
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_stages_follow_each_other_by_themselves_in_extract_order(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:

@@ -355,6 +355,7 @@ def stage_runs(server: Server) -> Counter[str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(200 + 45 * ZIPS)
+@pytest.mark.rare
 def test_zips_thrown_in_at_random_are_imported_in_order_and_once(tmp_path: Path) -> None:
     rng = random.Random(4)
     files = write_zips(tmp_path / "zips", ZIPS)

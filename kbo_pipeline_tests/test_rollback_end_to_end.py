@@ -155,6 +155,7 @@ def shown(server: Server, asset: str) -> set[str]:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_the_job_in_the_ui_and_its_partitions_in_the_ui(
     pipeline: Pipeline, zips: list[Path]
 ) -> None:
