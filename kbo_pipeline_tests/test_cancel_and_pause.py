@@ -186,6 +186,7 @@ def test_a_new_run_in_the_ui_goes_on_with_what_was_cancelled(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.rare
 def test_a_kbo_import_in_another_terminal_is_cancelled(
     pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path, undisturbed: str
 ) -> None:
@@ -239,6 +240,7 @@ def standstill(instance: dg.DagsterInstance, process: Started) -> int:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.rare
 def test_kbo_import_waits_while_paused_and_says_so_once(
     pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path, undisturbed: str
 ) -> None:

@@ -139,6 +139,7 @@ def test_stages_follow_each_other_by_themselves_in_extract_order(
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_run_that_kbo_start_was_stopped_in_goes_on_after_the_next_start(
     pipeline: Pipeline,
 ) -> None:

@@ -294,6 +294,7 @@ def test_two_daemons_on_one_directory_start_one_run_for_each_zip(tmp_path: Path)
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_an_import_by_hand_of_a_zip_in_the_inbox_and_the_sensor_import_it_once(
     tmp_path: Path,
 ) -> None:

@@ -53,6 +53,7 @@ def work(pipeline: Pipeline) -> Path:
     return pipeline.directory / "work" / "register.duckdb"
 
 
+@pytest.mark.rare
 def test_rebuild_mends_what_is_damaged_and_imports_what_is_lost(
     pipeline: Pipeline, zips: list[Path], truth: str
 ) -> None:
@@ -80,6 +81,7 @@ def test_rebuild_mends_what_is_damaged_and_imports_what_is_lost(
     assert pipeline.kbo("rebuild").stdout.startswith("register, published file and Dagster agree")
 
 
+@pytest.mark.rare
 def test_rebuild_from_zips_gives_the_same_register_and_a_forgetful_dagster_is_told(
     pipeline: Pipeline, zips: list[Path], truth: str
 ) -> None:
@@ -104,6 +106,7 @@ def test_rebuild_from_zips_gives_the_same_register_and_a_forgetful_dagster_is_to
     assert not (pipeline.directory / "work" / "rebuild").exists()
 
 
+@pytest.mark.rare
 def test_a_dagster_that_has_forgotten_everything_is_told(
     tmp_path: Path, zips: list[Path], truth: str
 ) -> None:

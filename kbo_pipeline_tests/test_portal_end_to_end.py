@@ -124,6 +124,7 @@ def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_gap_is_bridged_by_a_full_and_the_reason_is_said_whatever_the_portal_does(
     server: Server, pipeline: Pipeline, portal: Portal
 ) -> None:
@@ -223,6 +224,7 @@ class Webhook:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_refused_password_is_tried_once_and_told_once(tmp_path: Path, portal: Portal) -> None:
     with StandInPortal(portal.made) as stand_in, Webhook() as webhook:
         settings = account(stand_in, "wrong") | {"KBO_ALERT_WEBHOOK": webhook.url}

@@ -197,6 +197,7 @@ def test_the_next_start_takes_over_from_a_killed_one(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.rare
 def test_a_worker_that_comes_back_late_does_nothing_more(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_worker_that_comes_back_late_does_nothing_more(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.rare
 def test_an_import_goes_on_after_postgres_was_away(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
 ) -> None:
@@ -258,6 +260,7 @@ def _answers(server: Server) -> bool:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
+@pytest.mark.rare
 def test_a_child_that_dies_again_and_again_ends_kbo_start_with_one_error(
     tmp_path: Path,
 ) -> None:

@@ -219,6 +219,7 @@ def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) 
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_rollback_that_was_killed_is_brought_to_its_end_by_the_command(
     pipeline: Pipeline, zips: list[Path]
 ) -> None:
