@@ -6,7 +6,8 @@ transactions: a disk, a backup that was put back, a hand. `judge` says what make
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from kbo_pipeline.extracts import ExtractKey, key_or_none
 from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Link, read_chain, read_standing
 from kbo_pipeline.publishing import kept_files, show_to_readers
-from kbo_pipeline.register import open_register_to_copy
+from kbo_pipeline.register import Register
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql import literal
 from kbo_pipeline.staging import is_damage
@@ -192,7 +193,7 @@ def _read(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimony:
 
 
 def judge(
-    work: Testimony, published: Testimony, recorded: Recorded, kept: Sequence[Testimony] = ()
+    work: Testimony, published: Testimony, recorded: Recorded, kept: Testimony | None = None
 ) -> Remedy:
     """Says what makes all of them agree, when nothing is ambiguous.
 
@@ -200,7 +201,7 @@ def judge(
         work: the register at work.
         published: the file that readers open.
         recorded: what Dagster knows.
-        kept: older published files that are sound, the newest first.
+        kept: the newest of the older published files that are sound.
 
     Raises:
         RegisterError: what is left does not tell what was; names the next step.
@@ -210,7 +211,7 @@ def judge(
 
 
 def _judge_files(
-    work: Testimony, published: Testimony, recorded: Recorded, kept: Sequence[Testimony]
+    work: Testimony, published: Testimony, recorded: Recorded, kept: Testimony | None
 ) -> tuple[Remedy, Testimony]:
     """What is to be done to the files, and what the register at work says then."""
     if published.is_foreign:
@@ -230,9 +231,9 @@ def _judge_files(
     nothing = Testimony(work.file, is_there=False)
     if not work.is_there and not published.is_there and not recorded.published:
         return Remedy(said), nothing
-    for base in kept:
-        said += (f"register and published file become copies of {base.file}",)
-        return Remedy(said, restore=True, base=base.file, show=True), base
+    if kept is not None:
+        said += (f"register and published file become copies of {kept.file}",)
+        return Remedy(said, restore=True, base=kept.file, show=True), kept
     if not published.is_there and not recorded.published:  # died in the very first import
         said += ("the register at work begins anew",)
         return Remedy(said, restore=True), nothing
@@ -319,34 +320,32 @@ def _judge_records(files: Remedy, truth: Testimony, recorded: Recorded) -> Remed
 
 
 def mend_files(
-    connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded
-) -> Remedy:
-    """Makes the register at work and the published file agree; returns what is left to be done.
+    settings: Settings, remedy: Remedy, attach: Callable[[], AbstractContextManager[Register]]
+) -> None:
+    """Does what a remedy says to the register at work and to the published file.
 
-    Raises:
-        StorageError: another process is at work on the register, or has the published file open.
-        RegisterError: what is left does not tell what was; names the next step. Nothing is changed.
+    Args:
+        settings: say where they are.
+        remedy: what `look` has said, under the same hold of the register's lock.
+        attach: attaches the register at work, as `open_register_to_copy` yields it.
     """
     register = settings.register_file
-    with open_register_to_copy(connection, register, lock_timeout=0.0) as attach:
-        remedy = look(connection, settings, recorded)
-        if remedy.restore:
-            _put_aside(settings, register)
-        if remedy.show:
-            _put_aside(settings, settings.database)
-        if remedy.restore and remedy.base is None:
-            with replace_atomically(register) as temporary:
-                duckdb.connect(str(temporary)).close()
-        elif remedy.base is not None:
-            with replace_atomically(register) as temporary:
-                shutil.copyfile(remedy.base, temporary)
-        if remedy.show:
-            with attach() as opened:
-                if remedy.undo is not None:
-                    opened.rollback(remedy.undo)
-                opened.checkpoint()
-            show_to_readers(register, settings.database)
-    return remedy
+    if remedy.restore:
+        _put_aside(settings, register)
+    if remedy.show:
+        _put_aside(settings, settings.database)
+    if remedy.restore and remedy.base is None:
+        with replace_atomically(register) as temporary:
+            duckdb.connect(str(temporary)).close()
+    elif remedy.base is not None:
+        with replace_atomically(register) as temporary:
+            shutil.copyfile(remedy.base, temporary)
+    if remedy.show:
+        with attach() as opened:
+            if remedy.undo is not None:
+                opened.rollback(remedy.undo)
+            opened.checkpoint()
+        show_to_readers(register, settings.database)
 
 
 def _put_aside(settings: Settings, file: Path) -> None:
@@ -365,26 +364,25 @@ def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Re
     """
     work = read_testimony(connection, settings.register_file)
     published = read_testimony(connection, settings.database)
-    kept: Iterable[Testimony] = ()
+    kept = None
     if not work.is_sound and not published.is_sound:
-        kept = (read_testimony(connection, file) for file in kept_files(settings.register_file))
-    sound = [testimony for testimony in kept if testimony.is_sound and testimony.chain]
-    return judge(work, published, recorded, sound)
+        older = (read_testimony(connection, file) for file in kept_files(settings.register_file))
+        kept = next((t for t in older if t.is_sound and t.chain), None)
+    return judge(work, published, recorded, kept)
 
 
 def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
     """The newest extract that anything says was published; None when nothing says so."""
-    found = set(recorded.published)
     with duckdb.connect(":memory:") as connection:
-        for file in (settings.register_file, settings.database):
-            found |= {link.key for link in read_testimony(connection, file).chain}
-        rolled_back = read_testimony(connection, settings.register_file).rolled_back
-    return max(found - rolled_back, key=lambda key: key.number, default=None)
+        work = read_testimony(connection, settings.register_file)
+        published = read_testimony(connection, settings.database)
+    found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
+    return max(found - work.rolled_back, key=lambda key: key.number, default=None)
 
 
-def drop_damaged_staging(settings: Settings) -> list[ExtractKey]:
-    """Removes staging files that are not what was staged; returns whose they were."""
-    dropped = []
+def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:
+    """The staging files that are not what was staged, by extract."""
+    found = {}
     for file in sorted(settings.staging_dir.glob("*.duckdb")):
         key = key_or_none(file.stem)
         try:
@@ -393,9 +391,8 @@ def drop_damaged_staging(settings: Settings) -> list[ExtractKey]:
             continue
         except DamagedError:
             if key is not None:
-                file.unlink(missing_ok=True)
-                dropped.append(key)
-    return dropped
+                found[key] = file
+    return found
 
 
 def _identities(chain: Sequence[Link]) -> list[tuple[ExtractKey, str]]:

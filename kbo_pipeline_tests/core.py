@@ -10,9 +10,18 @@ import duckdb
 
 from kbo_pipeline.extracts import ExtractKey, read_extract
 from kbo_pipeline.publishing import publish, rollback
-from kbo_pipeline.register import Publication, Register, Rollback, content_hash, open_register
+from kbo_pipeline.register import (
+    Publication,
+    Register,
+    Rollback,
+    content_hash,
+    open_register,
+    open_register_to_copy,
+)
+from kbo_pipeline.settings import load_settings
 from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.tables import Table
+from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline_tests.zips import Row
 
 
@@ -107,6 +116,17 @@ class Core:
                 database=self.database,
                 keep_published=self.keep_published,
             )
+
+    def mend(self, recorded: Recorded) -> Remedy:
+        """Makes register and published file agree; what was found, and what is left to be done."""
+        settings = load_settings({"KBO_DATA_DIR": str(self.directory)}, self.directory)
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_register_to_copy(connection, self.register_file, lock_timeout=0.0) as attach,
+        ):
+            remedy = look(connection, settings, recorded)
+            mend_files(settings, remedy, attach)
+        return remedy
 
     def read(self) -> duckdb.DuckDBPyConnection:
         """Opens the published register as a reader does."""

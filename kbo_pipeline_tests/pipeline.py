@@ -118,6 +118,13 @@ def materializations(instance: dg.DagsterInstance, asset: str) -> Mapping[str, i
     return counts
 
 
+def run_status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    """The status of a run that there must be."""
+    run = instance.get_run_by_id(run_id)
+    assert run is not None, run_id
+    return run.status
+
+
 def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
     """The single value of a query."""
     (row,) = connection.execute(query).fetchall()

@@ -19,7 +19,7 @@ from kbo_pipeline.register import open_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
-from kbo_pipeline_tests.pipeline import Pipeline, materializations
+from kbo_pipeline_tests.pipeline import Pipeline, materializations, run_status
 from kbo_pipeline_tests.processes import Started, started, wait_until
 from kbo_pipeline_tests.server import Server
 from kbo_pipeline_tests.test_recovery import (
@@ -101,7 +101,7 @@ def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
             terminate(server, run)
             wait_until(lambda: not at_work(instance), "the end of the run", process)
         print(f"{way}: took {time.monotonic() - began_at:.1f} s")
-        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED  # type: ignore[union-attr]
+        assert run_status(instance, run.run_id) == dg.DagsterRunStatus.CANCELED
         before = check_cancelled(pipeline, instance)
         wait_until(
             lambda: (

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,6 @@ def truth(zips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     for zip_file in zips:
         core.import_zip(zip_file)
     return core.content_hash()
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
-    """A pipeline with its server kept up between commands."""
-    pipeline = Pipeline(tmp_path)
-    with pipeline.instance():
-        yield pipeline
 
 
 def work(pipeline: Pipeline) -> Path:
@@ -156,7 +147,27 @@ def test_kbo_start_makes_good_what_was_lost_while_it_was_away(
                 assert time.monotonic() < deadline, (pipeline.directory / "start.log").read_text()
                 time.sleep(1)
             said = (pipeline.directory / "start.log").read_text()
-        expected = "its staging file was damaged" if harm == "staging" else "4 batches that Dagster"
+        expected = "its staging file is damaged" if harm == "staging" else "4 batches that Dagster"
         assert expected in said
         assert f"{NEXT}: imported again, or to its end" in said
     assert hash_of(pipeline.database) == truth
+
+
+def test_what_has_to_come_again_is_noted_before_anything_is_changed(
+    pipeline: Pipeline, zips: list[Path]
+) -> None:
+    pipeline.kbo("import", *zips[:2])
+    flip(work(pipeline), 300_000)
+    flip(pipeline.database, 300_000)
+    aside = pipeline.directory / "work" / "damaged"
+    aside.touch()  # where a directory has to be: mending fails at its first change
+    failed = pipeline.kbo("rebuild", check=False)
+    assert failed.returncode == 1
+    assert str(aside) in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert (pipeline.directory / "work" / "lost").read_text() == f"{UPDATE}\n"
+    with pipeline.instance() as instance:
+        assert UPDATE in read_recorded(instance).published
+    aside.unlink()
+    assert f"{UPDATE}: staging" in pipeline.kbo("rebuild").stdout
+    assert not (pipeline.directory / "work" / "lost").exists()

@@ -31,7 +31,7 @@ from kbo_pipeline.sample import Sample
 from kbo_pipeline.serving import runtime_prefix
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
-from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations
+from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations, run_status
 from kbo_pipeline_tests.processes import Started, free_port, processes_of, started, wait_until
 from kbo_pipeline_tests.server import Server
 from kbo_pipeline_tests.test_postgres import kill_and_wait
@@ -223,7 +223,7 @@ def test_a_worker_that_comes_back_late_does_nothing_more(
         finally:
             os.kill(late, signal.SIGCONT)
         wait_until_published(instance, process)
-        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+        assert run_status(instance, run.run_id) == dg.DagsterRunStatus.FAILURE
         assert not psutil.pid_exists(late)
         check_published(pipeline, undisturbed)
 

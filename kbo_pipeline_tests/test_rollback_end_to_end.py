@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -34,14 +33,6 @@ TABLE_NAMES = [table.name for table in TABLES]
 def zips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     sample = Sample(enterprises=120, seed=5, change_shares=(0.2,))
     return write_sample(tmp_path_factory.mktemp("zips"), sample, 1)[:2]
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
-    """A pipeline with its server kept up between commands."""
-    pipeline = Pipeline(tmp_path)
-    with pipeline.instance():
-        yield pipeline
 
 
 def hash_of(pipeline: Pipeline) -> str:

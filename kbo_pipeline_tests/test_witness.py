@@ -19,7 +19,7 @@ from kbo_pipeline.publishing import read_published
 from kbo_pipeline.register import content_hash, register_lock
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.tables import TABLES
-from kbo_pipeline.witness import Recorded, Remedy, mend_files, newest_known
+from kbo_pipeline.witness import Recorded, Remedy, newest_known
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_rollback import FULL, NUMBERS, UPDATE, apply_some, rows_for
 from kbo_pipeline_tests.zips import write_extract
@@ -55,8 +55,7 @@ class World:
         return Recorded({FULL: None, UPDATE: chain[-1].hash})
 
     def mend(self, recorded: Recorded) -> Remedy:
-        with duckdb.connect(":memory:") as connection:
-            return mend_files(connection, self.settings, recorded)
+        return self.core.mend(recorded)
 
     def newest(self) -> ExtractKey:
         """The newest extract that readers have."""
@@ -154,10 +153,9 @@ def test_nothing_is_done_where_everything_agrees(world: World) -> None:
 
 
 def test_nothing_is_done_where_nothing_is(tmp_path: Path) -> None:
-    settings = load_settings({"KBO_DATA_DIR": str(tmp_path / "data")}, tmp_path)
-    with duckdb.connect(":memory:") as connection:
-        assert mend_files(connection, settings, Recorded()) == Remedy()
-    assert not settings.register_file.exists()
+    core = Core(tmp_path / "data")
+    assert core.mend(Recorded()) == Remedy()
+    assert not core.register_file.exists()
 
 
 def gone(file: Path, world: World) -> None:

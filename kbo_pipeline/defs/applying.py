@@ -190,9 +190,9 @@ def _apply_with_retries(
                 with interrupts.postponed(patience) as came:
                     try:
                         change = register.apply(staged, batch, attempt=number)
-                    except Exception:
+                    except Exception as error:  # DuckDB wraps what a signal raises as it likes
                         if came():
-                            raise dg.DagsterExecutionInterruptedError from None
+                            raise dg.DagsterExecutionInterruptedError from error
                         raise
                 return change, came()
     except (KboError, duckdb.Error, OSError) as error:

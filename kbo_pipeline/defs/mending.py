@@ -1,6 +1,6 @@
 """What was lost outside our transactions is noticed and mended: register, readers, Dagster."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import dagster as dg
 import duckdb
@@ -10,17 +10,18 @@ from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
 from kbo_pipeline.defs.resources import duckdb_resource
+from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import Link
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.rebuilding import rebuild_register
-from kbo_pipeline.register import register_lock
+from kbo_pipeline.register import open_register_to_copy, register_lock
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import (
     Recorded,
     Remedy,
     add_lost,
-    drop_damaged_staging,
+    damaged_staging,
     drop_lost,
     look,
     mend_files,
@@ -81,18 +82,29 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         report: takes a line for each thing that is found and mended.
 
     Raises:
-        StorageError: another process is at work on the register.
+        StorageError: another process is at work on the register, or the disk refuses; what has to
+            come again is noted already.
         RegisterError: what is left does not tell what was; names the next step.
     """
-    with duckdb.connect(":memory:") as connection:
-        remedy = mend_files(connection, settings, read_recorded(instance))
-    for line in remedy.said:
-        report(line)
-    _correct_records(instance, remedy)
-    dropped = drop_damaged_staging(settings)
-    for key in dropped:
-        report(f"{key}: its staging file was damaged: removed")
-    add_lost(settings, _to_retry(instance, remedy, dropped))
+    with (
+        duckdb.connect(":memory:") as connection,
+        open_register_to_copy(connection, settings.register_file, lock_timeout=0.0) as attach,
+    ):
+        remedy = look(connection, settings, read_recorded(instance))
+        damaged = damaged_staging(settings)
+        for line in remedy.said:
+            report(line)
+        for key in damaged:
+            report(f"{key}: its staging file is damaged and goes")
+        # First: who is killed from here on leaves a note of what has to come again.
+        add_lost(settings, _to_retry(instance, remedy, damaged))
+        try:
+            mend_files(settings, remedy, attach)
+        except OSError as error:
+            raise StorageError(f"{error}; mend that or make room, then kbo rebuild") from error
+        _correct_records(instance, remedy)
+        for file in damaged.values():
+            file.unlink(missing_ok=True)
     suspect_file(settings).unlink(missing_ok=True)
 
 
@@ -152,10 +164,10 @@ def _correct_records(instance: dg.DagsterInstance, remedy: Remedy) -> None:
 
 
 def _to_retry(
-    instance: dg.DagsterInstance, remedy: Remedy, dropped: Sequence[ExtractKey]
+    instance: dg.DagsterInstance, remedy: Remedy, damaged: Iterable[ExtractKey]
 ) -> list[ExtractKey]:
     progress = Progress(instance)
-    found = {*remedy.lost, *remedy.lost_batches, *dropped}
+    found = {*remedy.lost, *remedy.lost_batches, *damaged}
     if remedy.restore or remedy.undo is not None:
         found |= {key for key in (progress.next_to_apply, remedy.undo) if key is not None}
     return [

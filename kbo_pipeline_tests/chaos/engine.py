@@ -60,13 +60,12 @@ def main() -> None:
 
 def mend(settings: "Settings") -> None:
     """Compares the files, as `kbo start` does before anything runs."""
-    import duckdb
+    from kbo_pipeline.witness import Recorded, damaged_staging
+    from kbo_pipeline_tests.core import Core
 
-    from kbo_pipeline.witness import Recorded, drop_damaged_staging, mend_files
-
-    with duckdb.connect(":memory:") as connection:
-        mend_files(connection, settings, Recorded())
-    drop_damaged_staging(settings)
+    Core(settings.data_dir).mend(Recorded())
+    for file in damaged_staging(settings).values():
+        file.unlink()
 
 
 def rebuild(settings: "Settings") -> None:
