@@ -56,7 +56,6 @@ def test_rebuild_mends_what_is_damaged_and_imports_what_is_lost(
     assert recorded.published == {FULL: None, UPDATE: chain_of(work(pipeline))[-1].hash}
 
     kept = pipeline.directory / "work" / "published" / f"{FULL}.duckdb"
-    before = hash_of(pipeline.database)
     flip(work(pipeline), 300_000)
     flip(pipeline.database, 300_000)
     failed = pipeline.kbo("import", zips[2], check=False)
@@ -65,10 +64,8 @@ def test_rebuild_mends_what_is_damaged_and_imports_what_is_lost(
     said = pipeline.kbo("rebuild").stdout
     assert f"copies of {kept}" in said
     assert f"{UPDATE}: Dagster knows it as published, the register does not have it" in said
-    assert hash_of(work(pipeline)) == hash_of(pipeline.database) == before
-
-    pipeline.kbo("import", zips[2])
-    assert hash_of(pipeline.database) == truth
+    assert f"{NEXT}: {NEXT}-0001" in said  # what had failed for the damage comes to its end too
+    assert hash_of(work(pipeline)) == hash_of(pipeline.database) == truth
     assert pipeline.kbo("rebuild").stdout.startswith("register, published file and Dagster agree")
 
 
