@@ -185,6 +185,26 @@ def retry(extract: str | None) -> None:
 
 @main.command()
 @click.argument("extract")
+@click.option("--accept-loss", is_flag=True, help="Also when it takes away many rows.")
+def publish(extract: str, accept_loss: bool) -> None:
+    """Show an extract to readers, whose batches are all applied.
+
+    The sensors and kbo import do so by themselves. An Update that takes away more of a table than
+    KBO_MAX_LOSS_PERCENT waits until somebody accepts it here.
+    """
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.settings import load_settings
+
+    key, settings = ExtractKey.parse(extract), load_settings()
+    from kbo_pipeline.defs.importing import open_instance, publish_extract
+
+    with open_instance(settings) as instance, _pause_told(settings):
+        done = publish_extract(instance, settings, key, accept_loss=accept_loss)
+    click.echo(f"{key}: published" if done else f"{key}: already published: nothing to do")
+
+
+@main.command()
+@click.argument("extract")
 def cancel(extract: str) -> None:
     """Stop the import of an extract after the running batch.
 

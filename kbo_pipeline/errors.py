@@ -5,6 +5,7 @@
     ├── ExtractError       a ZIP, a member or a row of it is not what KBO publishes
     ├── OrderError         an extract does not follow the published one
     ├── NotReadyError      what this step needs is not there yet
+    ├── CheckFailedError   what an extract makes of the register is not fit for readers
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
     │   └── DamagedError         a file of ours is not what was written
     ├── ImportFailedError  a run of an import failed
@@ -41,6 +42,10 @@ class OrderError(KboError):
 
 class NotReadyError(KboError):
     """What this step needs is not there yet."""
+
+
+class CheckFailedError(KboError):
+    """What an extract makes of the register is not fit for readers; they keep what they have."""
 
 
 class RegisterError(KboError):

@@ -208,6 +208,14 @@ class Ledger:
                 message=f"batch {batch.number}: {message}",
             )
 
+    def fail_job(self, key: ExtractKey, message: str) -> None:
+        """Notes in the ledger why an extract whose batches are applied cannot be published."""
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
+            id=str(key),
+            message=message,
+        )
+
     def cancel_job(self, key: ExtractKey) -> None:
         """Notes that somebody has stopped the import of an extract; without effect on others."""
         self._database.execute(

@@ -5,13 +5,20 @@ The newest published files stay: the one that readers open, and older ones as
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import duckdb
 
 from kbo_pipeline.blocks import check_blocks
-from kbo_pipeline.errors import DamagedError, NotReadyError, OrderError, RegisterError
+from kbo_pipeline.checking import CheckResult, check_register, stop_on_errors
+from kbo_pipeline.errors import (
+    CheckFailedError,
+    DamagedError,
+    NotReadyError,
+    OrderError,
+    RegisterError,
+)
 from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Standing, check_order, read_standing
@@ -28,6 +35,9 @@ def publish(
     staging_dir: Path,
     database: Path,
     keep_published: int = 1,
+    max_loss_percent: float = 2.0,
+    accept_loss: bool = False,
+    report_checks: Callable[[Sequence[CheckResult]], None] = lambda results: None,
 ) -> Publication:
     """Publishes an extract whose batches are all applied; once, however often called.
 
@@ -39,17 +49,39 @@ def publish(
             end.
         database: the file that readers open; replaced at one instant, never opened for writing.
         keep_published: published files that are kept, the one that readers open included.
+        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+        accept_loss: it may take away more.
+        report_checks: takes what the checks found, before anything is decided.
 
     Raises:
         NotReadyError: it is not staged, or batches are missing.
         OrderError: it does not follow what is published.
+        CheckFailedError: readers must not see it; its batches stay applied, the ledger says why.
     """
     with open_register_to_copy(connection, register_file) as attach:
         with attach() as register:
             publication = register.completed_publication(key)
             if publication is None:
                 with open_staged(connection, staging_dir, key) as staged:
-                    publication = register.complete(staged)
+                    snapshot_date = staged.extract.snapshot_date
+
+                    def check() -> None:
+                        results = check_register(
+                            connection,
+                            key,
+                            snapshot_date,
+                            is_staged=True,
+                            max_loss_percent=max_loss_percent,
+                            accept_loss=accept_loss,
+                        )
+                        report_checks(results)
+                        stop_on_errors(key, results)
+
+                    try:
+                        publication = register.complete(staged, check)
+                    except CheckFailedError as error:
+                        register.ledger.fail_job(key, str(error))
+                        raise
             register.checkpoint()
             standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
         _show(connection, key, standing, half_applied, register_file, database, keep_published)

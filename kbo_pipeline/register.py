@@ -235,8 +235,12 @@ class Register:
         seconds = time.monotonic() - started
         return TableChange(sum(records.values()), closed, opened, unchanged, duplicates, seconds)
 
-    def complete(self, staged: Staged) -> Publication:
+    def complete(self, staged: Staged, check: Callable[[], None] = lambda: None) -> Publication:
         """Completes an extract whose batches are all applied: `code`, names, the job itself.
+
+        Args:
+            staged: the extract, attached as `staging`.
+            check: is called when all that is done and not committed; nothing is when it raises.
 
         Raises:
             NotReadyError: batches are missing; names how many.
@@ -256,6 +260,7 @@ class Register:
                 reading_sql.COUNT_NAMES_RESOLVED, number=extract.key.number
             )
             self.ledger.complete_job(extract.key, names)
+            check()
         return self._publication(extract.key, code, names, already_published=False)
 
     def completed_publication(self, key: ExtractKey) -> Publication | None:

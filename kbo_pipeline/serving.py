@@ -271,6 +271,7 @@ def _exported(settings: Settings) -> dict[str, str]:
         "KBO_KEEP_PUBLISHED": str(settings.keep_published),
         "KBO_KEEP_EXTRACTS": str(settings.keep_extracts),
         "KBO_KEEP_ZIPS_DAYS": str(settings.keep_zips_days),
+        "KBO_MAX_LOSS_PERCENT": str(settings.max_loss_percent),
         "KBO_STALE_HOURS": str(settings.stale_hours),
         "KBO_ALERT_WEBHOOK": settings.alert_webhook,
     }

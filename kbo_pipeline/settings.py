@@ -35,6 +35,8 @@ class Settings:
         keep_extracts: extracts of which Dagster keeps partitions, runs and events
             (`KBO_KEEP_EXTRACTS`).
         keep_zips_days: how long ZIPs stay that are not needed any more (`KBO_KEEP_ZIPS_DAYS`).
+        max_loss_percent: rows of a table that an Update may take away and be published unasked, in
+            percent (`KBO_MAX_LOSS_PERCENT`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
     """
@@ -53,6 +55,7 @@ class Settings:
     keep_published: int
     keep_extracts: int
     keep_zips_days: int
+    max_loss_percent: float
     stale_hours: int
     alert_webhook: str | None
 
@@ -133,6 +136,7 @@ def load_settings(
         keep_published=reader.number("KBO_KEEP_PUBLISHED", 2, 1, 30),
         keep_extracts=reader.number("KBO_KEEP_EXTRACTS", 60, 2, 10_000),
         keep_zips_days=reader.number("KBO_KEEP_ZIPS_DAYS", 40, 1, 36_500),
+        max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
     )
@@ -230,6 +234,14 @@ class _Reader:
                 f"{name}: expected a whole number from {least} to {most}, found {text!r}"
             )
         return int(text)
+
+    def percent(self, name: str, default: float) -> float:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text) or float(text) > 100:
+            raise SettingsError(f"{name}: expected a number from 0 to 100, found {text!r}")
+        return float(text)
 
     def refuse_unknown(self) -> None:
         for name in sorted(self._values):

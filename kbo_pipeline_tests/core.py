@@ -3,11 +3,12 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.extracts import ExtractKey, read_extract
 from kbo_pipeline.publishing import publish, rollback
 from kbo_pipeline.register import (
@@ -27,12 +28,17 @@ from kbo_pipeline_tests.zips import Row
 
 @dataclass
 class Core:
-    """A data directory with the core's verbs; batches are small unless told otherwise."""
+    """A data directory with the core's verbs; batches are small unless told otherwise.
+
+    `checks` holds what the checks of the newest publication found.
+    """
 
     directory: Path
     batch_rows: int = 3
     max_batches: int = 8
     keep_published: int = 2
+    max_loss_percent: float = 2.0
+    checks: list[CheckResult] = field(default_factory=list)
 
     @property
     def register_file(self) -> Path:
@@ -93,8 +99,9 @@ class Core:
             register.ledger.open_job(staged)
             yield register, staged
 
-    def publish(self, key: ExtractKey) -> Publication:
+    def publish(self, key: ExtractKey, *, accept_loss: bool = False) -> Publication:
         """Publishes an extract."""
+        self.checks.clear()
         with duckdb.connect(":memory:") as connection:
             return publish(
                 connection,
@@ -103,6 +110,9 @@ class Core:
                 staging_dir=self.staging_dir,
                 database=self.database,
                 keep_published=self.keep_published,
+                max_loss_percent=self.max_loss_percent,
+                accept_loss=accept_loss,
+                report_checks=self.checks.extend,
             )
 
     def rollback(self, key: ExtractKey) -> Rollback:

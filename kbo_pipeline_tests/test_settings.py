@@ -29,6 +29,7 @@ def test_an_empty_environment_gives_the_defaults_of_the_readme(tmp_path: Path) -
     assert (settings.username, settings.password, settings.postgres_url) == (None, None, None)
     assert (settings.batch_rows, settings.max_batches) == (1000, 64)
     assert (settings.poll_seconds, settings.ui_port) == (3600, 3000)
+    assert settings.max_loss_percent == 2.0
 
 
 def test_everything_that_is_written_lies_under_the_data_directory(tmp_path: Path) -> None:
@@ -60,6 +61,7 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
             "KBO_MAX_BATCHES": "9999",
             "KBO_POLL_SECONDS": "86400",
             "KBO_UI_PORT": "65535",
+            "KBO_MAX_LOSS_PERCENT": "0.125",
         },
         tmp_path,
     )
@@ -71,6 +73,7 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
     assert settings.dagster_home == Path("/srv/dagster")
     assert (settings.batch_rows, settings.max_batches) == (1, 9999)
     assert (settings.poll_seconds, settings.ui_port) == (86_400, 65_535)
+    assert settings.max_loss_percent == 0.125
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
@@ -111,6 +114,24 @@ def test_relative_paths_count_from_the_root(
 ) -> None:
     found = getattr(load_settings({variable: text}, tmp_path), attribute)
     assert found == Path(expected.format(root=tmp_path, parent=tmp_path.parent, home=Path.home()))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0", 0.0), ("2", 2.0), ("100", 100.0), ("0.5", 0.5)]
+)
+def test_a_percentage_may_have_decimals(text: str, expected: float, tmp_path: Path) -> None:
+    settings = load_settings({"KBO_MAX_LOSS_PERCENT": text}, tmp_path)
+    assert settings.max_loss_percent == expected
+    passed_on = {"KBO_MAX_LOSS_PERCENT": str(settings.max_loss_percent)}  # to children
+    assert load_settings(passed_on, tmp_path).max_loss_percent == expected
+
+
+@pytest.mark.parametrize(
+    "text", [" ", "-1", "+1", "101", "100.001", "1e1", "nan", "inf", "2%", "2,5", ".5", "2.", "²"]
+)
+def test_what_is_no_percentage_is_refused(text: str, tmp_path: Path) -> None:
+    said = refusal({"KBO_MAX_LOSS_PERCENT": text}, tmp_path)
+    assert said == f"KBO_MAX_LOSS_PERCENT: expected a number from 0 to 100, found {text!r}"
 
 
 @pytest.mark.parametrize("text", ["", " ", "0", "-1", "+1", "1.5", "1_0", "1e3", "²", "١", "ten"])

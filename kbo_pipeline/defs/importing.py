@@ -1,5 +1,6 @@
 """Imports extracts in this process, through the same jobs as the sensors start."""
 
+import getpass
 import os
 import time
 import uuid
@@ -14,6 +15,7 @@ from dagster import DagsterInstance, DagsterRunStatus
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.applying import WRITER_POOL
+from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
 from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import (
@@ -97,6 +99,51 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
             done.append("staging")
         done += _finish(instance, key)
         return done
+
+
+def publish_extract(
+    instance: DagsterInstance, settings: Settings, key: ExtractKey, *, accept_loss: bool
+) -> bool:
+    """Publishes an extract whose batches are all applied; False when it was published before.
+
+    Args:
+        instance: where runs are recorded.
+        settings: say where everything is.
+        key: the extract.
+        accept_loss: also when it takes away many rows; the run says who accepts that.
+
+    Raises:
+        OrderError: it does not follow what is published.
+        NotReadyError: it is not staged, or batches are not applied.
+        StorageError: another process works on it.
+        ImportFailedError: the run failed; names the run's error and the next step.
+    """
+    with claim(settings, key):
+        progress, standing = Progress(instance), standing_of(settings.database)
+        if key in progress.published or key in dict(standing.published):
+            return False
+        check_order(key, standing.newest)
+        if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
+            raise NotReadyError(f"{key}: not staged; kbo import ZIP or kbo retry {key} does it")
+        missing = progress.missing_batches(key)
+        if missing:
+            raise NotReadyError(
+                f"{key}: {len(missing)} of {len(progress.batches[key])} batches are not applied;"
+                f" kbo retry {key} applies them"
+            )
+        end_dead_runs_of_commands(instance, settings, key)
+        _wait_for_writer(instance)
+        tags = {ACCEPT_LOSS_TAG: _user()} if accept_loss else {}
+        _run(instance, "publish_extract", key, tags, partition_key=str(key))
+        return True
+
+
+def _user() -> str:
+    """Who gives the command, for the record."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as in some containers
+        return f"user {os.getuid()}"
 
 
 def rollback_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> None:

@@ -1,13 +1,15 @@
 """The assets `code` and `published_extract`: readers see the extract from here on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
+from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
 from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG, evaluated
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
@@ -55,12 +57,23 @@ from kbo_pipeline.tables import CODE, TABLES
 def publish_assets(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Replaces `code`, resolves names, and puts the published file in its place."""
+    """Replaces `code`, resolves names, checks, and puts the published file in its place."""
+    accepted_by = context.run.tags.get(ACCEPT_LOSS_TAG)
+    accepted: dict[str, str] = {}
     with (
         permanent_errors_not_retried(context),
         claimed_partition(context) as (settings, key),
         duckdb.get_connection() as connection,
     ):
+
+        def report_checks(results: Sequence[CheckResult]) -> None:
+            for result in results:
+                context.log_event(evaluated(key, result))  # is stored here and now
+                if not result.passed:
+                    context.log.warning(f"{key}: check {result.check.name}: {result}")
+                if accepted_by is not None and result.is_accepted:
+                    accepted["loss_accepted_by"] = accepted_by
+
         publication = publish(
             connection,
             key,
@@ -68,6 +81,9 @@ def publish_assets(
             staging_dir=settings.staging_dir,
             database=settings.database,
             keep_published=settings.keep_published,
+            max_loss_percent=settings.max_loss_percent,
+            accept_loss=accepted_by is not None,
+            report_checks=report_checks,
         )
         again = "already published: nothing to do" if publication.already_published else "published"
         context.log.info(f"{key}: {again}")
@@ -88,6 +104,7 @@ def publish_assets(
                 "file": dg.MetadataValue.path(str(settings.database)),
                 "bytes": settings.database.stat().st_size,
                 "names_resolved": publication.names_resolved,
+                **accepted,
                 **ledger_metadata(publication.link),
                 **{f"rows/{name}": count for name, count in publication.row_counts.items()},
             },

@@ -23,7 +23,7 @@ from dagster_postgres import (
     PostgresRunStorage,
 )
 from dagster_postgres.utils import DagsterPostgresException, retry_pg_connection_fn
-from sqlalchemy import Engine, and_, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, and_, create_engine, event, func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.defs.queue import drop_queue, ensure_queue
@@ -144,6 +144,13 @@ class _EventLogStorage(PostgresEventLogStorage):
                 .where(AssetKeyTable.c.asset_key == asset)
                 .values(last_materialization=None, cached_status_data=None)
             )
+
+    def delete_events_for_run(self, conn: Connection, run_id: str) -> None:
+        """Removes what Dagster's own removes, and the results of asset checks, which it keeps."""
+        super().delete_events_for_run(conn, run_id)
+        conn.execute(
+            AssetCheckExecutionsTable.delete().where(AssetCheckExecutionsTable.c.run_id == run_id)
+        )
 
 
 _FORGOTTEN = (

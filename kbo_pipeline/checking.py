@@ -1,0 +1,165 @@
+"""Check: the register is looked at before readers see an extract. No Dagster.
+
+What an extract did not touch is as it was when it was checked, so an Update is judged by the
+entities of which it opened or closed a row. After a Full, everything is looked at.
+"""
+
+import datetime
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import duckdb
+
+from kbo_pipeline.checks import CHECKS, LOSS, Check, Found, Severity, Subject
+from kbo_pipeline.database import Database
+from kbo_pipeline.errors import CheckFailedError, NotReadyError
+from kbo_pipeline.extracts import ExtractKey, ExtractType
+from kbo_pipeline.sql import checking as checking_sql
+from kbo_pipeline.sql import literal
+from kbo_pipeline.tables import TABLES, Table
+
+TOUCHED_AT_MOST = 200_000
+"""Entities that an Update may touch before looking at everything is quicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        check: the check.
+        table: the table; None for the extract as a whole.
+        found: what it found.
+        severity: of what it found; an accepted loss is a warning.
+    """
+
+    check: Check
+    table: Table | None
+    found: Found
+    severity: Severity
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.found.count
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it stops publication."""
+        return not self.passed and self.severity == "error"
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it would stop publication, had nobody accepted it."""
+        return not self.passed and self.severity != self.check.severity
+
+    def __str__(self) -> str:
+        name = self.table.name if self.table else "ledger"
+        return f"{name}: {self.found.text}"
+
+
+def check_register(
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    snapshot_date: datetime.date,
+    *,
+    is_staged: bool,
+    max_loss_percent: float,
+    accept_loss: bool = False,
+    everything: bool = False,
+    only: Collection[tuple[str, str | None]] | None = None,
+) -> list[CheckResult]:
+    """Looks at the register that is attached as `register`, after its newest extract.
+
+    Args:
+        connection: an in-memory DuckDB with the register.
+        key: the newest extract, applied whole.
+        snapshot_date: of the extract.
+        is_staged: its staging file is attached as `staging`.
+        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+        accept_loss: a larger loss is a warning only: somebody has accepted it.
+        everything: looks at all rows also after an Update.
+        only: names of checks with the names of their tables; None for all.
+    """
+    database = Database(connection)
+    subject = Subject(database, key, snapshot_date, None, is_staged, max_loss_percent)
+    if key.type == "update" and not everything:
+        subject = replace(subject, touched=_gather_touched(database, key))
+    results = []
+    for check in CHECKS:
+        severity: Severity = "warning" if check is LOSS and accept_loss else check.severity
+        for table in check.tables:
+            if only is None or (check.name, table.name if table else None) in only:
+                found = check.look(subject, table)
+                results.append(CheckResult(check, table, found, severity))
+    return results
+
+
+def _gather_touched(database: Database, key: ExtractKey) -> int | None:
+    """Puts aside what speaks of entities that an extract touches; None when they are too many."""
+    database.execute(checking_sql.create_touched(), number=key.number)
+    touched = database.count(f"SELECT count(*) FROM {checking_sql.TOUCHED}")
+    if touched > TOUCHED_AT_MOST:
+        return None
+    for table in TABLES:
+        database.execute(checking_sql.create_part(table))
+    return touched
+
+
+def check_published(
+    connection: duckdb.DuckDBPyConnection,
+    database: Path,
+    *,
+    max_loss_percent: float,
+    only: Collection[tuple[str, str | None]] | None = None,
+) -> tuple[ExtractKey, list[CheckResult]]:
+    """Looks at all rows of the file that readers open.
+
+    Returns:
+        The newest extract in it, and what was found.
+
+    Raises:
+        NotReadyError: nothing is published.
+    """
+    nothing = NotReadyError(f"{database}: nothing is published yet; import a Full first")
+    if not database.exists():
+        raise nothing
+    connection.execute(f"ATTACH {literal(database)} AS register (READ_ONLY, TYPE duckdb)")
+    try:
+        row = Database(connection).row(
+            "SELECT extract_number, extract_type, snapshot_date FROM register.main.import_jobs"
+            " WHERE status = 'completed' ORDER BY extract_number DESC LIMIT 1"
+        )
+        if row is None:
+            raise nothing
+        key = ExtractKey(row[0], cast(ExtractType, row[1]))
+        results = check_register(
+            connection,
+            key,
+            row[2],
+            is_staged=False,
+            max_loss_percent=max_loss_percent,
+            everything=True,
+            only=only,
+        )
+    finally:
+        connection.execute("DETACH register")
+    return key, results
+
+
+def stop_on_errors(key: ExtractKey, results: Sequence[CheckResult]) -> None:
+    """Lets an extract pass that may be published.
+
+    Raises:
+        CheckFailedError: names what is wrong first, how many more there are, and the next step.
+    """
+    blocking = [result for result in results if result.blocks]
+    if not blocking:
+        return
+    more = f" (and {len(blocking) - 1} more checks failed)" if len(blocking) > 1 else ""
+    undo = f"kbo rollback {key} undoes it"
+    if all(result.check is LOSS for result in blocking):
+        undo = f"kbo publish {key} --accept-loss publishes it, {undo}"
+    raise CheckFailedError(f"{key}: not published: {blocking[0]}{more}; {undo}")

@@ -1,0 +1,362 @@
+"""The checks: what must hold of the register before readers see an extract. No Dagster.
+
+A check that finds an error stops the publication; one that finds a warning tells of it, because KBO
+itself decides what it publishes. `CHECKS` declares all of them.
+"""
+
+import datetime
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from kbo_pipeline.database import Database
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.sql import checking as checking_sql
+from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
+from kbo_pipeline.usual import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_unusual
+
+Severity = Literal["error", "warning"]
+
+SAMPLE_ROWS = 10
+"""Offending rows that a result shows at most."""
+
+FIRST_DATE = datetime.date(1750, 1, 1)
+DAYS_AHEAD = datetime.timedelta(days=400)
+
+LOSS_FROM_ROWS = 20
+"""A table must lose so many rows before a share of it says anything."""
+
+WEEKDAYS_COMPARED = 30
+"""Updates of the same weekday that one is compared with, the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one look at one table found.
+
+    Attributes:
+        count: rows in which something is wrong.
+        text: what was found, in one line.
+        columns: names of the columns of `sample`.
+        sample: the first offences, `SAMPLE_ROWS` at most.
+        looked_at: which rows were looked at, in words.
+    """
+
+    count: int
+    text: str
+    columns: tuple[str, ...] = ()
+    sample: tuple[tuple[Any, ...], ...] = ()
+    looked_at: str = "all rows"
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """How many rows of a table are current, and were opened and closed by the newest extract."""
+
+    current: int
+    opened: int
+    closed: int
+
+    @property
+    def before(self) -> int:
+        """Rows that were current before the extract."""
+        return self.current - self.opened + self.closed
+
+    @property
+    def lost(self) -> int:
+        """Rows that the extract took away, net; negative when it added some."""
+        return self.closed - self.opened
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A register with an extract as its newest, attached as `register`.
+
+    Attributes:
+        database: the connection.
+        key: the newest extract, applied whole.
+        snapshot_date: of the extract.
+        touched: how many entities the extract touches, when only those are looked at.
+        is_staged: the extract's staging file is attached as `staging`.
+        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+    """
+
+    database: Database
+    key: ExtractKey
+    snapshot_date: datetime.date
+    touched: int | None
+    is_staged: bool
+    max_loss_percent: float
+    _rows: dict[Table, TableRows] = field(default_factory=dict)
+
+    def source(self, table: Table) -> str:
+        """What is looked at of a table; all of one that holds no numbers of entities: `code`."""
+        if self.touched is not None and checking_sql.number_columns(table):
+            return checking_sql.part(table)
+        return checking_sql.whole(table)
+
+    def rows(self, table: Table) -> TableRows:
+        """Counts the rows of a table, once."""
+        if table not in self._rows:
+            counts = self.database.row(checking_sql.count_rows(table), number=self.key.number)
+            self._rows[table] = TableRows(*(counts or (0, 0, 0)))
+        return self._rows[table]
+
+    def offences(self, query: str, what: str, **parameters: Any) -> Found:
+        """Runs a query for offences; `what` names them, in the plural."""
+        cursor = self.database.execute(checking_sql.counted(query, SAMPLE_ROWS), **parameters)
+        columns = tuple(str(column[0]) for column in cursor.description or ())
+        rows = cursor.fetchall()
+        count = int(rows[0][-1]) if rows else 0
+        text = f"{count:,} {what}" if count else f"no {what}"
+        looked_at = (
+            "all rows"
+            if self.touched is None
+            else f"rows of the {self.touched:,} entities that {self.key} changes"
+        )
+        return Found(count, text, columns[:-2], tuple(row[:-2] for row in rows), looked_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is looked at, on one or more tables.
+
+    Attributes:
+        name: its name in the UI.
+        severity: an `error` stops publication.
+        description: what it means, for people who do not know KBO.
+        tables: the tables that it is about; None stands for the extract as a whole.
+        look: looks at one of them.
+    """
+
+    name: str
+    severity: Severity
+    description: str
+    tables: tuple[Table | None, ...]
+    look: Callable[[Subject, Any], Found]
+
+
+def _shared_keys(subject: Subject, table: Table) -> Found:
+    query = checking_sql.shared_keys(table, subject.source(table))
+    return subject.offences(query, f"values of {table.key} with more than one current row")
+
+
+def _contradictions(subject: Subject, table: Table) -> Found:
+    query = checking_sql.contradictions(table, subject.source(table))
+    return subject.offences(query, "row versions that overlap", number=subject.key.number)
+
+
+def _without_entity(subject: Subject, table: Table) -> Found:
+    query = checking_sql.without_entity(
+        table, subject.source(table), is_part=subject.touched is not None
+    )
+    return subject.offences(query, "rows without a current entity")
+
+
+def _unknown_codes(subject: Subject, table: Table) -> Found:
+    vanished = subject.database.execute(
+        checking_sql.CATEGORIES_WITH_LESS, number=subject.key.number
+    ).fetchall()
+    if any(checking_sql.uses_category(table, category) for (category,) in vanished):
+        subject = replace(subject, touched=None)  # rows that nobody touched may have that code
+    return subject.offences(
+        checking_sql.unknown_codes(table, subject.source(table)),
+        "values with a code that is not in code",
+    )
+
+
+def _wrong_check_digits(subject: Subject, table: Table) -> Found:
+    query = checking_sql.wrong_check_digits(table, subject.source(table))
+    return subject.offences(query, "numbers with wrong check digits")
+
+
+def _implausible_dates(subject: Subject, table: Table) -> Found:
+    last = subject.snapshot_date + DAYS_AHEAD
+    return subject.offences(
+        checking_sql.implausible_dates(table, subject.source(table)),
+        f"dates before {FIRST_DATE} or after {last}",
+        first=FIRST_DATE,
+        last=last,
+    )
+
+
+def _ledger_differences(subject: Subject, table: None) -> Found:
+    columns = ("table_name", "what", "ledger", "found")
+    differences = tuple(
+        (name, what, expected, found)
+        for name, what, expected, found, is_right in _ledger_comparisons(subject)
+        if not is_right
+    )
+    text = "the ledger and the rows agree"
+    if differences:
+        name, what, expected, found = differences[0]
+        text = f"{name}: {what}: the ledger says {expected:,}, there are {found:,}"
+    return Found(len(differences), text, columns, differences[:SAMPLE_ROWS])
+
+
+def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, bool]]:
+    """Table, what, what the ledger says of it, what there is, and whether that is right."""
+    key, database = subject.key, subject.database
+    total = database.count(
+        "SELECT total_batches FROM register.main.import_jobs WHERE id = $id", id=str(key)
+    )
+    ledger = {
+        (row[0], row[1]): row[2:]
+        for row in database.execute(checking_sql.LEDGER_OF_EXTRACT, id=str(key)).fetchall()
+    }
+    staged = {}
+    if subject.is_staged:
+        rows = database.execute(checking_sql.staged_rows()).fetchall()
+        staged = {(name, operation): count for name, operation, count in rows}
+    for table in TABLES:
+        opened = closed = unchanged = 0
+        for operation in key.operations:
+            nothing = (0, True, 0, 0, 0, 0)
+            batches, is_complete, records, *changes = ledger.get((table.name, operation), nothing)
+            what = f"batches ({operation})"
+            yield table.name, what, batches, total, batches == total and is_complete
+            if subject.is_staged:
+                found = staged.get((table.name, operation), 0)
+                yield table.name, f"rows ({operation})", records, found, records == found
+            opened, closed = opened + changes[0], closed + changes[1]
+            unchanged += changes[2]
+        there = subject.rows(table)
+        # At least: batches that were applied, and staged again in another cut, open nothing anew.
+        yield table.name, "rows opened", opened, there.opened, opened <= there.opened
+        yield table.name, "rows closed", closed, there.closed, closed <= there.closed
+        if key.type == "full":
+            current = opened + unchanged
+            yield table.name, "current rows", current, there.current, current == there.current
+
+
+def _unusual_change(subject: Subject, table: Table) -> Found:
+    if subject.key.type == "full":
+        return Found(0, "a Full is not compared")
+    database = subject.database
+    numbers = [
+        int(number)
+        for (number,) in database.execute(
+            checking_sql.SAME_WEEKDAY,
+            number=subject.key.number,
+            date=subject.snapshot_date,
+            extracts=WEEKDAYS_COMPARED,
+        ).fetchall()
+    ]
+    if len(numbers) < LEAST_PAST:
+        return Found(0, f"{len(numbers)} Updates of this weekday: not enough to compare")
+    past = database.execute(checking_sql.rows_of_extracts(table, numbers)).fetchall()
+    now = subject.rows(table)
+    unusual = tuple(
+        (what, count, int(statistics.median(before)), len(before))
+        for what, count, before in (
+            ("opened", now.opened, [opened for opened, _ in past]),
+            ("closed", now.closed, [closed for _, closed in past]),
+        )
+        if is_unusual(count, before)
+    )
+    text = ", ".join(
+        f"{count:,} rows {what}, usual are {usual:,}" for what, count, usual, _ in unusual
+    )
+    columns = ("what", "rows", "usual", "updates_compared")
+    return Found(len(unusual), text or "as usual", columns, unusual)
+
+
+def _loss(subject: Subject, table: Table) -> Found:
+    rows = subject.rows(table)
+    percent = 100 * rows.lost / rows.before if rows.before else 0.0
+    if rows.lost <= 0:
+        return Found(0, f"{-rows.lost:,} rows more than before")
+    text = f"{rows.lost:,} of {rows.before:,} rows lost ({percent:.1f} %)"
+    if subject.key.type == "full":
+        return Found(0, f"{text}; a Full is the state itself")
+    if percent <= subject.max_loss_percent or rows.lost < LOSS_FROM_ROWS:
+        return Found(0, text)
+    return Found(
+        rows.lost,
+        f"{text}, more than KBO_MAX_LOSS_PERCENT ({subject.max_loss_percent:g})",
+        ("before", "opened", "closed", "current"),
+        ((rows.before, rows.opened, rows.closed, rows.current),),
+    )
+
+
+LOSS = Check(
+    "loss",
+    "error",
+    "An Update takes away few rows net. One that takes away more than KBO_MAX_LOSS_PERCENT of a"
+    f" table ({LOSS_FROM_ROWS} rows at least) is not published before somebody accepts it: KBO may"
+    " have sent half a file.",
+    ALL_TABLES,
+    _loss,
+)
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "one_current_row",
+        "error",
+        "Each number has one current row at most. With two, the data contradicts itself.",
+        tuple(table for table in TABLES if table.unique_key),
+        _shared_keys,
+    ),
+    Check(
+        "no_overlapping_versions",
+        "error",
+        "A row holds from one extract until another. Two versions of the same row never hold at"
+        " the same time, and none ends before it begins.",
+        ALL_TABLES,
+        _contradictions,
+    ),
+    Check(
+        "belongs_to_current_entity",
+        "warning",
+        "Each row is about an entity, establishment unit or branch that is in the register now."
+        " KBO sometimes removes one and keeps what belonged to it.",
+        tuple(table for table in TABLES if checking_sql.references(table)),
+        _without_entity,
+    ),
+    Check(
+        "codes_known",
+        "warning",
+        "Each code has its meaning in the table `code`. KBO uses some that it never explains, such"
+        " as FAX as a kind of contact.",
+        tuple(table for table in TABLES if checking_sql.code_columns(table)),
+        _unknown_codes,
+    ),
+    Check(
+        "check_digits",
+        "warning",
+        "The last two digits of the number of an entity or establishment unit follow from the"
+        " eight before them: 97 less their remainder by 97. Otherwise there is a typing error.",
+        tuple(table for table in TABLES if checking_sql.has_check_digits(table)),
+        _wrong_check_digits,
+    ),
+    Check(
+        "dates_plausible",
+        "warning",
+        f"No date is before {FIRST_DATE} or more than {DAYS_AHEAD.days} days after the date of the"
+        " data.",
+        tuple(table for table in TABLES if checking_sql.date_columns(table)),
+        _implausible_dates,
+    ),
+    Check(
+        "ledger_equals_rows",
+        "error",
+        "What the ledger says was applied is there: every batch of the extract once, as many rows"
+        " as were staged, as many opened and closed rows as it counted; after a Full, exactly its"
+        " rows are current.",
+        (None,),
+        _ledger_differences,
+    ),
+    Check(
+        "usual_change",
+        "warning",
+        f"An Update opens and closes about as many rows as the last {WEEKDAYS_COMPARED} of the"
+        f" same weekday. Unusual is {FACTOR:g} times as many, or as few, as their median,"
+        f" {LEAST_ROWS} rows and {SPREADS:g} times their usual spread away from it; with"
+        f" fewer than {LEAST_PAST} to compare, nothing is.",
+        ALL_TABLES,
+        _unusual_change,
+    ),
+    LOSS,
+)
+"""All checks, in the order in which they are made."""
