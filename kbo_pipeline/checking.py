@@ -4,7 +4,6 @@ What an extract did not touch is as it was when it was checked, so an Update is 
 entities of which it opened or closed a row. After a Full, everything is looked at.
 """
 
-import datetime
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import duckdb
 
 from kbo_pipeline.checks import CHECKS, LOSS, Check, Found, Severity, Subject
 from kbo_pipeline.database import Database
-from kbo_pipeline.errors import CheckFailedError, NotReadyError
+from kbo_pipeline.errors import CheckFailedError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import ExtractKey, ExtractType
 from kbo_pipeline.sql import checking as checking_sql
 from kbo_pipeline.sql import literal
@@ -63,7 +62,6 @@ class CheckResult:
 def check_register(
     connection: duckdb.DuckDBPyConnection,
     key: ExtractKey,
-    snapshot_date: datetime.date,
     *,
     is_staged: bool,
     max_loss_percent: float,
@@ -76,15 +74,22 @@ def check_register(
     Args:
         connection: an in-memory DuckDB with the register.
         key: the newest extract, applied whole.
-        snapshot_date: of the extract.
         is_staged: its staging file is attached as `staging`.
         max_loss_percent: rows of a table that an Update may take away, 0 to 100.
         accept_loss: a larger loss is a warning only: somebody has accepted it.
         everything: looks at all rows also after an Update.
         only: names of checks with the names of their tables; None for all.
+
+    Raises:
+        RegisterError: the ledger does not know the extract.
     """
     database = Database(connection)
-    subject = Subject(database, key, snapshot_date, None, is_staged, max_loss_percent)
+    row = database.row(
+        "SELECT snapshot_date FROM register.main.import_jobs WHERE id = $id", id=str(key)
+    )
+    if row is None:
+        raise RegisterError(f"{key}: not in import_jobs; import it first")
+    subject = Subject(database, key, row[0], None, is_staged, max_loss_percent)
     if key.type == "update" and not everything:
         subject = replace(subject, touched=_gather_touched(database, key))
     results = []
@@ -129,7 +134,7 @@ def check_published(
     connection.execute(f"ATTACH {literal(database)} AS register (READ_ONLY, TYPE duckdb)")
     try:
         row = Database(connection).row(
-            "SELECT extract_number, extract_type, snapshot_date FROM register.main.import_jobs"
+            "SELECT extract_number, extract_type FROM register.main.import_jobs"
             " WHERE status = 'completed' ORDER BY extract_number DESC LIMIT 1"
         )
         if row is None:
@@ -138,7 +143,6 @@ def check_published(
         results = check_register(
             connection,
             key,
-            row[2],
             is_staged=False,
             max_loss_percent=max_loss_percent,
             everything=True,

@@ -58,30 +58,35 @@ def publish(
         OrderError: it does not follow what is published.
         CheckFailedError: readers must not see it; its batches stay applied, the ledger says why.
     """
+
+    def look(*, is_staged: bool, accept_loss: bool) -> list[CheckResult]:
+        results = check_register(
+            connection,
+            key,
+            is_staged=is_staged,
+            max_loss_percent=max_loss_percent,
+            accept_loss=accept_loss,
+        )
+        report_checks(results)
+        return results
+
     with open_register_to_copy(connection, register_file) as attach:
         with attach() as register:
             publication = register.completed_publication(key)
             if publication is None:
                 with open_staged(connection, staging_dir, key) as staged:
-                    snapshot_date = staged.extract.snapshot_date
-
-                    def check() -> None:
-                        results = check_register(
-                            connection,
-                            key,
-                            snapshot_date,
-                            is_staged=True,
-                            max_loss_percent=max_loss_percent,
-                            accept_loss=accept_loss,
-                        )
-                        report_checks(results)
-                        stop_on_errors(key, results)
-
                     try:
-                        publication = register.complete(staged, check)
+                        publication = register.complete(
+                            staged,
+                            lambda: stop_on_errors(
+                                key, look(is_staged=True, accept_loss=accept_loss)
+                            ),
+                        )
                     except CheckFailedError as error:
                         register.ledger.fail_job(key, str(error))
                         raise
+            elif (register.ledger.published(), register.ledger.half_applied()) == (key, None):
+                look(is_staged=False, accept_loss=True)  # to tell of it: nothing stops it now
             register.checkpoint()
             standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
         _show(connection, key, standing, half_applied, register_file, database, keep_published)

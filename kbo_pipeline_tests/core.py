@@ -30,6 +30,7 @@ from kbo_pipeline_tests.zips import Row
 class Core:
     """A data directory with the core's verbs; batches are small unless told otherwise.
 
+    In a small register any loss is many percent: none stops unless told otherwise.
     `checks` holds what the checks of the newest publication found.
     """
 
@@ -37,7 +38,7 @@ class Core:
     batch_rows: int = 3
     max_batches: int = 8
     keep_published: int = 2
-    max_loss_percent: float = 2.0
+    max_loss_percent: float = 100.0
     checks: list[CheckResult] = field(default_factory=list)
 
     @property

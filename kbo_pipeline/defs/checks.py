@@ -92,7 +92,7 @@ def evaluated(key: ExtractKey, result: CheckResult) -> dg.AssetCheckEvaluation:
             [
                 dg.TableRecord(
                     {
-                        name: value if isinstance(value, int) else str(value)
+                        name: value if isinstance(value, int) else str(value or "")
                         for name, value in zip(found.columns, row, strict=True)
                     }
                 )
