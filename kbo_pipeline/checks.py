@@ -103,8 +103,8 @@ class Subject:
             self._rows[table] = TableRows(*(counts or (0, 0, 0)))
         return self._rows[table]
 
-    def offences(self, query: str, what: str, **parameters: Any) -> Found:
-        """Runs a query for offences; `what` names them, in the plural."""
+    def offences(self, table: Table, query: str, what: str, **parameters: Any) -> Found:
+        """Runs a query for offences in a table; `what` names them, in the plural."""
         cursor = self.database.execute(checking_sql.counted(query, SAMPLE_ROWS), **parameters)
         columns = tuple(str(column[0]) for column in cursor.description or ())
         rows = cursor.fetchall()
@@ -112,7 +112,7 @@ class Subject:
         text = f"{count:,} {what}" if count else f"no {what}"
         looked_at = (
             "all rows"
-            if self.touched is None
+            if self.source(table) == checking_sql.whole(table)
             else f"rows of the {self.touched:,} entities that {self.key} changes"
         )
         return Found(count, text, columns[:-2], tuple(row[:-2] for row in rows), looked_at)
@@ -139,19 +139,19 @@ class Check:
 
 def _shared_keys(subject: Subject, table: Table) -> Found:
     query = checking_sql.shared_keys(table, subject.source(table))
-    return subject.offences(query, f"values of {table.key} with more than one current row")
+    return subject.offences(table, query, f"values of {table.key} with more than one current row")
 
 
 def _contradictions(subject: Subject, table: Table) -> Found:
     query = checking_sql.contradictions(table, subject.source(table))
-    return subject.offences(query, "row versions that overlap", number=subject.key.number)
+    return subject.offences(table, query, "row versions that overlap", number=subject.key.number)
 
 
 def _without_entity(subject: Subject, table: Table) -> Found:
     query = checking_sql.without_entity(
         table, subject.source(table), is_part=subject.touched is not None
     )
-    return subject.offences(query, "rows without a current entity")
+    return subject.offences(table, query, "rows without a current entity")
 
 
 def _unknown_codes(subject: Subject, table: Table) -> Found:
@@ -161,6 +161,7 @@ def _unknown_codes(subject: Subject, table: Table) -> Found:
     if any(checking_sql.uses_category(table, category) for (category,) in vanished):
         subject = replace(subject, touched=None)  # rows that nobody touched may have that code
     return subject.offences(
+        table,
         checking_sql.unknown_codes(table, subject.source(table)),
         "values with a code that is not in code",
     )
@@ -168,12 +169,13 @@ def _unknown_codes(subject: Subject, table: Table) -> Found:
 
 def _wrong_check_digits(subject: Subject, table: Table) -> Found:
     query = checking_sql.wrong_check_digits(table, subject.source(table))
-    return subject.offences(query, "numbers with wrong check digits")
+    return subject.offences(table, query, "numbers with wrong check digits")
 
 
 def _implausible_dates(subject: Subject, table: Table) -> Found:
     last = subject.snapshot_date + DAYS_AHEAD
     return subject.offences(
+        table,
         checking_sql.implausible_dates(table, subject.source(table)),
         f"dates before {FIRST_DATE} or after {last}",
         first=FIRST_DATE,
