@@ -76,6 +76,10 @@ TEXTS = [
     "e\u0301 \u00e9",
     "漢字 😀 \U0010ffff",
     "'; DROP TABLE enterprise; --",
+    "=1+1",
+    "tab\tinside",
+    "\u202eright to left\u202c \u05e2\u05d1\u05e8\u05d9\u05ea",
+    "\u00e9" * 300,
     "x" * 5000,
 ]
 DATES = [None, date(1, 1, 1), date(1804, 2, 29), date(2024, 2, 29), date(9999, 12, 31)]
