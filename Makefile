@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 LONG ?= long
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo start test test-long chaos check clean
+.PHONY: help setup demo start test test-long chaos fuzz check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)
+
+fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"
+	$(RUN)/pip install --quiet --constraint constraints.txt atheris
+	$(RUN)/python -m kbo_pipeline_tests.fuzz $(or $(FUZZ),staging --runs 5000)
 
 check: $(READY) ## format, lint, types
 	$(RUN)/ruff format --check .

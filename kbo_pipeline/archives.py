@@ -119,7 +119,7 @@ def _find_directory(file: Path, stream: IO[bytes]) -> int:
     stream.seek(max(0, end - _LOCATOR_FIELDS.size))
     locator = stream.read(_LOCATOR_FIELDS.size)
     if locator.startswith(_LOCATOR) and len(locator) == _LOCATOR_FIELDS.size:
-        end = _LOCATOR_FIELDS.unpack(locator)[2]
+        end = min(size, _LOCATOR_FIELDS.unpack(locator)[2])
         stream.seek(end)
         record = stream.read(_END_64_FIELDS.size)
         if not record.startswith(_END_64) or len(record) < _END_64_FIELDS.size:
@@ -131,8 +131,12 @@ def _find_directory(file: Path, stream: IO[bytes]) -> int:
             raise _refused(file, "bytes that belong to no part of it, at its ZIP64 end")
     if disk or first_disk:
         raise _refused(file, "it is one of several parts")
-    if count > MAX_MEMBERS or length > _MAX_DIRECTORY:
+    if count > MAX_MEMBERS:
         raise _refused(file, f"{count} members; {MAX_MEMBERS} at most are read")
+    if length > _MAX_DIRECTORY:
+        raise _refused(
+            file, f"a directory of {length:,} bytes; {_MAX_DIRECTORY:,} at most are read"
+        )
     if offset + length != end:
         raise _refused(file, "bytes before its start, or between its directory and its end")
     return int(offset)
@@ -146,9 +150,9 @@ def _check_entries(file: Path, entries: list[zipfile.ZipInfo]) -> None:
         shown = ascii(name[:80])
         path = PurePosixPath(name)
         drive = len(name) > 1 and name[1] == ":"
-        if not name or "\0" in name or "\\" in name or path.is_absolute() or drive:
-            raise _refused(file, f"member {shown}: a name that leads elsewhere")
-        if ".." in path.parts or not name.isprintable():
+        if not name or not name.isprintable():
+            raise _refused(file, f"member {shown}: a name that cannot be shown")
+        if "\\" in name or drive or path.is_absolute() or ".." in path.parts:
             raise _refused(file, f"member {shown}: a name that leads elsewhere")
         if name.lower() in seen:
             raise _refused(file, f"member {name.lower()} stands in it twice")

@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -108,7 +108,7 @@ def read_extract(zip_file: Path) -> Extract:
         version = meta["Version"]
         if snapshot_date > datetime.date.today() + datetime.timedelta(days=_DAYS_AHEAD):
             raise ValueError(
-                f"SnapshotDate {snapshot_date:%d-%m-%Y} is in the future: see the clock, or"
+                f"SnapshotDate {snapshot_date:%d-%m-%Y} is in the future; see the clock here"
             )
         _check_day(zip_file, timestamp.date())
     return Extract(key, snapshot_date, timestamp, version, zip_file.name, _sha256(zip_file))
@@ -154,13 +154,15 @@ def _parse_meta(archive: Archive) -> Mapping[str, str]:
         raise ExtractError(f"{zip_file.name}: meta.csv: too long; fetch the ZIP again")
     try:
         text = b"".join(archive.read(member)).decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        values = {name: value for name, value in rows[1:]}
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))[1:]
+        if not all(len(row) == len(("Variable", "Value")) for row in rows):
+            raise ValueError("a line without exactly two fields")
+        values = dict(rows)
+        if len(values) != len(rows):
+            raise ValueError("a variable twice")
     except (ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split()) or "it ends too early"
+        reason = " ".join(str(error).split())
         raise ExtractError(f"{zip_file.name}: meta.csv: {reason}; fetch the ZIP again") from None
-    if len(values) != len(rows[1:]):
-        raise ExtractError(f"{zip_file.name}: meta.csv: a variable twice; fetch the ZIP again")
     return values
 
 
@@ -179,9 +181,10 @@ def _moment(
     meta: Mapping[str, str], name: str, pattern: re.Pattern[str], form: str
 ) -> datetime.datetime:
     text = meta[name]
-    if not pattern.fullmatch(text):
-        raise ValueError(f"{name} {text[:40]!r} is not as KBO writes it")
-    return datetime.datetime.strptime(text, form)
+    if pattern.fullmatch(text):
+        with suppress(ValueError):  # there is no such day
+            return datetime.datetime.strptime(text, form)
+    raise ValueError(f"{name} {text[:40]!r} is not as KBO writes it, or no such day")
 
 
 def _check_day(zip_file: Path, day: datetime.date) -> None:

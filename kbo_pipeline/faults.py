@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.files import move_into_place, replace_atomically
 from kbo_pipeline.tables import Column, number_pattern
 
 MOST_FAULTS = 20
@@ -68,7 +68,6 @@ class RejectedError(ExtractError):
     """An extract is refused, for reasons that are all named.
 
     Attributes:
-        source: the name of the ZIP.
         faults: the first of them, at most `MOST_FAULTS`.
     """
 
@@ -77,9 +76,10 @@ class RejectedError(ExtractError):
         more = len(faults) - 1
         at_least = "at least " if len(faults) == MOST_FAULTS else ""
         rest = f"; and {at_least}{more} more fault{'s' * (more > 1)}" if more else ""
-        told = f", see {report}" if report else ""
-        super().__init__(f"{source}: {faults[0]}{rest}; fetch the ZIP again{told}")
-        self.source, self.faults = source, tuple(faults)
+        first = str(faults[0]).removesuffix("; fetch it again")
+        step = f"see {report}, bring a sound ZIP" if report else "fetch the ZIP again"
+        super().__init__(f"{source}: {first}{rest}; {step}")
+        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,23 +183,30 @@ def first_faults(faults: Iterable[Fault]) -> list[Fault]:
 
 
 @contextmanager
-def reported(directory: Path) -> Iterator[None]:
-    """Writes why an extract is refused into `report.csv` of its own directory.
+def reported(directory: Path, zip_file: Path) -> Iterator[None]:
+    """Puts a ZIP that is refused aside, with `report.csv` beside it that says why.
 
-    The directory is removed when the extract is not refused.
+    The directory is removed when the ZIP is not refused.
 
     Args:
         directory: for this extract alone; made when it is needed.
+        zip_file: the ZIP that the block reads; it is moved.
 
     Raises:
         RejectedError: what the block raises, with the place of the report.
     """
     try:
         yield
-    except RejectedError as error:
+    except ExtractError as error:
+        faults: Sequence[Fault] = [Fault("", str(error).removeprefix(f"{zip_file.name}: "))]
+        if isinstance(error, RejectedError):
+            faults = error.faults
         report = directory / "report.csv"
-        _write_report(report, error.faults)
-        raise RejectedError(error.source, error.faults, report) from None
+        shutil.rmtree(directory, ignore_errors=True)
+        _write_report(report, faults)
+        if zip_file.is_file():
+            move_into_place(zip_file, directory / zip_file.name)
+        raise RejectedError(zip_file.name, faults, report) from None
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -259,7 +266,7 @@ def _explain(record: bytes, columns: int) -> tuple[int, str]:
             return at, "a text opens here that nothing closes"
         at = match.end()
         if at == len(record):
-            return 0, f"{fields} fields, not {columns}"
+            return 0, f"{fields} field{'s' * (fields > 1)}, not {columns}"
         if not record.startswith(b",", at):
             if is_text:
                 return at - 1, "a quote inside a text that is not doubled"

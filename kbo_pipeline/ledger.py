@@ -407,7 +407,10 @@ def check_order(key: ExtractKey, published: ExtractKey | None) -> None:
         if key.type == "update":
             raise OrderError(f"{key}: the register is empty; import a Full first")
     elif key.number <= published.number:
-        raise OrderError(f"{key}: {published} is published; what it brings is in the register")
+        why = "what it brings is in the register"
+        if key.type == "full":
+            why = "an older Full is not taken; kbo rollback is the way back"
+        raise OrderError(f"{key}: {published} is published; {why}")
     elif key.type == "update" and key.number != published.number + 1:
         expected = ExtractKey(published.number + 1, "update")
         raise OrderError(

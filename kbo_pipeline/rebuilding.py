@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import duckdb
@@ -15,6 +16,9 @@ from kbo_pipeline.register import open_register, open_register_to_copy
 from kbo_pipeline.room import check_room_to_import
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import open_staged, stage
+
+Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+"""Opens an in-memory DuckDB."""
 
 
 def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> list[ExtractKey]:
@@ -55,7 +59,7 @@ def kept_keys(settings: Settings) -> set[ExtractKey]:
 
 
 def rebuild_register(
-    connection: duckdb.DuckDBPyConnection,
+    connect: Connect,
     settings: Settings,
     newest: ExtractKey | None,
     report: Callable[[str], None],
@@ -65,7 +69,7 @@ def rebuild_register(
     Whoever else writes the register waits meanwhile.
 
     Args:
-        connection: an in-memory DuckDB.
+        connect: opens an in-memory DuckDB.
         settings: say where everything is.
         newest: what was published last; None when nobody knows.
         report: takes a line of progress.
@@ -79,14 +83,14 @@ def rebuild_register(
         StorageError: another process is at work on the register, or there is no room.
     """
     directory = settings.work_dir / "rebuild"
-    with open_register_to_copy(connection, settings.register_file):
+    with connect() as connection, open_register_to_copy(connection, settings.register_file):
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         keys = plan_rebuild(kept_keys(settings), newest)
         file = directory / "register.duckdb"
         try:
             for position, key in enumerate(keys, start=1):
                 report(f"{key}: {position} of {len(keys)}")
-                _import(settings, connection, key, file, report)
+                _import(settings, connect, key, file, report)
             move_into_place(file, settings.register_file)
             show_to_readers(settings.register_file, settings.database)
         finally:
@@ -96,7 +100,7 @@ def rebuild_register(
 
 def _import(
     settings: Settings,
-    connection: duckdb.DuckDBPyConnection,
+    connect: Connect,
     key: ExtractKey,
     file: Path,
     report: Callable[[str], None],
@@ -105,15 +109,17 @@ def _import(
     check_room_to_import(settings, key, zip_file)
     staging_dir = file.parent / "staging"
     extract = read_extract(zip_file)
-    stage(
-        connection,
-        zip_file,
-        extract,
-        staging_dir,
-        batch_rows=settings.batch_rows,
-        max_batches=settings.max_batches,
-    )
+    with connect() as connection:
+        stage(
+            connection,
+            zip_file,
+            extract,
+            staging_dir,
+            batch_rows=settings.batch_rows,
+            max_batches=settings.max_batches,
+        )
     with (
+        connect() as connection,
         open_register(connection, file) as register,
         open_staged(connection, staging_dir, key) as staged,
     ):

@@ -11,6 +11,7 @@ from typing import cast
 import duckdb
 
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
+from kbo_pipeline.database import lock_down
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
@@ -69,7 +70,7 @@ def stage(
     """Makes the staging file of an extract: complete under its name, or not there at all.
 
     Args:
-        connection: an in-memory DuckDB.
+        connection: an in-memory DuckDB; it can be used for nothing else than staging afterwards.
         zip_file: the ZIP.
         extract: what the ZIP is, as `read_extract` says.
         directory: where staging files go.
@@ -87,6 +88,7 @@ def stage(
     with exclusive_lock(directory / f"{extract.key}.lock"):
         shutil.rmtree(unpacked_dir, ignore_errors=True)
         unpacked_dir.mkdir(parents=True)
+        lock_down(connection, directory)
         try:
             unpacked = unpack(zip_file, extract.key, unpacked_dir)
             report(f"unpacked {len(unpacked.files)} files")

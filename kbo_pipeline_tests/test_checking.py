@@ -18,6 +18,7 @@ from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.usual import is_unusual
 from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.pipeline import REPOSITORY
 from kbo_pipeline_tests.zips import Row, snapshot_date, write_extract
 
 FULL, UPDATE, LATER_FULL = (
@@ -670,3 +671,10 @@ def test_looking_at_what_an_update_touches_finds_what_looking_at_everything_find
         before = {*everything}
     assert {t.name for t in ALL_TABLES} == {t for _, t in PLACES if t is not None}
     assert {t.name for t in TABLES} == {t for c, t in PLACES if c == "loss"} - {"code"}
+
+
+def test_the_documentation_lists_exactly_the_checks_that_there_are_and_which_stop() -> None:
+    text = (REPOSITORY / "docs" / "checks.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    listed = {row[1].strip(" `"): row[4].strip().startswith("**stops**") for row in rows}
+    assert listed == {check.name: check.severity == "error" for check in CHECKS}

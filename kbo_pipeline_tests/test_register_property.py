@@ -19,6 +19,7 @@ from kbo_pipeline_tests.zips import Row, write_extract
 
 NUMBERS = ["0200.065.765", "0403.449.823", "1000.000.001", "2.000.000.339", "9.000.006.626"]
 TEXTS = [None, "a", 'B, "b"', "c\nd", "e\\", " f\t", "'; DROP TABLE enterprise; --", "é😀", "0999"]
+TEXTS += ["=1+1", "\u202e\u05e2\u05d1\u05e8", "é" * 300, '""', "tab\tx", "\r\n"]
 
 
 @dataclass

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.extracts import ExtractKey, Operation
+from kbo_pipeline.extracts import ExtractKey, Operation, read_extract
 from kbo_pipeline.faults import Fault, RejectedError
 from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.staging import Staged, discard_staged, staging_file
+from kbo_pipeline.staging import Staged, discard_staged, stage, staging_file
 from kbo_pipeline.tables import (
     ADDRESS,
     ALL_TABLES,
@@ -76,6 +76,10 @@ TEXTS = [
     "e\u0301 \u00e9",
     "漢字 😀 \U0010ffff",
     "'; DROP TABLE enterprise; --",
+    "=1+1",
+    "tab\tinside",
+    "\u202eright to left\u202c \u05e2\u05d1\u05e8\u05d9\u05ea",
+    "\u00e9" * 300,
     "x" * 5000,
 ]
 DATES = [None, date(1, 1, 1), date(1804, 2, 29), date(2024, 2, 29), date(9999, 12, 31)]
@@ -534,3 +538,34 @@ def test_what_is_published_leaves_nothing_of_its_staging(tmp_path: Path) -> None
     left = {path.name for path in tmp_path.iterdir()}
     kept = {f"{key}.{n}" for key in ("0141-update", "0143-update") for n in (*names, "unpacked")}
     assert left == kept | {"notes.txt"}
+
+
+def test_a_connection_that_has_staged_reaches_nothing_but_the_staging_directory(
+    tmp_path: Path,
+) -> None:
+    core = Core(tmp_path / "it's [a] *data* dir é")
+    (secret := tmp_path / "secret.csv").write_text("x\n")
+    zip_file = write_extract(tmp_path, FULL, AWKWARD)
+    with duckdb.connect(":memory:") as connection:
+        stage(
+            connection,
+            zip_file,
+            read_extract(zip_file),
+            core.staging_dir,
+            batch_rows=3,
+            max_batches=8,
+        )
+        for statement in (
+            f"FROM read_csv('{secret}')",
+            f"FROM read_text('{secret}')",
+            f"COPY (SELECT 1) TO '{tmp_path / 'out.csv'}'",
+            f"ATTACH '{tmp_path / 'other.duckdb'}'",
+            "FROM read_csv('https://localhost/x.csv')",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "SET enable_external_access = true",
+            "SET memory_limit = '100GB'",
+        ):
+            with pytest.raises(duckdb.Error, match=r"disabled|locked"):
+                connection.execute(statement)
+    assert {path.name for path in tmp_path.glob("*.*")} == {secret.name, zip_file.name}

@@ -126,8 +126,7 @@ def rebuild_from_zips(
         StorageError: another process is at work on the register.
     """
     newest = newest_known(settings, read_recorded(instance))
-    with duckdb_resource(settings).get_connection() as connection:
-        keys = rebuild_register(connection, settings, newest, report)
+    keys = rebuild_register(duckdb_resource(settings).get_connection, settings, newest, report)
     return keys[0], keys[-1]
 
 

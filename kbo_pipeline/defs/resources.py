@@ -28,6 +28,9 @@ StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 MEMORY_LIMIT = "3GB"
 """What DuckDB takes at most in one run; it spills to disk beyond."""
 
+SPILL_LIMIT = "20GB"
+"""What it spills at most; a hostile extract must not fill the disk."""
+
 
 def duckdb_resource(settings: Settings) -> DuckDBResource:
     """An in-memory DuckDB; the core attaches the register and staging files to it."""
@@ -38,6 +41,7 @@ def duckdb_resource(settings: Settings) -> DuckDBResource:
             "memory_limit": MEMORY_LIMIT,
             "threads": os.cpu_count() or 1,
             "temp_directory": str(settings.temporary_dir),
+            "max_temp_directory_size": SPILL_LIMIT,
         },
     )
 

@@ -61,7 +61,7 @@ def import_staging(
                 )
             return
         check_room_to_import(settings, key, zip_file)
-        with reported(settings.rejected_dir / str(key)):
+        with reported(settings.rejected_dir / str(key), zip_file):
             staged = stage(
                 connection,
                 zip_file,

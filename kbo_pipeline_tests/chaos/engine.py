@@ -74,8 +74,7 @@ def rebuild(settings: "Settings") -> None:
 
     from kbo_pipeline.rebuilding import rebuild_register
 
-    with duckdb.connect(":memory:") as connection:
-        rebuild_register(connection, settings, None, lambda line: None)
+    rebuild_register(lambda: duckdb.connect(":memory:"), settings, None, lambda line: None)
 
 
 def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
