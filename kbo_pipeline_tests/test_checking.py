@@ -355,7 +355,9 @@ def test_a_full_that_brings_something_doubtful_is_published_with_a_warning(
 
 
 def test_a_result_shows_what_is_wrong_and_ten_rows_at_most(published: Core, tmp_path: Path) -> None:
-    contacts: list[Row] = [(enterprise(n), "ENT", "FAX", "02 124") for n in (2, 1)]
+    contacts: list[Row] = [
+        (enterprise(n), whose, "FAX", "02 124") for n, whose in ((2, "ENT"), (1, None))
+    ]
     addresses = [address_row(enterprise(n)) for n in range(50, 70)]
     published.import_zip(update(tmp_path, UPDATE, {"contact": contacts, "address": addresses}))
     fax = result_of(published, "codes_known", "contact")

@@ -132,14 +132,14 @@ def unknown_codes(table: Table, source: str) -> str:
     grouped = ", ".join(sorted({c.name for c in columns} | parameters))
     used = " UNION ALL ".join(
         f"SELECT '{c.name}' AS column_name, {_category(c)} AS category, {c.name} AS code,"
-        f" example, rows_with FROM used WHERE {c.name} IS NOT NULL"
+        f" example, used_by FROM used WHERE {c.name} IS NOT NULL"
         for c in columns
     )
     return (
         f"WITH used AS MATERIALIZED (SELECT {grouped}, min({table.key}) AS example,"
-        f" count(*) AS rows_with FROM {source} WHERE _is_current GROUP BY ALL)"
+        f" count(*) AS used_by FROM {source} WHERE _is_current GROUP BY ALL)"
         " SELECT u.column_name, u.category, u.code, min(u.example) AS example,"
-        f" sum(u.rows_with)::BIGINT AS rows_with, rows_with AS occurrences FROM ({used}) u"
+        f" sum(u.used_by)::BIGINT AS rows_with, sum(u.used_by) AS occurrences FROM ({used}) u"
         " ANTI JOIN (SELECT category, code FROM register.main.code WHERE _is_current) k"
         " ON k.category = u.category AND k.code = u.code GROUP BY ALL"
     )
