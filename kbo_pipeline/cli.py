@@ -49,6 +49,10 @@ def main() -> None:
 
     Settings come from the environment and from a .env file; see the README.
     """
+    from kbo_pipeline.privacy import open_secrets
+
+    if (line := open_secrets()) is not None:
+        click.echo(f"kbo: warning: {line}", err=True)
 
 
 @main.command()

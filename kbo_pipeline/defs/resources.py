@@ -14,6 +14,7 @@ from kbo_pipeline import interrupts
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
+from kbo_pipeline.files import make_private
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
 from kbo_pipeline.settings import Settings, load_settings
@@ -29,7 +30,7 @@ MEMORY_LIMIT = "3GB"
 
 def duckdb_resource(settings: Settings) -> DuckDBResource:
     """An in-memory DuckDB; the core attaches the register and staging files to it."""
-    settings.temporary_dir.mkdir(parents=True, exist_ok=True)
+    make_private(settings.temporary_dir)
     return DuckDBResource(
         database=":memory:",
         connection_config={
