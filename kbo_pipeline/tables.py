@@ -12,6 +12,11 @@ from typing import Literal
 
 ColumnType = Literal["VARCHAR", "DATE"]
 
+ENTERPRISE_NUMBER = ("0", "1")
+ESTABLISHMENT_NUMBER = ("2",)
+BRANCH_NUMBER = ("9",)
+ENTITY_NUMBER = (*ENTERPRISE_NUMBER, *ESTABLISHMENT_NUMBER, *BRANCH_NUMBER)
+
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -26,6 +31,8 @@ class Column:
         code_category: the `Category` of code.csv that explains the value; `{nace_version}` in it
             stands for the row's own value of that column; None when the value is no code.
         bare_when_empty: KBO writes an empty value as `,,` instead of `,"",`.
+        number: the column holds numbers `dnnn.nnn.nnn`, for establishment units and branches
+            `d.nnn.nnn.nnn`, and never nothing: the digits `d` that occur; empty for other columns.
     """
 
     csv_name: str
@@ -33,6 +40,7 @@ class Column:
     type: ColumnType = "VARCHAR"
     code_category: str | None = None
     bare_when_empty: bool = False
+    number: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -76,7 +84,9 @@ ENTERPRISE = Table(
     " registered entity.",
     columns=(
         Column(
-            "EnterpriseNumber", "Number of the entity, dotted: `0nnn.nnn.nnn` or `1nnn.nnn.nnn`."
+            "EnterpriseNumber",
+            "Number of the entity, dotted: `0nnn.nnn.nnn` or `1nnn.nnn.nnn`.",
+            number=ENTERPRISE_NUMBER,
         ),
         Column("Status", "Status of the entity; `AC` is active.", code_category="Status"),
         Column(
@@ -111,9 +121,17 @@ ESTABLISHMENT = Table(
     name="establishment",
     description="One row for an establishment unit: a place where an entity works.",
     columns=(
-        Column("EstablishmentNumber", "Number of the establishment unit, dotted: `2.nnn.nnn.nnn`."),
+        Column(
+            "EstablishmentNumber",
+            "Number of the establishment unit, dotted: `2.nnn.nnn.nnn`.",
+            number=ESTABLISHMENT_NUMBER,
+        ),
         Column("StartDate", "Date on which the establishment unit began.", type="DATE"),
-        Column("EnterpriseNumber", "Number of the entity that it belongs to."),
+        Column(
+            "EnterpriseNumber",
+            "Number of the entity that it belongs to.",
+            number=ENTERPRISE_NUMBER,
+        ),
     ),
     unique_key=True,
     natural_key=("establishment_number",),
@@ -123,7 +141,11 @@ DENOMINATION = Table(
     name="denomination",
     description="One row for a name of an entity, establishment unit or branch, in one language.",
     columns=(
-        Column("EntityNumber", "Number of the entity, establishment unit or branch."),
+        Column(
+            "EntityNumber",
+            "Number of the entity, establishment unit or branch.",
+            number=ENTITY_NUMBER,
+        ),
         Column(
             "Language",
             "Language of the name: 0 unknown, 1 FR, 2 NL, 3 DE, 4 EN.",
@@ -144,7 +166,11 @@ ADDRESS = Table(
     description="One row for an address of an entity, establishment unit or branch. Natural persons"
     " have none of their own.",
     columns=(
-        Column("EntityNumber", "Number of the entity, establishment unit or branch."),
+        Column(
+            "EntityNumber",
+            "Number of the entity, establishment unit or branch.",
+            number=ENTITY_NUMBER,
+        ),
         Column(
             "TypeOfAddress",
             "REGO seat, BAET establishment unit, ABBR branch, OBAD oldest active establishment"
@@ -176,7 +202,11 @@ CONTACT = Table(
     description="One row for a telephone number, e-mail or web address of an entity, establishment"
     " unit or branch.",
     columns=(
-        Column("EntityNumber", "Number of the entity, establishment unit or branch."),
+        Column(
+            "EntityNumber",
+            "Number of the entity, establishment unit or branch.",
+            number=ENTITY_NUMBER,
+        ),
         Column("EntityContact", "Whose contact: ENT, EST or BRA.", code_category="EntityContact"),
         Column("ContactType", "TEL, EMAIL, WEB; others occur.", code_category="ContactType"),
         Column("Value", "The number or address, as it was given."),
@@ -189,7 +219,7 @@ ACTIVITY = Table(
     description="One row for an activity of an entity or establishment unit, in one version of the"
     " NACE nomenclature.",
     columns=(
-        Column("EntityNumber", "Number of the entity or establishment unit."),
+        Column("EntityNumber", "Number of the entity or establishment unit.", number=ENTITY_NUMBER),
         Column(
             "ActivityGroup",
             "Who registered it: VAT, social security, ...",
@@ -210,9 +240,9 @@ BRANCH = Table(
     name="branch",
     description="One row for a branch in Belgium of a foreign entity.",
     columns=(
-        Column("Id", "Number of the branch, dotted: `9.nnn.nnn.nnn`."),
+        Column("Id", "Number of the branch, dotted: `9.nnn.nnn.nnn`.", number=BRANCH_NUMBER),
         Column("StartDate", "Date on which the branch began.", type="DATE"),
-        Column("EnterpriseNumber", "Number of the foreign entity."),
+        Column("EnterpriseNumber", "Number of the foreign entity.", number=ENTERPRISE_NUMBER),
     ),
     unique_key=True,
     natural_key=("id",),
