@@ -45,9 +45,10 @@ def check_privacy(settings: Settings) -> Iterator[Finding]:
         settings.inbox_dir,
         settings.dagster_home,
     )
-    is_closed = root.is_dir() and not _mode(root) & _SEARCH  # nobody comes to what is inside
+    # Closed, it keeps others from all that is inside; open, it is the first to be closed.
+    is_passed = root.is_dir() and _mode(root) & _SEARCH and not _mode(root) & _READ_OR_WRITE
     for directory in (root, *inside):
-        if is_closed and directory.is_relative_to(root) and directory != root:
+        if directory != root and directory.is_relative_to(root) and not is_passed:
             continue
         if directory.is_dir() and _mode(directory) & _READ_OR_WRITE:
             yield Finding(

@@ -79,6 +79,9 @@ def test_directories_that_others_can_look_into_are_warnings(settings: Settings) 
     assert findings(settings) == []
     settings.work_dir.chmod(0o755)
     assert findings(settings) == []  # nobody comes so far
+    settings.data_dir.chmod(0o755)
+    (found,) = findings(settings)
+    assert found.text.startswith(f"{settings.data_dir}: ")  # the others follow, if need be
     settings.data_dir.chmod(0o711)
     (found,) = findings(settings)
     assert found.text == f"{settings.work_dir}: other users can look into it (mode 755)"
