@@ -43,6 +43,7 @@ def check_privacy(settings: Settings) -> Iterator[Finding]:
         settings.staging_dir,
         settings.downloads_dir,
         settings.inbox_dir,
+        settings.rejected_dir,
         settings.dagster_home,
     )
     # Closed, it keeps others from all that is inside; open, it is the first to be closed.

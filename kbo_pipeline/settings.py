@@ -65,6 +65,11 @@ class Settings:
         return self.username is not None and self.password is not None
 
     @property
+    def rejected_dir(self) -> Path:
+        """Where it is told why extracts were refused, a directory each."""
+        return self.data_dir / "rejected"
+
+    @property
     def inbox_dir(self) -> Path:
         """Where people put ZIPs to be imported."""
         return self.data_dir / "inbox"

@@ -2,7 +2,7 @@
 
 import datetime
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +12,17 @@ import duckdb
 
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import (
-    CsvFile,
-    Extract,
-    ExtractKey,
-    ExtractType,
-    Operation,
-    missing_tables,
-    unpack,
-)
+from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
+from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
-from kbo_pipeline.tables import ALL_TABLES, Table
+from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
+from kbo_pipeline.unpacking import Unpacked, unpack
+
+KNOWN_VERSION = "1.0.0"
+"""The version of KBO's format that this was made for; others are read too, with a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +33,13 @@ class Staged:
         extract: what it is.
         batches: its batches, in number order; their ranges cover the whole axis.
         records: rows by (table name, batch number, operation); absent where there are none.
-        missing: names of tables that the extract brought no file for.
+        warnings: what was odd in the ZIP; known to who staged it only.
     """
 
     extract: Extract
     batches: tuple[Batch, ...]
     records: Mapping[tuple[str, int, str], int]
-    missing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def batch_keys(self) -> list[str]:
@@ -81,25 +78,26 @@ def stage(
         report: takes a line of progress.
 
     Raises:
-        ExtractError: the ZIP does not hold what KBO publishes.
+        ExtractError: the ZIP is not sound.
+        RejectedError: its files do not hold what KBO publishes; names the first faults.
         StorageError: another process stages the same extract.
     """
     target = staging_file(directory, extract.key)
-    unpacked = directory / f"{extract.key}.unpacked"
+    unpacked_dir = directory / f"{extract.key}.unpacked"
     with exclusive_lock(directory / f"{extract.key}.lock"):
-        shutil.rmtree(unpacked, ignore_errors=True)
-        unpacked.mkdir(parents=True)
+        shutil.rmtree(unpacked_dir, ignore_errors=True)
+        unpacked_dir.mkdir(parents=True)
         try:
-            files = unpack(zip_file, extract.key, unpacked)
-            report(f"unpacked {len(files)} files")
+            unpacked = unpack(zip_file, extract.key, unpacked_dir)
+            report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
-                _load(connection, extract, files, unpacked / "none.csv")
+                warnings = _load(connection, extract, unpacked)
                 _cut(connection, batch_rows, max_batches)
                 _describe(connection, extract)
                 connection.execute("CHECKPOINT staging")
-                staged = read_staged(connection, missing_tables(files))
+                staged = read_staged(connection, warnings)
         finally:
-            shutil.rmtree(unpacked, ignore_errors=True)
+            shutil.rmtree(unpacked_dir, ignore_errors=True)
     report(f"{sum(staged.records.values())} rows in {len(staged.batches)} batches")
     return staged
 
@@ -186,8 +184,8 @@ def attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None
         connection.execute("DETACH staging")
 
 
-def read_staged(connection: duckdb.DuckDBPyConnection, missing: list[str] | None = None) -> Staged:
-    """Reads what the attached staging file says of itself."""
+def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] = ()) -> Staged:
+    """Reads what the attached staging file says of itself; the warnings are put with it."""
     row = connection.execute("FROM staging.extract").fetchone()
     if row is None:
         raise RegisterError("the staging file says nothing of its extract; stage it again")
@@ -208,54 +206,66 @@ def read_staged(connection: duckdb.DuckDBPyConnection, missing: list[str] | None
         extract,
         tuple(Batch(*batch) for batch in batches),
         {(name, batch, operation): count for name, batch, operation, count in records},
-        tuple(missing or ()),
+        tuple(warnings),
     )
 
 
-def _load(
-    connection: duckdb.DuckDBPyConnection,
-    extract: Extract,
-    files: Mapping[tuple[Table, Operation], CsvFile],
-    unused: Path,
-) -> None:
+def _load(connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked) -> list[str]:
+    """Fills the staged tables, and makes sure that they hold what the files do; returns warnings.
+
+    The fast ways only say that something is wrong; what it is, the exact reading finds.
+    """
+    reason = "a file with other records or headers than KBO's"
+    if not unpacked.faults and all(file.is_regular for file in unpacked.files.values()):
+        try:
+            reason = _load_tables(connection, unpacked)
+        except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
+            reason = " ".join(str(error).split())[:400]
+        if not reason:
+            return [*unpacked.warnings, *_odd(connection, extract)]
+    faults = first_faults(_faults(unpacked)) or [Fault("", reason)]
+    raise RejectedError(extract.source_file, faults)
+
+
+def _load_tables(connection: duckdb.DuckDBPyConnection, unpacked: Unpacked) -> str:
+    """Fills the staged tables and counts along; says what does not fit, or nothing."""
     connection.execute("CREATE SCHEMA staging.staged")
     for table in ALL_TABLES:
-        mine = {o: files[table, o] for o in extract.key.operations if (table, o) in files}
-        paths = {operation: glob_escaped(file.path) for operation, file in mine.items()}
-        try:
-            connection.execute(staging_sql.load_staged(table, list(mine)), paths)
-        except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
-            where = [f" ({o})" for o, file in mine.items() if f"file = {file.path}" in str(error)]
-            raise ExtractError(
-                f"{extract.source_file}: {table.name}{''.join(where)}: {_first_line(error)};"
-                " fetch the ZIP again"
-            ) from None
+        mine = {o: file for (t, o), file in unpacked.files.items() if t is table}
+        columns = {o: file.header.columns for o, file in mine.items()}
+        paths = {o: glob_escaped(file.path) for o, file in mine.items()}
+        connection.execute(staging_sql.load_staged(table, columns), paths)
         for operation, file in mine.items():
-            _check_count(connection, extract, table, operation, file)
+            rows = _count(connection, staging_sql.staged_rows(table, operation))
+            if rows != file.rows:
+                return f"{file.member}: {file.rows} records, but DuckDB read {rows}"
+    connection.execute(staging_sql.count_by_entity())
+    for table in ALL_TABLES:
+        for statement in staging_sql.unsound_values(table):
+            if _count(connection, statement):
+                return f"{table.name}: a number that is none"
+    return ""
 
 
-def _check_count(
-    connection: duckdb.DuckDBPyConnection,
-    extract: Extract,
-    table: Table,
-    operation: Operation,
-    file: CsvFile,
-) -> None:
-    """Every line of the file must be the header, a staged row, or a break inside a value."""
-    ((rows, without_key),) = connection.execute(
-        staging_sql.staged_records(table, operation)
-    ).fetchall()
-    name = f"{extract.source_file}: {table.name} ({operation})"
-    if without_key:
-        raise ExtractError(f"{name}: {without_key} rows without {table.key}; fetch the ZIP again")
-    if file.lines == 1 + rows:
-        return
-    ((feeds,),) = connection.execute(staging_sql.staged_line_breaks(table, operation)).fetchall()
-    if file.lines != 1 + rows + feeds:
-        raise ExtractError(
-            f"{name}: {file.lines} lines, but {rows} rows with {feeds} line breaks were read;"
-            " see whether KBO changed the format"
-        )
+def _faults(unpacked: Unpacked) -> Iterator[Fault]:
+    yield from unpacked.faults
+    for (table, _), file in unpacked.files.items():
+        if file.header.fault is None:
+            yield from file_faults(file.path, file.member, file.header.columns, table.columns[0])
+
+
+def _odd(connection: duckdb.DuckDBPyConnection, extract: Extract) -> Iterator[str]:
+    """What is odd in the rows, or in the extract as a whole, and does no harm."""
+    if extract.version != KNOWN_VERSION:
+        yield f"meta.csv: Version {extract.version[:20]!r}; {KNOWN_VERSION} is what is known"
+    for table in TABLES:
+        if table.unique_key and (found := _count(connection, staging_sql.differing_rows(table))):
+            yield f"{table.name}: of {found} numbers two different rows; the later of each counts"
+
+
+def _count(connection: duckdb.DuckDBPyConnection, statement: str) -> int:
+    ((count,),) = connection.execute(statement).fetchall()
+    return int(count)
 
 
 def _cut(connection: duckdb.DuckDBPyConnection, batch_rows: int, max_batches: int) -> None:
@@ -265,7 +275,6 @@ def _cut(connection: duckdb.DuckDBPyConnection, batch_rows: int, max_batches: in
         row = connection.execute(statement, parameters).fetchone()
         return cast("int | str | None", row[0] if row else None)
 
-    connection.execute(staging_sql.count_by_entity())
     connection.execute(staging_sql.COUNT_ALONG_AXIS)
     total = cast(int, value(staging_sql.AXIS_TOTAL))
     target = batch_target(total, batch_rows, max_batches)

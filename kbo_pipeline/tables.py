@@ -59,6 +59,7 @@ class Table:
         unique_key: a key has one row at most (of two, the later one in the file wins); else a key
             owns any number of rows.
         natural_key: the columns that together name one row, for people and documentation.
+        may_be_empty: a Full without any row of it is odd, but can be.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Table:
     columns: tuple[Column, ...]
     unique_key: bool = False
     natural_key: tuple[str, ...] = ()
+    may_be_empty: bool = True
 
     @property
     def key(self) -> str:
@@ -115,6 +117,7 @@ ENTERPRISE = Table(
     ),
     unique_key=True,
     natural_key=("enterprise_number",),
+    may_be_empty=False,
 )
 
 ESTABLISHMENT = Table(
@@ -260,6 +263,14 @@ CODE = Table(
     ),
     natural_key=("category", "code", "language"),
 )
+
+
+def number_pattern(digits: tuple[str, ...]) -> str:
+    """A regular expression, for Python and for DuckDB, of the numbers of a `Column.number`."""
+    shapes = {"[01]": r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}", "[29]": r"\.[0-9]{3}\.[0-9]{3}\.[0-9]{3}"}
+    found = [d + shape for kinds, shape in shapes.items() for d in digits if d in kinds]
+    return "|".join(found)
+
 
 TABLES: tuple[Table, ...] = (
     ENTERPRISE,

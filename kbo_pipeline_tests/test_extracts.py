@@ -5,7 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,18 +17,31 @@ from kbo_pipeline.extracts import (
     Extract,
     ExtractKey,
     key_in_file_name,
-    missing_tables,
     read_extract,
-    unpack,
 )
-from kbo_pipeline.tables import ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, Table
+from kbo_pipeline.faults import RejectedError
+from kbo_pipeline.tables import (
+    ALL_TABLES,
+    BRANCH,
+    CODE,
+    CONTACT,
+    TABLES,
+    Column,
+    Table,
+)
+from kbo_pipeline.unpacking import unpack
 from kbo_pipeline_tests.core import Core
-from kbo_pipeline_tests.zips import Row, csv_text, write_extract
+from kbo_pipeline_tests.test_staging import AWKWARD, staged_rows
+from kbo_pipeline_tests.zips import LONE_ENTERPRISE, Row, csv_text, write_extract
 
 FULL = ExtractKey(140, "full")
 UPDATE = ExtractKey(141, "update")
 ROWS: dict[str, list[Row]] = {
-    "branch": [("9.000.006.626", date(1804, 2, 29), "0200.065.765"), ("9.000.006.725", None, "x")],
+    "enterprise": [LONE_ENTERPRISE],
+    "branch": [
+        ("9.000.006.626", date(1804, 2, 29), "0200.065.765"),
+        ("9.000.006.725", None, "0200.065.765"),
+    ],
     "code": [("Status", "AC", "NL", "Actief"), ("Status", "AC", "FR", None)],
 }
 META = {
@@ -48,15 +61,17 @@ def meta(**changes: str | None) -> str:
 
 
 def unpacked(zip_file: Path) -> tuple[Extract, dict[str, bytes], list[str]]:
-    """What a ZIP is, its members by the name they are unpacked to, and the missing tables."""
+    """What a ZIP is, its members by the name they are unpacked to, and the warnings."""
     directory = zip_file.parent / "unpacked"
     directory.mkdir(exist_ok=True)
     for file in directory.iterdir():
         file.unlink()
     extract = read_extract(zip_file)
-    files = unpack(zip_file, extract.key, directory)
-    contents = {file.path.name: file.path.read_bytes() for file in files.values()}
-    return extract, contents, missing_tables(files)
+    found = unpack(zip_file, extract.key, directory)
+    if found.faults:
+        raise RejectedError(zip_file.name, found.faults)
+    contents = {file.path.name: file.path.read_bytes() for file in found.files.values()}
+    return extract, contents, found.warnings
 
 
 def refusal(zip_file: Path) -> str:
@@ -176,6 +191,7 @@ def test_meta_is_read_with_and_without_bom_and_crlf(
 ) -> None:
     text = bom + meta().replace("\n", line_end)
     zip_file = write_extract(tmp_path, FULL, ROWS, members={"meta.csv": text})
+    zip_file = zip_file.rename(tmp_path / "any name.zip")
     assert read_extract(zip_file) == Extract(
         key=FULL,
         snapshot_date=date(2025, 10, 11),
@@ -239,6 +255,47 @@ def test_an_unsound_meta_is_refused(text: str | bytes, tmp_path: Path) -> None:
     assert "meta.csv" in refusal(zip_file.rename(tmp_path / "any name.zip"))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_right"),
+    [
+        ("KboOpenData_0140_2025_10_12_Full.zip", True),
+        ("KboOpenData_0140_2025_10_11_Full.zip", True),
+        ("KboOpenData_0140_2025_10_14_Full.zip", False),
+        ("KboOpenData_0140_2024_10_12_Full.zip", False),
+        ("KboOpenData_0140_2025_10_Full.zip", True),
+        ("KboOpenData_0140_2025_11_Full.zip", False),
+    ],
+)
+def test_the_day_or_month_in_the_file_name_must_be_that_of_meta(
+    name: str, is_right: bool, tmp_path: Path
+) -> None:
+    zip_file = write_extract(tmp_path, FULL, ROWS, members={"meta.csv": meta()})
+    zip_file = zip_file.rename(tmp_path / name)
+    if is_right:
+        assert read_extract(zip_file).key == FULL
+    else:
+        assert "made on 12-10-2025, the file name says" in refusal(zip_file)
+
+
+@pytest.mark.parametrize(("days", "is_right"), [(2, True), (4, False)])
+def test_a_snapshot_of_the_future_is_refused(days: int, is_right: bool, tmp_path: Path) -> None:
+    day = date.today() + timedelta(days=days)
+    text = meta(SnapshotDate=f"{day:%d-%m-%Y}")
+    zip_file = write_extract(tmp_path, FULL, ROWS, members={"meta.csv": text})
+    zip_file = zip_file.rename(tmp_path / "any name.zip")
+    if is_right:
+        assert read_extract(zip_file).snapshot_date == day
+    else:
+        assert f"SnapshotDate {day:%d-%m-%Y} is in the future" in refusal(zip_file)
+
+
+def test_an_unknown_version_is_read_with_a_warning(tmp_path: Path) -> None:
+    zip_file = write_extract(tmp_path, FULL, ROWS, members={"meta.csv": meta(Version="2.0")})
+    staged = Core(tmp_path).stage(zip_file.rename(tmp_path / "any name.zip"))
+    assert staged.extract.version == "2.0"
+    assert "meta.csv: Version '2.0'; 1.0.0 is what is known" in staged.warnings
+
+
 @pytest.mark.parametrize("changes", [{"ExtractNumber": "141"}, {"ExtractType": "update"}], ids=str)
 def test_a_file_name_that_says_another_extract_is_refused(
     changes: dict[str, str | None], tmp_path: Path
@@ -262,12 +319,14 @@ def rewritten(
 
 
 def test_the_members_come_out_as_they_went_in(tmp_path: Path) -> None:
-    _, contents, missing = unpacked(write_extract(tmp_path, FULL, ROWS))
+    _, contents, warned = unpacked(write_extract(tmp_path, FULL, ROWS))
     assert contents == {
         f"{table.name}_insert.csv": csv_text(table.columns, ROWS.get(table.name, [])).encode()
         for table in ALL_TABLES
     }
-    assert missing == []
+    assert set(warned) == {
+        f"{table.name}.csv: no rows in a Full" for table in ALL_TABLES if table.name not in ROWS
+    }
 
 
 @pytest.mark.parametrize("key", [FULL, UPDATE], ids=str)
@@ -303,8 +362,8 @@ def test_a_pair_missing_from_an_update_is_an_empty_table_and_reported(
 ) -> None:
     left_out = {f"{table.name}_delete.csv": None, f"{table.name}_insert.csv": None}
     zip_file = write_extract(tmp_path, UPDATE, ROWS, members=left_out)
-    _, contents, missing = unpacked(zip_file)
-    assert missing == [table.name]
+    _, contents, warned = unpacked(zip_file)
+    assert warned == [f"{table.name}: no files in the ZIP: taken as empty"]
     assert not contents.keys() & left_out.keys()
 
 
@@ -312,7 +371,7 @@ def test_a_missing_pair_is_staged_as_an_empty_table(tmp_path: Path) -> None:
     left_out = {"contact_delete.csv": None, "contact_insert.csv": None}
     core = Core(tmp_path)
     staged = core.stage(write_extract(tmp_path, UPDATE, ROWS, members=left_out))
-    assert staged.missing == ("contact",)
+    assert staged.warnings == ("contact: no files in the ZIP: taken as empty",)
     assert staged.table_records(CONTACT) == 0
     with core.staged(UPDATE) as (connection, again):
         assert connection.execute("FROM staging.import_staging_contact").fetchall() == []
@@ -332,7 +391,7 @@ def test_a_missing_member_or_half_a_pair_is_refused(
     key: ExtractKey, member: str, tmp_path: Path
 ) -> None:
     zip_file = write_extract(tmp_path, key, ROWS, members={member: None})
-    assert f"{member} is missing" in refusal(zip_file)
+    assert f"{member}: missing" in refusal(zip_file)
 
 
 @pytest.mark.parametrize("name", ["branch.csv", "Branch.CSV", "meta.csv"])
@@ -343,34 +402,35 @@ def test_a_duplicate_member_is_refused(name: str, tmp_path: Path) -> None:
     assert f"{name.lower()} stands in it twice" in refusal(zip_file)
 
 
-def test_other_members_are_left_alone(tmp_path: Path) -> None:
-    zip_file = write_extract(
-        tmp_path,
-        FULL,
-        ROWS,
-        members={"../readme.txt": "x", "folder/": "", "branch_insert.csv": "x"},
-    )
-    expected = unpacked(write_extract(tmp_path, FULL, ROWS))[1]
-    assert unpacked(zip_file)[1] == expected
-    assert not (tmp_path / "readme.txt").exists()
+def test_other_members_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    others: dict[str, str | bytes | None] = {
+        "readme.txt": "x",
+        "folder/x": "",
+        "branch_insert.csv": "x",
+    }
+    zip_file = write_extract(tmp_path, FULL, ROWS, members=others)
+    _, contents, warned = unpacked(zip_file)
+    assert contents == unpacked(write_extract(tmp_path, FULL, ROWS))[1]
+    assert {w for w in warned if "unknown member" in w} == {
+        f"{name}: an unknown member of the ZIP is left out" for name in others
+    }
 
 
 @pytest.mark.parametrize("table", ALL_TABLES, ids=lambda table: table.name)
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda names: [*names[1:], names[0]],
         lambda names: names[:-1],
-        lambda names: [*names, "New"],
         lambda names: [f"{names[0][:-1]}_", *names[1:]],
         lambda names: [*names[:-1], names[-1].lower()],
         lambda names: [*names[:-1], f"{names[-1]} "],
+        lambda names: [*names, names[-1]],
         lambda names: [";".join(names)],
         lambda names: ["\r".join(names)],
         lambda names: ["é" * 10],
         lambda names: [],
     ],
-    ids=["order", "fewer", "more", "one-char", "case", "blank", ";", "CR", "other", "empty"],
+    ids=["fewer", "one-char", "case", "blank", "twice", ";", "CR", "other", "none"],
 )
 def test_another_header_is_refused_with_file_and_line(
     table: Table, spoil: Callable[[list[str]], list[str]], tmp_path: Path
@@ -378,21 +438,46 @@ def test_another_header_is_refused_with_file_and_line(
     header = ",".join(spoil([column.csv_name for column in table.columns]))
     member = f"{table.name}.csv"
     zip_file = write_extract(tmp_path, FULL, ROWS, members={member: header + "\n"})
-    assert f"{member}: line 1: expected the header {table.columns[0].csv_name}," in refusal(
-        zip_file
-    )
+    names = ",".join(column.csv_name for column in table.columns)
+    assert f"{member}: line 1 (byte 0): the header must name {names};" in refusal(zip_file)
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff\xfe\n", b"\x00" * 5000, b'"Id', b"PK\3\4"])
+@pytest.mark.parametrize("table", ALL_TABLES, ids=lambda table: table.name)
+def test_columns_are_known_by_their_names_in_any_order(table: Table, tmp_path: Path) -> None:
+    rows = AWKWARD[table.name]
+    columns = [*reversed(table.columns), Column("New, one", "Something that KBO adds.")]
+    text = csv_text(columns, [(*reversed(row), '"; x') for row in rows])
+    core = Core(tmp_path)
+    staged = core.stage(write_extract(tmp_path, FULL, {}, members={f"{table.name}.csv": text}))
+    assert f"{table.name}.csv: unknown columns are left out: 'New, one'" in staged.warnings
+    with core.staged(FULL) as (connection, _):
+        assert staged_rows(connection, table, "insert") == rows
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\n", b"\x00" * 5000, b'"Id', b"PK\3\4", b"\n"])
 def test_a_member_that_is_no_csv_is_refused(text: bytes, tmp_path: Path) -> None:
     zip_file = write_extract(tmp_path, FULL, ROWS, members={"branch.csv": text})
-    assert "branch.csv: line 1: expected the header Id," in refusal(zip_file)
+    assert "branch.csv: line 1 (byte 0): the header must name Id," in refusal(zip_file)
 
 
-def test_a_delete_file_with_more_than_the_key_is_refused(tmp_path: Path) -> None:
-    text = csv_text(BRANCH.columns, [])
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    zip_file = write_extract(tmp_path, FULL, ROWS, members={"branch.csv": b""})
+    assert "branch.csv: an empty file, without even a header" in refusal(zip_file)
+
+
+def test_a_full_without_any_enterprise_is_refused(tmp_path: Path) -> None:
+    zip_file = write_extract(tmp_path, FULL, ROWS | {"enterprise": []})
+    assert "enterprise.csv: no rows in a Full" in refusal(zip_file)
+
+
+def test_a_delete_file_with_more_than_the_key_is_read_for_its_keys(tmp_path: Path) -> None:
+    text = csv_text(BRANCH.columns, ROWS["branch"])
     zip_file = write_extract(tmp_path, UPDATE, ROWS, members={"branch_delete.csv": text})
-    assert "branch_delete.csv: line 1: expected the header Id, found" in refusal(zip_file)
+    _, contents, warned = unpacked(zip_file)
+    assert contents["branch_delete.csv"] == text.encode()
+    assert (
+        "branch_delete.csv: unknown columns are left out: 'StartDate', 'EnterpriseNumber'" in warned
+    )
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])

@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import duckdb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
+from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Column, Table
 from kbo_pipeline_tests.core import Core, rows_of, sorted_rows
 from kbo_pipeline_tests.zips import Row, write_extract
 
@@ -68,21 +69,27 @@ class Model:
                 spans.setdefault(row, []).append([step.key.number, None])
 
 
-def _value(column_type: str) -> st.SearchStrategy[object]:
-    return st.none() | st.dates() if column_type == "DATE" else st.sampled_from(TEXTS)
+def _value(column: Column) -> st.SearchStrategy[Any]:
+    if column.number:
+        return st.sampled_from([number for number in NUMBERS if number[0] in column.number])
+    return st.none() | st.dates() if column.type == "DATE" else st.sampled_from(TEXTS)
 
 
-def _rows(table: Table) -> st.SearchStrategy[list[Row]]:
-    others = [_value(column.type) for column in table.columns[1:]]
-    return st.lists(st.tuples(st.sampled_from(NUMBERS), *others), max_size=5)
+def _rows(table: Table, fewest: int) -> st.SearchStrategy[list[Row]]:
+    key = _value(table.columns[0]) if table is not CODE else st.sampled_from(NUMBERS)
+    others = map(_value, table.columns[1:])
+    return st.lists(st.tuples(key, *others), min_size=fewest, max_size=5)
 
 
-def _some(tables: tuple[Table, ...]) -> st.SearchStrategy[dict[str, list[Row]]]:
-    return st.fixed_dictionaries({table.name: _rows(table) for table in tables})
+def _some(*, whole: bool = False) -> st.SearchStrategy[dict[str, list[Row]]]:
+    """Rows for all tables; a Full has some of those that may not be empty."""
+    return st.fixed_dictionaries(
+        {table.name: _rows(table, int(whole and not table.may_be_empty)) for table in ALL_TABLES}
+    )
 
 
 KEYS = st.fixed_dictionaries(
-    {t.name: st.lists(st.sampled_from(NUMBERS), max_size=3, unique=True) for t in TABLES}
+    {t.name: st.lists(_value(t.columns[0]), max_size=3, unique=True) for t in TABLES}
 )
 
 
@@ -90,14 +97,14 @@ KEYS = st.fixed_dictionaries(
 def scripts(draw: st.DrawFn) -> list[Step]:
     """A Full, then Updates and Fulls; some send again what is there, as KBO does."""
     number = 1
-    steps = [Step(ExtractKey(number, "full"), draw(_some(ALL_TABLES)))]
+    steps = [Step(ExtractKey(number, "full"), draw(_some(whole=True)))]
     model = Model()
     model.take(steps[0], 0)
     for _ in range(draw(st.integers(0, 3))):
         previous = number
         kind = draw(st.sampled_from(["update", "update", "full", "full with a gap"]))
         number += 3 if kind == "full with a gap" else 1
-        inserts = draw(_some(ALL_TABLES))
+        inserts = draw(_some(whole=kind != "update"))
         deletes: dict[str, list[str]] = {}
         if kind == "update":
             deletes = draw(KEYS)

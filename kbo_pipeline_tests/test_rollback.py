@@ -14,7 +14,8 @@ from kbo_pipeline.publishing import is_published, read_standing_of
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.tables import ALL_TABLES, TABLES
 from kbo_pipeline_tests.core import Core
-from kbo_pipeline_tests.zips import Row, write_extract
+from kbo_pipeline_tests.zips import Row, keys_for, write_extract
+from kbo_pipeline_tests.zips import rows_for as rows_of_tables
 
 FULL = ExtractKey(140, "full")
 UPDATE = ExtractKey(141, "update")
@@ -24,26 +25,20 @@ NUMBERS = [f"0200.000.{n:03d}" for n in range(8)]
 
 def rows_for(numbers: list[str], mark: str) -> dict[str, list[Row]]:
     """One row for each number in each of the seven tables, and two codes."""
-    rows: dict[str, list[Row]] = {
-        table.name: [
-            (n, *(None if c.type == "DATE" else f"{mark} {c.name}" for c in table.columns[1:]))
-            for n in numbers
-        ]
-        for table in TABLES
-    }
-    return rows | {"code": [("Status", code, "NL", None) for code in ("KEPT", mark)]}
+    codes: list[Row] = [("Status", code, "NL", None) for code in ("KEPT", mark)]
+    return rows_of_tables(numbers, mark) | {"code": codes}
 
 
 @pytest.fixture
 def core(tmp_path: Path) -> Core:
     """A data directory in which the Full makes four batches."""
-    return Core(tmp_path / "core", batch_rows=2 * len(TABLES))
+    return Core(tmp_path / "core", batch_rows=13)
 
 
 @pytest.fixture
 def zips(tmp_path: Path) -> dict[ExtractKey, Path]:
     """A Full, an Update that deletes and inserts, and a later Full that differs from both."""
-    deletes = {table.name: NUMBERS[1:5] for table in TABLES}
+    deletes = keys_for(NUMBERS[1:5])
     return {
         FULL: write_extract(tmp_path, FULL, rows_for(NUMBERS, "first")),
         UPDATE: write_extract(tmp_path, UPDATE, rows_for(NUMBERS[2:6], "second"), deletes),

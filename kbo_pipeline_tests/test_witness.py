@@ -22,7 +22,7 @@ from kbo_pipeline.tables import TABLES
 from kbo_pipeline.witness import Recorded, Remedy, newest_known
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_rollback import FULL, NUMBERS, UPDATE, apply_some, rows_for
-from kbo_pipeline_tests.zips import write_extract
+from kbo_pipeline_tests.zips import keys_for, write_extract
 
 NEXT = ExtractKey(142, "update")
 
@@ -85,13 +85,13 @@ def flip(file: Path, place: int) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[ExtractKey, Path]]:
     directory = tmp_path_factory.mktemp("made")
-    deletes = {table.name: NUMBERS[1:5] for table in TABLES}
+    deletes = keys_for(NUMBERS[1:5])
     zips = {
         FULL: write_extract(directory, FULL, rows_for(NUMBERS, "first")),
         UPDATE: write_extract(directory, UPDATE, rows_for(NUMBERS[2:6], "second"), deletes),
         NEXT: write_extract(directory, NEXT, rows_for(NUMBERS[1:5], "third"), deletes),
     }
-    core = Core(directory / "data", batch_rows=2 * len(TABLES))
+    core = Core(directory / "data", batch_rows=13)
     for key in (FULL, UPDATE):
         core.import_zip(zips[key])
     return core.directory, zips
@@ -100,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[ExtractKe
 @pytest.fixture
 def world(made: tuple[Path, dict[ExtractKey, Path]], tmp_path: Path) -> World:
     shutil.copytree(made[0], tmp_path / "data")
-    core = Core(tmp_path / "data", batch_rows=2 * len(TABLES))
+    core = Core(tmp_path / "data", batch_rows=13)
     return World(core, load_settings({"KBO_DATA_DIR": str(core.directory)}, tmp_path), made[1])
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_ends_too_soon_is_found(world: World, length: int) -> None:
 def test_the_chain_tells_registers_apart_by_what_they_did_and_by_nothing_else(
     world: World, tmp_path: Path
 ) -> None:
-    other = Core(tmp_path / "other", batch_rows=2 * len(TABLES))
+    other = Core(tmp_path / "other", batch_rows=13)
     for key in (FULL, UPDATE):
         other.import_zip(world.zips[key], random.Random(8), twice=True)
     chain = chain_of(world.published)

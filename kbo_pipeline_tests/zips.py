@@ -2,21 +2,55 @@
 
 import datetime
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table
+from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Column, Table
 
 Value = str | datetime.date | None
 Row = tuple[Value, ...]
 
 FIRST_DATE = datetime.date(2025, 1, 1)
+LONE_ENTERPRISE: Row = ("0200.065.765", *(None,) * 6)
+"""The row of a Full whose enterprises do not matter: without any, it is refused."""
 
 
 def snapshot_date(number: int) -> datetime.date:
     """The snapshot date that these extracts give to a number."""
     return FIRST_DATE + datetime.timedelta(days=number)
+
+
+def as_number(column: Column, number: str) -> str:
+    """An enterprise number, or what stands for it in a column of other numbers."""
+    if not column.number or number[0] in column.number:
+        return number
+    digits = number.replace(".", "")
+    return f"{column.number[0]}.{digits[1:4]}.{digits[4:7]}.{digits[7:]}"
+
+
+def rows_for(numbers: Sequence[str], mark: str) -> dict[str, list[Row]]:
+    """One row for each enterprise number in each of the seven tables."""
+    return {table.name: [_row_for(table, number, mark) for number in numbers] for table in TABLES}
+
+
+def keys_for(numbers: Sequence[str]) -> dict[str, list[str]]:
+    """The keys of the rows that `rows_for` gives."""
+    return {table.name: [as_number(table.columns[0], n) for n in numbers] for table in TABLES}
+
+
+def _row_for(table: Table, number: str, mark: str) -> Row:
+    marked = f"0{zlib.crc32(mark.encode()) % 1000:03d}.000.000"
+    others = (
+        None
+        if column.type == "DATE"
+        else as_number(column, marked)
+        if column.number
+        else f"{mark} {column.name}"
+        for column in table.columns[1:]
+    )
+    return (as_number(table.columns[0], number), *others)
 
 
 def csv_field(column: Column, value: Value) -> str:
@@ -48,7 +82,8 @@ def write_extract(
     Args:
         directory: where to.
         key: number and type.
-        inserts: rows by table name; for a Full, all rows.
+        inserts: rows by table name; for a Full, all rows, and one enterprise if it says nothing
+            of enterprises.
         deletes: keys by table name; Updates only.
         members: contents that replace members by name; None leaves a member out.
     """
@@ -60,6 +95,8 @@ def write_extract(
         f'"ExtractTimestamp","{published:%d-%m-%Y} 07:40:18"\n'
         f'"ExtractType","{key.type}"\n"ExtractNumber","{key.number}"\n"Version","1.0.0"\n'
     }
+    if key.type == "full":
+        inserts = {"enterprise": [LONE_ENTERPRISE], **inserts}
     for table in ALL_TABLES:
         texts |= _table_members(table, key, inserts, deletes or {})
     texts |= members or {}

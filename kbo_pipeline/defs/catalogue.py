@@ -1,9 +1,11 @@
 """What the Dagster UI shows of a table: its columns and a preview of its rows."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from kbo_pipeline.faults import FAULT_COLUMNS, Fault
 from kbo_pipeline.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -43,6 +45,16 @@ def preview(rows: "DataFrame") -> dg.TableMetadataValue:
     ]
     schema = dg.TableSchema([dg.TableColumn(str(name)) for name in rows.columns])
     return dg.MetadataValue.table(records=records, schema=schema)
+
+
+def fault_table(faults: Sequence[Fault]) -> dg.TableMetadataValue:
+    """What is wrong with an extract, as a table of the UI."""
+    records = [
+        dg.TableRecord({name: getattr(fault, name) for name in FAULT_COLUMNS}) for fault in faults
+    ]
+    return dg.MetadataValue.table(
+        records=records, schema=dg.TableSchema([dg.TableColumn(name) for name in FAULT_COLUMNS])
+    )
 
 
 def _column(column: Column) -> dg.TableColumn:

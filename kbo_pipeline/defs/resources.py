@@ -12,8 +12,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
+from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
+from kbo_pipeline.faults import RejectedError
 from kbo_pipeline.files import make_private
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
@@ -75,7 +77,8 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
             mark_suspect(load_settings())
         if is_transient(error):
             raise
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        faults = {"faults": fault_table(error.faults)} if isinstance(error, RejectedError) else {}
+        raise dg.Failure(description=str(error), metadata=faults, allow_retries=False) from error
 
 
 def go_on(context: StepContext, settings: Settings) -> None:

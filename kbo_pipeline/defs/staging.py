@@ -10,6 +10,7 @@ from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.extracts import read_extract
+from kbo_pipeline.faults import reported
 from kbo_pipeline.fetching import kept_zip
 from kbo_pipeline.publishing import is_published
 from kbo_pipeline.room import check_room_to_import
@@ -60,17 +61,18 @@ def import_staging(
                 )
             return
         check_room_to_import(settings, key, zip_file)
-        staged = stage(
-            connection,
-            zip_file,
-            extract,
-            settings.staging_dir,
-            batch_rows=settings.batch_rows,
-            max_batches=settings.max_batches,
-            report=lambda line: context.log.info(f"{key}: {line}"),
-        )
-        for name in staged.missing:
-            context.log.warning(f"{key}: no files for {name}: taken as empty")
+        with reported(settings.rejected_dir / str(key)):
+            staged = stage(
+                connection,
+                zip_file,
+                extract,
+                settings.staging_dir,
+                batch_rows=settings.batch_rows,
+                max_batches=settings.max_batches,
+                report=lambda line: context.log.info(f"{key}: {line}"),
+            )
+        for warning in staged.warnings:
+            context.log.warning(f"{key}: {warning}")
         register_batches(context.instance, key, staged.batch_keys)
         with open_staged(connection, settings.staging_dir, key):
             for table in ALL_TABLES:
@@ -83,6 +85,7 @@ def import_staging(
                         "dagster/row_count": row[0],
                         "batches": len(staged.batches),
                         "preview": preview(rows),
+                        "warnings": list(staged.warnings),
                     },
                     data_version=dg.DataVersion(extract.sha256),
                 )

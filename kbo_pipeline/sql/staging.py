@@ -1,51 +1,92 @@
 """SQL that fills an extract's staging file and cuts it into batches."""
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 
 from kbo_pipeline.extracts import Operation
-from kbo_pipeline.tables import CODE, TABLES, Table
+from kbo_pipeline.faults import DATE_PATTERN, MAX_RECORD
+from kbo_pipeline.tables import CODE, TABLES, Column, Table, number_pattern
 
 
-def load_staged(table: Table, operations: Collection[Operation]) -> str:
-    """Fills `staged.<table>` from the CSV files bound as `$delete` and `$insert`, in file order."""
-    selects = [_read_csv(table, operation) for operation in operations]
-    columns = ", ".join(f"{c.name} {c.type}" for c in table.columns)
+def load_staged(table: Table, columns: Mapping[Operation, Sequence[Column | None]]) -> str:
+    """Fills `staged.<table>` from the CSV files bound as `$delete` and `$insert`, in file order.
+
+    Args:
+        table: the table.
+        columns: of each file, in its order; None for one that is left out.
+    """
+    selects = [_read_csv(table, operation, found) for operation, found in columns.items()]
+    types = ", ".join(f"{c.name} {c.type}" for c in table.columns)
     create = f"CREATE TABLE staged.{table.name}"
     if not selects:
-        return f"{create} (operation VARCHAR, {columns})"
+        return f"{create} (operation VARCHAR, {types})"
     return f"{create} AS {' UNION ALL '.join(selects)}"
 
 
-def _read_csv(table: Table, operation: Operation) -> str:
-    in_file = table.columns[:1] if operation == "delete" else table.columns
-    types = ", ".join(f"'{c.name}': '{c.type}'" for c in in_file)
-    absent = "".join(f", NULL::{c.type} AS {c.name}" for c in table.columns[len(in_file) :])
+def _read_csv(table: Table, operation: Operation, columns: Sequence[Column | None]) -> str:
+    in_file = ", ".join(
+        f"'{f'unknown_{place}' if column is None else column.name}': 'VARCHAR'"
+        for place, column in enumerate(columns)
+    )
+    values = ", ".join(
+        _value(c) if c in columns else f"NULL::{c.type} AS {c.name}" for c in table.columns
+    )
     return (
-        f"SELECT '{operation}' AS operation, {', '.join(c.name for c in in_file)}{absent}"
-        f" FROM read_csv(${operation}, columns = {{{types}}}, auto_detect = false, header = true,"
+        f"SELECT '{operation}' AS operation, {values}"
+        f" FROM read_csv(${operation}, columns = {{{in_file}}}, auto_detect = false, header = true,"
         " delim = ',', quote = '\"', escape = '\"', nullstr = '', allow_quoted_nulls = true,"
-        " dateformat = '%d-%m-%Y', strict_mode = true, null_padding = false,"
+        f" max_line_size = {MAX_RECORD}, strict_mode = true, null_padding = false,"
         " ignore_errors = false, encoding = 'utf-8')"
     )
 
 
-def staged_records(table: Table, operation: Operation) -> str:
-    """Counts the rows that were staged, and those without a key."""
+def _value(column: Column) -> str:
+    """DuckDB's own dates would let `1-1-20` pass."""
+    if column.type != "DATE":
+        return column.name
+    name = column.name
     return (
-        f"SELECT count(*), count(*) - count({table.key}) FROM staged.{table.name}"
-        f" WHERE operation = '{operation}'"
+        f"CASE WHEN {name} IS NULL OR regexp_full_match({name}, '{DATE_PATTERN}')"
+        f" THEN strptime({name}, '%d-%m-%Y')::DATE ELSE error('no date dd-mm-yyyy') END AS {name}"
     )
 
 
-def staged_line_breaks(table: Table, operation: Operation) -> str:
-    """Counts the line feeds inside the values that were staged."""
-    texts = [c.name for c in table.columns if c.type == "VARCHAR"]
-    feeds = " + ".join(
-        f"coalesce(length({c}) - length(replace({c}, chr(10), '')), 0)" for c in texts
-    )
+def staged_rows(table: Table, operation: Operation) -> str:
+    """Counts the rows that were staged."""
+    return f"SELECT count(*) FROM staged.{table.name} WHERE operation = '{operation}'"
+
+
+def unsound_values(table: Table) -> list[str]:
+    """Counts, once by statement, rows or keys that do not name what their column names.
+
+    `records_of_entity` must be there: most rows share their key with others.
+    """
+    statements = [
+        f"SELECT count(*) FROM records_of_entity WHERE table_name = '{table.name}'"
+        f" AND {_is_unsound(column, 'entity_number')}"
+        if column.name == table.key
+        else f"SELECT count(*) FROM staged.{table.name} WHERE operation = 'insert'"
+        f" AND {_is_unsound(column, column.name)}"
+        for column in table.columns
+        if column.number
+    ]
+    if table.columns[0].number:
+        return statements
+    return [*statements, f"SELECT count(*) FROM staged.{table.name} WHERE {table.key} IS NULL"]
+
+
+def _is_unsound(column: Column, value: str) -> str:
+    pattern = number_pattern(column.number)
+    return f"NOT coalesce(regexp_full_match({value}, '{pattern}'), false)"
+
+
+def differing_rows(table: Table) -> str:
+    """Counts the keys of which an extract brings several rows that are not the same."""
     return (
-        f"SELECT coalesce(sum({feeds}), 0)::BIGINT FROM staged.{table.name}"
-        f" WHERE operation = '{operation}'"
+        "SELECT count(*) FROM (SELECT 1 FROM ("
+        f"SELECT DISTINCT {', '.join(table.column_names)} FROM staged.{table.name}"
+        f" WHERE operation = 'insert' AND {table.key} IN (SELECT entity_number"
+        f" FROM records_of_entity WHERE table_name = '{table.name}' AND operation = 'insert'"
+        f" AND records_count > 1)) GROUP BY {table.key} HAVING count(*) > 1)"
     )
 
 
@@ -56,11 +97,11 @@ def count_by_entity() -> str:
         f" count(*) AS records_count FROM staged.{t.name} GROUP BY ALL"
         for t in TABLES
     )
-    return f"CREATE TEMP TABLE records_of_entity AS {counts}"
+    return f"CREATE OR REPLACE TEMP TABLE records_of_entity AS {counts}"
 
 
 COUNT_ALONG_AXIS = """
-CREATE TEMP TABLE axis AS
+CREATE OR REPLACE TEMP TABLE axis AS
 SELECT entity_number, sum(sum(records_count)) OVER (ORDER BY entity_number)::BIGINT AS records_until
 FROM records_of_entity GROUP BY entity_number ORDER BY entity_number
 """

@@ -1,0 +1,135 @@
+"""Unpack: the CSV files of a ZIP, inflated side by side, counted and compared with what KBO sends.
+
+Nothing is named as in the ZIP: its names only say which of our tables a member is. No DuckDB.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kbo_pipeline.archives import Archive, Member, open_archive
+from kbo_pipeline.extracts import ExtractKey, Operation
+from kbo_pipeline.faults import Fault, Header, read_header
+from kbo_pipeline.records import Counted, RecordCounter
+from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table
+
+Role = tuple[Table, Operation]
+"""What a file says: which rows of which table go, or come."""
+
+
+@dataclass(frozen=True, slots=True)
+class CsvFile:
+    """One unpacked member.
+
+    Attributes:
+        path: where it lies now.
+        member: what it is called in the ZIP.
+        header: its first line.
+        counted: its records, header included, and the commas between their fields.
+    """
+
+    path: Path
+    member: str
+    header: Header
+    counted: Counted
+
+    @property
+    def rows(self) -> int:
+        """Its records without the header."""
+        return self.counted.records - 1
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it can be read, and all its records have the right number of fields."""
+        return self.header.fault is None and self.counted.fits(len(self.header.columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """The CSV files of an extract.
+
+    Attributes:
+        files: by what they say; a table whose pair is missing from an Update is not there.
+        faults: why the extract cannot be read, as far as members and headers tell.
+        warnings: what is odd and does no harm.
+    """
+
+    files: Mapping[Role, CsvFile]
+    faults: list[Fault] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def expected_columns(table: Table, operation: Operation) -> tuple[Column, ...]:
+    """The columns of a table's file: the key alone where rows go."""
+    return table.columns[:1] if operation == "delete" else table.columns
+
+
+def unpack(zip_file: Path, key: ExtractKey, directory: Path) -> Unpacked:
+    """Inflates the CSV files of an extract and looks at their members, records and headers.
+
+    Args:
+        zip_file: the ZIP.
+        key: what the ZIP is.
+        directory: an existing directory to write to; the names in it are ours, not the ZIP's.
+
+    Raises:
+        ExtractError: the ZIP is not sound, or a member is damaged.
+    """
+    archive = open_archive(zip_file)
+    members, missing, warnings = _members(archive, key)
+    largest_first = sorted(members.items(), key=lambda item: -item[1].length)
+
+    def inflate(item: tuple[Role, Member]) -> CsvFile:
+        (table, operation), member = item
+        target = directory / f"{table.name}_{operation}.csv"
+        counter = RecordCounter()
+        with target.open("wb") as out:
+            for chunk in counter.counted(archive.read(member)):
+                out.write(chunk)
+        header = read_header(target, member.name, expected_columns(table, operation))
+        return CsvFile(target, member.name, header, counter.result())
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        inflated = list(pool.map(inflate, largest_first))
+    found = {role: file for (role, _), file in zip(largest_first, inflated, strict=True)}
+    files = {role: found[role] for role in members}
+    faults = [*missing, *(f.header.fault for f in files.values() if f.header.fault)]
+    for (table, operation), file in files.items():
+        if file.header.unknown:
+            columns = ", ".join(file.header.unknown)
+            warnings.append(f"{file.member}: unknown columns are left out: {columns}")
+        if key.type == "full" and operation == "insert" and file.is_regular and not file.rows:
+            if table.may_be_empty:
+                warnings.append(f"{file.member}: no rows in a Full")
+            else:
+                faults.append(Fault(file.member, "no rows in a Full"))
+    return Unpacked(files, faults, warnings)
+
+
+def _members(
+    archive: Archive, key: ExtractKey
+) -> tuple[dict[Role, Member], list[Fault], list[str]]:
+    """The members by what they say, the ones that are missing, and what is odd."""
+    names = {(table, o): name for table in ALL_TABLES for o, name in _names(table, key).items()}
+    members = {
+        role: archive.members[name] for role, name in names.items() if name in archive.members
+    }
+    faults, warnings = [], []
+    for table in ALL_TABLES:
+        absent = [n for (t, _), n in names.items() if t is table and n not in archive.members]
+        if table is not CODE and len(absent) == len(key.operations) > 1:
+            warnings.append(f"{table.name}: no files in the ZIP: taken as empty")
+        else:
+            faults += [Fault(name, "missing") for name in absent]
+    known = {"meta.csv", *names.values()}
+    unknown = sorted(m.name for name, m in archive.members.items() if name not in known)
+    warnings += [f"{name[:80]}: an unknown member of the ZIP is left out" for name in unknown]
+    return members, faults, warnings
+
+
+def _names(table: Table, key: ExtractKey) -> dict[Operation, str]:
+    if table is CODE or key.type == "full":
+        return {"insert": f"{table.name}.csv"}
+    return {operation: f"{table.name}_{operation}.csv" for operation in key.operations}
