@@ -4,9 +4,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 LONG ?= long
+AUDIT := build/audit
+AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo start test test-long chaos fuzz check clean
+.PHONY: help setup demo start test test-long chaos fuzz check audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +44,12 @@ check: $(READY) ## format, lint, types
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+
+audit: ## ask whether what constraints.txt pins has known vulnerabilities
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1
+	$(AUDIT)/bin/pip-audit --strict --vulnerability-service $(AUDIT_SERVICE) \
+		--no-deps --disable-pip --requirement constraints.txt
 
 clean: ## remove what was installed; data stay
 	rm -rf $(VENV) build dist *.egg-info

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from kbo_pipeline.errors import StorageError
+from kbo_pipeline.files import make_private
 from kbo_pipeline.settings import Settings
 
 _STOP_SECONDS = 20.0
@@ -49,7 +50,7 @@ class Children:
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Starts `python -m ARGUMENTS`; for the main thread, with which the child would die."""
         log = self.log(name)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_private(log.parent)
         with log.open("ab") as out:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "kbo_pipeline.tied", str(os.getpid()), *arguments],

@@ -49,11 +49,21 @@ def main() -> None:
 
     Settings come from the environment and from a .env file; see the README.
     """
+    from kbo_pipeline.privacy import open_secrets
+
+    if (line := open_secrets()) is not None:
+        click.echo(f"kbo: warning: {line}", err=True)
 
 
 @main.command()
-def start() -> None:
-    """Run the web UI, the daemon and the code location until Ctrl-C."""
+@click.option(
+    "--read-only", is_flag=True, help="Let nobody start or change anything in the web UI."
+)
+def start(read_only: bool) -> None:
+    """Run the web UI, the daemon and the code location until Ctrl-C.
+
+    With --read-only, for showing the web UI to others, imports go on by themselves all the same.
+    """
     from kbo_pipeline.inbox import Inbox
     from kbo_pipeline.pausing import PAUSED, is_paused
     from kbo_pipeline.serving import serve
@@ -95,7 +105,7 @@ def start() -> None:
     click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
     if is_paused(settings):
         click.echo(PAUSED)
-    serve(settings, click.echo, recover=recover)
+    serve(settings, click.echo, recover=recover, read_only=read_only)
 
 
 @main.command("import")

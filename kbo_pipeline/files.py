@@ -1,10 +1,28 @@
-"""Files that are complete or absent, whatever dies meanwhile."""
+"""Files that are complete or absent, whatever dies meanwhile; directories for their owner alone."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def make_private(directory: Path) -> None:
+    """Makes a directory, and those above it that are missing, with mode 0700.
+
+    What is there already keeps its mode: it is somebody's choice.
+
+    Raises:
+        OSError: it cannot be made, or something else lies there.
+    """
+    for missing in reversed(
+        [path for path in (directory, *directory.parents) if not path.exists()]
+    ):
+        with suppress(FileExistsError):  # another process was faster
+            missing.mkdir(mode=0o700)
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
 
 
 @contextmanager
@@ -12,9 +30,10 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     """Yields a temporary name beside `target`; what was written there replaces it at the end.
 
     The file and its folder are on disk before this returns. After an error nothing has changed.
+    A folder that is missing is made for its owner alone.
     One process at a time may do this for a target: callers hold a lock.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_private(target.parent)
     temporary = target.with_name(f"{target.name}.part")
     leftovers = (temporary, _log(temporary))
     for leftover in leftovers:

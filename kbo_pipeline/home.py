@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from kbo_pipeline.files import make_private
 from kbo_pipeline.settings import Settings
 
 INSTANCE_FILE = Path(__file__).parent / "dagster.yaml"
@@ -15,7 +16,7 @@ def prepare_dagster_home(settings: Settings) -> Path:
     In the home under the data directory the file is ours and follows the version of the package.
     """
     home = settings.dagster_home
-    home.mkdir(parents=True, exist_ok=True)
+    make_private(home)
     target = home / "dagster.yaml"
     ours = home == settings.data_dir / "dagster_home"
     if not target.exists() or (ours and target.read_bytes() != INSTANCE_FILE.read_bytes()):

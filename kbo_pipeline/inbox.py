@@ -19,6 +19,7 @@ from kbo_pipeline.extracts import (
     read_extract,
     read_key,
 )
+from kbo_pipeline.files import make_private
 
 SETTLED_SECONDS = 5.0
 """A file that did not change for so long is taken for whole."""
@@ -96,7 +97,7 @@ class Inbox:
         """
         for directory in (self.processing_dir, self.done_dir, self.rejected_dir):
             try:
-                directory.mkdir(parents=True, exist_ok=True)
+                make_private(directory)
             except OSError as error:
                 raise StorageError(
                     f"{directory}: cannot be made ({error.strerror}); see what is there"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kbo_pipeline.errors import StorageError
+from kbo_pipeline.files import make_private
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def exclusive_lock(file: Path, timeout: float = 0.0) -> Iterator[None]:
     Raises:
         StorageError: another process holds the lock; names its process id.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_private(file.parent)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _wait_for(descriptor, file, timeout)
@@ -46,7 +47,7 @@ def hold_until_exit(file: Path) -> None:
 
     The file appears with its lock taken: who finds it free knows that its process has ended.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_private(file.parent)
     unfinished = file.with_suffix(f".{os.getpid()}")
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o600)  # closed by the kernel
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kbo_pipeline.files import make_private
 from kbo_pipeline.settings import Settings
 
 PAUSED = "paused; kbo resume goes on"
@@ -16,7 +17,7 @@ def is_paused(settings: Settings) -> bool:
 def pause(settings: Settings) -> bool:
     """Lets nothing new begin from now on; False when that holds already."""
     file = _file(settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_private(file.parent)
     try:
         file.touch(exist_ok=False)
     except FileExistsError:

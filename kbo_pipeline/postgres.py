@@ -36,6 +36,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from kbo_pipeline.errors import SettingsError, StorageError
+from kbo_pipeline.files import make_private
 
 _USER = "postgres"
 _NO_PID = 2**31 - 1  # higher than any system counts
@@ -128,7 +129,8 @@ class _Server:
 
     def enter(self) -> str:
         as_root = os.geteuid() == 0
-        self.directory.mkdir(mode=0o711 if as_root else 0o700, parents=True, exist_ok=True)
+        make_private(self.directory.parent)
+        self.directory.mkdir(mode=0o711 if as_root else 0o700, exist_ok=True)
         with self._start_lock():
             if self.users_lock is None:
                 self.users_lock = self._open("users.lock")

@@ -59,7 +59,13 @@ class _Stopped(Exception):
     """A signal asked us to end."""
 
 
-def serve(settings: Settings, report: Callable[[str], None], *, recover: Recovery) -> None:
+def serve(
+    settings: Settings,
+    report: Callable[[str], None],
+    *,
+    recover: Recovery,
+    read_only: bool = False,
+) -> None:
     """Runs everything until Ctrl-C or SIGTERM; ends all children when it ends.
 
     A child that dies is started again, after growing pauses. What a killed `kbo start` left is
@@ -70,13 +76,13 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
         report: takes a line for the person who watches.
         recover: called once nobody else can start on this data directory and nothing runs yet,
             when a new code server is there, and each minute.
+        read_only: nobody can start or change anything in the web UI.
 
     Raises:
         StorageError: another `kbo start` runs on this data directory (names its process), or a
             child does not start, or dies again and again.
         SettingsError: the port is taken.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     # kbo doctor holds it for an instant, to see whether it is held.
     with exclusive_lock(start_lock(settings), timeout=0.5):
         if left := end_leftovers(settings):
@@ -90,7 +96,9 @@ def serve(settings: Settings, report: Callable[[str], None], *, recover: Recover
         runtime = Path(tempfile.mkdtemp(prefix=runtime_prefix(settings)))
         try:
             with _ended_by_signals(), _children(settings) as children:
-                _Supervisor(settings, children, runtime, report, recover).run(lost)
+                _Supervisor(settings, children, runtime, report, recover, read_only=read_only).run(
+                    lost
+                )
         except _Stopped:
             report("stopped")
         finally:
@@ -106,7 +114,6 @@ def runtime_prefix(settings: Settings) -> str:
     """How the names of directories with the sockets of this data directory's servers begin."""
     identity = settings.work_dir / "identity"
     if not identity.exists():
-        identity.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(identity) as unfinished:
             unfinished.write_text(uuid.uuid4().hex[:12])
     return f"kbo-{identity.read_text()}-"
@@ -122,10 +129,13 @@ class _Supervisor:
         runtime: Path,
         report: Callable[[str], None],
         recover: Recovery,
+        *,
+        read_only: bool,
     ) -> None:
         self._settings, self._children = settings, children
         self._report, self._recover = report, recover
         self._retried: ExtractKey | None = None
+        self._is_read_only = read_only
         self._socket = runtime / "code.sock"
         self._address = f"http://127.0.0.1:{settings.ui_port}"
         workspace = runtime / "workspace.yaml"
@@ -138,8 +148,8 @@ class _Supervisor:
             ),
             "daemon": ("dagster._daemon", "run", "-w", str(workspace)),
             "webserver": (
-                *("dagster_webserver", "-h", "127.0.0.1", "-p", str(settings.ui_port)),
-                *("-w", str(workspace)),
+                *("kbo_pipeline.defs.webserver", "--port", str(settings.ui_port)),
+                *("--workspace", str(workspace), *(["--read-only"] if read_only else [])),
             ),
         }
         self._deaths: dict[str, list[float]] = {name: [] for name in self._arguments}
@@ -157,7 +167,8 @@ class _Supervisor:
         self._start("daemon")
         self._start("webserver")
         self._wait_until(lambda: answers(f"{self._address}/server_info"))
-        self._report(f"web UI: {self._address}  (Ctrl-C ends everything)")
+        kind = "web UI, read only" if self._is_read_only else "web UI"
+        self._report(f"{kind}: {self._address}  (Ctrl-C ends everything)")
         self._retry(lost)
         for turn in itertools.count():
             for name, code in self._children.ended().items():

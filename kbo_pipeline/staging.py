@@ -15,7 +15,7 @@ from kbo_pipeline.database import lock_down
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.files import make_private, replace_atomically
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
@@ -87,7 +87,7 @@ def stage(
     unpacked_dir = directory / f"{extract.key}.unpacked"
     with exclusive_lock(directory / f"{extract.key}.lock"):
         shutil.rmtree(unpacked_dir, ignore_errors=True)
-        unpacked_dir.mkdir(parents=True)
+        make_private(unpacked_dir)
         lock_down(connection, directory)
         try:
             unpacked = unpack(zip_file, extract.key, unpacked_dir)

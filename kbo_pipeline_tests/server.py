@@ -116,7 +116,7 @@ class Server:
 
 
 @contextmanager
-def running_server(pipeline: Pipeline) -> Iterator[Server]:
+def running_server(pipeline: Pipeline, *options: str) -> Iterator[Server]:
     """Runs `kbo start` on a free port until the block ends; it must end cleanly on SIGTERM."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -125,7 +125,7 @@ def running_server(pipeline: Pipeline) -> Iterator[Server]:
     log = (pipeline.directory / "start.log").open("w+")
     with log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "kbo_pipeline.cli", "start"],
+            [sys.executable, "-m", "kbo_pipeline.cli", "start", *options],
             env={**pipeline.environment, "KBO_UI_PORT": str(port)},
             cwd=REPOSITORY,
             stdout=log,
@@ -134,7 +134,7 @@ def running_server(pipeline: Pipeline) -> Iterator[Server]:
         try:
             server = Server(f"http://127.0.0.1:{port}")
             deadline = time.monotonic() + PATIENCE
-            while "web UI:" not in (pipeline.directory / "start.log").read_text():
+            while "(Ctrl-C ends everything)" not in (pipeline.directory / "start.log").read_text():
                 assert process.poll() is None, (pipeline.directory / "start.log").read_text()
                 assert time.monotonic() < deadline, "kbo start is not ready"
                 time.sleep(0.2)

@@ -142,7 +142,7 @@ KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
     "code server": lambda pipeline: child(pipeline, "code-server"),
     "process with the code": lambda pipeline: child(pipeline, "api", "grpc"),
     "daemon": lambda pipeline: child(pipeline, "dagster._daemon"),
-    "web server": lambda pipeline: child(pipeline, "dagster_webserver"),
+    "web server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.webserver"),
 }
 
 
@@ -267,7 +267,7 @@ def test_a_child_that_dies_again_and_again_ends_kbo_start_with_one_error(
     pipeline = Pipeline(tmp_path, {"KBO_UI_PORT": str(free_port())})
     with kbo_start(pipeline) as (process, _):
         for deaths in range(8):
-            find = partial(child, pipeline, "dagster_webserver")
+            find = partial(child, pipeline, "kbo_pipeline.defs.webserver")
             wait_until(partial(_or_none, find), "the web server", process)
             find().kill()
             if deaths < 7:

@@ -1,13 +1,13 @@
 """`kbo doctor`: looks at one thing after the other and says what is wrong and what to do.
 
-What it looks at is in `health.py`, `leftovers.py` and `defs/examining.py`. To look at one thing
-more, add a function to one of the two lists here.
+What it looks at is in `health.py`, `privacy.py`, `leftovers.py` and `defs/examining.py`. To look at
+one thing more, add a function to one of the two lists here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from kbo_pipeline import health, leftovers
+from kbo_pipeline import health, leftovers, privacy
 from kbo_pipeline.defs import examining
 from kbo_pipeline.defs.examining import Installation, first_line
 from kbo_pipeline.defs.importing import open_instance
@@ -19,7 +19,10 @@ _T = TypeVar("_T")
 
 _ON_DISK: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "settings": health.check_settings,
+    "secrets": privacy.check_secrets,
+    "PostgreSQL's address": privacy.check_postgres_url,
     "directories": health.check_directories,
+    "privacy": privacy.check_privacy,
     "disk": health.check_disks,
     "kbo start": health.check_start,
     "pause": health.check_pause,

@@ -16,6 +16,7 @@ from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
 from kbo_pipeline.faults import RejectedError
+from kbo_pipeline.files import make_private
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
 from kbo_pipeline.settings import Settings, load_settings
@@ -34,7 +35,7 @@ SPILL_LIMIT = "20GB"
 
 def duckdb_resource(settings: Settings) -> DuckDBResource:
     """An in-memory DuckDB; the core attaches the register and staging files to it."""
-    settings.temporary_dir.mkdir(parents=True, exist_ok=True)
+    make_private(settings.temporary_dir)
     return DuckDBResource(
         database=":memory:",
         connection_config={

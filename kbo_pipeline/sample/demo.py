@@ -20,6 +20,7 @@ from rich.table import Table
 
 from kbo_pipeline.errors import ImportFailedError, KboError, NotReadyError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.files import make_private
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.settings import load_settings
@@ -48,7 +49,7 @@ def main() -> None:
 
 def _offer(files: Sequence[Path], directory: Path) -> list[ExtractKey]:
     """Links the ZIPs into what the portal offers."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private(directory)
     for file in files:
         link = directory / file.name
         link.unlink(missing_ok=True)

@@ -47,21 +47,21 @@ class Result:
 
 
 class Bench:
-    """Two data directories, one with a published Full and one with nothing."""
+    """Two data directories: `filled` with a published Full, and one with nothing."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._filled = Pipeline(directory / "filled", {"KBO_BATCH_ROWS": "1000"})
+        self.filled = Pipeline(directory / "filled", {"KBO_BATCH_ROWS": "1000"})
         self._empty = Pipeline(directory / "empty", {"KBO_BATCH_ROWS": "1000"})
         self._number = 0
         self._stack = ExitStack()
         self.cases = [(group, case) for group, cases in GROUPS.items() for case in cases()]
 
     def __enter__(self) -> "Bench":
-        instance = self._stack.enter_context(self._filled.instance())
-        self._instances: dict[Path, DagsterInstance] = {self._filled.directory: instance}
+        instance = self._stack.enter_context(self.filled.instance())
+        self._instances: dict[Path, DagsterInstance] = {self.filled.directory: instance}
         full = write_extract(self._directory, ExtractKey(140, "full"), ROWS)
-        self._filled.kbo("import", full)
+        self.filled.kbo("import", full)
         return self
 
     def __exit__(
@@ -74,7 +74,7 @@ class Bench:
 
     def feed(self, case: Case) -> Result:
         """Gives a case to the command line, in this process."""
-        pipeline = self._empty if case.is_first else self._filled
+        pipeline = self._empty if case.is_first else self.filled
         self._number += 1
         directory = self._directory / str(self._number)
         directory.mkdir()
@@ -104,6 +104,10 @@ class Bench:
         said = said.replace(str(directory), "DIR").replace(str(pipeline.directory), "KBO_DATA_DIR")
         shutil.rmtree(directory)
         return Result(said, tuple(problems))
+
+    def contents(self) -> dict[str, str]:
+        """What must stay as it is in the directory with a published Full."""
+        return dict(_contents(self.filled.directory))
 
     def _runs_left(self, pipeline: Pipeline) -> Iterable[str]:
         instance = self._instances.get(pipeline.directory)

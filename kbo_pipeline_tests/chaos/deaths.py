@@ -37,7 +37,7 @@ def death_rows() -> list[Row]:
     named: list[tuple[str, Victims]] = [
         ("the run worker", lambda stack, chance: stack.workers()),
         ("the daemon", lambda stack, chance: stack.named("dagster._daemon")),
-        ("the web server", lambda stack, chance: stack.named("dagster_webserver")),
+        ("the web server", lambda stack, chance: stack.named("kbo_pipeline.defs.webserver")),
         ("the code server", _code_server),
         ("kbo start alone", lambda stack, chance: [stack.main]),
         ("all of them at once", lambda stack, chance: stack.all()),
