@@ -165,7 +165,10 @@ def test_an_update_with_a_loss_can_be_undone_instead(imported: Pipeline, zips: l
     for extract, text in (
         (UPDATE, "not staged; kbo import ZIP or kbo retry 0141-update does it"),
         (NEXT, f"{FULL} is published; {UPDATE} is expected, or a Full above it"),
-        ("0139-full", f"{FULL} is published; what it brings is in the register"),
+        (
+            "0139-full",
+            f"{FULL} is published; an older Full is not taken; kbo rollback is the way back",
+        ),
     ):
         refused = imported.kbo("publish", extract, "--accept-loss", check=False)
         assert (refused.returncode, refused.stderr) == (1, f"kbo: {extract}: {text}\n")
