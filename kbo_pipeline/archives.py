@@ -34,6 +34,7 @@ _LOCATOR_FIELDS, _LOCAL_FIELDS = struct.Struct("<4sLQL"), struct.Struct("<4s5H3L
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _STREAMED = 0x8  # sizes and CRC come after the data
 _UTF8 = 0x800
+_READ = 0x6 | _STREAMED | _UTF8  # and how hard it was compressed
 _IN_ZIP64 = 0xFFFF_FFFF
 _UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error)
 _InflateError = cast(type[Exception], isal_zlib.error)  # its stub says it is an instance
@@ -162,6 +163,8 @@ def _check_entries(file: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise _refused(file, f"member {shown}: a link or directory, no plain file")
         if entry.flag_bits & _ENCRYPTED:
             raise _refused(file, f"member {shown}: encrypted")
+        if entry.flag_bits & ~_READ:
+            raise _refused(file, f"member {shown}: in a form that is not read")
         if entry.compress_type not in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
             raise _refused(file, f"{name}: unknown compression; only deflate and stored are read")
         if entry.file_size > max(CHUNK, MAX_RATIO * entry.compress_size):
@@ -198,7 +201,7 @@ def _lay_out(
         agree = (
             name == entry.orig_filename
             and method == entry.compress_type
-            and (flags ^ entry.flag_bits) & (_ENCRYPTED | _STREAMED) == 0
+            and (flags ^ entry.flag_bits) & ~(_READ ^ _STREAMED) == 0
             and (flags & _STREAMED or all(local in (own, _IN_ZIP64) for own, local in sizes))
         )
         if not agree:

@@ -69,6 +69,7 @@ def _directories() -> list[Case]:
         zip_case("encrypted, as the directory alone says", lambda g: _entry(g, 8, b"\1\0")),
         zip_case("strongly encrypted", lambda g: _both(g, 6, b"\x41\0")),
         zip_case("a masked directory", lambda g: _both(g, 6, b"\0\x20")),
+        zip_case("patched data", lambda g: _both(g, 6, b"\x20\0")),
         zip_case("an unknown compression", lambda g: _both(g, 8, struct.pack("<H", 97))),
         zip_case("a directory entry that is cut short", lambda g: _entry(g, 28, b"\xff\xff")),
         zip_case("streamed, without the record of its length", lambda g: _both(g, 6, b"\x08\0")),
