@@ -225,6 +225,8 @@ def test_a_portal_that_is_not_there_is_told(world: World) -> None:
     assert "Connection refused; 3 attempts failed, try again later" in said
 
 
+@pytest.mark.long
+@pytest.mark.rare
 def test_a_portal_that_keeps_us_waiting_does_not_use_up_the_time_of_a_tick(world: World) -> None:
     world.portal.add_fault(Fault(Kind.LIST, Effect.SILENCE, times=None, seconds=100.0))
     began = time.monotonic()

@@ -181,6 +181,8 @@ def test_the_job_in_the_ui_and_its_partitions_in_the_ui(
 JOBS = ("stage_extract", "apply_batches", "publish_extract")
 
 
+@pytest.mark.long
+@pytest.mark.rare
 def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) -> None:
     (pipeline.directory / "downloads").mkdir()
     shutil.copy(zips[0], pipeline.directory / "downloads")

@@ -250,6 +250,7 @@ def test_dagsters_own_client_goes_on_working(server: Server) -> None:
         client.get_run_status("00000000-0000-4000-8000-000000000000")
 
 
+@pytest.mark.long
 def test_a_read_only_stack_shows_everything_and_changes_nothing(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path / "data")
     with running_server(pipeline, "--read-only") as server:

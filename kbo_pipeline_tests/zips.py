@@ -104,7 +104,9 @@ def write_extract(
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in texts.items():
             if text is not None:
-                archive.writestr(name, text)
+                info = zipfile.ZipInfo(name)  # with a fixed time: the same rows give the same bytes
+                info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o600 << 16
+                archive.writestr(info, text)
     return file
 
 

@@ -140,7 +140,7 @@ def _rename(when: str) -> Callable[[Callable[[], None]], None]:
 def _mid_staging(passed: Callable[[], None]) -> None:
     from kbo_pipeline import staging
 
-    _around(staging, "_check_count", before=lambda *_: passed())
+    _around(staging, "_count", before=lambda *_: passed())
 
 
 def _inside_batch(passed: Callable[[], None]) -> None:
