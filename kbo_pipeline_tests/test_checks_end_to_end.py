@@ -18,6 +18,8 @@ from kbo_pipeline_tests.server import LOCATION, PATIENCE, Server, running_server
 from kbo_pipeline_tests.test_checking import CODES, Register, enterprise, update
 from kbo_pipeline_tests.zips import Row, write_extract
 
+pytestmark = pytest.mark.long
+
 FULL, UPDATE, NEXT = "0140-full", "0141-update", "0142-update"
 LOSS = (
     f"{UPDATE}: not published: contact: 29 of 1,000 rows lost (2.9 %), more than"
@@ -149,7 +151,6 @@ def test_a_loss_keeps_an_update_from_readers_until_it_is_accepted(imported: Pipe
         assert {record.run_id for record in left} == {run.run_id for run in publications(instance)}
 
 
-@pytest.mark.long
 def test_an_update_with_a_loss_can_be_undone_instead(imported: Pipeline, zips: list[Path]) -> None:
     with imported.read() as reader:
         before = content_hash(reader)
@@ -221,7 +222,6 @@ def handles(*places: tuple[str, str]) -> list[dict[str, Any]]:
     return [{"assetKey": {"path": [asset]}, "name": name} for asset, name in places]
 
 
-@pytest.mark.long
 def test_the_ui_shows_checks_runs_them_by_hand_and_accepts_a_loss(
     tmp_path: Path, zips: list[Path]
 ) -> None:

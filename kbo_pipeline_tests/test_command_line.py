@@ -238,6 +238,7 @@ def check_stopped(pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
     assert not pipeline.database.exists()
 
 
+@pytest.mark.long
 def test_an_import_that_is_stopped_or_killed_goes_on_where_it_was(
     tmp_path: Path,
     big_zip: Path,
