@@ -55,8 +55,8 @@ class Recovery(Protocol):
         """
 
 
-class _Stopped(Exception):
-    """A signal asked us to end."""
+class _Stopped(BaseException):
+    """A signal asked us to end; no Exception, so that nobody takes it for a failure of his."""
 
 
 def serve(

@@ -22,7 +22,8 @@ import psutil
 import pytest
 import requests
 
-from kbo_pipeline.children import end_leftovers
+from kbo_pipeline import serving
+from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.defs.recovery import end_dead_runs
 from kbo_pipeline.locks import exclusive_lock, holder
@@ -382,3 +383,24 @@ def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
         job_name=run.job_name,
         dagster_event=event,
     )
+
+
+def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look goes on past whatever fails in it; being told to stop is no failure."""
+
+    def look(*, ended_at: float, is_start: bool) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    settings = load_settings({"KBO_DATA_DIR": str(tmp_path)}, tmp_path)
+    said: list[str] = []
+    supervisor = serving._Supervisor(
+        settings, Children(settings, {}), tmp_path, said.append, look, read_only=False
+    )
+    supervisor._socket.touch()
+    monkeypatch.setattr(supervisor, "_next_look", 0.0)
+    with serving._ended_by_signals(), pytest.raises(serving._Stopped):
+        supervisor._look_for_dead_runs()
+    assert said == []
