@@ -95,9 +95,9 @@ def serve(
         # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
         runtime = Path(tempfile.mkdtemp(prefix=runtime_prefix(settings)))
         try:
-            with _ended_by_signals(), _children(settings) as children:
+            with _ended_by_signals() as check_stopped, _children(settings) as children:
                 _Supervisor(settings, children, runtime, report, recover, read_only=read_only).run(
-                    lost
+                    lost, check_stopped
                 )
         except _Stopped:
             report("stopped")
@@ -159,8 +159,13 @@ class _Supervisor:
         self._is_settled = True
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
-    def run(self, lost: ExtractKey | None) -> None:
-        """Returns by an exception only; `lost` is an extract to be retried at once."""
+    def run(self, lost: ExtractKey | None, check_stopped: Callable[[], None]) -> None:
+        """Returns by an exception only.
+
+        Args:
+            lost: an extract to be retried at once.
+            check_stopped: raises when a signal has told us to end, whoever has swallowed it.
+        """
         self._report(f"logs: {self._children.log('code').parent}")
         self._start("code")
         self._wait_until(self._socket.exists)
@@ -183,6 +188,7 @@ class _Supervisor:
                     del self._due[name]
                     self._start(name)
             self._look_for_dead_runs()
+            check_stopped()
             time.sleep(_CHECK_SECONDS)
 
     def _start(self, name: str) -> None:
@@ -222,7 +228,7 @@ class _Supervisor:
             try:
                 self._retry(self._recover(ended_at=self._ended_at, is_start=False))
             except Exception as error:  # whatever it is, mostly PostgreSQL: it passes
-                first_line = str(error).strip().split("\n", 1)[0]
+                first_line = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
                 self._report(f"looking for dead runs failed: {first_line}; it is tried again")
 
     def _retry(self, key: ExtractKey | None) -> None:
@@ -290,13 +296,25 @@ def _exported(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[Callable[[], None]]:
+    """Lets signals raise `_Stopped`; yields what raises it again, should a library swallow it.
+
+    DuckDB makes an error of its own of whatever is raised while it is at work.
+    """
+    is_told = False
+
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal is_told
+        is_told = True
         raise _Stopped
+
+    def check_stopped() -> None:
+        if is_told:
+            raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield check_stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED
-from kbo_pipeline.register import open_register
+from kbo_pipeline.register import open_register, register_lock
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
@@ -66,7 +66,10 @@ def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
     assert status["status"] == "cancelled"
     assert status["failed_batches"] == []
     assert status["error"] is None
-    with duckdb.connect(str(settings.register_file), read_only=True) as register:
+    with (
+        exclusive_lock(register_lock(settings.register_file), 60.0),  # the minute's look takes it
+        duckdb.connect(str(settings.register_file), read_only=True) as register,
+    ):
         assert register.execute("SELECT status FROM import_jobs").fetchall() == [("cancelled",)]
         batches = register.execute(
             "SELECT status, count(*) FROM import_job_batches GROUP BY status ORDER BY status"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -194,7 +195,7 @@ def password_server(directory: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    account: dict[str, object] = {}
+    account: dict[str, Any] = {}
     if os.geteuid() == 0:
         uid, gid = postgres._Server(directory)._owner()
         account = {"user": uid, "group": gid, "extra_groups": []}
@@ -208,13 +209,13 @@ def password_server(directory: Path) -> Iterator[str]:
         [*initdb, f"--pwfile={secret}", "--encoding=UTF8", "--no-sync"],
         check=True,
         stdout=subprocess.DEVNULL,
-        **account,  # type: ignore[call-overload]  # what subprocess takes, once more as a dict
+        **account,
     )
     options = ("-c", f"port={port}", "-c", "unix_socket_directories=", "-c", "fsync=off")
     running = subprocess.Popen(
         [programs / "postgres", "-D", data, "-h", "127.0.0.1", *options],
         stderr=subprocess.DEVNULL,
-        **account,  # type: ignore[call-overload]
+        **account,
     )
     try:
         url = f"postgresql://dagster:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"

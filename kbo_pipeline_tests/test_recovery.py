@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import psutil
 import pytest
 import requests
@@ -385,14 +386,23 @@ def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
     )
 
 
+@pytest.mark.parametrize("is_swallowed", [False, True])
 def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_swallowed: bool
 ) -> None:
     """The look goes on past whatever fails in it; being told to stop is no failure."""
 
-    def look(*, ended_at: float, is_start: bool) -> None:
+    def told() -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+        return 1
+
+    def look(*, ended_at: float, is_start: bool) -> None:
+        if not is_swallowed:
+            told()
+        with duckdb.connect() as connection:  # makes an error of its own of what is raised in it
+            connection.create_function("told", told, [], duckdb.sqltype("INTEGER"))
+            connection.execute("SELECT told()").fetchall()
 
     settings = load_settings({"KBO_DATA_DIR": str(tmp_path)}, tmp_path)
     said: list[str] = []
@@ -401,6 +411,10 @@ def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
     )
     supervisor._socket.touch()
     monkeypatch.setattr(supervisor, "_next_look", 0.0)
-    with serving._ended_by_signals(), pytest.raises(serving._Stopped):
-        supervisor._look_for_dead_runs()
-    assert said == []
+    monkeypatch.setattr(supervisor, "_start", lambda name: None)  # as if all were running
+    monkeypatch.setattr(supervisor, "_wait_until", lambda ready: None)
+    with serving._ended_by_signals() as check_stopped, pytest.raises(serving._Stopped):
+        supervisor.run(None, check_stopped)
+    failed = [line for line in said if line.startswith("looking for dead runs failed")]
+    assert len(failed) == is_swallowed
+    assert all("InvalidInputException" in line for line in failed)

@@ -112,7 +112,11 @@ def _around(
             after(*args)
         return result
 
-    setattr(owner, name, wrapped)
+    _replace(owner, name, wrapped)
+
+
+def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
+    setattr(owner, name, function)
 
 
 def _mid_download(passed: Callable[[], None]) -> None:
@@ -127,7 +131,7 @@ def _mid_download(passed: Callable[[], None]) -> None:
             if response.headers.get("Content-Type") == "application/zip":
                 passed()
 
-    web.Web.chunks = chunks  # type: ignore[method-assign]
+    _replace(web.Web, "chunks", chunks)
 
 
 def _rename(when: str) -> Callable[[Callable[[], None]], None]:
@@ -171,7 +175,7 @@ def _in_copy(passed: Callable[[], None]) -> None:
         passed()
         return real(source, target)
 
-    shutil.copyfile = copy  # type: ignore[assignment]
+    _replace(shutil, "copyfile", copy)
 
 
 def _before_folder_fsync(passed: Callable[[], None]) -> None:
