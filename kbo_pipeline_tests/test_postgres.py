@@ -204,7 +204,7 @@ def password_server(directory: Path) -> Iterator[str]:
         for path in (directory, postgres._programs() / "postgres"):
             postgres._let_through(path, uid)
     programs = postgres._programs()
-    initdb = [programs / "initdb", "-D", data, "-U", "dagster", "--auth=scram-sha-256"]
+    initdb: list[Any] = [programs / "initdb", "-D", data, "-U", "dagster", "--auth=scram-sha-256"]
     subprocess.run(
         [*initdb, f"--pwfile={secret}", "--encoding=UTF8", "--no-sync"],
         check=True,
