@@ -1,6 +1,6 @@
 """A year of daily extracts: how long sensors and pages take.
 
-`pytest -s kbo_pipeline_tests/test_year.py` prints the figures; `YEAR_EXTRACTS` is how many there are.
+`pytest -s` with this file prints the figures; `YEAR_EXTRACTS` is how many there are.
 """
 
 import os
