@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import dagster as dg
-import duckdb
 import psutil
 import pytest
 import requests
@@ -392,17 +391,14 @@ def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
 ) -> None:
     """The look goes on past whatever fails in it; being told to stop is no failure."""
 
-    def told() -> int:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-        return 1
-
     def look(*, ended_at: float, is_start: bool) -> None:
-        if not is_swallowed:
-            told()
-        with duckdb.connect() as connection:  # makes an error of its own of what is raised in it
-            connection.create_function("told", told, [], duckdb.sqltype("INTEGER"))
-            connection.execute("SELECT told()").fetchall()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except BaseException:
+            if is_swallowed:  # as DuckDB makes an error of its own of what is raised within it
+                raise ValueError("somebody's own error") from None
+            raise
 
     settings = load_settings({"KBO_DATA_DIR": str(tmp_path)}, tmp_path)
     said: list[str] = []
@@ -417,4 +413,4 @@ def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
         supervisor.run(None, check_stopped)
     failed = [line for line in said if line.startswith("looking for dead runs failed")]
     assert len(failed) == is_swallowed
-    assert all("InvalidInputException" in line for line in failed)
+    assert all("ValueError: somebody's own error" in line for line in failed)
