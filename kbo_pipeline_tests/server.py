@@ -94,6 +94,14 @@ class Server:
         assert [tick["error"] for tick in every if tick["error"]] == []
         return [tick["skipReason"] or "" for tick in every]
 
+    def wait_for_ticks(self, count: int, *sensors: str) -> None:
+        """Waits until each of these sensors has looked so many times more."""
+        wanted = {sensor: len(self.ticks(sensor)) + count for sensor in sensors}
+        deadline = time.monotonic() + PATIENCE
+        while any(len(self.ticks(sensor)) < number for sensor, number in wanted.items()):
+            assert time.monotonic() < deadline, wanted
+            time.sleep(1)
+
     def runs(self, job: str) -> list[dict[str, Any]]:
         """The runs of a job, the oldest first."""
         found = self.query(
