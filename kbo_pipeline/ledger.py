@@ -104,6 +104,16 @@ class Ledger:
         }
         return BatchChange(tables, already_applied=True) if len(tables) == len(TABLES) else None
 
+    def rows_changed(self, key: ExtractKey) -> dict[str, int]:
+        """Row versions that an extract closed or opened, by table name."""
+        rows = self._database.execute(
+            "SELECT table_name, sum(rows_closed + rows_opened)::BIGINT FROM import_job_batches"
+            " WHERE job_id = $id GROUP BY table_name",
+            id=str(key),
+        ).fetchall()
+        found = dict(rows)
+        return {table.name: int(found.get(table.name, 0)) for table in TABLES}
+
     def missing_batches(self, key: ExtractKey) -> int:
         """How many batches of an extract are not applied."""
         return self._database.count(

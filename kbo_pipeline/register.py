@@ -34,6 +34,7 @@ class Publication:
         code: the change of the `code` table.
         names_resolved: entities whose primary name was resolved anew.
         row_counts: current rows by table name, all eight.
+        rows_changed: row versions that the extract closed or opened, by table name, the seven.
         already_published: nothing was done now.
         link: the extract in the chain of the ledger.
     """
@@ -41,6 +42,7 @@ class Publication:
     code: TableChange
     names_resolved: int
     row_counts: Mapping[str, int]
+    rows_changed: Mapping[str, int]
     already_published: bool
     link: Link
 
@@ -156,6 +158,10 @@ class Register:
             row = self._database.row(f"SELECT count(*) FROM {table.name} WHERE _is_current")
             counts[table.name] = int(row[0]) if row else 0
         return counts
+
+    def opened_rows(self, table: Table, key: ExtractKey) -> duckdb.DuckDBPyConnection:
+        """A query for the row versions of a table that hold from an extract on."""
+        return self._database.execute(register_sql.opened_rows(table), number=key.number)
 
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
@@ -275,7 +281,8 @@ class Register:
         self, key: ExtractKey, code: TableChange, names: int, *, already_published: bool
     ) -> Publication:
         link = next(link for link in self.ledger.chain() if link.key == key)
-        return Publication(code, names, self.row_counts(), already_published, link)
+        changed = self.ledger.rows_changed(key)
+        return Publication(code, names, self.row_counts(), changed, already_published, link)
 
     def rollback(self, key: ExtractKey) -> Rollback:
         """Undoes the newest extract, published or half applied, in one transaction with the ledger.

@@ -116,6 +116,11 @@ def _replaced(table: Table, extract_type: ExtractType, batch: Batch | None) -> s
     )
 
 
+def opened_rows(table: Table) -> str:
+    """The row versions that an extract opened; binds `$number`."""
+    return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number"
+
+
 def drop_versions(table: Table) -> str:
     """Drops the row versions that an extract opened; binds `$number`."""
     return f"DELETE FROM register.main.{table.name} WHERE _extract_number = $number"
