@@ -4,6 +4,7 @@
     ├── SettingsError      a setting is unknown or malformed
     ├── ExtractError       a ZIP, a member or a row of it is not what KBO publishes
     ├── OrderError         an extract does not follow the published one
+    ├── NotFoundError      what is asked for is not in the register
     ├── NotReadyError      what this step needs is not there yet
     ├── CheckFailedError   what an extract makes of the register is not fit for readers
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
@@ -38,6 +39,10 @@ class ExtractError(KboError):
 
 class OrderError(KboError):
     """An extract does not follow what is published."""
+
+
+class NotFoundError(KboError):
+    """What is asked for is not in the published register."""
 
 
 class NotReadyError(KboError):

@@ -2,7 +2,7 @@
 
 from kbo_pipeline.tables import ALL_TABLES, DENOMINATION, ENTERPRISE, Table
 
-_PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
+PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
 """KBO's language codes in the order in which a primary name is chosen."""
 
 _NAME_COLUMNS = (
@@ -36,7 +36,7 @@ def _state(table: Table, holds: str, names_hold: str) -> str:
 def _names(holds: str) -> str:
     names = ", ".join(
         f"min(d.denomination) FILTER (d.language = '{code}') AS name_{name}"
-        for code, name in _PRIMARY_NAME_LANGUAGES
+        for code, name in PRIMARY_NAME_LANGUAGES
     )
     return (
         f"SELECT d.{DENOMINATION.key}, {names} FROM main.{DENOMINATION.name} d"
@@ -46,9 +46,9 @@ def _names(holds: str) -> str:
 
 def _primary_name(key: str) -> tuple[str, ...]:
     """The rule: the first language that has a name of type 001; else the entity's number."""
-    in_order = [f"n.name_{name}" for _, name in _PRIMARY_NAME_LANGUAGES]
+    in_order = [f"n.name_{name}" for _, name in PRIMARY_NAME_LANGUAGES]
     languages = " ".join(
-        f"WHEN n.name_{name} IS NOT NULL THEN '{code}'" for code, name in _PRIMARY_NAME_LANGUAGES
+        f"WHEN n.name_{name} IS NOT NULL THEN '{code}'" for code, name in PRIMARY_NAME_LANGUAGES
     )
     expressions = (
         f"coalesce({', '.join(in_order)}, s.{key})",
