@@ -4,6 +4,7 @@ import dagster as dg
 
 from kbo_pipeline.defs.alerting import alert_sensor
 from kbo_pipeline.defs.applying import apply_to_register
+from kbo_pipeline.defs.change_report import change_report
 from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.download import extract_zip
 from kbo_pipeline.defs.inbox import inbox_sensor
@@ -18,7 +19,7 @@ from kbo_pipeline.defs.staging import import_staging
 from kbo_pipeline.settings import load_settings
 
 defs = dg.Definitions(
-    assets=[extract_zip, import_staging, apply_to_register, publish_assets],
+    assets=[extract_zip, import_staging, apply_to_register, publish_assets, change_report],
     asset_checks=[check_published_register],
     jobs=[stage_extract, apply_batches, publish_extract, rollback_extract],
     sensors=[

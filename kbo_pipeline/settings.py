@@ -88,6 +88,11 @@ class Settings:
         return self.data_dir / "staging"
 
     @property
+    def reports_dir(self) -> Path:
+        """Where it is told what each extract changed, a directory each."""
+        return self.data_dir / "reports"
+
+    @property
     def work_dir(self) -> Path:
         """The pipeline's private directory: the register at work, locks."""
         return self.data_dir / "work"

@@ -1,12 +1,16 @@
 """What the UI says of every asset: before anything is imported, and of an import."""
 
+import base64
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from kbo_pipeline.definitions import defs
+from kbo_pipeline.kinds import KINDS
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline_tests.pipeline import Pipeline
@@ -109,7 +113,12 @@ def test_each_materialization_has_numbers_to_plot_and_a_preview(
             *(f"rows/{table.name}" for table in ALL_TABLES),
             *(f"rows_changed/{table.name}" for table in TABLES),
         },
+        "change_report": {
+            *("dagster/row_count", "bytes", "seconds", "entities", "rows_changed"),
+            *(f"changes/{kind.table.name}/{kind.name}" for kind in KINDS),
+        },
     }
+    assert numbers.keys() == SPECS.keys()
     for asset, names in numbers.items():
         is_table = asset in {table.name for table in TABLES}
         found = newest(imported, asset, last if is_table else UPDATE)
@@ -122,6 +131,21 @@ def test_each_materialization_has_numbers_to_plot_and_a_preview(
     for table in TABLES:
         by_batch = [newest(imported, table.name, batch)["rows_changed"] for batch in batches]
         assert changed[f"rows_changed/{table.name}"] == sum(by_batch), table.name
+
+
+def test_the_report_is_a_page_with_its_plot_in_it(imported: dg.DagsterInstance) -> None:
+    found = newest(imported, "change_report", UPDATE)
+    page = Path(found["file"]).read_text()
+    shown = str(found["report"])
+    assert len(shown) < 60_000  # it goes into PostgreSQL
+    head, address, rest = re.split(r"\]\((data:image/png;base64,[^)]+)\)", shown)
+    assert f"{head}](plot.png){rest}" == page
+    plot = Path(found["file"]).with_name("plot.png").read_bytes()
+    assert base64.b64decode(address.partition(",")[2]) == plot
+    assert found["rows_changed"] == newest(imported, "published_extract", UPDATE)["rows_changed"]
+    first = newest(imported, "change_report", "0140-full")
+    assert "all of it is new" in str(first["report"])
+    assert "preview" not in first
 
 
 def test_the_newest_batch_tells_how_far_all_tables_are(imported: dg.DagsterInstance) -> None:

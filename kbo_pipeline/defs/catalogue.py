@@ -7,7 +7,7 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.faults import FAULT_COLUMNS, Fault
-from kbo_pipeline.tables import ALL_TABLES, Column, Table
+from kbo_pipeline.tables import ALL_TABLES, ENTERPRISE, TABLES, Column, Table
 
 OWNERS = ("team:register",)
 """Whom the UI names as the one who looks after an asset."""
@@ -97,6 +97,32 @@ def published_metadata() -> dict[str, Any]:
     }
 
 
+_CHANGES = (
+    ("table_name", "The table in which the change is seen."),
+    ("kind", "The kind of change, such as `new` or `moved`; explained in docs/changes.md."),
+    ("entity_number", "Number of the enterprise, establishment unit or branch."),
+    ("enterprise_number", "Number of the enterprise that it is or belongs to."),
+    ("name", "Its main name, after the extract or else before it."),
+    ("before", "What it was, as text in KBO's codes; none when it was nothing."),
+    ("after", "What it is now."),
+)
+
+
+def report_metadata() -> dict[str, Any]:
+    """What is known beforehand of a change report: the columns of its list."""
+    keys = [f"{table.name}.{table.key}" for table in TABLES]
+    owners = [f"{t.name}.{ENTERPRISE.key}" for t in TABLES if ENTERPRISE.key in t.column_names]
+    origins = {"entity_number": keys, "enterprise_number": owners}
+    return {
+        "dagster/column_schema": dg.TableSchema(
+            [dg.TableColumn(name, "VARCHAR", text) for name, text in _CHANGES]
+        ),
+        "dagster/column_lineage": _lineage(
+            (name, "published_extract", origin) for name in origins for origin in origins[name]
+        ),
+    }
+
+
 def preview(found: duckdb.DuckDBPyConnection) -> dg.TableMetadataValue:
     """The first rows of what a connection has just queried, as a table of the UI."""
     names = [name for name, *_ in found.description or ()]
@@ -131,13 +157,12 @@ def _register_columns(table: Table) -> list[dg.TableColumn]:
 
 
 def _lineage(columns: Iterable[tuple[str, str, str]]) -> dg.TableColumnLineage:
-    """Columns, each with the asset and the column that it is made from."""
-    return dg.TableColumnLineage(
-        {
-            name: [dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=origin)]
-            for name, asset, origin in columns
-        }
-    )
+    """Columns, each with the asset and the columns that it is made from."""
+    origins: dict[str, list[dg.TableColumnDep]] = {}
+    for name, asset, origin in columns:
+        dep = dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=origin)
+        origins.setdefault(name, []).append(dep)
+    return dg.TableColumnLineage(origins)
 
 
 def _column(column: Column) -> dg.TableColumn:

@@ -227,18 +227,20 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
 
 
 def check_failed_runs(installation: Installation) -> Iterator[Finding]:
-    """Whether an import or a rollback has failed that nobody has taken up since."""
+    """Whether an import, a rollback or a report has failed that nobody has taken up since."""
     instance, progress = installation.instance, installation.progress
     for text, run in sorted(progress.newest_runs.items()):
         key = key_or_none(text)
         if key is None or not run.is_failure or is_retried(instance, run):
             continue
-        if run.job_name != ROLLBACK_JOB and not installation.is_ahead(key):
+        is_passed = run.job_name != ROLLBACK_JOB and not installation.is_ahead(key)
+        if is_passed and (key not in progress.published or key in progress.reported):
             continue
         if key in progress.cancelled or installation.is_claimed(key):
             continue
-        said = f"{run.job_name} failed: {error_of_run(instance, run)}"
-        yield Finding("error", text, said, what_helps(run))
+        what = "change_report" if is_passed else run.job_name
+        said = f"{what} failed: {error_of_run(instance, run)}"
+        yield Finding("warning" if is_passed else "error", text, said, what_helps(run))
 
 
 def check_pools(installation: Installation) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
+from kbo_pipeline.defs.progress import PUBLISHED, REPORTED
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 
@@ -21,7 +22,8 @@ apply_batches = dg.define_asset_job(
 publish_extract = dg.define_asset_job(
     "publish_extract",
     # Publishing checks what it publishes; the checks by themselves look at what is published.
-    selection=dg.AssetSelection.assets(CODE.name, "published_extract").without_checks(),
-    description="Shows an extract, whose batches are all applied, to readers. The tag"
+    selection=dg.AssetSelection.assets(CODE.name, PUBLISHED, REPORTED).without_checks(),
+    description="Shows an extract, whose batches are all applied, to readers, and makes the report"
+    " on what it changed. The tag"
     f" `{ACCEPT_LOSS_TAG}`, with your name, publishes an Update that takes away many rows.",
 )

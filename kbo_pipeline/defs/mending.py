@@ -6,6 +6,7 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
@@ -103,6 +104,8 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         except OSError as error:
             raise StorageError(f"{error}; mend that or make room, then kbo rebuild") from error
         _correct_records(instance, remedy)
+        for key in remedy.forget:
+            remove_report(settings, key)
         for file in damaged.values():
             file.unlink(missing_ok=True)
     suspect_file(settings).unlink(missing_ok=True)

@@ -35,6 +35,9 @@ _EXTRACTS = "kbo_extracts"
 PUBLISHED = dg.AssetKey("published_extract")
 """The asset whose materialization says that readers see an extract."""
 
+REPORTED = dg.AssetKey("change_report")
+"""The asset whose materialization says that the report on an extract is made."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -55,6 +58,11 @@ class Progress:
     def published(self) -> Mapping[ExtractKey, int]:
         """Storage id of the newest publication of each extract."""
         return _by_extract(self._materialized(PUBLISHED))
+
+    @cached_property
+    def reported(self) -> set[ExtractKey]:
+        """The extracts on which the report is made."""
+        return set(_by_extract(self._materialized(REPORTED)))
 
     @cached_property
     def known(self) -> set[ExtractKey]:
