@@ -1,1 +1,1 @@
-"""Commands of `kbo` in modules of their own, each registered in `cli.py` by one line."""
+"""Commands of `kbo`, a module a subject; `cli.py` puts them together."""
