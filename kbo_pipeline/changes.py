@@ -13,8 +13,8 @@ import duckdb
 from kbo_pipeline.errors import NotFoundError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.kinds import KINDS
-from kbo_pipeline.ledger import published_extracts
 from kbo_pipeline.sql import changes as changes_sql
+from kbo_pipeline.sql import looking_up as looking_up_sql
 
 _FETCHED = 10_000
 
@@ -49,7 +49,8 @@ def published_key(connection: duckdb.DuckDBPyConnection, extract: int | str) -> 
         ExtractError: the text is no key of an extract.
         NotFoundError: it is not published; names what is.
     """
-    published = [key for key, _ in published_extracts(connection)]
+    rows = connection.execute(looking_up_sql.EXTRACTS).fetchall()
+    published = [ExtractKey(number, kind) for _, number, kind, _ in rows]
     is_number = not isinstance(extract, str) or bool(re.fullmatch("[0-9]{1,9}", extract))
     number = int(extract) if is_number else ExtractKey.parse(str(extract)).number
     found = next((key for key in published if key.number == number), None)
@@ -105,6 +106,6 @@ def iterate_changes(connection: duckdb.DuckDBPyConnection, extract: int | str) -
     Raises:
         NotFoundError: the extract is not published.
     """
-    relation = changed_entities(connection, extract)
-    while rows := relation.fetchmany(_FETCHED):
-        yield from (Change(*row) for row in rows)
+    relation = changed_entities(connection, extract)  # now: an error is not to wait for a reader
+    pieces = iter(lambda: relation.fetchmany(_FETCHED), [])
+    return (Change(*row) for rows in pieces for row in rows)

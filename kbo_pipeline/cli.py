@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.commands import reading
 from kbo_pipeline.commands.console import (
     extract_key,
     pause_told,
@@ -341,6 +342,9 @@ def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":
 
 
 main.add_command(status)
+main.add_command(reading.show)
+main.add_command(reading.find)
+main.add_command(reading.changes)
 
 if __name__ == "__main__":
     main()

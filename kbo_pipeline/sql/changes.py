@@ -12,7 +12,7 @@ from kbo_pipeline.tables import DENOMINATION, ENTERPRISE, ENTERPRISE_NUMBER, TAB
 
 _BEFORE, _AFTER = "$number - 1", "$number"  # states: nothing changes between two extracts
 
-_NAME_TYPES = ("001", "003", "004", "002")
+NAME_TYPES = ("001", "003", "004", "002")
 """Types of names in the order in which a main name is chosen; of enterprises only the first."""
 
 _UNIQUE = tuple(table for table in TABLES if table.unique_key)
@@ -34,7 +34,7 @@ def main_names(source: str) -> str:
     Of an enterprise its primary name; of others the same choice of languages, and where there is
     no name of type 001, of type 003, 004 or 002.
     """
-    types = " ".join(f"WHEN '{t}' THEN '{i}'" for i, t in enumerate(_NAME_TYPES))
+    types = " ".join(f"WHEN '{t}' THEN '{i}'" for i, t in enumerate(NAME_TYPES))
     languages = " ".join(
         f"WHEN '{code}' THEN '{i}'" for i, (code, _) in enumerate(PRIMARY_NAME_LANGUAGES)
     )
@@ -42,7 +42,7 @@ def main_names(source: str) -> str:
     return (
         f"SELECT {key}, substr(min(CASE type_of_denomination {types} END"
         f" || CASE language {languages} END || denomination), 3) AS main_name FROM {source}"
-        f" WHERE type_of_denomination = '{_NAME_TYPES[0]}' OR NOT {is_enterprise_number(key)}"
+        f" WHERE type_of_denomination = '{NAME_TYPES[0]}' OR NOT {is_enterprise_number(key)}"
         f" GROUP BY {key} HAVING main_name IS NOT NULL"
     )
 
