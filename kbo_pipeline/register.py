@@ -159,9 +159,9 @@ class Register:
             counts[table.name] = int(row[0]) if row else 0
         return counts
 
-    def opened_rows(self, table: Table, key: ExtractKey) -> duckdb.DuckDBPyConnection:
-        """A query for the row versions of a table that hold from an extract on."""
-        return self._database.execute(register_sql.opened_rows(table), number=key.number)
+    def opened_rows(self, table: Table, key: ExtractKey, most: int) -> duckdb.DuckDBPyConnection:
+        """A query for some row versions of a table that hold from an extract on."""
+        return self._database.execute(register_sql.opened_rows(table), number=key.number, most=most)
 
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.

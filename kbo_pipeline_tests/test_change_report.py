@@ -23,7 +23,7 @@ from kbo_pipeline_tests.pipeline import Pipeline, materializations
 
 FULL = ExtractKey(140, "full")
 LAST = 149
-SAMPLE = Sample(enterprises=300, seed=4)
+SAMPLE = Sample(enterprises=150, seed=4)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,14 @@ from tenacity import (
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.defs.catalogue import OWNERS, preview, register_metadata, shown_table, tags
+from kbo_pipeline.defs.catalogue import (
+    OWNERS,
+    PREVIEW_ROWS,
+    preview,
+    register_metadata,
+    shown_table,
+    tags,
+)
 from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried
@@ -221,7 +228,9 @@ def _shown(
     shown: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
     if is_last:
         for table in TABLES:
-            shown[table.name]["preview"] = preview(register.opened_rows(table, extract))
+            shown[table.name]["preview"] = preview(
+                register.opened_rows(table, extract, PREVIEW_ROWS)
+            )
     shown[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
     return shown
 

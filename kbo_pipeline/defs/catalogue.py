@@ -13,6 +13,7 @@ OWNERS = ("team:register",)
 """Whom the UI names as the one who looks after an asset."""
 
 PREVIEW_ROWS = 10
+"""So many rows are in a preview."""
 
 _BOOKKEEPING = (
     ("_snapshot_date", "DATE", "Day of the extract from which this row version holds."),
@@ -124,9 +125,9 @@ def report_metadata() -> dict[str, Any]:
 
 
 def preview(found: duckdb.DuckDBPyConnection) -> dg.TableMetadataValue:
-    """The first rows of what a connection has just queried, as a table of the UI."""
+    """What a connection has just queried, as a table of the UI; the query has a limit."""
     names = [name for name, *_ in found.description or ()]
-    return shown_table(names, found.fetchmany(PREVIEW_ROWS))
+    return shown_table(names, found.fetchall())
 
 
 def shown_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.TableMetadataValue:

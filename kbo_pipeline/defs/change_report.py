@@ -9,7 +9,7 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.change_report import PLOT_FILE, make_report
-from kbo_pipeline.defs.catalogue import OWNERS, preview, report_metadata, tags
+from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, report_metadata, tags
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import PUBLISHED
@@ -53,7 +53,9 @@ def change_report(
                 "dagster/row_count": report.changes,
                 "bytes": files.changes.stat().st_size,
                 "changes": dg.MetadataValue.path(str(files.changes)),
-                "preview": preview(connection.execute(f"FROM {literal(files.changes)}")),
+                "preview": preview(
+                    connection.execute(f"FROM {literal(files.changes)} LIMIT {PREVIEW_ROWS}")
+                ),
             }
         return dg.MaterializeResult(
             metadata={

@@ -12,6 +12,7 @@ from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
 from kbo_pipeline.defs.catalogue import (
     OWNERS,
+    PREVIEW_ROWS,
     preview,
     published_metadata,
     register_metadata,
@@ -105,7 +106,7 @@ def publish_assets(
         seconds = round(time.monotonic() - started, 3)
         code, changed = publication.code, publication.rows_changed
         with connect(settings.database, read_only=True) as reader:
-            codes = preview(reader.execute(f'FROM "current".{CODE.name}'))
+            codes = preview(reader.execute(f'FROM "current".{CODE.name} LIMIT {PREVIEW_ROWS}'))
         yield dg.MaterializeResult(
             asset_key=CODE.name,
             metadata={

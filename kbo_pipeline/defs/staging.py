@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.defs.catalogue import OWNERS, preview, staging_metadata, tags
+from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
@@ -92,7 +92,9 @@ def import_staging(
                         "batches": len(staged.batches),
                         "seconds": seconds,  # of the whole file, with all tables
                         "bytes": size,
-                        "preview": preview(connection.execute(f"FROM {source}")),
+                        "preview": preview(
+                            connection.execute(f"FROM {source} LIMIT {PREVIEW_ROWS}")
+                        ),
                         "warnings": list(staged.warnings),
                     },
                     data_version=dg.DataVersion(extract.sha256),

@@ -117,8 +117,8 @@ def _replaced(table: Table, extract_type: ExtractType, batch: Batch | None) -> s
 
 
 def opened_rows(table: Table) -> str:
-    """The row versions that an extract opened; binds `$number`."""
-    return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number"
+    """Row versions that an extract opened, `$most` at most; binds `$number` too."""
+    return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number LIMIT $most"
 
 
 def drop_versions(table: Table) -> str:
