@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.commands import exporting
 from kbo_pipeline.errors import KboError
 
 if TYPE_CHECKING:
@@ -340,6 +341,10 @@ def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
         )
     for file in files:
         click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
+
+
+main.add_command(exporting.export)
+main.add_command(exporting.verify)
 
 
 def _extract_key(text: str | None) -> "ExtractKey | None":
