@@ -115,9 +115,9 @@ class Verification:
         }
 
 
-def published_at(standing: Standing, number: int) -> ExtractKey | None:
-    """The published extract of a number; None when there is none."""
-    return next((key for key, _ in standing.published if key.number == number), None)
+def published_at(published: Sequence[tuple[ExtractKey, str]], number: int) -> ExtractKey | None:
+    """The extract of a number among the published ones; None when there is none."""
+    return next((key for key, _ in published if key.number == number), None)
 
 
 def verify(
@@ -175,7 +175,7 @@ def _published(
 
 
 def _same_number(standing: Standing, key: ExtractKey) -> ExtractKey:
-    published = published_at(standing, key.number)
+    published = published_at(standing.published, key.number)
     if published is None:
         known = ", ".join(str(other.number) for other, _ in standing.published[:5]) or "none"
         raise NotReadyError(

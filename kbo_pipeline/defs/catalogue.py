@@ -1,6 +1,6 @@
 """What the Dagster UI shows of a table: its columns and a preview of its rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -45,6 +45,12 @@ def preview(rows: "DataFrame") -> dg.TableMetadataValue:
     ]
     schema = dg.TableSchema([dg.TableColumn(str(name)) for name in rows.columns])
     return dg.MetadataValue.table(records=records, schema=schema)
+
+
+def table_of(rows: Sequence[Mapping[str, str | int]]) -> dg.TableMetadataValue:
+    """Rows with the same names as a table of the UI; there must be one at least."""
+    schema = dg.TableSchema([dg.TableColumn(name) for name in rows[0]])
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows], schema)
 
 
 def fault_table(faults: Sequence[Fault]) -> dg.TableMetadataValue:
