@@ -5,8 +5,6 @@ file is complete or absent; the page comes last. No Dagster.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import duckdb
 
 from kbo_pipeline.changes import published_key
 from kbo_pipeline.database import Database
-from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.plotting import Bars, draw
+from kbo_pipeline.published import open_published
 from kbo_pipeline.report_page import page
 from kbo_pipeline.report_reading import ChangeReport, read_report
 from kbo_pipeline.settings import Settings
@@ -67,10 +65,12 @@ def make_report(
 
     Raises:
         NotReadyError: there is no published file.
+        RegisterError: it is no register.
+        StorageError: somebody has it open for writing.
         NotFoundError: the extract is not published.
     """
     directory = report_directory(settings, key)
-    with _published(connection, settings.database):
+    with open_published(connection, settings.database):
         published_key(connection, str(key))
         lists = {file.parent.name: file for file in settings.reports_dir.glob(f"*/{CHANGES_FILE}")}
         report = read_report(Database(connection), key, lists)
@@ -102,17 +102,3 @@ def bars_of(report: ChangeReport) -> Bars:
         totals=[day.total for day in days],
         tables={table.name: [day.of_table(table.name) for day in days] for table in TABLES},
     )
-
-
-@contextmanager
-def _published(connection: duckdb.DuckDBPyConnection, database: Path) -> Iterator[None]:
-    """Makes the published file the default database; it may be replaced meanwhile."""
-    if not database.is_file():
-        raise NotReadyError(f"{database}: nothing is published yet")
-    connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
-    try:
-        connection.execute("USE published")
-        yield
-    finally:
-        connection.execute("USE memory")
-        connection.execute("DETACH published")

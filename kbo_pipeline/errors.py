@@ -10,6 +10,7 @@
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
     │   └── DamagedError         a file of ours is not what was written
     ├── ImportFailedError  a run of an import failed
+    ├── ExportError        where an export is to go, something else lies
     ├── PortalError        the KBO portal does not answer as it must
     │   ├── LoginRefusedError    it refuses the account
     │   └── PortalRefusedError   it refuses one address, or points to another server
@@ -63,6 +64,10 @@ class DamagedError(RegisterError):
 
 class ImportFailedError(KboError):
     """A run of an import failed; what it committed stays."""
+
+
+class ExportError(KboError):
+    """Where an export is to go, something else lies; it stays as it is."""
 
 
 class PortalError(KboError):

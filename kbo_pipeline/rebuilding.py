@@ -11,7 +11,7 @@ from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name, read_extract
 from kbo_pipeline.fetching import fetch_zip
 from kbo_pipeline.files import move_into_place
-from kbo_pipeline.publishing import show_to_readers
+from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.register import open_register, open_register_to_copy
 from kbo_pipeline.room import check_room_to_import
 from kbo_pipeline.settings import Settings
@@ -92,7 +92,7 @@ def rebuild_register(
                 report(f"{key}: {position} of {len(keys)}")
                 _import(settings, connect, key, file, report)
             move_into_place(file, settings.register_file)
-            show_to_readers(settings.register_file, settings.database)
+            show_to_readers(settings.register_file, settings.database, settings.privacy)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return keys

@@ -140,16 +140,12 @@ class Register:
         self.ledger = Ledger(self._database)
 
     def prepare(self) -> None:
-        """Puts tables, ledger, views and macros in place; without effect where they are."""
+        """Puts tables and ledger in place; without effect where they are."""
         with self._database.transaction():
             for table in ALL_TABLES:
                 self._database.execute(register_sql.create_register_table(table))
             for statement in register_sql.CREATE_LEDGER:
                 self._database.execute(statement)
-            self._database.execute('CREATE SCHEMA IF NOT EXISTS register."current"')
-            for table in ALL_TABLES:
-                for statement in reading_sql.views(table):
-                    self._database.execute(statement)
 
     def row_counts(self) -> dict[str, int]:
         """Current rows by table name, all eight."""

@@ -1,6 +1,6 @@
 """What the Dagster UI shows of assets: columns and where they come from, owners, tags, previews."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import dagster as dg
@@ -98,6 +98,37 @@ def published_metadata() -> dict[str, Any]:
     }
 
 
+_DRIFT = (
+    ("table", "VARCHAR", "The table that is compared."),
+    ("rows_in_zip", "BIGINT", "Rows that the Full has."),
+    ("rows_in_register", "BIGINT", "Rows that the register had at the extract."),
+    ("only_in_zip", "BIGINT", "Rows that the register lacks."),
+    ("only_in_register", "BIGINT", "Rows that the Full lacks."),
+)
+
+
+def export_metadata() -> dict[str, Any]:
+    """What is known beforehand of an export: the columns of its files, but for the profile."""
+    columns = [(table, column) for table in ALL_TABLES for column in table.columns]
+    names = [f"{table.name}.{column.name}" for table, column in columns]
+    shown = [_column(column) for _, column in columns]
+    return {
+        "dagster/column_schema": dg.TableSchema(
+            [
+                dg.TableColumn(name, c.type, c.description, tags=c.tags)
+                for name, c in zip(names, shown, strict=True)
+            ]
+        ),
+        "dagster/column_lineage": _lineage((name, "published_extract", name) for name in names),
+    }
+
+
+def verification_metadata() -> dict[str, Any]:
+    """What is known beforehand of a comparison with a Full: the columns of what it finds."""
+    columns = [dg.TableColumn(name, kind, text) for name, kind, text in _DRIFT]
+    return {"dagster/column_schema": dg.TableSchema(columns)}
+
+
 _CHANGES = (
     ("table_name", "The table in which the change is seen."),
     ("kind", "The kind of change, such as `new` or `moved`; explained in docs/changes.md."),
@@ -139,6 +170,11 @@ def shown_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.Table
         ],
         schema=dg.TableSchema([dg.TableColumn(name) for name in names]),
     )
+
+
+def table_of(rows: Sequence[Mapping[str, str | int]]) -> dg.TableMetadataValue:
+    """Rows with the same names as a table of the UI; there must be one at least."""
+    return shown_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def fault_table(faults: Sequence[Fault]) -> dg.TableMetadataValue:

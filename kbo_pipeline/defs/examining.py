@@ -146,12 +146,20 @@ def check_sensors(installation: Installation) -> Iterator[Finding]:
     bad = False
     for sensor in defs.sensors or ():
         found = newest.get(sensor.name)
+        if _is_off(sensor, found):
+            continue
         finding = _of_sensor(installation, sensor.name, sensor.minimum_interval_seconds, found)
         if finding is not None:
             bad = True
             yield finding
     if newest and not bad:
         yield Finding("ok", "sensors", "none was stopped, and none has failed in its newest tick")
+
+
+def _is_off(sensor: dg.SensorDefinition, state: InstigatorState | None) -> bool:
+    """Whether a sensor that is off until somebody starts it was never started, or stopped again."""
+    is_started = state is not None and state.status == InstigatorStatus.RUNNING
+    return sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started
 
 
 def _of_sensor(

@@ -12,7 +12,7 @@ from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 _BY_EXTRACT = [
     dg.AssetKey(name)
     for name in (
-        *("change_report", "published_extract", CODE.name),
+        *("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
         *(staging_asset(table) for table in ALL_TABLES),
     )
 ]

@@ -27,3 +27,16 @@ publish_extract = dg.define_asset_job(
     " on what it changed. The tag"
     f" `{ACCEPT_LOSS_TAG}`, with your name, publishes an Update that takes away many rows.",
 )
+
+export_parquet = dg.define_asset_job(
+    "export_parquet",
+    selection=["parquet_export"],
+    description="Writes the current tables as Parquet; of the newest published extract only.",
+)
+
+verify_full = dg.define_asset_job(
+    "verify_full",
+    selection=["full_verification"],
+    description="Compares the register, as it was at an extract, with the Full of its number, which"
+    " has to lie in the downloads directory.",
+)

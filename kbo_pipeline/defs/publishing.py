@@ -96,6 +96,7 @@ def publish_assets(
             register_file=settings.register_file,
             staging_dir=settings.staging_dir,
             database=settings.database,
+            privacy=settings.privacy,
             keep_published=settings.keep_published,
             max_loss_percent=settings.max_loss_percent,
             accept_loss=accepted_by is not None,

@@ -35,6 +35,7 @@ def undo_extract(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None
             register_file=settings.register_file,
             staging_dir=settings.staging_dir,
             database=settings.database,
+            privacy=settings.privacy,
             keep_published=settings.keep_published,
         )
         forget_extract(context.instance, key)

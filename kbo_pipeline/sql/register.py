@@ -121,6 +121,20 @@ def opened_rows(table: Table) -> str:
     return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number LIMIT $most"
 
 
+def incoming(table: Table, batch: Batch | None) -> str:
+    """The rows that a staged extract brings in the range, each once."""
+    return f"SELECT DISTINCT * FROM ({_incoming(table, batch)})"
+
+
+def held(table: Table, batch: Batch | None) -> str:
+    """The rows in the range that hold at an extract, in the published file; binds `$number`."""
+    return (
+        f"SELECT {', '.join(table.column_names)} FROM published.main.{table.name}"
+        f" WHERE {_in_range(table.key, batch)} AND _extract_number <= $number"
+        " AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"
+    )
+
+
 def drop_versions(table: Table) -> str:
     """Drops the row versions that an extract opened; binds `$number`."""
     return f"DELETE FROM register.main.{table.name} WHERE _extract_number = $number"
