@@ -4,6 +4,7 @@ matplotlib is imported in the function that draws: 1 s of processor time.
 """
 
 import io
+import logging
 import os
 import statistics
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def draw(bars: Bars, cache: Path) -> bytes:
         cache: directory where matplotlib notes which fonts there are.
     """
     os.environ.setdefault("MPLCONFIGDIR", str(cache))  # it would write into the user's home
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its patience
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
