@@ -383,6 +383,16 @@ def test_a_failed_run_is_an_error_until_somebody_takes_it_up(bench: Bench) -> No
     assert texts[0] == "mend the cause, then kbo rollback 0140-full"
 
 
+def test_a_report_that_failed_is_a_warning_until_it_is_made(bench: Bench) -> None:
+    bench.materialize("published_extract", FULL)
+    bench.run("publish_extract", STATUS.FAILURE, FULL, NOT_RETRIED)
+    found = only(bench.look(examining.check_failed_runs))
+    assert (found.severity, found.subject) == ("warning", "0140-full")
+    assert found.text.startswith("change_report failed: ")
+    bench.materialize("change_report", FULL)
+    assert list(bench.look(examining.check_failed_runs)) == []
+
+
 def test_a_place_in_a_pool_that_a_run_has_left_taken_is_told(bench: Bench) -> None:
     storage = bench.instance.event_log_storage
     storage.initialize_concurrency_limit_to_default("register")

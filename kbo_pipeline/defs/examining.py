@@ -21,6 +21,8 @@ from kbo_pipeline.defs.claims import OWN_RUN, claim_file
 from kbo_pipeline.defs.mending import examine
 from kbo_pipeline.defs.polling import Poll, read_poll
 from kbo_pipeline.defs.progress import (
+    PUBLISH_JOB,
+    REPORTED,
     ROLLBACK_JOB,
     Progress,
     extract_of,
@@ -242,13 +244,19 @@ def check_failed_runs(installation: Installation) -> Iterator[Finding]:
         if key is None or not run.is_failure or is_retried(instance, run):
             continue
         is_passed = run.job_name != ROLLBACK_JOB and not installation.is_ahead(key)
-        if is_passed and (key not in progress.published or key in progress.reported):
+        if is_passed and not (
+            _makes_report(run) and key in progress.published.keys() - progress.reported
+        ):
             continue
         if key in progress.cancelled or installation.is_claimed(key):
             continue
         what = "change_report" if is_passed else run.job_name
         said = f"{what} failed: {error_of_run(instance, run)}"
         yield Finding("warning" if is_passed else "error", text, said, what_helps(run))
+
+
+def _makes_report(run: dg.DagsterRun) -> bool:
+    return run.job_name == PUBLISH_JOB or REPORTED in (run.asset_selection or ())
 
 
 def check_pools(installation: Installation) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import (
     EXTRACT_TAG,
+    PUBLISH_JOB,
     RANGE_END_TAG,
     RANGE_START_TAG,
     REPORTED,
@@ -36,9 +37,6 @@ from kbo_pipeline.ledger import check_order
 from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
-
-PUBLISH_JOB = "publish_extract"
-"""The job that shows an extract to readers, and makes its report."""
 
 _logger = logging.getLogger("kbo_pipeline")
 _NO_RETRY = {"dagster/max_retries": "0"}

@@ -21,6 +21,9 @@ EXTRACT_TAG = "kbo/extract"
 CANCELLED_TAG = "kbo/cancelled"
 """Tag of the newest run of an extract that was cancelled: the run's own id."""
 
+PUBLISH_JOB = "publish_extract"
+"""The job that shows an extract to readers, and makes its report."""
+
 ROLLBACK_JOB = "rollback_extract"
 """The job that undoes an extract."""
 
