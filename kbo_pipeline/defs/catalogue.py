@@ -15,6 +15,8 @@ OWNERS = ("team:register",)
 PREVIEW_ROWS = 10
 """So many rows are in a preview."""
 
+_LONGEST = 60  # characters of a text in a preview
+
 _BOOKKEEPING = (
     ("_snapshot_date", "DATE", "Day of the extract from which this row version holds."),
     ("_extract_number", "INTEGER", "Number of the extract from which this row version holds."),
@@ -156,9 +158,13 @@ def report_metadata() -> dict[str, Any]:
 
 
 def preview(found: duckdb.DuckDBPyConnection) -> dg.TableMetadataValue:
-    """What a connection has just queried, as a table of the UI; the query has a limit."""
+    """What a connection has just queried, as a table of the UI; the query has a limit.
+
+    Long texts are cut: the UI's columns are narrow.
+    """
     names = [name for name, *_ in found.description or ()]
-    return shown_table(names, found.fetchall())
+    rows = ([_cut(_shown(value)) for value in row] for row in found.fetchall())
+    return shown_table(names, rows)
 
 
 def shown_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.TableMetadataValue:
@@ -212,3 +218,8 @@ def _column(column: Column) -> dg.TableColumn:
 
 def _shown(value: Any) -> str | int | float | None:
     return value if value is None or isinstance(value, int | float) else str(value)
+
+
+def _cut(value: str | int | float | None) -> str | int | float | None:
+    is_long = isinstance(value, str) and len(value) > _LONGEST
+    return f"{str(value)[: _LONGEST - 1]}…" if is_long else value
