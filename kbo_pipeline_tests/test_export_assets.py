@@ -1,5 +1,6 @@
 """`parquet_export` and `full_verification` in Dagster, in this process: assets, check, sensors."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from kbo_pipeline.pausing import pause, resume
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.server import running_server
 
 SAMPLE = Sample(enterprises=60, seed=8)
 FIRST, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
@@ -234,3 +237,27 @@ def test_a_full_in_the_inbox_whose_number_is_published_is_kept_to_be_compared(
     )
     assert [path.name for path in settings.downloads_dir.glob("*.zip")] == [file.name]
     assert len(requests(verify_when_at_hand, instance)) == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_by_themselves_a_dropped_full_is_compared_and_publications_are_exported(
+    made: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline(tmp_path)
+    shutil.copytree(made / "data", tmp_path, dirs_exist_ok=True)  # kbo start tells Dagster of it
+    (full,) = (made / "zips").glob("*_0141_*_Full.zip")
+    with pipeline.instance() as instance, running_server(pipeline) as server:
+        shutil.copy(full, pipeline.directory / "inbox")
+        server.start_sensor("export_when_published")
+        server.wait_for_run("verify_full", "SUCCESS")
+        server.wait_for_run("export_parquet", "SUCCESS")
+        key = dg.AssetCheckKey(dg.AssetKey("full_verification"), CHECK)
+        records = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
+        event = records[key].event
+        assert event is not None
+        assert event.dagster_event is not None
+        assert event.dagster_event.asset_check_evaluation_data.passed
+    manifest = json.loads((tmp_path / "exports" / "current" / MANIFEST).read_text())
+    assert manifest["extract"] == "0141-update"
+    assert pipeline.kbo("verify", full).returncode == 0

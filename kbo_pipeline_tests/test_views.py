@@ -4,9 +4,11 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pytest
 
+from kbo_pipeline.defs.mending import mend
 from kbo_pipeline.errors import RegisterError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.health import check_published
@@ -372,6 +374,22 @@ def test_views_of_a_file_from_before_there_were_such_are_made_anew(
     assert renew_views(database, "full")
     with duckdb.connect(str(database), read_only=True) as reader:
         assert len(answer(reader, "FROM current.enterprise_profile")) == 4
+
+
+def test_what_kbo_start_and_kbo_rebuild_do_makes_them_anew(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    core.import_zip(write_extract(tmp_path, FULL, ROWS))
+    settings = {"KBO_DATA_DIR": str(tmp_path), "KBO_PRIVACY": "legal-persons"}
+    said: list[str] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(2):
+            mend(instance, load_settings(settings, tmp_path), said.append)
+    told, renewed = said  # what is published is told to Dagster; the second time nothing is left
+    assert "0140-full: published, and unknown to Dagster" in told
+    assert renewed == f"{core.database}: its views were made anew"
+    assert has_views(core.database, "legal-persons")
+    with core.read() as reader:
+        assert shown_numbers(reader, "current.enterprise") == {FIRM, BARE}
 
 
 def test_a_file_that_is_no_register_is_not_touched(tmp_path: Path) -> None:
