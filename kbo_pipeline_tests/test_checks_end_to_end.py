@@ -256,7 +256,7 @@ def test_the_ui_shows_checks_runs_them_by_hand_and_accepts_a_loss(
         before = hash_of(pipeline)
 
         # The sensors do not try again: nothing is new.
-        time.sleep(20)  # four ticks of each
+        wait_for_ticks(server, 3, "apply_when_staged", "publish_when_applied")
         assert len(server.runs("publish_extract")) == 2
         assert hash_of(pipeline) == before
         assert any(LOSS in tick for tick in wait_for_alert(server))
@@ -300,6 +300,15 @@ def test_the_ui_shows_checks_runs_them_by_hand_and_accepts_a_loss(
             assert shown["status"] == ("FAILED" if doubtful else "SUCCEEDED"), (asset, name)
     with pipeline.instance() as instance:
         assert materializations(instance, "published_extract") == {FULL: 1, UPDATE: 2}
+
+
+def wait_for_ticks(server: Server, count: int, *sensors: str) -> None:
+    """Waits until each of these sensors has looked so many times more."""
+    wanted = {sensor: len(server.ticks(sensor)) + count for sensor in sensors}
+    deadline = time.monotonic() + PATIENCE
+    while any(len(server.ticks(sensor)) < number for sensor, number in wanted.items()):
+        assert time.monotonic() < deadline, wanted
+        time.sleep(1)
 
 
 def wait_for_alert(server: Server) -> list[str]:
