@@ -72,7 +72,9 @@ def test_what_is_no_register_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=f"^{re.escape(str(missing))}: no published register"):
         read_register(missing)
     for file in (text, other, tmp_path):
-        with pytest.raises(RegisterError, match=f"^{re.escape(str(file))}: no register") as caught:
+        with pytest.raises(
+            RegisterError, match=f"^{re.escape(str(file))}: cannot be read"
+        ) as caught:
             read_register(file)
         assert "\n" not in str(caught.value)
 
