@@ -88,9 +88,9 @@ def test_show_lists_all_that_belongs_to_an_enterprise() -> None:
     history = part(lines, "History")
     assert history[:2] == [
         "  2025-05-22  extract 141",
-        "    ~ enterprise Normale toestand → Opening faillissement",
+        "    ~ enterprise    Normale toestand → Opening faillissement",
     ]
-    assert "    + denomination 2, 001, Bakkerij Hemels" in history
+    assert "    + denomination  2, 001, Bakkerij Hemels" in history
     assert history[-2] == "  2025-05-21  extract 140"
 
 
