@@ -53,7 +53,7 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
         connection.close()
         said = str(error).split("\n", 1)[0]
         raise RegisterError(
-            f"{file}: no register of this pipeline, or damaged ({said}); kbo doctor says more"
+            f"{file}: cannot be read as a published register ({said}); kbo doctor says more"
         ) from None
     if not rows:
         connection.close()

@@ -135,10 +135,12 @@ def _history(events: tuple[HistoryEvent, ...], most: int | None) -> Iterator[Ren
         events[:most], key=lambda e: (e.extract_number, e.snapshot_date)
     ):
         yield Text(f"  {date}  extract {number}", "cyan")
+        grid = Table.grid(padding=(0, 1))
         for event in same:
             sign, style = _CHANGES[event.change]
             texts = (plain(text) for text in (event.before, event.after) if text is not None)
-            line = Text(f"    {sign} ", style).append(f"{event.table} ", "dim")
-            yield line.append(" → ".join(text or "nothing" for text in texts), "default")
+            words = " → ".join(text or "nothing" for text in texts)
+            grid.add_row(Text(f"    {sign}", style), Text(event.table, "dim"), Text(words))
+        yield grid
     if most is not None and len(events) > most:
         yield Text(f"  and {len(events) - most} more: --all shows them", "dim")

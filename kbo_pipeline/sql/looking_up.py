@@ -182,13 +182,14 @@ def described(count: int) -> str:
     """Name, status and seat of so many current enterprises `$number0`, ... that may be seen."""
     numbers = _any("number", count)
     names = f'(SELECT * FROM "current".{DENOMINATION.name} WHERE {DENOMINATION.key} IN ({numbers}))'
-    municipality = "min(coalesce(municipality_nl, municipality_fr)) AS municipality"
+    municipality = "coalesce(municipality_nl, municipality_fr)"
+    seat = f"min(struct_pack(zipcode := zipcode, municipality := {municipality})) AS seat"
     return (
         f"SELECT e.{ENTERPRISE.key}, coalesce(n.main_name, e.{ENTERPRISE.key}), e.status,"
-        f" a.zipcode, a.municipality FROM main.{ENTERPRISE.name} e"
+        f" a.seat.zipcode, a.seat.municipality FROM main.{ENTERPRISE.name} e"
         f" LEFT JOIN ({main_names(names)}) n ON n.{DENOMINATION.key} = e.{ENTERPRISE.key}"
-        f" LEFT JOIN (SELECT {ADDRESS.key}, min(zipcode) AS zipcode, {municipality}"
-        f" FROM \"current\".{ADDRESS.name} WHERE type_of_address = 'REGO'"
+        f' LEFT JOIN (SELECT {ADDRESS.key}, {seat} FROM "current".{ADDRESS.name}'
+        " WHERE type_of_address = 'REGO' AND date_striking_off IS NULL"
         f" AND {ADDRESS.key} IN ({numbers}) GROUP BY {ADDRESS.key}) a"
         f" ON a.{ADDRESS.key} = e.{ENTERPRISE.key}"
         f" WHERE e._is_current AND e.{ENTERPRISE.key} IN ({numbers})"
