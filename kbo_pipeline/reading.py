@@ -72,7 +72,7 @@ class PublishedRegister:
     Attributes:
         file: the DuckDB file.
         connection: DuckDB, with the register as the default database: for SQL of your own, with
-            the views and macros of docs/register.md. Relations of it live as long as it does.
+            the views and macros of docs/data.md. Relations of it live as long as it does.
         extracts: the published extracts, the newest first.
     """
 
