@@ -209,7 +209,7 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
     }
     staged = {}
     if subject.is_staged:
-        rows = database.execute(checking_sql.staged_rows()).fetchall()
+        rows = database.execute(checking_sql.staged_rows(key)).fetchall()
         staged = {(name, operation): count for name, operation, count in rows}
     for table in TABLES:
         opened = closed = unchanged = 0

@@ -8,6 +8,8 @@ touches.
 import re
 from collections.abc import Sequence
 
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.sql.staging import of_operation
 from kbo_pipeline.tables import ENTERPRISE_NUMBER, ESTABLISHMENT_NUMBER, TABLES, Column, Table
 
 TOUCHED = "temp.main.touched"
@@ -251,9 +253,11 @@ FROM register.main.import_job_batches WHERE job_id = $id GROUP BY ALL
 """What the ledger says of each table and operation of an extract."""
 
 
-def staged_rows() -> str:
+def staged_rows(key: ExtractKey) -> str:
     """How many rows an attached staging file holds, by table and operation."""
     return " UNION ALL ".join(
-        f"SELECT '{table.name}', operation, count(*) FROM staging.staged.{table.name} GROUP BY ALL"
+        f"SELECT '{table.name}', '{operation}', count(*) FROM staging.main.{table.name}"
+        f" WHERE {of_operation(key.type, operation)}"
         for table in TABLES
+        for operation in key.operations
     )
