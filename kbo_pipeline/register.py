@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from kbo_pipeline.batches import Batch
-from kbo_pipeline.database import Database
+from kbo_pipeline.database import Database, new_file
 from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.files import replace_atomically
@@ -135,7 +135,7 @@ def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Re
 
 def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     try:
-        connection.execute(f"ATTACH {literal(file)} AS register")
+        connection.execute(f"ATTACH {literal(file)} AS register{new_file(file)}")
     except duckdb.Error as error:
         if not is_damage(error):
             raise
@@ -192,12 +192,15 @@ class Register:
         """
         with open_staged(self._database.connection, staging_dir, key) as staged:
             self.ledger.open_job(staged)
-        if key.type == "full" and not self.ledger.has_applied():
+        is_adopted = key.type == "full" and not self.ledger.has_applied()
+        if is_adopted:
             self._adopt(staging_file(staging_dir, key))
         with open_staged(self._database.connection, staging_dir, key) as staged:
+            # Once for all batches: none changes anything outside its own range.
             for table in TABLES:
-                # Once for all batches: none changes anything outside its own range.
-                self._find_changes(table, staged.extract, is_whole=key.type == "full")
+                self._find_changes(
+                    table, staged.extract, is_whole=key.type == "full", is_adopted=is_adopted
+                )
             yield staged
 
     def _adopt(self, staged_full: Path) -> None:
@@ -274,10 +277,22 @@ class Register:
                     f" there; stage {key} again"
                 )
 
-    def _find_changes(self, table: Table, extract: Extract, *, is_whole: bool) -> None:
-        """Puts aside the rows by which an extract and the register differ."""
+    def _find_changes(
+        self, table: Table, extract: Extract, *, is_whole: bool, is_adopted: bool = False
+    ) -> None:
+        """Puts aside the rows by which an extract and the register differ.
+
+        Args:
+            table: the table.
+            extract: the extract, attached as `staging`.
+            is_whole: it holds all rows of the table.
+            is_adopted: the register was made from it just now.
+        """
         kind = extract.key.type
-        self._database.execute(register_sql.find_keys(table, kind, is_whole=is_whole))
+        if is_adopted:
+            self._database.execute(register_sql.no_keys(table))
+        else:
+            self._database.execute(register_sql.find_keys(table, kind, is_whole=is_whole))
         for statement in register_sql.find_changes(table, kind, is_whole=is_whole):
             self._database.execute(statement)
 

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
-from kbo_pipeline.database import lock_down
+from kbo_pipeline.database import lock_down, new_file
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
@@ -181,7 +181,7 @@ def is_damage(error: BaseException) -> bool:
 @contextmanager
 def attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None]:
     """Attaches a new file as `staging` and makes it the default database meanwhile."""
-    connection.execute(f"ATTACH {literal(file)} AS staging")
+    connection.execute(f"ATTACH {literal(file)} AS staging{new_file(file)}")
     try:
         connection.execute("USE staging")
         yield

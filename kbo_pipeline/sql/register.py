@@ -136,6 +136,11 @@ def find_keys(table: Table, extract_type: ExtractType, *, is_whole: bool) -> str
     )
 
 
+def no_keys(table: Table) -> str:
+    """Makes `keys_of_<table>` when the register is known to be what the extract says."""
+    return f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} (key VARCHAR)"
+
+
 def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> tuple[str, ...]:
     """Makes `closing_<table>` and `opening_<table>` from `keys_of_<table>`.
 

@@ -115,17 +115,14 @@ def note_superseded(table: Table, extract_type: ExtractType) -> str:
 
     Where a key has one row at most, the last one of a key supersedes those before.
     """
-    inserted = of_operation(extract_type, "insert")
     row = table.key if table.unique_key else ", ".join(table.column_names)
-    order = "rowid DESC" if table.unique_key else "rowid"
+    stays = "max(rowid)" if table.unique_key else "min(rowid)"
+    inserted = f"FROM {table.name} WHERE {of_operation(extract_type, 'insert')}"
     # Few rows are there twice: only those with the same hash are compared.
-    several = (
-        f"SELECT hash({row}) FROM {table.name} WHERE {inserted} GROUP BY 1 HAVING count(*) > 1"
-    )
+    several = f"hash({row}) IN (SELECT hash({row}) {inserted} GROUP BY 1 HAVING count(*) > 1)"
     return (
-        f"INSERT INTO superseded SELECT '{table.name}', rowid FROM {table.name}"
-        f" WHERE {inserted} AND hash({row}) IN ({several})"
-        f" QUALIFY row_number() OVER (PARTITION BY {row} ORDER BY {order}) > 1"
+        f"INSERT INTO superseded SELECT '{table.name}', rowid {inserted} AND {several}"
+        f" AND rowid NOT IN (SELECT {stays} {inserted} AND {several} GROUP BY {row})"
     )
 
 
