@@ -15,7 +15,7 @@ from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.register import open_register, open_register_to_copy
 from kbo_pipeline.room import check_room_to_import
 from kbo_pipeline.settings import Settings
-from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.staging import stage
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 """Opens an in-memory DuckDB."""
@@ -121,9 +121,8 @@ def _import(
     with (
         connect() as connection,
         open_register(connection, file) as register,
-        open_staged(connection, staging_dir, key) as staged,
+        register.importing(staging_dir, key) as staged,
     ):
-        register.ledger.open_job(staged)
         for batch in staged.batches:
             register.apply(staged, batch)
             report(f"{key}: batch {batch.number} of {len(staged.batches)}")

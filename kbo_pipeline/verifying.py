@@ -221,8 +221,8 @@ def _compare_part(
 
     def only(query: str, other: str, side: str) -> int:
         rows = database.execute(
-            f"SELECT *, count(*) OVER () FROM ({query} EXCEPT ALL {other})"
-            f" ORDER BY ALL LIMIT {SAMPLES}",
+            f"WITH drift AS MATERIALIZED ({query} EXCEPT ALL {other})"
+            f" SELECT *, (SELECT count(*) FROM drift) FROM drift ORDER BY ALL LIMIT {SAMPLES}",
             **at_number,
         ).fetchall()
         if not rows:

@@ -96,9 +96,8 @@ class Core:
         with (
             duckdb.connect(":memory:") as connection,
             open_register(connection, self.register_file) as register,
-            open_staged(connection, self.staging_dir, key) as staged,
+            register.importing(self.staging_dir, key) as staged,
         ):
-            register.ledger.open_job(staged)
             yield register, staged
 
     def publish(self, key: ExtractKey, *, accept_loss: bool = False) -> Publication:

@@ -43,7 +43,7 @@ def damage(staging_file: Path) -> Path:
     with duckdb.connect(str(staging_file)) as connection:
         for number in BAD:
             connection.execute(
-                "DELETE FROM staged.activity WHERE rowid = (SELECT min(row_sequence)"
+                "DELETE FROM main.activity WHERE rowid = (SELECT min(row_sequence)"
                 " FROM import_staging_activity WHERE batch_number = $1)",
                 [number],
             )

@@ -41,7 +41,7 @@ from kbo_pipeline.register import (
     open_register,
 )
 from kbo_pipeline.settings import Settings, load_settings
-from kbo_pipeline.staging import Staged, is_damage, open_staged
+from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import TABLES
 from kbo_pipeline.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.witness import mark_suspect
@@ -99,7 +99,7 @@ def apply_to_register(
                 try:
                     with claimed_for_step(context, settings, extract):
                         yield from _apply_extract(
-                            context, settings, connection, register, extract, batch_keys, failures
+                            context, settings, register, extract, batch_keys, failures
                         )
                 except KboError as error:
                     if is_damage(error):
@@ -117,7 +117,6 @@ def apply_to_register(
 def _apply_extract(
     context: dg.AssetExecutionContext,
     settings: Settings,
-    connection: duckdb.DuckDBPyConnection,
     register: Register,
     extract: ExtractKey,
     keys: Sequence[BatchKey],
@@ -134,10 +133,9 @@ def _apply_extract(
                 yield from _materializations(key, change)
         return
     with (
-        open_staged(connection, settings.staging_dir, extract) as staged,
+        register.importing(settings.staging_dir, extract) as staged,
         _cancel_noted(context, register, extract),
     ):
-        register.ledger.open_job(staged)
         batches = {batch.number: batch for batch in staged.batches}
         tally = Tally(len(keys), time.monotonic())
         for key in keys:

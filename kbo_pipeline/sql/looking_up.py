@@ -170,10 +170,9 @@ def find(words: int, values: Collection[str]) -> str:
         )
     return (
         f"WITH units AS ({_CURRENT_UNITS}), found AS ({found})"
-        f" SELECT {ENTERPRISE.key}, entity_number, denomination FROM found"
-        f" WHERE {' AND '.join(conditions)}"
-        f" QUALIFY row_number() OVER (PARTITION BY {ENTERPRISE.key} ORDER BY rank, length(plain),"
-        f" entity_number, plain) = 1"
+        f" SELECT {ENTERPRISE.key}, entity_number, denomination FROM ("
+        f"SELECT DISTINCT ON ({ENTERPRISE.key}) * FROM found WHERE {' AND '.join(conditions)}"
+        f" ORDER BY {ENTERPRISE.key}, rank, length(plain), entity_number, plain)"
         f" ORDER BY rank, length(plain), plain, {ENTERPRISE.key} LIMIT $limit"
     )
 

@@ -39,8 +39,9 @@ COUNT_ENTITIES = "SELECT count(DISTINCT entity_number) FROM report_changes"
 
 EXAMPLES = """
 SELECT table_name, kind, entity_number, enterprise_number, name, before, after
-FROM report_changes
-QUALIFY row_number() OVER (PARTITION BY table_name, kind ORDER BY entity_number) <= $most
+FROM report_changes WHERE rowid IN (
+    SELECT unnest(min_by(rowid, entity_number, $most)) FROM report_changes
+    GROUP BY table_name, kind)
 ORDER BY rowid
 """
 """Some changes of each kind; binds `$most`."""
