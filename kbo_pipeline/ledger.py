@@ -6,7 +6,7 @@ What it says is done is done; Dagster's events only tell of it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import cast
+from typing import Any, cast
 
 import duckdb
 
@@ -187,7 +187,7 @@ class Ledger:
             started: when it began, in seconds of the epoch.
         """
         operations = extract.key.operations
-        columns: dict[str, list[str | int | float]] = {name: [] for name in _OF_OPERATION}
+        columns: dict[str, list[Any]] = {name: [] for name in _OF_OPERATION}
         for name, change in changes.items():
             for operation in operations:
                 closes, opens = operation == operations[0], operation == operations[-1]
