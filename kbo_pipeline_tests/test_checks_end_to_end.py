@@ -222,6 +222,7 @@ def handles(*places: tuple[str, str]) -> list[dict[str, Any]]:
     return [{"assetKey": {"path": [asset]}, "name": name} for asset, name in places]
 
 
+@pytest.mark.rare
 def test_the_ui_shows_checks_runs_them_by_hand_and_accepts_a_loss(
     tmp_path: Path, zips: list[Path]
 ) -> None:

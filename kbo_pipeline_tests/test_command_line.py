@@ -264,6 +264,7 @@ def test_an_import_that_waits_for_another_writer_can_be_stopped(
         check_stopped(empty, instance)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_kbo_start_and_all_its_children(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path, {"KBO_UI_PORT": str(free_port())})
     with started(pipeline, *KBO, "start") as process:

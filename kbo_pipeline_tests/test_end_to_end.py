@@ -67,6 +67,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, zips: list[Path]) -> Iter
         yield pipeline
 
 
+@pytest.mark.long
 def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
     pipeline: Pipeline, zips: list[Path], numbers: list[int]
 ) -> None:
@@ -108,6 +109,7 @@ def test_history_holds_the_state_of_every_extract_and_their_differences(
             assert fetch(connection, f"SELECT count(*) FROM main.{table.name}") == versions
 
 
+@pytest.mark.long
 def test_a_full_that_differs_from_nothing_adds_no_row_version(
     pipeline: Pipeline, zips: list[Path], numbers: list[int], tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def damage(staging_file: Path) -> Path:
     return sound
 
 
+@pytest.mark.long
 def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
     pipeline: Pipeline,
 ) -> None:
