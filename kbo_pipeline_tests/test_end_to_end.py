@@ -17,6 +17,8 @@ from kbo_pipeline_tests.core import rows_of, sorted_rows
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.zips import Row
 
+pytestmark = pytest.mark.long
+
 SAMPLE = Sample(enterprises=120, seed=7)
 UPDATES = 5
 
@@ -67,7 +69,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, zips: list[Path]) -> Iter
         yield pipeline
 
 
-@pytest.mark.long
 def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
     pipeline: Pipeline, zips: list[Path], numbers: list[int]
 ) -> None:
@@ -109,7 +110,6 @@ def test_history_holds_the_state_of_every_extract_and_their_differences(
             assert fetch(connection, f"SELECT count(*) FROM main.{table.name}") == versions
 
 
-@pytest.mark.long
 def test_a_full_that_differs_from_nothing_adds_no_row_version(
     pipeline: Pipeline, zips: list[Path], numbers: list[int], tmp_path: Path
 ) -> None:
