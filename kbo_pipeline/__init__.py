@@ -1,1 +1,62 @@
-"""Belgium's company register (KBO Open Data), complete, current and queryable on one machine."""
+"""Belgium's company register (KBO Open Data), complete, current and queryable on one machine.
+
+`read_register` opens the published register; the other names are the types of what it gives. They
+are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kbo_pipeline.changes import Change
+    from kbo_pipeline.enterprises import (
+        Activity,
+        Address,
+        Branch,
+        Contact,
+        Enterprise,
+        Establishment,
+        HistoryEvent,
+        Match,
+        Name,
+        PublishedExtract,
+        Term,
+    )
+    from kbo_pipeline.errors import ExtractError, KboError, NotFoundError, RegisterError
+    from kbo_pipeline.reading import PublishedRegister, read_register
+
+__all__ = [
+    "Activity",
+    "Address",
+    "Branch",
+    "Change",
+    "Contact",
+    "Enterprise",
+    "Establishment",
+    "ExtractError",
+    "HistoryEvent",
+    "KboError",
+    "Match",
+    "Name",
+    "NotFoundError",
+    "PublishedExtract",
+    "PublishedRegister",
+    "RegisterError",
+    "Term",
+    "read_register",
+]
+
+_MODULES = {"Change": "changes", "PublishedRegister": "reading", "read_register": "reading"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    default = "errors" if name.endswith("Error") else "enterprises"
+    found = getattr(import_module(f"{__name__}.{_MODULES.get(name, default)}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,28 +2,29 @@
 
 import json
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.commands import exporting, reading
+from kbo_pipeline.commands.console import (
+    extract_key,
+    pause_told,
+    progress_bar,
+    report_line,
+    sample_bar,
+)
+from kbo_pipeline.commands.status import status
 from kbo_pipeline.errors import KboError
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
-    from rich.console import Console
-
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.findings import Finding
-    from kbo_pipeline.settings import Settings
-    from kbo_pipeline.status import ExtractStatus
 
 
 class _Commands(click.Group):
@@ -125,7 +126,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     with open_instance(settings) as instance:
         for zip_file, extract in extracts:
             started = time.monotonic()
-            with _progress_bar(instance, extract.key), _pause_told(settings):
+            with progress_bar(instance, extract.key), pause_told(settings):
                 imported = import_extract(instance, settings, zip_file, extract)
             if imported:
                 click.echo(f"{extract.key}: published in {time.monotonic() - started:.1f} s")
@@ -143,37 +144,10 @@ def fetch(extract: str) -> None:
     from kbo_pipeline.fetching import fetch_zip, latest_key
     from kbo_pipeline.settings import load_settings
 
-    key, settings = None if extract == "latest" else _extract_key(extract), load_settings()
-    with _report_line() as report:
+    key, settings = None if extract == "latest" else extract_key(extract), load_settings()
+    with report_line() as report:
         file = fetch_zip(settings, key or latest_key(settings), report)
     click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
-
-
-@main.command()
-@click.argument("extract", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(extract: str | None, as_json: bool) -> None:
-    """Show how far an extract is: overall, by table, failed batches."""
-    from kbo_pipeline.settings import load_settings
-
-    key, settings = _extract_key(extract), load_settings()
-    from kbo_pipeline.defs.importing import open_instance
-    from kbo_pipeline.defs.polling import read_poll
-    from kbo_pipeline.defs.status import newest_extract, read_status
-    from kbo_pipeline.pausing import PAUSED, is_paused
-
-    with open_instance(settings) as instance:
-        if is_paused(settings) and not as_json:
-            click.echo(PAUSED)
-        poll = read_poll(instance)
-        if poll is not None and not as_json:
-            asked = datetime.fromtimestamp(poll.asked_at).strftime("%Y-%m-%d %H:%M:%S")
-            click.echo(f"portal, asked at {asked}: {poll}")
-        found = read_status(instance, key or newest_extract(instance))
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
-    else:
-        _print_status(found)
 
 
 @main.command()
@@ -182,13 +156,13 @@ def retry(extract: str | None) -> None:
     """Re-execute what failed or is missing of an extract, and nothing else."""
     from kbo_pipeline.settings import load_settings
 
-    key, settings = _extract_key(extract), load_settings()
+    key, settings = extract_key(extract), load_settings()
     from kbo_pipeline.defs.importing import open_instance, retry_extract
     from kbo_pipeline.defs.status import newest_extract
 
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
-        with _progress_bar(instance, key), _pause_told(settings):
+        with progress_bar(instance, key), pause_told(settings):
             done = retry_extract(instance, settings, key)
     click.echo(f"{key}: {', '.join(done)}" if done else f"{key}: published: nothing to retry")
 
@@ -208,7 +182,7 @@ def publish(extract: str, accept_loss: bool) -> None:
     key, settings = ExtractKey.parse(extract), load_settings()
     from kbo_pipeline.defs.importing import open_instance, publish_extract
 
-    with open_instance(settings) as instance, _pause_told(settings):
+    with open_instance(settings) as instance, pause_told(settings):
         done = publish_extract(instance, settings, key, accept_loss=accept_loss)
     click.echo(f"{key}: published" if done else f"{key}: already published: nothing to do")
 
@@ -289,12 +263,12 @@ def rebuild(from_zips: bool) -> None:
 
     with open_instance(settings) as instance:
         if from_zips:
-            with _report_line() as report:
+            with report_line() as report:
                 first, last = rebuild_from_zips(instance, settings, report)
             say(f"made anew from the kept ZIPs, {first} to {last}; history begins with {first}")
         mend(instance, settings, say)
         for key in read_lost(settings):
-            with _progress_bar(instance, key), _pause_told(settings):
+            with progress_bar(instance, key), pause_told(settings):
                 done = retry_extract(instance, settings, key)
             drop_lost(settings, key)
             say(f"{key}: {', '.join(done) or 'published'}")
@@ -334,142 +308,12 @@ def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
     """Write made-up extracts: a Full, Updates after it, and a later Full."""
     from kbo_pipeline.sample import Sample, write_sample
 
-    with _sample_bar() as progress:
+    with sample_bar() as progress:
         files = write_sample(
             directory, Sample(enterprises=enterprises, seed=seed), updates, progress
         )
     for file in files:
         click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
-
-
-def _extract_key(text: str | None) -> "ExtractKey | None":
-    from kbo_pipeline.extracts import ExtractKey
-
-    return None if text is None else ExtractKey.parse(text)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-@contextmanager
-def _report_line() -> Iterator[Callable[[str], None]]:
-    """Shows the newest line of progress; all of them where nobody can see one change."""
-    from rich.markup import escape
-
-    console = _console()
-    if not console.is_terminal:
-        yield lambda line: click.echo(line, err=True)
-        return
-    with console.status("") as shown:
-        yield lambda line: shown.update(escape(line))
-
-
-@contextmanager
-def _sample_bar() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.progress import Progress
-
-    with Progress(console=_console(), transient=True) as bar:
-        task = bar.add_task("writing")
-
-        def show(description: str, done: int, total: int) -> None:
-            bar.update(task, description=description, completed=done, total=total)
-
-        yield show
-
-
-@contextmanager
-def _pause_told(settings: "Settings") -> Iterator[None]:
-    """Says once that the work of the caller waits, when `kbo pause` holds it up."""
-    from kbo_pipeline.pausing import PAUSED, is_paused
-
-    ended = threading.Event()
-
-    def look() -> None:
-        while not is_paused(settings):
-            if ended.wait(0.5):
-                return
-        click.echo(f"kbo: {PAUSED}", err=True)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-@contextmanager
-def _progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[None]:
-    """Shows the progress that the instance's storage knows, while the caller does the work."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = _console()
-    if not console.is_terminal:
-        yield
-        return
-    from kbo_pipeline.defs.status import read_status
-    from kbo_pipeline.errors import NotReadyError
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    ended = threading.Event()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{key} staging", total=None)
-
-        def follow() -> None:
-            while not ended.wait(0.5):
-                try:
-                    now = read_status(instance, key)
-                except NotReadyError:
-                    continue  # the first run has not registered the extract yet
-                total = now.total or None
-                bar.update(
-                    task, description=f"{key} {now.stage}", completed=now.completed, total=total
-                )
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            follower.join()
-
-
-def _print_status(found: "ExtractStatus") -> None:
-    from rich.console import Console
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-
-    console = Console()
-    left = f", about {found.seconds_left:.0f} s left" if found.seconds_left is not None else ""
-    console.print(
-        f"[bold]{found.job_id}[/bold]: {found.status} ({found.stage}), {found.percentage}%{left}"
-    )
-    table = Table(box=None, pad_edge=False)
-    for name in ("table", "batches", "", "status"):
-        table.add_column(name)
-    for name, progress in found.tables.items():
-        bar = ProgressBar(total=progress.total, completed=progress.completed, width=30)
-        table.add_row(name, f"{progress.completed}/{progress.total}", bar, progress.status)
-    if found.tables:
-        console.print(table)
-    for label, place in (("current", found.current_batch), ("next", found.next_batch)):
-        if place:
-            console.print(f"{label} batch: {place.batch} ({place.table}, {place.operation})")
-    if found.failed_batches:
-        numbers = sorted({place.batch for place in found.failed_batches})
-        console.print(f"failed batches: {', '.join(map(str, numbers))}; kbo retry {found.job_id}")
-    if found.error:
-        console.print(f"error: {found.error}", markup=False)
 
 
 def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":
@@ -496,6 +340,13 @@ def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":
     click.echo(f"errors: {counts['error']}, warnings: {counts['warning']}, ok: {counts['ok']}")
     return found
 
+
+main.add_command(status)
+main.add_command(reading.show)
+main.add_command(reading.find)
+main.add_command(reading.changes)
+main.add_command(exporting.export)
+main.add_command(exporting.verify)
 
 if __name__ == "__main__":
     main()

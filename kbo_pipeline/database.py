@@ -1,5 +1,6 @@
 """A DuckDB connection with values bound by name and transactions as blocks."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -7,13 +8,48 @@ from typing import Any
 
 import duckdb
 
+from kbo_pipeline.files import make_private
 from kbo_pipeline.sql import glob_escaped, literal
+
+MEMORY_LIMIT = "3GB"
+"""What DuckDB takes at most in one run; it spills to disk beyond."""
+
+SPILL_LIMIT = "20GB"
+"""What it spills at most; a hostile extract must not fill the disk."""
 
 _NO_EXTENSIONS = (
     "autoinstall_known_extensions",
     "autoload_known_extensions",
     "allow_community_extensions",
 )
+
+STORAGE_VERSION = "v1.4.0"
+"""The oldest DuckDB that reads our files. It packs text twice as fast as the format before 1.3."""
+
+
+def new_file(file: Path) -> str:
+    """What ATTACH is told of a file that is made when it is not there."""
+    return "" if file.exists() else f" (STORAGE_VERSION '{STORAGE_VERSION}')"
+
+
+def limits(temporary_dir: Path) -> dict[str, str | int]:
+    """The configuration of a DuckDB that does heavy work: what it takes at most, where it spills.
+
+    Args:
+        temporary_dir: made when it is not there.
+    """
+    make_private(temporary_dir)
+    return {
+        "memory_limit": MEMORY_LIMIT,
+        "threads": os.cpu_count() or 1,
+        "temp_directory": str(temporary_dir),
+        "max_temp_directory_size": SPILL_LIMIT,
+    }
+
+
+def connect(temporary_dir: Path) -> duckdb.DuckDBPyConnection:
+    """Opens an in-memory DuckDB for heavy work, within `limits`."""
+    return duckdb.connect(":memory:", config=dict(limits(temporary_dir)))
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:

@@ -4,10 +4,18 @@ import dagster as dg
 
 from kbo_pipeline.defs.alerting import alert_sensor
 from kbo_pipeline.defs.applying import apply_to_register
+from kbo_pipeline.defs.change_report import change_report
 from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.download import extract_zip
+from kbo_pipeline.defs.exporting import export_when_published, parquet_export
 from kbo_pipeline.defs.inbox import inbox_sensor
-from kbo_pipeline.defs.jobs import apply_batches, publish_extract, stage_extract
+from kbo_pipeline.defs.jobs import (
+    apply_batches,
+    export_parquet,
+    publish_extract,
+    stage_extract,
+    verify_full,
+)
 from kbo_pipeline.defs.polling import kbo_extract_sensor
 from kbo_pipeline.defs.publishing import publish_assets
 from kbo_pipeline.defs.resources import duckdb_resource
@@ -15,12 +23,28 @@ from kbo_pipeline.defs.retention import retention_sensor
 from kbo_pipeline.defs.rollback import rollback_extract
 from kbo_pipeline.defs.sensors import apply_when_staged, publish_when_applied
 from kbo_pipeline.defs.staging import import_staging
+from kbo_pipeline.defs.verifying import full_verification, verify_when_at_hand
 from kbo_pipeline.settings import load_settings
 
 defs = dg.Definitions(
-    assets=[extract_zip, import_staging, apply_to_register, publish_assets],
+    assets=[
+        extract_zip,
+        import_staging,
+        apply_to_register,
+        publish_assets,
+        change_report,
+        parquet_export,
+        full_verification,
+    ],
     asset_checks=[check_published_register],
-    jobs=[stage_extract, apply_batches, publish_extract, rollback_extract],
+    jobs=[
+        stage_extract,
+        apply_batches,
+        publish_extract,
+        rollback_extract,
+        export_parquet,
+        verify_full,
+    ],
     sensors=[
         kbo_extract_sensor,
         inbox_sensor,
@@ -28,6 +52,8 @@ defs = dg.Definitions(
         publish_when_applied,
         alert_sensor,
         retention_sensor,
+        export_when_published,
+        verify_when_at_hand,
     ],
     resources={"duckdb": duckdb_resource(load_settings())},
     executor=dg.in_process_executor,  # the default one starts a second Python for each step

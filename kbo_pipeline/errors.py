@@ -4,11 +4,13 @@
     ├── SettingsError      a setting is unknown or malformed
     ├── ExtractError       a ZIP, a member or a row of it is not what KBO publishes
     ├── OrderError         an extract does not follow the published one
+    ├── NotFoundError      what is asked for is not in the register
     ├── NotReadyError      what this step needs is not there yet
     ├── CheckFailedError   what an extract makes of the register is not fit for readers
     ├── RegisterError      the register, a staging file or the ledger contradicts itself
     │   └── DamagedError         a file of ours is not what was written
     ├── ImportFailedError  a run of an import failed
+    ├── ExportError        where an export is to go, something else lies
     ├── PortalError        the KBO portal does not answer as it must
     │   ├── LoginRefusedError    it refuses the account
     │   └── PortalRefusedError   it refuses one address, or points to another server
@@ -40,6 +42,10 @@ class OrderError(KboError):
     """An extract does not follow what is published."""
 
 
+class NotFoundError(KboError):
+    """What is asked for is not in the published register."""
+
+
 class NotReadyError(KboError):
     """What this step needs is not there yet."""
 
@@ -58,6 +64,10 @@ class DamagedError(RegisterError):
 
 class ImportFailedError(KboError):
     """A run of an import failed; what it committed stays."""
+
+
+class ExportError(KboError):
+    """Where an export is to go, something else lies; it stays as it is."""
 
 
 class PortalError(KboError):

@@ -46,6 +46,41 @@ def replace_atomically(target: Path) -> Iterator[Path]:
             leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def replace_directory(target: Path) -> Iterator[Path]:
+    """Yields a new directory beside `target`; what was written there takes its place at the end.
+
+    Its files and folders are on disk before this returns. After an error nothing has changed. Who
+    is killed in the instant between the two renames leaves none under the name; the next call puts
+    the old one back before anything else.
+    One process at a time may do this for a target: callers hold a lock.
+    """
+    make_private(target.parent)
+    new = target.with_name(f".{target.name}.unfinished")
+    old = target.with_name(f".{target.name}.replaced")
+    _put_back(old, target)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    try:
+        yield new
+        for path in (*new.iterdir(), new):
+            _sync(path)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+        _sync(target.parent)
+    finally:
+        _put_back(old, target)
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+
+
 def link_or_copy(file: Path, target: Path) -> None:
     """Gives a file a second name, which stays when the first gets another file."""
     try:

@@ -15,6 +15,7 @@ from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.ledger import Standing
 from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.pausing import is_paused
+from kbo_pipeline.published import has_views
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.register import register_lock
 from kbo_pipeline.room import Room, existing, megabytes, room_now, room_to_import
@@ -140,6 +141,14 @@ def check_published(settings: Settings) -> Iterator[Finding]:
         yield found_error("published register", error)
         return
     yield Finding("ok", "published register", f"{_said(standing)}, opens: {settings.database}")
+    if not has_views(settings.database, settings.privacy):
+        yield Finding(
+            "warning",
+            "views",
+            f"those of {settings.database} were made by another version, or with another"
+            f" KBO_PRIVACY than {settings.privacy}",
+            "kbo start makes them anew, or kbo rebuild, or the next publication",
+        )
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:

@@ -3,11 +3,10 @@
 What it says is done is done; Dagster's events only tell of it.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import cast
+from typing import Any, cast
 
 import duckdb
 
@@ -16,7 +15,7 @@ from kbo_pipeline.database import Database
 from kbo_pipeline.errors import OrderError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.staging import Staged
-from kbo_pipeline.tables import TABLES, Table
+from kbo_pipeline.tables import TABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,12 @@ class BatchChange:
 
     tables: Mapping[str, TableChange]
     already_applied: bool
+
+
+_OF_OPERATION = (
+    *("table_name", "operation", "started", "completed"),
+    *("closed", "opened", "unchanged", "duplicates"),
+)
 
 
 class Ledger:
@@ -104,6 +109,16 @@ class Ledger:
         }
         return BatchChange(tables, already_applied=True) if len(tables) == len(TABLES) else None
 
+    def rows_changed(self, key: ExtractKey) -> dict[str, int]:
+        """Row versions that an extract closed or opened, by table name."""
+        rows = self._database.execute(
+            "SELECT table_name, sum(rows_closed + rows_opened)::BIGINT FROM import_job_batches"
+            " WHERE job_id = $id GROUP BY table_name",
+            id=str(key),
+        ).fetchall()
+        found = dict(rows)
+        return {table.name: int(found.get(table.name, 0)) for table in TABLES}
+
     def missing_batches(self, key: ExtractKey) -> int:
         """How many batches of an extract are not applied."""
         return self._database.count(
@@ -147,47 +162,62 @@ class Ledger:
                 id=str(extract.key),
             )
 
-    def complete_table(
+    def has_applied(self) -> bool:
+        """Tells whether any batch of any extract is applied and not rolled back."""
+        row = self._database.row("SELECT 1 FROM import_job_batches WHERE status = 'completed'")
+        return row is not None
+
+    def complete_batch(
         self,
         extract: Extract,
-        table: Table,
         batch: Batch,
-        change: TableChange,
+        changes: Mapping[str, TableChange],
         attempt: int,
         started: float,
     ) -> None:
-        """Completes the rows of one table in a batch; part of the caller's transaction.
+        """Completes the rows of a batch; part of the caller's transaction.
 
         Closing counts for the first operation, opening for the last.
+
+        Args:
+            extract: the extract.
+            batch: the batch.
+            changes: by table name, for all seven.
+            attempt: which attempt this is.
+            started: when it began, in seconds of the epoch.
         """
-        first, last = extract.key.operations[0], extract.key.operations[-1]
-        row = self._database.row(
-            "UPDATE import_job_batches SET status = 'completed', attempts = $attempts,"
-            " started_at = to_timestamp($started), completed_at = to_timestamp($completed),"
-            " error_message = NULL,"
-            " rows_closed = CASE operation WHEN $first THEN $closed ELSE 0 END,"
-            " rows_opened = CASE operation WHEN $last THEN $opened ELSE 0 END,"
-            " rows_unchanged = CASE operation WHEN $last THEN $unchanged ELSE 0 END,"
-            " duplicates_dropped = CASE operation WHEN $last THEN $duplicates ELSE 0 END"
-            " WHERE job_id = $id AND table_name = $table AND batch_number = $batch"
-            " AND status <> 'completed'",
+        operations = extract.key.operations
+        columns: dict[str, list[Any]] = {name: [] for name in _OF_OPERATION}
+        for name, change in changes.items():
+            for operation in operations:
+                closes, opens = operation == operations[0], operation == operations[-1]
+                row = (
+                    *(name, operation, started, started + change.seconds),
+                    change.rows_closed if closes else 0,
+                    *(change.rows_opened if opens else 0, change.rows_unchanged if opens else 0),
+                    change.duplicates_dropped if opens else 0,
+                )
+                for column, value in zip(columns.values(), row, strict=True):
+                    column.append(value)
+            started += change.seconds  # one table after the other
+        listed = ", ".join(f"unnest(${name}) AS {name}" for name in columns)
+        done = self._database.count(
+            "UPDATE import_job_batches b SET status = 'completed', attempts = $attempts,"
+            " started_at = to_timestamp(c.started), completed_at = to_timestamp(c.completed),"
+            " error_message = NULL, rows_closed = c.closed, rows_opened = c.opened,"
+            " rows_unchanged = c.unchanged, duplicates_dropped = c.duplicates"
+            f" FROM (SELECT {listed}) c"
+            " WHERE b.job_id = $id AND b.batch_number = $batch AND b.status <> 'completed'"
+            " AND b.table_name = c.table_name AND b.operation = c.operation",
             id=str(extract.key),
-            table=table.name,
             batch=batch.number,
             attempts=attempt,
-            started=started,
-            completed=time.time(),  # now() would be the beginning of the transaction
-            first=first,
-            last=last,
-            closed=change.rows_closed,
-            opened=change.rows_opened,
-            unchanged=change.rows_unchanged,
-            duplicates=change.duplicates_dropped,
+            **columns,
         )
-        if not row or row[0] != len(extract.key.operations):
+        if done != len(changes) * len(operations):
             raise RegisterError(
-                f"{extract.key}: batch {batch.number}: {table.name}: its ledger rows are not open;"
-                f" apply {extract.key} again"
+                f"{extract.key}: batch {batch.number}: its ledger rows are not open; apply"
+                f" {extract.key} again"
             )
 
     def fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:

@@ -88,6 +88,7 @@ def _unfinished(settings: Settings) -> Iterator[Path]:
     for directory in (settings.downloads_dir, settings.staging_dir):
         yield from sorted(directory.glob("*.part"))
     yield from sorted(settings.staging_dir.glob("*.unpacked"))
+    yield from sorted(settings.reports_dir.glob("*/*.part"))
     yield from sorted(settings.work_dir.rglob("*.part"))
     yield from sorted(settings.database.parent.glob(f"{settings.database.name}.part"))
 

@@ -4,27 +4,25 @@ The newest published files stay: the one that readers open, and older ones as
 `published/<extract key>.duckdb` beside the register at work.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.blocks import check_blocks
 from kbo_pipeline.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.errors import (
     CheckFailedError,
-    DamagedError,
     NotReadyError,
     OrderError,
-    RegisterError,
+    StorageError,
 )
 from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.files import link_or_copy, replace_atomically
-from kbo_pipeline.ledger import Standing, check_order, read_standing
+from kbo_pipeline.ledger import Standing, check_order
+from kbo_pipeline.published import open_published, show_to_readers
 from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
-from kbo_pipeline.sql import literal
-from kbo_pipeline.staging import discard_staged, is_damage, open_staged, staging_file
+from kbo_pipeline.settings import Privacy
+from kbo_pipeline.staging import discard_staged, open_staged, staging_file
 
 
 def publish(
@@ -34,6 +32,7 @@ def publish(
     register_file: Path,
     staging_dir: Path,
     database: Path,
+    privacy: Privacy = "full",
     keep_published: int = 1,
     max_loss_percent: float = 2.0,
     accept_loss: bool = False,
@@ -48,6 +47,7 @@ def publish(
         staging_dir: where its staging file is; it and those of extracts before are removed at the
             end.
         database: the file that readers open; replaced at one instant, never opened for writing.
+        privacy: who is in its views.
         keep_published: published files that are kept, the one that readers open included.
         max_loss_percent: rows of a table that an Update may take away, 0 to 100.
         accept_loss: it may take away more.
@@ -89,7 +89,16 @@ def publish(
                 look(is_staged=False, accept_loss=True)  # to tell of it: nothing stops it now
             register.checkpoint()
             standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
-        _show(connection, key, standing, half_applied, register_file, database, keep_published)
+        _show(
+            connection,
+            key,
+            standing,
+            half_applied,
+            register_file,
+            database,
+            privacy,
+            keep_published,
+        )
     discard_staged(staging_dir, standing.published[0][0].number)
     return publication
 
@@ -101,6 +110,7 @@ def rollback(
     register_file: Path,
     staging_dir: Path,
     database: Path,
+    privacy: Privacy = "full",
     keep_published: int = 1,
 ) -> Rollback:
     """Undoes the newest extract, published or half applied; readers see the state before it.
@@ -114,6 +124,7 @@ def rollback(
         register_file: the register at work.
         staging_dir: where its staging file is; the file is removed at the end.
         database: the file that readers open; replaced at one instant, never opened for writing.
+        privacy: who is in its views.
         keep_published: published files that are kept, the one that readers open included.
 
     Raises:
@@ -124,7 +135,16 @@ def rollback(
             done = register.rollback(key)
             register.checkpoint()
             standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
-        _show(connection, key, standing, half_applied, register_file, database, keep_published)
+        _show(
+            connection,
+            key,
+            standing,
+            half_applied,
+            register_file,
+            database,
+            privacy,
+            keep_published,
+        )
     _remove_staged(staging_dir, key)
     return done
 
@@ -148,6 +168,7 @@ def _show(
     half_applied: ExtractKey | None,
     register_file: Path,
     database: Path,
+    privacy: Privacy,
     keep_published: int,
 ) -> None:
     """Lets readers see the register at work, where they do not yet; it must be detached."""
@@ -162,19 +183,8 @@ def _show(
                 link_or_copy(database, temporary)
         # Before the copy, so that it does not need more disk than in the end.
         _remove_kept(directory, standing, keep_published - 1)
-        show_to_readers(register_file, database)
+        show_to_readers(register_file, database, privacy)
     _remove_kept(directory, standing, keep_published - 1)
-
-
-def show_to_readers(register_file: Path, database: Path) -> None:
-    """Puts a copy of the register at work, which must be detached, into its place for readers.
-
-    Raises:
-        DamagedError: the register is not what was written; readers keep what they have.
-    """
-    check_blocks(register_file)
-    with replace_atomically(database) as temporary:
-        shutil.copyfile(register_file, temporary)
 
 
 def kept_files(register_file: Path) -> list[Path]:
@@ -253,26 +263,11 @@ def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> S
     """
     if not database.exists():
         return Standing()
-    if not database.is_file():
-        raise RegisterError(f"{database}: no file; move it away")
-    try:  # without its type, DuckDB would fetch an extension for a file of another database
-        connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
-    except duckdb.Error as error:
-        if isinstance(error, duckdb.IOException) and "lock" in str(error):
-            return Standing()
-        raise _unreadable(database, error) from None
     try:
-        connection.execute("USE published")
-        return read_standing(connection)
-    except (duckdb.CatalogException, duckdb.BinderException):
-        raise RegisterError(
-            f"{database}: a DuckDB file, but no register of this pipeline; move it away"
-        ) from None
-    except duckdb.IOException as error:
-        raise _unreadable(database, error) from None
-    finally:
-        connection.execute("USE memory")
-        connection.execute("DETACH published")
+        with open_published(connection, database) as standing:
+            return standing
+    except StorageError:
+        return Standing()
 
 
 def standing_of(database: Path) -> Standing:
@@ -283,14 +278,3 @@ def standing_of(database: Path) -> Standing:
     """
     with duckdb.connect(":memory:") as connection:
         return read_standing_of(connection, database)
-
-
-def _unreadable(database: Path, error: Exception) -> RegisterError:
-    said = f"{database}: {_first_line(error)}"
-    if is_damage(error):
-        return DamagedError(f"{said}; kbo rebuild mends it; if it is no register, move it away")
-    return RegisterError(f"{said}; move it away")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

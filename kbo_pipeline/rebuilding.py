@@ -11,11 +11,11 @@ from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name, read_extract
 from kbo_pipeline.fetching import fetch_zip
 from kbo_pipeline.files import move_into_place
-from kbo_pipeline.publishing import show_to_readers
+from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.register import open_register, open_register_to_copy
 from kbo_pipeline.room import check_room_to_import
 from kbo_pipeline.settings import Settings
-from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.staging import stage
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 """Opens an in-memory DuckDB."""
@@ -92,7 +92,7 @@ def rebuild_register(
                 report(f"{key}: {position} of {len(keys)}")
                 _import(settings, connect, key, file, report)
             move_into_place(file, settings.register_file)
-            show_to_readers(settings.register_file, settings.database)
+            show_to_readers(settings.register_file, settings.database, settings.privacy)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return keys
@@ -121,9 +121,8 @@ def _import(
     with (
         connect() as connection,
         open_register(connection, file) as register,
-        open_staged(connection, staging_dir, key) as staged,
+        register.importing(staging_dir, key) as staged,
     ):
-        register.ledger.open_job(staged)
         for batch in staged.batches:
             register.apply(staged, batch)
             report(f"{key}: batch {batch.number} of {len(staged.batches)}")

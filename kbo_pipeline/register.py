@@ -4,26 +4,40 @@ A batch is one transaction over all seven tables and its own ledger rows. Only w
 written, so batches may come in any order, twice, or after a crash: the result is the same.
 """
 
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from kbo_pipeline.batches import Batch
-from kbo_pipeline.database import Database
+from kbo_pipeline.database import Database, new_file
 from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
+from kbo_pipeline.extracts import Extract, ExtractKey
+from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import BatchChange, Ledger, Link, TableChange, check_order
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import reading as reading_sql
 from kbo_pipeline.sql import register as register_sql
-from kbo_pipeline.staging import Staged, is_damage
+from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
+
+_LEDGER = ("import_jobs", "import_job_batches")
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """How the rows of a table differ in a range: rows to be closed, to be opened, opened before."""
+
+    closing: int
+    opening: int
+    opened: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,7 @@ class Publication:
         code: the change of the `code` table.
         names_resolved: entities whose primary name was resolved anew.
         row_counts: current rows by table name, all eight.
+        rows_changed: row versions that the extract closed or opened, by table name, the seven.
         already_published: nothing was done now.
         link: the extract in the chain of the ledger.
     """
@@ -41,6 +56,7 @@ class Publication:
     code: TableChange
     names_resolved: int
     row_counts: Mapping[str, int]
+    rows_changed: Mapping[str, int]
     already_published: bool
     link: Link
 
@@ -110,44 +126,49 @@ def open_register_to_copy(
 
 @contextmanager
 def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Register"]:
+    _attach(connection, file)
     try:
-        connection.execute(f"ATTACH {literal(file)} AS register")
+        register = Register(connection, file)
+        register.prepare()
+        yield register
+    finally:
+        _detach(connection)
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    try:
+        connection.execute(f"ATTACH {literal(file)} AS register{new_file(file)}")
     except duckdb.Error as error:
         if not is_damage(error):
             raise
         first_line = str(error).split("\n", 1)[0]
         raise DamagedError(f"{file}: damaged ({first_line}); kbo rebuild mends it") from None
-    try:
-        connection.execute("USE register")
-        # Publishing checkpoints once; by default each batch of a Full would.
-        connection.execute("SET wal_autocheckpoint = '4GB'")
-        register = Register(connection)
-        register.prepare()
-        yield register
-    finally:
-        connection.execute("USE memory")
-        connection.execute("DETACH register")
+    connection.execute("USE register")
+    # Publishing checkpoints once; by default each batch of a Full would.
+    connection.execute("SET wal_autocheckpoint = '4GB'")
+
+
+def _detach(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("USE memory")
+    connection.execute("DETACH register")
 
 
 class Register:
     """The register at work on an open connection; `open_register` makes it."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Takes a connection on which the register is attached and the default database."""
+    def __init__(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        """Takes a connection on which the register, a file, is attached: the default database."""
         self._database = Database(connection)
+        self._file = file
         self.ledger = Ledger(self._database)
 
     def prepare(self) -> None:
-        """Puts tables, ledger, views and macros in place; without effect where they are."""
+        """Puts tables and ledger in place; without effect where they are."""
         with self._database.transaction():
             for table in ALL_TABLES:
                 self._database.execute(register_sql.create_register_table(table))
             for statement in register_sql.CREATE_LEDGER:
                 self._database.execute(statement)
-            self._database.execute('CREATE SCHEMA IF NOT EXISTS register."current"')
-            for table in ALL_TABLES:
-                for statement in reading_sql.views(table):
-                    self._database.execute(statement)
 
     def row_counts(self) -> dict[str, int]:
         """Current rows by table name, all eight."""
@@ -157,11 +178,65 @@ class Register:
             counts[table.name] = int(row[0]) if row else 0
         return counts
 
+    def opened_rows(self, table: Table, key: ExtractKey, most: int) -> duckdb.DuckDBPyConnection:
+        """A query for some row versions of a table that hold from an extract on."""
+        return self._database.execute(register_sql.opened_rows(table), number=key.number, most=most)
+
+    @contextmanager
+    def importing(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
+        """Opens an extract to be applied: its staging file as `staging`, its job in the ledger.
+
+        Raises:
+            NotReadyError: it is not staged.
+            DamagedError: its staging file is not what was staged.
+            OrderError: it does not follow what is published; names what is expected.
+            RegisterError: batches of another file of the same key are applied.
+        """
+        with open_staged(self._database.connection, staging_dir, key) as staged:
+            self.ledger.open_job(staged)
+        is_adopted = key.type == "full" and not self.ledger.has_applied()
+        if is_adopted:
+            self._adopt(staging_file(staging_dir, key))
+        with open_staged(self._database.connection, staging_dir, key) as staged:
+            # Once for all batches: none changes anything outside its own range.
+            for table in TABLES:
+                self._find_changes(
+                    table, staged.extract, is_whole=key.type == "full", is_adopted=is_adopted
+                )
+            yield staged
+
+    def _adopt(self, staged_full: Path) -> None:
+        """Makes a copy of a staged Full the register, in which nothing is applied.
+
+        Its batches then find their rows in place. Writing 47 million rows once more takes as long
+        as reading them from the CSV files. The file is replaced at one instant; it must not be
+        attached as `staging`.
+        """
+        database = self._database
+        for name in _LEDGER:
+            database.execute(f"CREATE OR REPLACE TEMP TABLE kept_{name} AS FROM {name}")
+        _detach(database.connection)
+        try:
+            with replace_atomically(self._file) as temporary:
+                shutil.copyfile(staged_full, temporary)
+                with _attached(database.connection, temporary):
+                    for table in ALL_TABLES:
+                        database.execute(register_sql.drop_superseded(table))
+                        for statement in register_sql.require_values(table):
+                            database.execute(statement)
+                    for statement in register_sql.NOT_OF_THE_REGISTER:
+                        database.execute(statement)
+                    for name in _LEDGER:
+                        database.execute(f"INSERT INTO {name} FROM temp.main.kept_{name}")
+                    self.checkpoint()
+        finally:
+            _attach(database.connection, self._file)
+
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
 
         Args:
-            staged: the extract, attached as `staging`.
+            staged: the extract, attached as `staging`; from `importing`.
             batch: one of its batches.
             attempt: which attempt this is, for the ledger.
 
@@ -173,67 +248,121 @@ class Register:
         applied = self.ledger.applied_change(extract.key, batch.number)
         if applied is not None:
             return applied
+        started = time.time()
         with self._database.transaction():
-            tables = {}
-            for table in TABLES:
-                records: dict[str, int] = {
-                    operation: staged.records.get((table.name, batch.number, operation), 0)
-                    for operation in extract.key.operations
-                }
-                self._check_staged(extract, table, batch, sum(records.values()))
-                started = time.time()
-                change = self._change(table, extract, extract.key.type, batch, records)
-                tables[table.name] = change
-                self.ledger.complete_table(extract, table, batch, change, attempt, started)
-        return BatchChange(tables, already_applied=False)
+            self._check_staged(staged, batch)
+            found = self._found(TABLES, extract, batch, is_whole=extract.key.type == "full")
+            changes = {
+                table.name: self._change(
+                    table,
+                    extract,
+                    batch,
+                    found[table.name],
+                    {
+                        operation: staged.records.get((table.name, batch.number, operation), 0)
+                        for operation in extract.key.operations
+                    },
+                    staged.superseded.get((table.name, batch.number), 0),
+                )
+                for table in TABLES
+            }
+            self.ledger.complete_batch(extract, batch, changes, attempt, started)
+        return BatchChange(changes, already_applied=False)
 
-    def _check_staged(self, extract: Extract, table: Table, batch: Batch, expected: int) -> None:
-        row = self._database.row(
-            register_sql.count_in_range(table, batch), **register_sql.range_parameters(batch)
-        )
-        found = int(row[0]) if row else 0
-        if found != expected:
-            raise RegisterError(
-                f"{extract.key}: batch {batch.number}: {table.name}: {expected} rows were staged,"
-                f" {found} are there; stage {extract.key} again"
-            )
+    def _check_staged(self, staged: Staged, batch: Batch) -> None:
+        key = staged.extract.key
+        for name, count in self._by_table(TABLES, batch, register_sql.count_staged):
+            expected = sum(staged.records.get((name, batch.number, o), 0) for o in key.operations)
+            if count != expected:
+                raise RegisterError(
+                    f"{key}: batch {batch.number}: {name}: {expected} rows were staged, {count} are"
+                    f" there; stage {key} again"
+                )
+
+    def _find_changes(
+        self, table: Table, extract: Extract, *, is_whole: bool, is_adopted: bool = False
+    ) -> None:
+        """Puts aside the rows by which an extract and the register differ.
+
+        Args:
+            table: the table.
+            extract: the extract, attached as `staging`.
+            is_whole: it holds all rows of the table.
+            is_adopted: the register was made from it just now.
+        """
+        kind = extract.key.type
+        if is_adopted:
+            self._database.execute(register_sql.no_keys(table))
+        else:
+            self._database.execute(register_sql.find_keys(table, kind, is_whole=is_whole))
+        for statement in register_sql.find_changes(table, kind, is_whole=is_whole):
+            self._database.execute(statement)
+
+    def _found(
+        self, tables: Sequence[Table], extract: Extract, batch: Batch | None, *, is_whole: bool
+    ) -> "dict[str, _Changes]":
+        """What was put aside of a range, by table name."""
+        opened: dict[str, int] = {}
+        if is_whole:
+            number = {"number": extract.key.number}
+            opened = dict(self._by_table(tables, batch, register_sql.count_opened, **number))
+        return {
+            name: _Changes(closing, opening, opened.get(name, 0))
+            for name, closing, opening in self._by_table(tables, batch, register_sql.count_changes)
+        }
+
+    def _by_table(
+        self,
+        tables: Sequence[Table],
+        batch: Batch | None,
+        query: Callable[[Table, Batch | None], str],
+        **values: int,
+    ) -> list[tuple[Any, ...]]:
+        """The rows of a query of each table, all in one statement: each takes milliseconds."""
+        together = " UNION ALL ".join(query(table, batch) for table in tables)
+        bounds = register_sql.range_parameters(batch)
+        return self._database.execute(together, **values, **bounds).fetchall()
 
     def _change(
         self,
         table: Table,
         extract: Extract,
-        extract_type: ExtractType,
         batch: Batch | None,
+        found: "_Changes",
         records: Mapping[str, int],
+        superseded: int,
     ) -> TableChange:
-        """Closes what the extract removes and opens what it adds, in the range of a batch."""
+        """Closes what the extract removes and opens what it adds, in the range of a batch.
+
+        Args:
+            table: the table.
+            extract: the extract, attached as `staging`.
+            batch: the range; None for the whole table.
+            found: how they differ in the range.
+            records: staged rows in the range by operation.
+            superseded: how many of the inserted ones say nothing new.
+        """
         started = time.monotonic()
-        if extract_type == "update" and not any(records.values()):
-            return TableChange(0, 0, 0, 0, 0, 0.0)
+        number = {"number": extract.key.number}
         bounds = register_sql.range_parameters(batch)
-        number = extract.key.number
-        dated = {"number": number, "date": extract.snapshot_date}
-        compare = bool(
-            self._database.count(register_sql.holds_current_rows(table, batch), **bounds)
-        )
-        closed = unchanged = 0
-        if compare:
-            close = register_sql.close_rows(table, extract_type, batch)
-            closed = self._database.count(close, number=number, **bounds)
-            unchanged = self._database.count(
-                register_sql.count_unchanged(table, extract_type, batch), **bounds
-            )
-        opened = self._database.count(
-            register_sql.open_rows(table, batch, compare=compare), **dated, **bounds
-        )
-        duplicates = records.get("insert", 0) - opened - unchanged
-        if duplicates < 0:
+        closed = opened = 0
+        if found.closing:
+            close = register_sql.close_rows(table, batch)
+            closed = self._database.count(close, **number, **bounds)
+        if found.opening:
+            date = {"date": extract.snapshot_date}
+            open_ = register_sql.open_rows(table, batch)
+            opened = self._database.count(open_, **date, **number, **bounds)
+        unchanged = records.get("insert", 0) - superseded - found.opened - opened
+        if (closed, opened) != (found.closing, found.opening) or unchanged < 0:
             raise RegisterError(
-                f"{extract.key}: {table.name}: {opened} opened and {unchanged} unchanged of"
-                f" {records.get('insert', 0)} rows; report this as a defect"
+                f"{extract.key}: {table.name}: {closed} rows closed of {found.closing}, {opened}"
+                f" opened of {found.opening}, {unchanged} unchanged; report this as a defect"
             )
         seconds = time.monotonic() - started
-        return TableChange(sum(records.values()), closed, opened, unchanged, duplicates, seconds)
+        return TableChange(
+            sum(records.values()), closed, found.opened + opened, unchanged, superseded, seconds
+        )
 
     def complete(self, staged: Staged, check: Callable[[], None] = lambda: None) -> Publication:
         """Completes an extract whose batches are all applied: `code`, names, the job itself.
@@ -254,8 +383,11 @@ class Register:
                 " are not applied; materialize their partitions first"
             )
         with self._database.transaction():
-            records = {"insert": self._database.count("SELECT count(*) FROM staging.staged.code")}
-            code = self._change(CODE, extract, "full", None, records)
+            self._find_changes(CODE, extract, is_whole=True)
+            found = self._found((CODE,), extract, None, is_whole=True)[CODE.name]
+            ((_, rows),) = self._by_table((CODE,), None, register_sql.count_staged)
+            superseded = self._database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
+            code = self._change(CODE, extract, None, found, {"insert": rows}, superseded)
             names = self._database.count(
                 reading_sql.COUNT_NAMES_RESOLVED, number=extract.key.number
             )
@@ -275,7 +407,8 @@ class Register:
         self, key: ExtractKey, code: TableChange, names: int, *, already_published: bool
     ) -> Publication:
         link = next(link for link in self.ledger.chain() if link.key == key)
-        return Publication(code, names, self.row_counts(), already_published, link)
+        changed = self.ledger.rows_changed(key)
+        return Publication(code, names, self.row_counts(), changed, already_published, link)
 
     def rollback(self, key: ExtractKey) -> Rollback:
         """Undoes the newest extract, published or half applied, in one transaction with the ledger.

@@ -67,17 +67,36 @@ def check_room_to_keep(name: str, directory: Path, length: int) -> None:
     _check(name, _rooms({directory: length}))
 
 
+def check_room_to_export(directory: Path, database: Path, temporary_dir: Path) -> None:
+    """Makes sure that there is room to export a published register, and to sort it meanwhile.
+
+    Raises:
+        StorageError: there is not; names the directory, what is needed and what is free.
+    """
+    length = database.stat().st_size  # with its whole history, it is larger than what comes out
+    needs = {directory: length, temporary_dir: 0}
+    needs[temporary_dir] += length
+    _check(str(directory), _rooms(needs))
+
+
+def check_room_to_verify(zip_file: Path, directory: Path) -> None:
+    """Makes sure that there is room to stage a Full in a directory, beside everything else.
+
+    Raises:
+        StorageError: there is not; names the directory, what is needed and what is free.
+        ExtractError: the ZIP cannot be read.
+    """
+    needed = int(_UNPACKED_AND_STAGED["full"] * _unpacked(zip_file))
+    _check(zip_file.name, _rooms({directory: needed}))
+
+
 def room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list[Room]:
     """What staging, applying and publishing an extract needs, disk by disk, and what is free.
 
     Raises:
         ExtractError: the ZIP cannot be read.
     """
-    try:
-        with zipfile.ZipFile(zip_file) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ExtractError(f"{zip_file.name}: no sound ZIP ({error}); fetch it again") from None
+    unpacked = _unpacked(zip_file)
     growth = int(_GROWTH[key.type] * unpacked)
     register = settings.register_file
     copy = (register.stat().st_size if register.exists() else 0) + growth
@@ -98,6 +117,15 @@ def room_now(settings: Settings) -> list[Room]:
 def megabytes(length: int) -> str:
     """A number of bytes as people read it."""
     return f"{length / 1e6:,.0f} MB"
+
+
+def _unpacked(zip_file: Path) -> int:
+    """The length of all that is in a ZIP."""
+    try:
+        with zipfile.ZipFile(zip_file) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ExtractError(f"{zip_file.name}: no sound ZIP ({error}); fetch it again") from None
 
 
 def _rooms(needs: Mapping[Path, int]) -> list[Room]:

@@ -291,6 +291,7 @@ def _exported(settings: Settings) -> dict[str, str]:
         "KBO_MAX_LOSS_PERCENT": str(settings.max_loss_percent),
         "KBO_STALE_HOURS": str(settings.stale_hours),
         "KBO_ALERT_WEBHOOK": settings.alert_webhook,
+        "KBO_PRIVACY": settings.privacy,
     }
     return {name: value for name, value in values.items() if value is not None}
 

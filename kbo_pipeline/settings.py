@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Literal, cast, get_args, overload
 from urllib.parse import urlsplit
 
 from kbo_pipeline.errors import SettingsError
+
+Privacy = Literal["full", "legal-persons"]
+"""Who is in views and exports: all, or all but natural persons and what belongs to them."""
 
 _OTHER_VARIABLES = ("DAGSTER_POSTGRES_URL", "DAGSTER_HOME")
 _PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
@@ -39,6 +42,8 @@ class Settings:
             percent (`KBO_MAX_LOSS_PERCENT`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
+        privacy: who is in views and exports (`KBO_PRIVACY`). The tables below the views, and so the
+            published file, hold everything all the same.
     """
 
     data_dir: Path
@@ -58,6 +63,7 @@ class Settings:
     max_loss_percent: float
     stale_hours: int
     alert_webhook: str | None
+    privacy: Privacy
 
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, database={str(self.database)!r})"
@@ -66,6 +72,11 @@ class Settings:
     def has_account(self) -> bool:
         """Whether there is an account to ask the portal with."""
         return self.username is not None and self.password is not None
+
+    @property
+    def export_dir(self) -> Path:
+        """Where the asset `parquet_export` puts the current tables."""
+        return self.data_dir / "exports" / "current"
 
     @property
     def rejected_dir(self) -> Path:
@@ -86,6 +97,11 @@ class Settings:
     def staging_dir(self) -> Path:
         """Where each unpublished extract has its DuckDB file."""
         return self.data_dir / "staging"
+
+    @property
+    def reports_dir(self) -> Path:
+        """Where it is told what each extract changed, a directory each."""
+        return self.data_dir / "reports"
 
     @property
     def work_dir(self) -> Path:
@@ -144,6 +160,7 @@ def load_settings(
         max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
+        privacy=cast(Privacy, reader.choice("KBO_PRIVACY", get_args(Privacy))),
     )
     if settings.database == settings.register_file:
         raise SettingsError(
@@ -239,6 +256,13 @@ class _Reader:
                 f"{name}: expected a whole number from {least} to {most}, found {text!r}"
             )
         return int(text)
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """One of some words; the first when nothing is set."""
+        text = self.text(name) or choices[0]
+        if text not in choices:
+            raise SettingsError(f"{name}: expected {' or '.join(choices)}, found {text!r}")
+        return text
 
     def percent(self, name: str, default: float) -> float:
         text = self.text(name)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import cast
 
 import duckdb
+import numpy as np
 
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
-from kbo_pipeline.database import lock_down
+from kbo_pipeline.database import lock_down, new_file
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
 from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
@@ -34,12 +35,15 @@ class Staged:
         extract: what it is.
         batches: its batches, in number order; their ranges cover the whole axis.
         records: rows by (table name, batch number, operation); absent where there are none.
+        superseded: of those, by (table name, batch number), the inserted ones that say nothing
+            new: exact duplicates, and of two rows for a unique key the earlier; absent where none.
         warnings: what was odd in the ZIP; known to who staged it only.
     """
 
     extract: Extract
     batches: tuple[Batch, ...]
     records: Mapping[tuple[str, int, str], int]
+    superseded: Mapping[tuple[str, int], int]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -94,7 +98,7 @@ def stage(
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
                 warnings = _load(connection, extract, unpacked)
-                _cut(connection, batch_rows, max_batches)
+                _cut(connection, extract.key, batch_rows, max_batches)
                 _describe(connection, extract)
                 connection.execute("CHECKPOINT staging")
                 staged = read_staged(connection, warnings)
@@ -177,7 +181,7 @@ def is_damage(error: BaseException) -> bool:
 @contextmanager
 def attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None]:
     """Attaches a new file as `staging` and makes it the default database meanwhile."""
-    connection.execute(f"ATTACH {literal(file)} AS staging")
+    connection.execute(f"ATTACH {literal(file)} AS staging{new_file(file)}")
     try:
         connection.execute("USE staging")
         yield
@@ -201,13 +205,15 @@ def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] =
         sha256,
     )
     batches = connection.execute("FROM staging.batch ORDER BY batch_number").fetchall()
-    records = connection.execute(
-        "SELECT table_name, batch_number, operation, records_count FROM staging.batch_records"
+    counted = connection.execute(
+        "SELECT table_name, batch_number, operation, records_count, superseded_count"
+        " FROM staging.batch_records"
     ).fetchall()
     return Staged(
         extract,
         tuple(Batch(*batch) for batch in batches),
-        {(name, batch, operation): count for name, batch, operation, count in records},
+        {(name, batch, operation): records for name, batch, operation, records, _ in counted},
+        {(name, batch): superseded for name, batch, _, _, superseded in counted if superseded},
         tuple(warnings),
     )
 
@@ -220,7 +226,7 @@ def _load(connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unp
     reason = "a file with other records or headers than KBO's"
     if not unpacked.faults and all(file.is_regular for file in unpacked.files.values()):
         try:
-            reason = _load_tables(connection, unpacked)
+            reason = _load_tables(connection, extract, unpacked)
         except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
             reason = " ".join(str(error).split())[:400]
         if not reason:
@@ -229,23 +235,29 @@ def _load(connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unp
     raise RejectedError(extract.source_file, faults)
 
 
-def _load_tables(connection: duckdb.DuckDBPyConnection, unpacked: Unpacked) -> str:
+def _load_tables(
+    connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked
+) -> str:
     """Fills the staged tables and counts along; says what does not fit, or nothing."""
-    connection.execute("CREATE SCHEMA staging.staged")
+    kind = extract.key.type
+    dated = {"date": extract.snapshot_date, "number": extract.key.number}
     for table in ALL_TABLES:
         mine = {o: file for (t, o), file in unpacked.files.items() if t is table}
         columns = {o: file.header.columns for o, file in mine.items()}
-        paths = {o: glob_escaped(file.path) for o, file in mine.items()}
-        connection.execute(staging_sql.load_staged(table, columns), paths)
+        values: dict[str, object] = {o: glob_escaped(file.path) for o, file in mine.items()}
+        if kind == "full":
+            values |= dated
+        connection.execute(staging_sql.load_staged(table, kind, columns), values)
         for operation, file in mine.items():
-            rows = _count(connection, staging_sql.staged_rows(table, operation))
+            rows = _count(connection, staging_sql.staged_rows(table, kind, operation))
             if rows != file.rows:
                 return f"{file.member}: {file.rows} records, but DuckDB read {rows}"
-    connection.execute(staging_sql.count_by_entity())
-    for table in ALL_TABLES:
-        for statement in staging_sql.unsound_values(table):
+        for statement in staging_sql.unsound_values(table, kind):
             if _count(connection, statement):
                 return f"{table.name}: a number that is none"
+    connection.execute(staging_sql.CREATE_SUPERSEDED)
+    for table in ALL_TABLES:
+        connection.execute(staging_sql.note_superseded(table, kind))
     return ""
 
 
@@ -270,33 +282,35 @@ def _count(connection: duckdb.DuckDBPyConnection, statement: str) -> int:
     return int(count)
 
 
-def _cut(connection: duckdb.DuckDBPyConnection, batch_rows: int, max_batches: int) -> None:
+def _cut(
+    connection: duckdb.DuckDBPyConnection, key: ExtractKey, batch_rows: int, max_batches: int
+) -> None:
     """Cuts the axis of entity numbers so that no batch is small and none splits an entity."""
-
-    def value(statement: str, **parameters: int) -> int | str | None:
-        row = connection.execute(statement, parameters).fetchone()
-        return cast("int | str | None", row[0] if row else None)
-
-    connection.execute(staging_sql.COUNT_ALONG_AXIS)
-    total = cast(int, value(staging_sql.AXIS_TOTAL))
+    connection.execute(staging_sql.count_along_axis())
+    records = connection.execute(staging_sql.RECORDS_ALONG_AXIS).fetchnumpy()["records"]
+    until = np.cumsum(records)  # rows of the entities up to and with this one
+    total = int(until[-1]) if len(until) else 0
     target = batch_target(total, batch_rows, max_batches)
-    starts: list[str | None] = [None]
+    places: list[int] = []
     reached = 0
     while True:
-        cut = cast("int | None", value(staging_sql.NEXT_CUT, reached=reached, target=target))
-        if cut is None or total - cut < min(batch_rows, target) or total == cut:
+        last = int(np.searchsorted(until, reached + target))
+        if last >= len(until) or total - until[last] < max(1, min(batch_rows, target)):
             break
-        reached = cut
-        starts.append(cast(str, value(staging_sql.FIRST_AFTER_CUT, reached=reached)))
+        reached = int(until[last])
+        places.append(last + 1)
+    starts = [None]
+    if places:
+        found = connection.execute(staging_sql.entities_at(places)).fetchall()
+        starts += [number for (number,) in found]
     connection.execute(staging_sql.CREATE_BATCH)
     ranges = zip(starts, [*starts[1:], None], strict=True)
     connection.executemany(
         "INSERT INTO batch VALUES (?, ?, ?)",
         [(number, first, after) for number, (first, after) in enumerate(ranges, start=1)],
     )
-    connection.execute(staging_sql.COUNT_BY_BATCH)
+    connection.execute(staging_sql.count_by_batch(key.type, key.operations))
     connection.execute("DROP TABLE axis")
-    connection.execute("DROP TABLE records_of_entity")
 
 
 def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
@@ -315,7 +329,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
         ],
     )
     for table in ALL_TABLES:
-        connection.execute(staging_sql.staging_view(table))
+        connection.execute(staging_sql.staging_view(table, extract.key.type))
 
 
 def _first_line(error: Exception) -> str:

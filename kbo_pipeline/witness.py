@@ -18,7 +18,8 @@ from kbo_pipeline.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, key_or_none
 from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Link, read_chain, read_standing
-from kbo_pipeline.publishing import kept_files, show_to_readers
+from kbo_pipeline.published import show_to_readers
+from kbo_pipeline.publishing import kept_files
 from kbo_pipeline.register import Register
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql import literal
@@ -345,7 +346,7 @@ def mend_files(
             if remedy.undo is not None:
                 opened.rollback(remedy.undo)
             opened.checkpoint()
-        show_to_readers(register, settings.database)
+        show_to_readers(register, settings.database, settings.privacy)
 
 
 def _put_aside(settings: Settings, file: Path) -> None:

@@ -19,7 +19,7 @@ from kbo_pipeline.register import (
     open_register,
     open_register_to_copy,
 )
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.settings import Privacy, load_settings
 from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.tables import Table
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
@@ -39,6 +39,7 @@ class Core:
     max_batches: int = 8
     keep_published: int = 2
     max_loss_percent: float = 100.0
+    privacy: Privacy = "full"
     checks: list[CheckResult] = field(default_factory=list)
 
     @property
@@ -95,9 +96,8 @@ class Core:
         with (
             duckdb.connect(":memory:") as connection,
             open_register(connection, self.register_file) as register,
-            open_staged(connection, self.staging_dir, key) as staged,
+            register.importing(self.staging_dir, key) as staged,
         ):
-            register.ledger.open_job(staged)
             yield register, staged
 
     def publish(self, key: ExtractKey, *, accept_loss: bool = False) -> Publication:
@@ -110,6 +110,7 @@ class Core:
                 register_file=self.register_file,
                 staging_dir=self.staging_dir,
                 database=self.database,
+                privacy=self.privacy,
                 keep_published=self.keep_published,
                 max_loss_percent=self.max_loss_percent,
                 accept_loss=accept_loss,
@@ -125,6 +126,7 @@ class Core:
                 register_file=self.register_file,
                 staging_dir=self.staging_dir,
                 database=self.database,
+                privacy=self.privacy,
                 keep_published=self.keep_published,
             )
 

@@ -1,11 +1,17 @@
 """Processes that tests start, signal and search: nothing of them may stay."""
 
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +72,40 @@ class Started:
         else:
             self.popen.send_signal(number)
         return self.popen.wait(60)
+
+
+class Terminal:
+    """A pseudo-terminal for a process to write to; what it showed."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        self.shown = b""
+        self._reader = threading.Thread(target=self._read)
+
+    @property
+    def text(self) -> str:
+        """What it showed, without the codes that move and colour it."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.shown.decode(errors="replace"))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                chunk = os.read(self.ours, 4096)
+            except OSError:  # Linux says EIO where the last process has closed its end
+                return
+            if not chunk:
+                return
+            self.shown += chunk
+
+    def __enter__(self) -> "Terminal":
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.theirs)
+        self._reader.join()
+        os.close(self.ours)
 
 
 @contextmanager

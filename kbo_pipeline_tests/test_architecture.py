@@ -49,6 +49,14 @@ def test_the_lowest_modules_import_nothing_but_python() -> None:
     assert imported(code, {"duckdb", "isal", "click", "dotenv", "psycopg2", "requests"}) == set()
 
 
+def test_reading_the_register_waits_for_nothing_that_only_writing_needs() -> None:
+    assert (
+        imported("import kbo_pipeline", {"duckdb", "click", "rich", "kbo_pipeline.errors"}) == set()
+    )
+    code = "import kbo_pipeline, kbo_pipeline.commands.page\nkbo_pipeline.read_register"
+    assert imported(code, {"dagster", "numpy", "pandas", "pyarrow", "requests"}) == set()
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["import", "--help"], ["--version"]])
 def test_help_waits_for_neither_dagster_nor_duckdb(arguments: list[str]) -> None:
     code = f"from kbo_pipeline.cli import main\nmain({arguments!r}, standalone_mode=False)"
@@ -110,3 +118,10 @@ def test_every_command_and_option_has_help(name: str) -> None:
     assert command.help
     for parameter in command.params:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+def test_no_statement_has_a_window() -> None:
+    """In DuckDB 1.5.5, one over few rows ends the database now and then (duckdb issue 25713)."""
+    words = re.compile(r"\bOVER \(|\bQUALIFY\b")
+    found = [str(file) for file in PACKAGE.rglob("*.py") if words.search(file.read_text())]
+    assert found == []

@@ -210,6 +210,7 @@ def test_a_kbo_import_in_another_terminal_is_cancelled(
     assert nothing.stderr == f"kbo: {EXTRACT}: published: nothing is at work; nothing was done\n"
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_nothing_moves_while_paused_and_all_goes_on_after_resume(

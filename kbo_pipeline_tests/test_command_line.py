@@ -1,17 +1,11 @@
 """`kbo` as people use it: help, errors of one line, the bar, Ctrl-C, status of a running import."""
 
-import fcntl
 import json
-import os
-import pty
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +19,13 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline, materializations, partition_states
-from kbo_pipeline_tests.processes import free_port, processes_of, started, wait_until
+from kbo_pipeline_tests.processes import (
+    Terminal,
+    free_port,
+    processes_of,
+    started,
+    wait_until,
+)
 
 EXTRACT = "0140-full"
 STOPPED = "kbo: stopped; kbo status says how far it came\n"
@@ -121,35 +121,6 @@ def test_an_extract_that_is_not_there_is_one_line_on_stderr(
     assert not empty.database.exists()
 
 
-class Terminal:
-    """A pseudo-terminal as a process's stderr; what it showed."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-        self.shown = b""
-        self._reader = threading.Thread(target=self._read)
-
-    def _read(self) -> None:
-        while True:
-            try:
-                chunk = os.read(self.ours, 4096)
-            except OSError:  # Linux says EIO where the last process has closed its end
-                return
-            if not chunk:
-                return
-            self.shown += chunk
-
-    def __enter__(self) -> "Terminal":
-        self._reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.theirs)
-        self._reader.join()
-        os.close(self.ours)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, big_zip: Path
@@ -179,7 +150,7 @@ def test_an_import_on_a_terminal_shows_a_bar_that_fills(
     uninterrupted: tuple[Pipeline, Terminal, list[dict[str, Any]]],
 ) -> None:
     _, terminal, _ = uninterrupted
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.shown.decode())
+    shown = terminal.text
     assert f"{EXTRACT} staging" in shown
     assert f"{EXTRACT} applying" in shown
     percentages = [int(found) for found in re.findall(r"(\d+)%", shown)]
@@ -293,6 +264,7 @@ def test_an_import_that_waits_for_another_writer_can_be_stopped(
         check_stopped(empty, instance)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_kbo_start_and_all_its_children(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path, {"KBO_UI_PORT": str(free_port())})
     with started(pipeline, *KBO, "start") as process:

@@ -92,6 +92,7 @@ def test_dagster_dev_loads_imports_and_ends_with_ctrl_c(tmp_path: Path, reposito
     assert published(pipeline) == 140
 
 
+@pytest.mark.long
 def test_assets_can_be_materialized_one_stage_after_the_other(repository: Path) -> None:
     pipeline = with_download(repository / "some" / "data")
     in_file = pipeline.settings | {"KBO_DATA_DIR": "some/data"}

@@ -298,7 +298,7 @@ def test_a_sensor_that_was_stopped_fails_or_is_silent_is_told(bench: Bench) -> N
     states = {}
     for name in (
         *("kbo_extract_sensor", "inbox_sensor", "apply_when_staged", "publish_when_applied"),
-        *("alert_sensor", "retention_sensor"),
+        *("alert_sensor", "retention_sensor", "verify_when_at_hand"),  # not what is off by itself
     ):
         states[name] = instance.add_instigator_state(
             InstigatorState(
@@ -381,6 +381,16 @@ def test_a_failed_run_is_an_error_until_somebody_takes_it_up(bench: Bench) -> No
     bench.run("rollback_extract", STATUS.FAILURE, FULL, NOT_RETRIED)
     texts = [finding.remedy for finding in bench.look(examining.check_failed_runs)]
     assert texts[0] == "mend the cause, then kbo rollback 0140-full"
+
+
+def test_a_report_that_failed_is_a_warning_until_it_is_made(bench: Bench) -> None:
+    bench.materialize("published_extract", FULL)
+    bench.run("publish_extract", STATUS.FAILURE, FULL, NOT_RETRIED)
+    found = only(bench.look(examining.check_failed_runs))
+    assert (found.severity, found.subject) == ("warning", "0140-full")
+    assert found.text.startswith("change_report failed: ")
+    bench.materialize("change_report", FULL)
+    assert list(bench.look(examining.check_failed_runs)) == []
 
 
 def test_a_place_in_a_pool_that_a_run_has_left_taken_is_told(bench: Bench) -> None:

@@ -17,6 +17,8 @@ from kbo_pipeline_tests.core import rows_of, sorted_rows
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.zips import Row
 
+pytestmark = pytest.mark.long
+
 SAMPLE = Sample(enterprises=120, seed=7)
 UPDATES = 5
 

@@ -43,13 +43,14 @@ def damage(staging_file: Path) -> Path:
     with duckdb.connect(str(staging_file)) as connection:
         for number in BAD:
             connection.execute(
-                "DELETE FROM staged.activity WHERE rowid = (SELECT min(row_sequence)"
+                "DELETE FROM main.activity WHERE rowid = (SELECT min(row_sequence)"
                 " FROM import_staging_activity WHERE batch_number = $1)",
                 [number],
             )
     return sound
 
 
+@pytest.mark.long
 def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
     pipeline: Pipeline,
 ) -> None:

@@ -114,6 +114,7 @@ def wrong_header(directory: Path) -> Path:
     return write_extract(directory, FULL, {}, members={"activity.csv": '"Wrong"\n"x"\n'})
 
 
+@pytest.mark.long
 def test_a_zip_goes_from_the_inbox_to_done(bench: Bench) -> None:
     assert "nothing there; drop ZIPs into" in bench.says()
     update = SAMPLE.write_update(bench.inbox.directory, 141)

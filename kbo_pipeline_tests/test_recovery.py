@@ -147,6 +147,7 @@ KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
 }
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("killed", [list(KILLED), *([one] * 3 for one in KILLED if ROUNDS > 1)])

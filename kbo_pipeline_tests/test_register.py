@@ -477,7 +477,7 @@ def damage(file: Path, table: Table, batch_number: int) -> Path:
     shutil.copy(file, sound)
     with duckdb.connect(str(file)) as connection:
         connection.execute(
-            f"DELETE FROM staged.{table.name} WHERE rowid = (SELECT min(row_sequence)"
+            f"DELETE FROM main.{table.name} WHERE rowid = (SELECT min(row_sequence)"
             f" FROM import_staging_{table.name} WHERE batch_number = $1)",
             [batch_number],
         )
@@ -535,10 +535,9 @@ import duckdb, os, sys
 from pathlib import Path
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.register import open_register
-from kbo_pipeline.staging import open_staged
 
 def die_in_the_middle(frame, event, argument):
-    if event == "return" and frame.f_code.co_name == "complete_table":
+    if event == "return" and frame.f_code.co_name == "_change":
         if (frame.f_locals["table"].name, frame.f_locals["batch"].number) == ("activity", 2):
             os.kill(os.getpid(), 9)
 
@@ -547,9 +546,8 @@ key = ExtractKey.parse(sys.argv[3])
 with (
     duckdb.connect() as connection,
     open_register(connection, register_file) as register,
-    open_staged(connection, staging_dir, key) as staged,
+    register.importing(staging_dir, key) as staged,
 ):
-    register.ledger.open_job(staged)
     sys.setprofile(die_in_the_middle)
     for batch in staged.batches:
         register.apply(staged, batch)

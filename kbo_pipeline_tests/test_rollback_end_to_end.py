@@ -22,7 +22,7 @@ from kbo_pipeline_tests.test_rollback import READER
 
 FULL, UPDATE = "0140-full", "0141-update"
 FORGOTTEN = [
-    *("published_extract", "code"),
+    *("change_report", "published_extract", "code"),
     *(f"import_staging_{table.name}" for table in ALL_TABLES),
 ]
 TABLE_NAMES = [table.name for table in TABLES]

@@ -76,6 +76,14 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
     assert settings.max_loss_percent == 0.125
 
 
+def test_everybody_is_shown_unless_the_setting_says_otherwise(tmp_path: Path) -> None:
+    assert load_settings({}, tmp_path).privacy == "full"
+    assert load_settings({"KBO_PRIVACY": "legal-persons"}, tmp_path).privacy == "legal-persons"
+    for text in ("persons", "Full", " ", "legal_persons"):
+        message = refusal({"KBO_PRIVACY": text}, tmp_path)
+        assert message == f"KBO_PRIVACY: expected full or legal-persons, found {text!r}"
+
+
 def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KBO_USERNAME=from_file\nKBO_UI_PORT=4000\n")
     settings = load_settings({"KBO_UI_PORT": "5000"}, tmp_path)

@@ -1,8 +1,10 @@
 """The seven register assets: batches of extracts, applied one after the other in one run."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from types import MappingProxyType
 
 import dagster as dg
 import duckdb
@@ -18,7 +20,14 @@ from tenacity import (
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.catalogue import (
+    OWNERS,
+    PREVIEW_ROWS,
+    preview,
+    register_metadata,
+    shown_table,
+    tags,
+)
 from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried
@@ -32,8 +41,9 @@ from kbo_pipeline.register import (
     open_register,
 )
 from kbo_pipeline.settings import Settings, load_settings
-from kbo_pipeline.staging import Staged, is_damage, open_staged
+from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import TABLES
+from kbo_pipeline.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.witness import mark_suspect
 
 WRITER_POOL = "register"
@@ -58,10 +68,13 @@ every_partition = dg.AllPartitionMapping()
             partitions_def=kbo_batches,
             group_name="register",
             kinds={"duckdb"},
+            owners=OWNERS,
+            tags=tags("apply", table),
             skippable=True,  # events are yielded batch by batch, never for the whole range
-            description=f"{table.description}\n\nA partition is materialized when its batch is"
+            description=f"{table.description}\n\nA row version says from which extract on it holds,"
+            " and in which it no longer does. A partition is materialized when its batch is"
             " committed. The seven tables of a batch change together.",
-            metadata={"dagster/column_schema": register_schema(table)},
+            metadata=register_metadata(table, staging_asset(table)),
         )
         for table in TABLES
     ],
@@ -86,7 +99,7 @@ def apply_to_register(
                 try:
                     with claimed_for_step(context, settings, extract):
                         yield from _apply_extract(
-                            context, settings, connection, register, extract, batch_keys, failures
+                            context, settings, register, extract, batch_keys, failures
                         )
                 except KboError as error:
                     if is_damage(error):
@@ -104,7 +117,6 @@ def apply_to_register(
 def _apply_extract(
     context: dg.AssetExecutionContext,
     settings: Settings,
-    connection: duckdb.DuckDBPyConnection,
     register: Register,
     extract: ExtractKey,
     keys: Sequence[BatchKey],
@@ -121,12 +133,12 @@ def _apply_extract(
                 yield from _materializations(key, change)
         return
     with (
-        open_staged(connection, settings.staging_dir, extract) as staged,
+        register.importing(settings.staging_dir, extract) as staged,
         _cancel_noted(context, register, extract),
     ):
-        register.ledger.open_job(staged)
         batches = {batch.number: batch for batch in staged.batches}
-        for position, key in enumerate(keys, start=1):
+        tally = Tally(len(keys), time.monotonic())
+        for key in keys:
             if key.number not in batches:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
                 continue
@@ -141,8 +153,11 @@ def _apply_extract(
                 context.log.error(f"{key}: {message}")
                 failures[str(key)] = message
                 continue
-            yield from _materializations(key, change)
-            context.log.info(_progress_line(position, len(keys), change))
+            tally.add(change)
+            yield from _materializations(
+                key, change, _shown(register, extract, tally, is_last=key is keys[-1])
+            )
+            context.log.info(tally.line(change, time.monotonic()))
             if is_stopped:
                 raise dg.DagsterExecutionInterruptedError
 
@@ -201,7 +216,28 @@ def _apply_with_retries(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _materializations(key: BatchKey, change: BatchChange) -> Iterator[dg.AssetMaterialization]:
+def _shown(
+    register: Register, extract: ExtractKey, tally: Tally, *, is_last: bool
+) -> dict[str, dict[str, dg.MetadataValue]]:
+    """What is shown besides the numbers of a batch, by table: kept small, 64 times an extract.
+
+    The first table tells each time how far all are; the last batch shows some rows of each.
+    """
+    shown: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
+    if is_last:
+        for table in TABLES:
+            shown[table.name]["preview"] = preview(
+                register.opened_rows(table, extract, PREVIEW_ROWS)
+            )
+    shown[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
+    return shown
+
+
+def _materializations(
+    key: BatchKey,
+    change: BatchChange,
+    shown: Mapping[str, Mapping[str, dg.MetadataValue]] = MappingProxyType({}),
+) -> Iterator[dg.AssetMaterialization]:
     for name, table in change.tables.items():
         yield dg.AssetMaterialization(
             name,
@@ -210,23 +246,14 @@ def _materializations(key: BatchKey, change: BatchChange) -> Iterator[dg.AssetMa
                 "records": table.records,
                 "rows_closed": table.rows_closed,
                 "rows_opened": table.rows_opened,
+                "rows_changed": table.rows_closed + table.rows_opened,
                 "rows_unchanged": table.rows_unchanged,
                 "duplicates_dropped": table.duplicates_dropped,
                 "seconds": round(table.seconds, 3),
                 "already_applied": change.already_applied,
+                **shown.get(name, {}),
             },
         )
-
-
-def _progress_line(position: int, total: int, change: BatchChange) -> str:
-    if change.already_applied:
-        return f"batch {position}/{total} ({position / total:.0%}): already applied"
-    parts = [
-        f"{name} {table.rows_closed} closed, {table.rows_opened} opened"
-        for name, table in change.tables.items()
-        if table.rows_closed or table.rows_opened
-    ]
-    return f"batch {position}/{total} ({position / total:.0%}): {'; '.join(parts) or 'no change'}"
 
 
 def _shortened(failures: dict[str, str]) -> str:

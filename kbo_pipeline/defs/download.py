@@ -1,9 +1,18 @@
 """The asset `extract_zip`: an extract's ZIP in the downloads directory."""
 
+import time
 from pathlib import Path
 
 import dagster as dg
 
+from kbo_pipeline.archives import Member, open_archive
+from kbo_pipeline.defs.catalogue import (
+    OWNERS,
+    PREVIEW_ROWS,
+    shown_table,
+    tags,
+    zip_metadata,
+)
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
@@ -25,7 +34,10 @@ class ExtractZipConfig(dg.Config):
 @dg.asset(
     partitions_def=kbo_extracts,
     group_name="download",
-    kinds={"file"},
+    kinds={"zip", "csv"},
+    owners=list(OWNERS),
+    tags=tags("fetch"),
+    metadata=zip_metadata(),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=5, jitter=dg.Jitter.PLUS_MINUS),
 )
 def extract_zip(
@@ -38,6 +50,7 @@ def extract_zip(
     from it.
     """
     with permanent_errors_not_retried(context), claimed_partition(context) as (settings, key):
+        started = time.monotonic()
         if config.source_file:
             file, extract = keep_zip(settings, key, Path(config.source_file))
         else:
@@ -49,9 +62,19 @@ def extract_zip(
                 "file": dg.MetadataValue.path(str(file)),
                 "sha256": extract.sha256,
                 "bytes": file.stat().st_size,
+                "seconds": round(time.monotonic() - started, 3),
                 "snapshot_date": str(extract.snapshot_date),
                 "extract_timestamp": str(extract.timestamp),
                 "version": extract.version,
+                "preview": shown_table(
+                    ("file", "bytes"), [(m.name, m.length) for m in _largest(file)]
+                ),
             },
             data_version=dg.DataVersion(extract.sha256),
         )
+
+
+def _largest(zip_file: Path) -> list[Member]:
+    """The files in a ZIP that a preview shows."""
+    members = open_archive(zip_file).members.values()
+    return sorted(members, key=lambda member: -member.length)[:PREVIEW_ROWS]

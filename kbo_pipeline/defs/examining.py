@@ -21,6 +21,8 @@ from kbo_pipeline.defs.claims import OWN_RUN, claim_file
 from kbo_pipeline.defs.mending import examine
 from kbo_pipeline.defs.polling import Poll, read_poll
 from kbo_pipeline.defs.progress import (
+    PUBLISH_JOB,
+    REPORTED,
     ROLLBACK_JOB,
     Progress,
     extract_of,
@@ -146,12 +148,20 @@ def check_sensors(installation: Installation) -> Iterator[Finding]:
     bad = False
     for sensor in defs.sensors or ():
         found = newest.get(sensor.name)
+        if _is_off(sensor, found):
+            continue
         finding = _of_sensor(installation, sensor.name, sensor.minimum_interval_seconds, found)
         if finding is not None:
             bad = True
             yield finding
     if newest and not bad:
         yield Finding("ok", "sensors", "none was stopped, and none has failed in its newest tick")
+
+
+def _is_off(sensor: dg.SensorDefinition, state: InstigatorState | None) -> bool:
+    """Whether a sensor that is off until somebody starts it was never started, or stopped again."""
+    is_started = state is not None and state.status == InstigatorStatus.RUNNING
+    return sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started
 
 
 def _of_sensor(
@@ -227,18 +237,26 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
 
 
 def check_failed_runs(installation: Installation) -> Iterator[Finding]:
-    """Whether an import or a rollback has failed that nobody has taken up since."""
+    """Whether an import, a rollback or a report has failed that nobody has taken up since."""
     instance, progress = installation.instance, installation.progress
     for text, run in sorted(progress.newest_runs.items()):
         key = key_or_none(text)
         if key is None or not run.is_failure or is_retried(instance, run):
             continue
-        if run.job_name != ROLLBACK_JOB and not installation.is_ahead(key):
+        is_passed = run.job_name != ROLLBACK_JOB and not installation.is_ahead(key)
+        if is_passed and not (
+            _makes_report(run) and key in progress.published.keys() - progress.reported
+        ):
             continue
         if key in progress.cancelled or installation.is_claimed(key):
             continue
-        said = f"{run.job_name} failed: {error_of_run(instance, run)}"
-        yield Finding("error", text, said, what_helps(run))
+        what = "change_report" if is_passed else run.job_name
+        said = f"{what} failed: {error_of_run(instance, run)}"
+        yield Finding("warning" if is_passed else "error", text, said, what_helps(run))
+
+
+def _makes_report(run: dg.DagsterRun) -> bool:
+    return run.job_name == PUBLISH_JOB or REPORTED in (run.asset_selection or ())
 
 
 def check_pools(installation: Installation) -> Iterator[Finding]:

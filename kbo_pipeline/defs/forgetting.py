@@ -11,7 +11,10 @@ from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 
 _BY_EXTRACT = [
     dg.AssetKey(name)
-    for name in ("published_extract", CODE.name, *(staging_asset(table) for table in ALL_TABLES))
+    for name in (
+        *("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
+        *(staging_asset(table) for table in ALL_TABLES),
+    )
 ]
 _BY_BATCH = [dg.AssetKey(table.name) for table in TABLES]
 _EVENTS = (

@@ -1,6 +1,7 @@
 """Imports extracts in this process, through the same jobs as the sensors start."""
 
 import getpass
+import logging
 import os
 import time
 import uuid
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
@@ -20,8 +21,10 @@ from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import (
     EXTRACT_TAG,
+    PUBLISH_JOB,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    REPORTED,
     ROLLBACK_JOB,
     Progress,
 )
@@ -35,6 +38,7 @@ from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import staging_file
 
+_logger = logging.getLogger("kbo_pipeline")
 _NO_RETRY = {"dagster/max_retries": "0"}
 """The daemon must not take up what a person sees fail, or stops."""
 
@@ -90,9 +94,12 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
     with claim(settings, key):
         progress = Progress(instance)
-        if key in progress.published:
+        if key in progress.published and key in progress.reported:
             return []
         end_dead_runs_of_commands(instance, settings, key)
+        if key in progress.published:
+            _run(instance, PUBLISH_JOB, key, partition_key=str(key), assets=[REPORTED])
+            return ["change report"]
         done: list[str] = []
         if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
             _run(instance, "stage_extract", key, partition_key=str(key))
@@ -134,7 +141,7 @@ def publish_extract(
         end_dead_runs_of_commands(instance, settings, key)
         _wait_for_writer(instance)
         tags = {ACCEPT_LOSS_TAG: _user()} if accept_loss else {}
-        _run(instance, "publish_extract", key, tags, partition_key=str(key))
+        _publish(instance, key, tags)
         return True
 
 
@@ -170,8 +177,24 @@ def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
         _wait_for_writer(instance)
         _run(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
     _wait_for_writer(instance)
-    _run(instance, "publish_extract", key, partition_key=str(key))
+    _publish(instance, key)
     return [*missing, "publication"]
+
+
+def _publish(
+    instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str] | None = None
+) -> None:
+    """Publishes an extract and makes its report; one that fails undoes and stops nothing.
+
+    Raises:
+        ImportFailedError: readers do not have it.
+    """
+    try:
+        _run(instance, PUBLISH_JOB, key, tags, partition_key=str(key))
+    except ImportFailedError as error:
+        if key not in Progress(instance).published:
+            raise
+        _logger.warning("published, but the change report failed: %s", error)
 
 
 def _wait_for_writer(instance: DagsterInstance) -> None:
@@ -199,6 +222,7 @@ def _run(
     partition_key: str | None = None,
     run_config: Mapping[str, Any] | None = None,
     again: str = "retry",
+    assets: Sequence[AssetKey] | None = None,
 ) -> None:
     """Runs a job in this process, recorded like any other run; Ctrl-C ends it as canceled."""
     from kbo_pipeline.definitions import defs
@@ -213,6 +237,7 @@ def _run(
             run_config={**(run_config or {}), **quiet},
             raise_on_error=False,
             run_id=run_id,
+            asset_selection=assets,
         )
         if interrupts.received():
             raise KeyboardInterrupt

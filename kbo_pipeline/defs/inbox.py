@@ -16,7 +16,7 @@ from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
 from kbo_pipeline.extracts import Extract, ExtractKey
-from kbo_pipeline.fetching import drop_zip
+from kbo_pipeline.fetching import drop_zip, keep_zip
 from kbo_pipeline.inbox import (
     COPYING_SECONDS,
     SETTLED_SECONDS,
@@ -31,6 +31,7 @@ from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import has_extract, standing_of
 from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.verifying import published_at
 
 INBOX_TAG = "kbo/inbox"
 """Tag of the runs that the inbox starts: which ZIP, and when it was claimed."""
@@ -217,8 +218,7 @@ class _Tick:
             return False
         try:
             if has_extract(published, extract):
-                before = f"{key}: published before it was dropped: nothing was done."
-                self._finish(dropped, before if key in self.fresh else None)
+                self._put_away(dropped, extract, published_at(published, key.number))
                 return False
         except OrderError as error:
             self._reject(dropped, str(error), _NOT_NEEDED)
@@ -235,6 +235,21 @@ class _Tick:
         else:
             self.waiting.append(f"{key}, whose run is being started")
         return False
+
+    def _put_away(self, dropped: Dropped, extract: Extract, published: ExtractKey | None) -> None:
+        """Puts away a ZIP of what is published; a Full of an Update's number is to be compared."""
+        key = extract.key
+        if published == key or key.type == "update":
+            before = f"{key}: published before it was dropped: nothing was done."
+            self._finish(dropped, before if key in self.fresh else None)
+            return
+        try:
+            keep_zip(self.settings, key, dropped.path)
+        except StorageError as error:
+            self.waiting.append(f"{dropped.name} to be kept ({error})")
+            return
+        said = f"{key}: {published} is published: full_verification compares the register with it."
+        self._finish(dropped, said)
 
     def _follow(self, key: ExtractKey, records: Sequence[dg.RunRecord]) -> None:
         """Does what is due after a run that staged nothing."""

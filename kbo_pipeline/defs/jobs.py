@@ -3,6 +3,7 @@
 import dagster as dg
 
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
+from kbo_pipeline.defs.progress import PUBLISHED, REPORTED
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 
@@ -21,7 +22,21 @@ apply_batches = dg.define_asset_job(
 publish_extract = dg.define_asset_job(
     "publish_extract",
     # Publishing checks what it publishes; the checks by themselves look at what is published.
-    selection=dg.AssetSelection.assets(CODE.name, "published_extract").without_checks(),
-    description="Shows an extract, whose batches are all applied, to readers. The tag"
+    selection=dg.AssetSelection.assets(CODE.name, PUBLISHED, REPORTED).without_checks(),
+    description="Shows an extract, whose batches are all applied, to readers, and makes the report"
+    " on what it changed. The tag"
     f" `{ACCEPT_LOSS_TAG}`, with your name, publishes an Update that takes away many rows.",
+)
+
+export_parquet = dg.define_asset_job(
+    "export_parquet",
+    selection=["parquet_export"],
+    description="Writes the current tables as Parquet; of the newest published extract only.",
+)
+
+verify_full = dg.define_asset_job(
+    "verify_full",
+    selection=["full_verification"],
+    description="Compares the register, as it was at an extract, with the Full of its number, which"
+    " has to lie in the downloads directory.",
 )

@@ -6,6 +6,7 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
@@ -14,6 +15,7 @@ from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import Link
 from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.published import renew_views
 from kbo_pipeline.rebuilding import rebuild_register
 from kbo_pipeline.register import open_register_to_copy, register_lock
 from kbo_pipeline.settings import Settings
@@ -100,9 +102,13 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         add_lost(settings, _to_retry(instance, remedy, damaged))
         try:
             mend_files(settings, remedy, attach)
-        except OSError as error:
+            if renew_views(settings.database, settings.privacy):
+                report(f"{settings.database}: its views were made anew")
+        except (OSError, duckdb.IOException) as error:
             raise StorageError(f"{error}; mend that or make room, then kbo rebuild") from error
         _correct_records(instance, remedy)
+        for key in remedy.forget:
+            remove_report(settings, key)
         for file in damaged.values():
             file.unlink(missing_ok=True)
     suspect_file(settings).unlink(missing_ok=True)

@@ -21,6 +21,9 @@ EXTRACT_TAG = "kbo/extract"
 CANCELLED_TAG = "kbo/cancelled"
 """Tag of the newest run of an extract that was cancelled: the run's own id."""
 
+PUBLISH_JOB = "publish_extract"
+"""The job that shows an extract to readers, and makes its report."""
+
 ROLLBACK_JOB = "rollback_extract"
 """The job that undoes an extract."""
 
@@ -34,6 +37,9 @@ STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 _EXTRACTS = "kbo_extracts"
 PUBLISHED = dg.AssetKey("published_extract")
 """The asset whose materialization says that readers see an extract."""
+
+REPORTED = dg.AssetKey("change_report")
+"""The asset whose materialization says that the report on an extract is made."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,11 @@ class Progress:
     def published(self) -> Mapping[ExtractKey, int]:
         """Storage id of the newest publication of each extract."""
         return _by_extract(self._materialized(PUBLISHED))
+
+    @cached_property
+    def reported(self) -> set[ExtractKey]:
+        """The extracts on which the report is made."""
+        return set(_by_extract(self._materialized(REPORTED)))
 
     @cached_property
     def known(self) -> set[ExtractKey]:

@@ -1,14 +1,24 @@
 """The assets `code` and `published_extract`: readers see the extract from here on."""
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
+from duckdb import connect
 
 from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
-from kbo_pipeline.defs.catalogue import register_schema
+from kbo_pipeline.defs.catalogue import (
+    OWNERS,
+    PREVIEW_ROWS,
+    preview,
+    published_metadata,
+    register_metadata,
+    shown_table,
+    tags,
+)
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG, evaluated
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.mending import ledger_metadata
@@ -29,8 +39,10 @@ from kbo_pipeline.tables import CODE, TABLES
             partitions_def=kbo_extracts,
             group_name="register",
             kinds={"duckdb"},
+            owners=OWNERS,
+            tags=tags("apply", CODE),
             description=f"{CODE.description} Its history is kept like that of the other tables.",
-            metadata={"dagster/column_schema": register_schema(CODE)},
+            metadata=register_metadata(CODE, staging_asset(CODE)),
         ),
         dg.AssetSpec(
             "published_extract",
@@ -41,6 +53,9 @@ from kbo_pipeline.tables import CODE, TABLES
             partitions_def=kbo_extracts,
             group_name="publish",
             kinds={"duckdb"},
+            owners=OWNERS,
+            tags=tags("publish"),
+            metadata=published_metadata(),
             freshness_policy=dg.FreshnessPolicy.time_window(
                 fail_window=timedelta(hours=load_settings().stale_hours)
             ),
@@ -74,12 +89,14 @@ def publish_assets(
                 if accepted_by is not None and result.is_accepted:
                     accepted["loss_accepted_by"] = accepted_by
 
+        started = time.monotonic()
         publication = publish(
             connection,
             key,
             register_file=settings.register_file,
             staging_dir=settings.staging_dir,
             database=settings.database,
+            privacy=settings.privacy,
             keep_published=settings.keep_published,
             max_loss_percent=settings.max_loss_percent,
             accept_loss=accepted_by is not None,
@@ -87,15 +104,21 @@ def publish_assets(
         )
         again = "already published: nothing to do" if publication.already_published else "published"
         context.log.info(f"{key}: {again}")
-        code = publication.code
+        seconds = round(time.monotonic() - started, 3)
+        code, changed = publication.code, publication.rows_changed
+        with connect(settings.database, read_only=True) as reader:
+            codes = preview(reader.execute(f'FROM "current".{CODE.name} LIMIT {PREVIEW_ROWS}'))
         yield dg.MaterializeResult(
             asset_key=CODE.name,
             metadata={
                 "dagster/row_count": publication.row_counts[CODE.name],
                 "rows_closed": code.rows_closed,
                 "rows_opened": code.rows_opened,
+                "rows_changed": code.rows_closed + code.rows_opened,
                 "rows_unchanged": code.rows_unchanged,
                 "duplicates_dropped": code.duplicates_dropped,
+                "seconds": round(code.seconds, 3),
+                "preview": codes,
             },
         )
         yield dg.MaterializeResult(
@@ -103,9 +126,16 @@ def publish_assets(
             metadata={
                 "file": dg.MetadataValue.path(str(settings.database)),
                 "bytes": settings.database.stat().st_size,
+                "seconds": seconds,
                 "names_resolved": publication.names_resolved,
+                "rows_changed": sum(changed.values()),
                 **accepted,
                 **ledger_metadata(publication.link),
                 **{f"rows/{name}": count for name, count in publication.row_counts.items()},
+                **{f"rows_changed/{name}": count for name, count in changed.items()},
+                "preview": shown_table(
+                    ("table", "rows", "rows_changed"),
+                    [(name, n, changed.get(name)) for name, n in publication.row_counts.items()],
+                ),
             },
         )

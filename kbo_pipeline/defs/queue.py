@@ -26,7 +26,7 @@ READER = "kbo_reader"
 ASSETS_OF_JOBS = {
     "stage_extract": ["extract_zip", *(f"import_staging_{table.name}" for table in ALL_TABLES)],
     "apply_batches": [table.name for table in TABLES],
-    "publish_extract": [CODE.name, "published_extract"],
+    "publish_extract": [CODE.name, "published_extract", "change_report"],
 }
 """What a run that the UI or a backfill started is called after: the job with these assets."""
 

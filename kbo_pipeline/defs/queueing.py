@@ -18,3 +18,8 @@ def queue_tags(key: ExtractKey, *, is_staged: bool) -> dict[str, str]:
     """
     priority = (_AHEAD if is_staged else 0) - key.number
     return {EXTRACT_TAG: str(key), "dagster/priority": str(priority)}
+
+
+def last_in_queue(key: ExtractKey) -> dict[str, str]:
+    """Tags of a run that reads what is published: any import comes first."""
+    return {EXTRACT_TAG: str(key), "dagster/priority": str(-_AHEAD)}

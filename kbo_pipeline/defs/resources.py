@@ -1,6 +1,5 @@
 """DuckDB, configured in one place, and how errors and stops of a step become Dagster's."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,12 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.database import limits
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
 from kbo_pipeline.faults import RejectedError
-from kbo_pipeline.files import make_private
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
 from kbo_pipeline.settings import Settings, load_settings
@@ -26,25 +25,11 @@ from kbo_pipeline.witness import mark_suspect
 _LOOK_SECONDS = 1.0
 StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 
-MEMORY_LIMIT = "3GB"
-"""What DuckDB takes at most in one run; it spills to disk beyond."""
-
-SPILL_LIMIT = "20GB"
-"""What it spills at most; a hostile extract must not fill the disk."""
-
 
 def duckdb_resource(settings: Settings) -> DuckDBResource:
     """An in-memory DuckDB; the core attaches the register and staging files to it."""
-    make_private(settings.temporary_dir)
-    return DuckDBResource(
-        database=":memory:",
-        connection_config={
-            "memory_limit": MEMORY_LIMIT,
-            "threads": os.cpu_count() or 1,
-            "temp_directory": str(settings.temporary_dir),
-            "max_temp_directory_size": SPILL_LIMIT,
-        },
-    )
+    config = limits(settings.temporary_dir)
+    return DuckDBResource(database=":memory:", connection_config=config)
 
 
 @contextmanager

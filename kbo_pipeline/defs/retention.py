@@ -7,6 +7,7 @@ import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.defs.claims import claim
 from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import batch_or_none
@@ -25,8 +26,8 @@ _SECONDS_A_TICK = 20.0
 @dg.sensor(
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Removes partitions, runs and events of old extracts (KBO_KEEP_EXTRACTS), and old"
-    " ZIPs (KBO_KEEP_ZIPS_DAYS). The register and its ledger keep their whole history.",
+    description="Removes partitions, runs, events and reports of old extracts (KBO_KEEP_EXTRACTS),"
+    " and old ZIPs (KBO_KEEP_ZIPS_DAYS). The register and its ledger keep their whole history.",
 )
 def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Removes what is too old, for some seconds at most; says what."""
@@ -70,6 +71,7 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
                 if not _is_about_later(run, key):
                     instance.delete_run(run.run_id)
             forget_extract(instance, key, with_zip=True)
+            remove_report(settings, key)
             staging_file(settings.staging_dir, key).unlink(missing_ok=True)
             instance.delete_dynamic_partition("kbo_extracts", str(key))
     except StorageError:

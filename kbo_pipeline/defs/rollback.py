@@ -4,6 +4,7 @@ import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster_duckdb import DuckDBResource
 
+from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.forgetting import forget_extract
@@ -34,9 +35,11 @@ def undo_extract(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None
             register_file=settings.register_file,
             staging_dir=settings.staging_dir,
             database=settings.database,
+            privacy=settings.privacy,
             keep_published=settings.keep_published,
         )
         forget_extract(context.instance, key)
+        remove_report(settings, key)
         dropped, reopened = sum(done.dropped.values()), sum(done.reopened.values())
         context.log.info(
             f"{key}: was rolled back already"

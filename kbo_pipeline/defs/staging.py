@@ -1,11 +1,12 @@
 """The assets `import_staging_*`: an extract, typed and cut into batches."""
 
+import time
 from collections.abc import Iterator
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.defs.catalogue import preview, staging_schema
+from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
@@ -14,7 +15,7 @@ from kbo_pipeline.faults import reported
 from kbo_pipeline.fetching import kept_zip
 from kbo_pipeline.publishing import is_published
 from kbo_pipeline.room import check_room_to_import
-from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.staging import open_staged, stage, staging_file
 from kbo_pipeline.tables import ALL_TABLES, Table
 
 
@@ -32,9 +33,12 @@ def staging_asset(table: Table) -> str:
             partitions_def=kbo_extracts,
             group_name="staging",
             kinds={"duckdb"},
+            owners=OWNERS,
+            tags=tags("stage", table),
             description=f"What an extract says of `{table.name}`: rows to delete and to insert, "
-            f"typed, in batches.\n\n{table.description}",
-            metadata={"dagster/column_schema": staging_schema(table)},
+            f"typed, in batches.\n\n{table.description}\n\nRead from the CSV files in the ZIP;"
+            " gone once the extract is published.",
+            metadata=staging_metadata(table, "extract_zip", f"staging.{staging_asset(table)}"),
         )
         for table in ALL_TABLES
     ],
@@ -61,6 +65,7 @@ def import_staging(
                 )
             return
         check_room_to_import(settings, key, zip_file)
+        started = time.monotonic()
         with reported(settings.rejected_dir / str(key), zip_file):
             staged = stage(
                 connection,
@@ -74,17 +79,22 @@ def import_staging(
         for warning in staged.warnings:
             context.log.warning(f"{key}: {warning}")
         register_batches(context.instance, key, staged.batch_keys)
+        seconds = round(time.monotonic() - started, 3)
+        size = staging_file(settings.staging_dir, key).stat().st_size
         with open_staged(connection, settings.staging_dir, key):
             for table in ALL_TABLES:
                 source = f"staging.{staging_asset(table)}"
                 (row,) = connection.execute(f"SELECT count(*) FROM {source}").fetchall()
-                rows = connection.execute(f"FROM {source} LIMIT 10").df()
                 yield dg.MaterializeResult(
                     asset_key=staging_asset(table),
                     metadata={
                         "dagster/row_count": row[0],
                         "batches": len(staged.batches),
-                        "preview": preview(rows),
+                        "seconds": seconds,  # of the whole file, with all tables
+                        "bytes": size,
+                        "preview": preview(
+                            connection.execute(f"FROM {source} LIMIT {PREVIEW_ROWS}")
+                        ),
                         "warnings": list(staged.warnings),
                     },
                     data_version=dg.DataVersion(extract.sha256),

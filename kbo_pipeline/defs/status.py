@@ -8,7 +8,7 @@ from dagster import DagsterInstance
 
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.partitions import kbo_batches
-from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, extract_of
+from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, extract_of, is_retried
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.status import BatchPlace, ExtractStatus, State, TableProgress
@@ -99,6 +99,21 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
         if at_work
         else None,
     )
+
+
+def is_over(instance: DagsterInstance, found: ExtractStatus) -> bool:
+    """Whether nothing goes on by itself.
+
+    It is published, cancelled or rolled back, or has failed and Dagster does not retry it.
+    """
+    if found.status in ("completed", "cancelled"):
+        return True
+    newest = Progress(instance).newest_runs.get(found.job_id)
+    if newest is None or found.status == "processing":
+        return False
+    if found.status == "failed":
+        return not is_retried(instance, newest)
+    return newest.job_name == ROLLBACK_JOB and newest.is_success
 
 
 def failure_message(event: dg.DagsterEvent) -> str:

@@ -2,6 +2,8 @@
 
 from functools import cache
 
+from kbo_pipeline.nace import divisions
+
 CodeRow = tuple[str, str, str, str]
 
 _LISTS: dict[str, tuple[tuple[str, str, str], ...]] = {  # category: code, French, Dutch
@@ -85,7 +87,14 @@ def code_rows(number: int) -> list[CodeRow]:
         for code in nace_codes(version):
             rows.append((f"Nace{version}", code, "FR", f"Activité {code} ({version})"))
             rows.append((f"Nace{version}", code, "NL", f"Activiteit {code} ({version})"))
+    for version, division, section in divisions():
+        for code, french, dutch in (
+            (division, "Division", "Afdeling"),
+            (section, "Section", "Sectie"),
+        ):
+            rows.append((f"Nace{version}", code, "FR", f"{french} {code} ({version})"))
+            rows.append((f"Nace{version}", code, "NL", f"{dutch} {code} ({version})"))
     rows.append(("Nace2025", "99000", "NL", f"Activiteit 99000, versie {number // 3}"))
     if number % 4 == 2:
         rows.append(("JuridicalForm", "999", "NL", "Rechtsvorm die komt en gaat"))
-    return sorted(rows)
+    return sorted(set(rows))  # a section has several divisions

@@ -24,6 +24,7 @@ from kbo_pipeline.files import make_private
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.settings import load_settings
+from kbo_pipeline.tables import ALL_TABLES
 
 _DIRECTORY = Path("data/demo")
 _UPDATES = 3
@@ -135,12 +136,10 @@ def _show(database: Path) -> None:
             "SELECT id, snapshot_date FROM import_jobs ORDER BY extract_number DESC LIMIT 1"
         ).fetchall()
         counts = Table("table", "current rows", "versions", box=None, pad_edge=False)
-        for (name,) in register.execute(
-            "SELECT view_name FROM duckdb_views() WHERE schema_name = 'current' ORDER BY 1"
-        ).fetchall():
-            query = f'SELECT count(*) FILTER (_is_current), count(*) FROM main."{name}"'
+        for table in sorted(ALL_TABLES, key=lambda table: table.name):
+            query = f"SELECT count(*) FILTER (_is_current), count(*) FROM main.{table.name}"
             (row,) = register.execute(query).fetchall()
-            counts.add_row(name, *(f"{count:,}" for count in row))
+            counts.add_row(table.name, *(f"{count:,}" for count in row))
         names = Table("enterprise_number", "primary_name", box=None, pad_edge=False)
         for row in register.execute(
             "SELECT enterprise_number, left(primary_name, 60) FROM current.enterprise"
@@ -151,7 +150,7 @@ def _show(database: Path) -> None:
     console.print(counts)
     console.print(names)
     shown = Path(os.path.relpath(database))
-    console.print(f"\nRegister: {shown}  (any DuckDB client opens it)", highlight=False)
+    console.print(f"\nRegister: {shown}  (any DuckDB client from 1.4 on opens it)", highlight=False)
     python = Path(os.path.relpath(sys.executable)).parent
     console.print(f"Web UI:   KBO_DATA_DIR={_DIRECTORY} {python}/kbo start", highlight=False)
 

@@ -8,6 +8,8 @@ touches.
 import re
 from collections.abc import Sequence
 
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.sql.staging import of_operation
 from kbo_pipeline.tables import ENTERPRISE_NUMBER, ESTABLISHMENT_NUMBER, TABLES, Column, Table
 
 TOUCHED = "temp.main.touched"
@@ -77,22 +79,41 @@ def shared_keys(table: Table, source: str) -> str:
     )
 
 
-def contradictions(table: Table, source: str) -> str:
+def contradictions(table: Table, source: str, *, is_counted: bool) -> str:
     """Row versions that overlap another one of the same row, or end before they begin.
 
     Binds `$number`, that of the newest extract.
+
+    Args:
+        table: the table.
+        source: what is looked at.
+        is_counted: another check knows how many rows are current; then rows that are there twice
+            are looked for only among keys that have rows of several extracts.
     """
     row = ", ".join(table.column_names)
+    of_several = (
+        f"{table.key} IN (SELECT {table.key} FROM {source} GROUP BY ALL"
+        " HAVING min(_extract_number) <> max(_extract_number))"
+        if is_counted
+        else "true"
+    )
+    same = " AND ".join(
+        f"a.{name} IS NOT DISTINCT FROM b.{name}" for name in table.column_names[1:]
+    )
+    # Most rows have one version: only the others are compared.
+    versions = (
+        f"SELECT rowid AS row_id, {row}, _extract_number, _deleted_at_extract FROM {source}"
+        f" WHERE {of_several} AND hash({row}) IN"
+        f" (SELECT hash({row}) FROM {source} WHERE {of_several} GROUP BY 1 HAVING count(*) > 1)"
+    )
     return (
-        f"SELECT {table.key}, _extract_number, _deleted_at_extract, next_extract_number,"
-        " 1 AS occurrences FROM ("
-        f"SELECT {table.key}, _extract_number, _deleted_at_extract,"
-        f" lead(_extract_number) OVER (PARTITION BY {row} ORDER BY _extract_number)"
-        f" AS next_extract_number FROM {source}"
-        # Most rows have one version: only the others are sorted.
-        f" WHERE hash({row}) IN"
-        f" (SELECT hash({row}) FROM {source} GROUP BY 1 HAVING count(*) > 1))"
-        " WHERE next_extract_number < coalesce(_deleted_at_extract, next_extract_number + 1)"
+        f"WITH versions AS MATERIALIZED ({versions})"
+        f" SELECT a.{table.key}, a._extract_number, a._deleted_at_extract,"
+        " min(b._extract_number) AS next_extract_number, 1 AS occurrences"
+        f" FROM versions a JOIN versions b ON a.{table.key} = b.{table.key} AND {same}"
+        " AND (a._extract_number, a.row_id) < (b._extract_number, b.row_id)"
+        " AND b._extract_number < coalesce(a._deleted_at_extract, b._extract_number + 1)"
+        f" GROUP BY a.row_id, a.{table.key}, a._extract_number, a._deleted_at_extract"
         f" UNION ALL SELECT {table.key}, _extract_number, _deleted_at_extract, NULL, 1"
         f" FROM {source} WHERE _deleted_at_extract <= _extract_number"
         " OR _is_current <> (_deleted_at_extract IS NULL)"
@@ -255,9 +276,11 @@ FROM register.main.import_job_batches WHERE job_id = $id GROUP BY ALL
 """What the ledger says of each table and operation of an extract."""
 
 
-def staged_rows() -> str:
+def staged_rows(key: ExtractKey) -> str:
     """How many rows an attached staging file holds, by table and operation."""
     return " UNION ALL ".join(
-        f"SELECT '{table.name}', operation, count(*) FROM staging.staged.{table.name} GROUP BY ALL"
+        f"SELECT '{table.name}', '{operation}', count(*) FROM staging.main.{table.name}"
+        f" WHERE {of_operation(key.type, operation)}"
         for table in TABLES
+        for operation in key.operations
     )

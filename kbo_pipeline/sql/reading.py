@@ -1,8 +1,13 @@
-"""SQL that readers use: views and macros, and what is counted for them."""
+"""SQL that readers use: views and macros of the tables, and what is counted for them.
 
-from kbo_pipeline.tables import ALL_TABLES, DENOMINATION, ENTERPRISE, Table
+Each query is whole by itself: it reads the tables in `main` and no view, so that what
+`KBO_PRIVACY` leaves out is left out also where views were made under another setting.
+"""
 
-_PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
+from kbo_pipeline.settings import Privacy
+from kbo_pipeline.tables import ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
+
+PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
 """KBO's language codes in the order in which a primary name is chosen."""
 
 _NAME_COLUMNS = (
@@ -13,42 +18,93 @@ _NAME_COLUMNS = (
     "primary_name_de",
 )
 
+_NATURAL_PERSON = "1"  # type_of_enterprise
 
-def _holds_at(alias: str) -> str:
+CURRENT = "{0}._is_current"
+"""Whether a row version holds at the newest extract, for an alias."""
+
+AT = (
+    "{0}._extract_number <= extract_number AND"
+    " ({0}._deleted_at_extract IS NULL OR {0}._deleted_at_extract > extract_number)"
+)
+"""Whether it holds at the extract that a macro is asked for."""
+
+
+def visible(table: Table, alias: str, privacy: Privacy) -> str:
+    """Whether a row may be shown: nothing in it is the number of what belongs to a natural person.
+
+    Who was a natural person in any extract counts as one; what belonged to one in any extract too.
+    """
+    if privacy == "full":
+        return "true"
+    numbers = [column.name for column in table.columns if column.number]
     return (
-        f"{alias}._extract_number <= extract_number AND"
-        f" ({alias}._deleted_at_extract IS NULL OR {alias}._deleted_at_extract > extract_number)"
+        " AND ".join(f"{alias}.{name} NOT IN ({_hidden_numbers()})" for name in numbers) or "true"
     )
 
 
-def _state(table: Table, holds: str, names_hold: str) -> str:
-    """The rows of a table for which a condition holds; of entities, with their primary names."""
+def _hidden_numbers() -> str:
+    """The numbers of natural persons, and of their establishment units and branches."""
+    persons = (
+        f"SELECT {ENTERPRISE.key} FROM main.{ENTERPRISE.name}"
+        f" WHERE type_of_enterprise = '{_NATURAL_PERSON}'"
+    )
+    owned = (
+        f"SELECT {table.key} FROM main.{table.name} WHERE {ENTERPRISE.key} IN ({persons})"
+        for table in TABLES
+        if ENTERPRISE.key in table.column_names[1:]
+    )
+    return " UNION ALL ".join((persons, *owned))
+
+
+def state(table: Table, holds: str, privacy: Privacy) -> str:
+    """The rows of a table that hold; of entities, with their primary names.
+
+    Args:
+        table: the table.
+        holds: `CURRENT` or `AT`.
+        privacy: who is left out.
+    """
     columns = ", ".join(f"s.{name}" for name in table.column_names)
+    where = f"WHERE {holds.format('s')} AND {visible(table, 's', privacy)}"
     if table is not ENTERPRISE:
-        return f"SELECT {columns} FROM main.{table.name} s WHERE {holds}"
+        return f"SELECT {columns} FROM main.{table.name} s {where}"
     return (
         f"SELECT {columns}, {', '.join(_primary_name(table.key))}"
-        f" FROM main.{table.name} s LEFT JOIN ({_names(names_hold)}) n"
-        f" ON n.{DENOMINATION.key} = s.{table.key} WHERE {holds}"
+        f" FROM main.{table.name} s LEFT JOIN ({_names(holds)}) n"
+        f" ON n.{DENOMINATION.key} = s.{table.key} {where}"
     )
 
 
 def _names(holds: str) -> str:
     names = ", ".join(
-        f"min(d.denomination) FILTER (d.language = '{code}') AS name_{name}"
-        for code, name in _PRIMARY_NAME_LANGUAGES
+        f"{smallest_name('001', code)} AS name_{name}" for code, name in PRIMARY_NAME_LANGUAGES
     )
     return (
         f"SELECT d.{DENOMINATION.key}, {names} FROM main.{DENOMINATION.name} d"
-        f" WHERE d.type_of_denomination = '001' AND {holds} GROUP BY d.{DENOMINATION.key}"
+        f" WHERE d.type_of_denomination = '001' AND {holds.format('d')}"
+        f" GROUP BY d.{DENOMINATION.key}"
     )
+
+
+def smallest_name(kind: str, language: str) -> str:
+    """Of the grouped names `d`, the smallest of a type in a language."""
+    return (
+        f"min(d.denomination) FILTER (d.type_of_denomination = '{kind}'"
+        f" AND d.language = '{language}')"
+    )
+
+
+def chosen_name(kind: str) -> str:
+    """Of the grouped names `d`, the one of a type in the first language that has any."""
+    return f"coalesce({', '.join(smallest_name(kind, code) for code, _ in PRIMARY_NAME_LANGUAGES)})"
 
 
 def _primary_name(key: str) -> tuple[str, ...]:
     """The rule: the first language that has a name of type 001; else the entity's number."""
-    in_order = [f"n.name_{name}" for _, name in _PRIMARY_NAME_LANGUAGES]
+    in_order = [f"n.name_{name}" for _, name in PRIMARY_NAME_LANGUAGES]
     languages = " ".join(
-        f"WHEN n.name_{name} IS NOT NULL THEN '{code}'" for code, name in _PRIMARY_NAME_LANGUAGES
+        f"WHEN n.name_{name} IS NOT NULL THEN '{code}'" for code, name in PRIMARY_NAME_LANGUAGES
     )
     expressions = (
         f"coalesce({', '.join(in_order)}, s.{key})",
@@ -60,23 +116,14 @@ def _primary_name(key: str) -> tuple[str, ...]:
     return tuple(f"{e} AS {c}" for e, c in zip(expressions, _NAME_COLUMNS, strict=True))
 
 
-def views(table: Table) -> tuple[str, ...]:
-    """Creates `current.<table>`, `<table>_at(n)` and `<table>_changes(n)` in the register.
-
-    The register must be the default database then: the texts name no database, because readers
-    open the published file under a name of their own.
-    """
-    columns = ", ".join(table.column_names)
+def changes(table: Table, privacy: Privacy) -> str:
+    """What the extract that a macro is asked for changed in a table."""
+    columns, seen = ", ".join(table.column_names), visible(table, "s", privacy)
     return (
-        f'CREATE OR REPLACE VIEW "current".{table.name} AS '
-        + _state(table, "s._is_current", "d._is_current"),
-        f"CREATE OR REPLACE MACRO {table.name}_at(extract_number) AS TABLE "
-        + _state(table, _holds_at("s"), _holds_at("d")),
-        f"CREATE OR REPLACE MACRO {table.name}_changes(extract_number) AS TABLE"
-        f" SELECT 'removed' AS _change, {columns} FROM main.{table.name} s"
-        " WHERE s._deleted_at_extract = extract_number"
+        f"SELECT 'removed' AS _change, {columns} FROM main.{table.name} s"
+        f" WHERE s._deleted_at_extract = extract_number AND {seen}"
         f" UNION ALL SELECT 'added' AS _change, {columns} FROM main.{table.name} s"
-        " WHERE s._extract_number = extract_number",
+        f" WHERE s._extract_number = extract_number AND {seen}"
     )
 
 

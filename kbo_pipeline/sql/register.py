@@ -2,7 +2,8 @@
 
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.extracts import ExtractType
-from kbo_pipeline.tables import Table
+from kbo_pipeline.sql.staging import of_operation
+from kbo_pipeline.tables import ALL_TABLES, Table
 
 VERSION_COLUMNS = (
     "_snapshot_date DATE NOT NULL",
@@ -88,31 +89,106 @@ def _same_row(table: Table) -> str:
     return " AND ".join((f"c.{table.key} = i.{table.key}", *others))
 
 
-def _incoming(table: Table, batch: Batch | None) -> str:
-    """The rows that an extract brings; of two for a unique key, the later in the file."""
-    later_wins = (
-        f" QUALIFY row_number() OVER (PARTITION BY {table.key} ORDER BY rowid DESC) = 1"
-        if table.unique_key
-        else ""
-    )
-    return (
-        f"SELECT {', '.join(table.column_names)} FROM staging.staged.{table.name}"
-        f" WHERE operation = 'insert' AND {_in_range(table.key, batch)}{later_wins}"
-    )
+def _qualified(alias: str, table: Table) -> str:
+    return ", ".join(f"{alias}.{name}" for name in table.column_names)
 
 
-def _replaced(table: Table, extract_type: ExtractType, batch: Batch | None) -> str:
-    """Which current rows must be in the extract to go on: of the keys that it speaks for.
+def _incoming(table: Table, extract_type: ExtractType) -> str:
+    """The rows that an extract brings, each once; of two for a unique key, the later in the file.
 
-    A Full speaks for every key. An Update speaks for the keys that it deletes; where a key has one
-    row at most, a new row replaces the old one also without a delete.
+    The code table is whole in every extract.
     """
-    if extract_type == "full":
-        return "true"
-    operation = "" if table.unique_key else "operation = 'delete' AND "
+    superseded = f"SELECT row_id FROM staging.superseded WHERE table_name = '{table.name}'"
     return (
-        f"c.{table.key} IN (SELECT {table.key} FROM staging.staged.{table.name}"
-        f" WHERE {operation}{_in_range(table.key, batch)})"
+        f"SELECT {', '.join(table.column_names)} FROM staging.main.{table.name}"
+        f" WHERE {of_operation(extract_type, 'insert')} AND rowid NOT IN ({superseded})"
+    )
+
+
+def find_keys(table: Table, extract_type: ExtractType, *, is_whole: bool) -> str:
+    """Makes `keys_of_<table>`: of the keys that an extract speaks for, those to be looked at.
+
+    What is whole speaks for every key: those are looked at of which the number of rows, or the sum
+    of their hashes, is not that of the register. Two rows that differ have the same hash of 64 bits
+    in one case of 2^64.
+
+    Args:
+        table: the table.
+        extract_type: what the extract is.
+        is_whole: it holds all rows of the table.
+    """
+    create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
+    if not is_whole:
+        return f"{create} SELECT DISTINCT {table.key} AS key FROM staging.main.{table.name}"
+    row = ", ".join(table.column_names)
+    new, old = (
+        f"SELECT {table.key} AS key, count(*) AS rows_of_key, sum(hash({row})) AS row_hash"
+        f" FROM {source} GROUP BY ALL"
+        for source in (
+            f"({_incoming(table, extract_type)})",
+            f"register.main.{table.name} WHERE _is_current",
+        )
+    )
+    return (
+        f"{create} SELECT coalesce(n.key, o.key) AS key FROM ({new}) n FULL JOIN ({old}) o"
+        " ON n.key = o.key WHERE n.rows_of_key IS DISTINCT FROM o.rows_of_key"
+        " OR n.row_hash IS DISTINCT FROM o.row_hash"
+    )
+
+
+def no_keys(table: Table) -> str:
+    """Makes `keys_of_<table>` when the register is known to be what the extract says."""
+    return f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} (key VARCHAR)"
+
+
+def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> tuple[str, ...]:
+    """Makes `closing_<table>` and `opening_<table>` from `keys_of_<table>`.
+
+    `closing_<table>` has the key, the rowid and the hash of each current row that the extract
+    removes; `opening_<table>` has the rows that it adds. An Update removes rows of the keys that it
+    deletes; where a key has one row at most, a new row replaces the old one also without a delete.
+    Takes what `find_keys` takes.
+    """
+    name, key = table.name, table.key
+    columns = ", ".join(table.column_names)
+    of_keys = f"{key} IN (SELECT key FROM temp.main.keys_of_{name})"
+    removed = "true"
+    if not (is_whole or table.unique_key):
+        deleted = f"SELECT {key} FROM staging.main.{name} WHERE operation = 'delete'"
+        removed = f"c.{key} IN ({deleted})"
+    return (
+        f"CREATE OR REPLACE TEMP TABLE old_{name} AS SELECT rowid AS row_id, {columns}"
+        f" FROM register.main.{name} WHERE _is_current AND {of_keys}",
+        f"CREATE OR REPLACE TEMP TABLE new_{name} AS {_incoming(table, extract_type)}"
+        f" AND {of_keys}",
+        f"CREATE OR REPLACE TEMP TABLE closing_{name} AS"
+        f" SELECT c.{key} AS key, c.row_id, hash({_qualified('c', table)}) AS row_hash"
+        f" FROM temp.main.old_{name} c ANTI JOIN temp.main.new_{name} i ON {_same_row(table)}"
+        f" WHERE {removed}",
+        f"CREATE OR REPLACE TEMP TABLE opening_{name} AS SELECT i.* FROM temp.main.new_{name} i"
+        f" ANTI JOIN temp.main.old_{name} c ON {_same_row(table)}",
+        f"DROP TABLE temp.main.old_{name}",
+        f"DROP TABLE temp.main.new_{name}",
+        f"DROP TABLE temp.main.keys_of_{name}",
+    )
+
+
+def opened_rows(table: Table) -> str:
+    """Row versions that an extract opened, `$most` at most; binds `$number` too."""
+    return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number LIMIT $most"
+
+
+def incoming(table: Table, batch: Batch | None) -> str:
+    """The rows of a staged Full in the range, each once."""
+    return f"{_incoming(table, 'full')} AND {_in_range(table.key, batch)}"
+
+
+def held(table: Table, batch: Batch | None) -> str:
+    """The rows in the range that hold at an extract, in the published file; binds `$number`."""
+    return (
+        f"SELECT {', '.join(table.column_names)} FROM published.main.{table.name}"
+        f" WHERE {_in_range(table.key, batch)} AND _extract_number <= $number"
+        " AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"
     )
 
 
@@ -129,62 +205,80 @@ def reopen_versions(table: Table) -> str:
     )
 
 
-def count_in_range(table: Table, batch: Batch | None) -> str:
+def count_staged(table: Table, batch: Batch | None) -> str:
     """Counts the staged rows in the range, deletes and inserts."""
-    return f"SELECT count(*) FROM staging.staged.{table.name} WHERE {_in_range(table.key, batch)}"
-
-
-def holds_current_rows(table: Table, batch: Batch | None) -> str:
-    """Tells whether the register has any current row in the range."""
     return (
-        f"SELECT count(*) > 0 FROM (SELECT 1 FROM register.main.{table.name} c"
-        f" WHERE c._is_current AND {_in_range(f'c.{table.key}', batch)} LIMIT 1)"
+        f"SELECT '{table.name}', count(*) FROM staging.main.{table.name}"
+        f" WHERE {_in_range(table.key, batch)}"
     )
 
 
-def close_rows(table: Table, extract_type: ExtractType, batch: Batch | None) -> str:
-    """Closes the current rows that the extract removes; binds `$number`."""
+def count_changes(table: Table, batch: Batch | None) -> str:
+    """Counts what is to be closed and to be opened in the range."""
     return (
-        f"UPDATE register.main.{table.name}"
-        " SET _deleted_at_extract = $number, _is_current = false"
-        f" WHERE _is_current AND {_in_range(table.key, batch)} AND rowid IN ("
-        f"SELECT c.rowid FROM register.main.{table.name} c"
-        f" ANTI JOIN ({_incoming(table, batch)}) i ON {_same_row(table)}"
-        f" WHERE c._is_current AND {_in_range(f'c.{table.key}', batch)}"
-        f" AND {_replaced(table, extract_type, batch)})"
+        f"SELECT '{table.name}',"
+        f" (SELECT count(*) FROM temp.main.closing_{table.name} WHERE {_in_range('key', batch)}),"
+        f" (SELECT count(*) FROM temp.main.opening_{table.name}"
+        f" WHERE {_in_range(table.key, batch)})"
     )
 
 
-def count_unchanged(table: Table, extract_type: ExtractType, batch: Batch | None) -> str:
-    """Counts the current rows that the extract brings again, after those it removes are closed."""
-    match = (
-        ""
-        if extract_type == "full"
-        else f" SEMI JOIN ({_incoming(table, batch)}) i ON {_same_row(table)}"
-    )
+def count_opened(table: Table, batch: Batch | None) -> str:
+    """Counts the current rows in the range that the extract has opened; binds `$number`."""
     return (
-        f"SELECT count(*) FROM register.main.{table.name} c{match}"
-        f" WHERE c._is_current AND {_in_range(f'c.{table.key}', batch)}"
+        f"SELECT '{table.name}', count(*) FROM register.main.{table.name}"
+        f" WHERE _extract_number = $number AND _is_current AND {_in_range(table.key, batch)}"
     )
 
 
-def open_rows(table: Table, batch: Batch | None, *, compare: bool) -> str:
-    """Opens a version for each incoming row that is not current; binds `$date`, `$number`.
+def close_rows(table: Table, batch: Batch | None) -> str:
+    """Closes in the range what `find_changes` found; binds `$number`.
 
-    Args:
-        table: the table.
-        batch: the range; None for the whole axis.
-        compare: False when the register has no current row in the range.
+    Rows keep their rowid until a checkpoint takes deleted ones away; the hash makes sure of it.
     """
-    known = (
-        f" ANTI JOIN (SELECT * FROM register.main.{table.name} WHERE _is_current"
-        f" AND {_in_range(table.key, batch)}) c ON {_same_row(table)}"
-        if compare
-        else ""
+    return (
+        f"UPDATE register.main.{table.name} c"
+        " SET _deleted_at_extract = $number, _is_current = false"
+        f" FROM (SELECT * FROM temp.main.closing_{table.name} WHERE {_in_range('key', batch)}) o"
+        f" WHERE c.rowid = o.row_id AND c._is_current AND {_in_range(f'c.{table.key}', batch)}"
+        f" AND hash({_qualified('c', table)}) = o.row_hash"
     )
-    columns = ", ".join(f"i.{name}" for name in table.column_names)
+
+
+def open_rows(table: Table, batch: Batch | None) -> str:
+    """Opens in the range a version of each row found by `find_changes`; binds `$date`, `$number`.
+
+    In the order of their keys, so that DuckDB's zone maps can skip what nobody asks for.
+    """
     return (
         f"INSERT INTO register.main.{table.name}"
-        f" SELECT DISTINCT {columns}, $date::DATE, $number::INTEGER, NULL::INTEGER, true"
-        f" FROM ({_incoming(table, batch)}) i{known} ORDER BY i.{table.key}"
+        f" SELECT *, $date::DATE, $number::INTEGER, NULL::INTEGER, true"
+        f" FROM temp.main.opening_{table.name} WHERE {_in_range(table.key, batch)}"
+        f" ORDER BY {table.key}"
     )
+
+
+COUNT_SUPERSEDED = "SELECT count(*) FROM staging.main.superseded WHERE table_name = $table"
+
+NOT_OF_THE_REGISTER = (
+    *(f"DROP VIEW register.main.import_staging_{table.name}" for table in ALL_TABLES),
+    *(
+        f"DROP TABLE register.main.{name}"
+        for name in ("superseded", "batch", "batch_records", "extract")
+    ),
+)
+"""Drops from the copy of a staged Full what the register has not."""
+
+
+def drop_superseded(table: Table) -> str:
+    """Drops from the copy of a staged Full the rows that say nothing new."""
+    return (
+        f"DELETE FROM register.main.{table.name} WHERE rowid IN"
+        f" (SELECT row_id FROM register.main.superseded WHERE table_name = '{table.name}')"
+    )
+
+
+def require_values(table: Table) -> list[str]:
+    """Lets the copy of a staged Full refuse NULL where the register does."""
+    names = (table.key, "_snapshot_date", "_extract_number", "_is_current")
+    return [f"ALTER TABLE register.main.{table.name} ALTER {name} SET NOT NULL" for name in names]

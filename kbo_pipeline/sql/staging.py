@@ -2,21 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 
-from kbo_pipeline.extracts import Operation
+from kbo_pipeline.extracts import ExtractType, Operation
 from kbo_pipeline.faults import DATE_PATTERN, MAX_RECORD
 from kbo_pipeline.tables import CODE, TABLES, Column, Table, number_pattern
 
 
-def load_staged(table: Table, columns: Mapping[Operation, Sequence[Column | None]]) -> str:
-    """Fills `staged.<table>` from the CSV files bound as `$delete` and `$insert`, in file order.
+def load_staged(
+    table: Table, extract_type: ExtractType, columns: Mapping[Operation, Sequence[Column | None]]
+) -> str:
+    """Fills a staged table from the CSV files bound as `$delete` and `$insert`, in file order.
+
+    Rows of an Update are put with their operation. Those of a Full are put as the register holds
+    them, because they become the register where that is empty; `$date` and `$number` are bound.
 
     Args:
         table: the table.
+        extract_type: what the extract is.
         columns: of each file, in its order; None for one that is left out.
     """
     selects = [_read_csv(table, operation, found) for operation, found in columns.items()]
+    create = f"CREATE TABLE {table.name}"
+    if extract_type == "full":
+        (select,) = selects
+        versions = (
+            "$date::DATE AS _snapshot_date, $number::INTEGER AS _extract_number,"
+            " NULL::INTEGER AS _deleted_at_extract, true AS _is_current"
+        )
+        return f"{create} AS SELECT * EXCLUDE (operation), {versions} FROM ({select})"
     types = ", ".join(f"{c.name} {c.type}" for c in table.columns)
-    create = f"CREATE TABLE staged.{table.name}"
     if not selects:
         return f"{create} (operation VARCHAR, {types})"
     return f"{create} AS {' UNION ALL '.join(selects)}"
@@ -50,67 +63,89 @@ def _value(column: Column) -> str:
     )
 
 
-def staged_rows(table: Table, operation: Operation) -> str:
+def of_operation(extract_type: ExtractType, operation: Operation) -> str:
+    """The condition under which a staged row is of an operation."""
+    return "true" if extract_type == "full" else f"operation = '{operation}'"
+
+
+def staged_rows(table: Table, extract_type: ExtractType, operation: Operation) -> str:
     """Counts the rows that were staged."""
-    return f"SELECT count(*) FROM staged.{table.name} WHERE operation = '{operation}'"
+    return f"SELECT count(*) FROM {table.name} WHERE {of_operation(extract_type, operation)}"
 
 
-def unsound_values(table: Table) -> list[str]:
-    """Counts, once by statement, rows or keys that do not name what their column names.
-
-    `records_of_entity` must be there: most rows share their key with others.
-    """
+def unsound_values(table: Table, extract_type: ExtractType) -> list[str]:
+    """Counts, once by statement, the rows that do not name what a column of theirs names."""
+    inserted = of_operation(extract_type, "insert")
     statements = [
-        f"SELECT count(*) FROM records_of_entity WHERE table_name = '{table.name}'"
-        f" AND {_is_unsound(column, 'entity_number')}"
-        if column.name == table.key
-        else f"SELECT count(*) FROM staged.{table.name} WHERE operation = 'insert'"
-        f" AND {_is_unsound(column, column.name)}"
+        f"SELECT count(*) FROM {table.name} WHERE {_is_unsound(column)}"
+        f" AND {'true' if column.name == table.key else inserted}"
         for column in table.columns
         if column.number
     ]
     if table.columns[0].number:
         return statements
-    return [*statements, f"SELECT count(*) FROM staged.{table.name} WHERE {table.key} IS NULL"]
+    return [*statements, f"SELECT count(*) FROM {table.name} WHERE {table.key} IS NULL"]
 
 
-def _is_unsound(column: Column, value: str) -> str:
+def _is_unsound(column: Column) -> str:
     pattern = number_pattern(column.number)
-    return f"NOT coalesce(regexp_full_match({value}, '{pattern}'), false)"
+    return f"NOT coalesce(regexp_full_match({column.name}, '{pattern}'), false)"
 
 
 def differing_rows(table: Table) -> str:
     """Counts the keys of which an extract brings several rows that are not the same."""
+    same = " AND ".join(f"s.{name} IS NOT DISTINCT FROM t.{name}" for name in table.column_names)
     return (
-        "SELECT count(*) FROM (SELECT 1 FROM ("
-        f"SELECT DISTINCT {', '.join(table.column_names)} FROM staged.{table.name}"
-        f" WHERE operation = 'insert' AND {table.key} IN (SELECT entity_number"
-        f" FROM records_of_entity WHERE table_name = '{table.name}' AND operation = 'insert'"
-        f" AND records_count > 1)) GROUP BY {table.key} HAVING count(*) > 1)"
+        f"SELECT count(DISTINCT s.{table.key}) FROM"
+        f" (SELECT * FROM {table.name} WHERE rowid IN ({_rows_superseded(table)})) s"
+        f" ANTI JOIN (SELECT * FROM {table.name}"
+        f" WHERE rowid NOT IN ({_rows_superseded(table)})) t ON {same}"
     )
 
 
-def count_by_entity() -> str:
-    """Makes `records_of_entity`: how many rows of an extract speak of each entity number."""
+def _rows_superseded(table: Table) -> str:
+    return f"SELECT row_id FROM superseded WHERE table_name = '{table.name}'"
+
+
+CREATE_SUPERSEDED = "CREATE TABLE superseded (table_name VARCHAR, row_id BIGINT)"
+
+
+def note_superseded(table: Table, extract_type: ExtractType) -> str:
+    """Fills `superseded`: inserted rows that are there twice, but for the first of them.
+
+    Where a key has one row at most, the last one of a key supersedes those before.
+    """
+    row = table.key if table.unique_key else ", ".join(table.column_names)
+    stays = "max(rowid)" if table.unique_key else "min(rowid)"
+    inserted = f"FROM {table.name} WHERE {of_operation(extract_type, 'insert')}"
+    # Few rows are there twice: only those with the same hash are compared.
+    several = f"hash({row}) IN (SELECT hash({row}) {inserted} GROUP BY 1 HAVING count(*) > 1)"
+    return (
+        f"INSERT INTO superseded SELECT '{table.name}', rowid {inserted} AND {several}"
+        f" AND rowid NOT IN (SELECT {stays} {inserted} AND {several} GROUP BY {row})"
+    )
+
+
+def count_along_axis() -> str:
+    """Makes `axis`: how many rows of an extract speak of each entity number, in their order."""
     counts = " UNION ALL ".join(
-        f"SELECT '{t.name}' AS table_name, operation, {t.key} AS entity_number,"
-        f" count(*) AS records_count FROM staged.{t.name} GROUP BY ALL"
+        f"SELECT {t.key} AS entity_number, count(*) AS records FROM {t.name} GROUP BY ALL"
         for t in TABLES
     )
-    return f"CREATE OR REPLACE TEMP TABLE records_of_entity AS {counts}"
+    return (
+        "CREATE OR REPLACE TEMP TABLE axis AS SELECT entity_number, sum(records)::BIGINT AS records"
+        f" FROM ({counts}) GROUP BY ALL ORDER BY entity_number"
+    )
 
 
-COUNT_ALONG_AXIS = """
-CREATE OR REPLACE TEMP TABLE axis AS
-SELECT entity_number, sum(sum(records_count)) OVER (ORDER BY entity_number)::BIGINT AS records_until
-FROM records_of_entity GROUP BY entity_number ORDER BY entity_number
-"""
+RECORDS_ALONG_AXIS = "SELECT records FROM temp.main.axis ORDER BY rowid"
 
-AXIS_TOTAL = "SELECT coalesce(max(records_until), 0) FROM axis"
 
-NEXT_CUT = "SELECT min(records_until) FROM axis WHERE records_until >= $reached + $target"
+def entities_at(places: Sequence[int]) -> str:
+    """The entity numbers at these places of `axis`, in order."""
+    listed = ", ".join(str(int(place)) for place in places)
+    return f"SELECT entity_number FROM temp.main.axis WHERE rowid IN ({listed}) ORDER BY rowid"
 
-FIRST_AFTER_CUT = "SELECT min(entity_number) FROM axis WHERE records_until > $reached"
 
 CREATE_BATCH = """
 CREATE TABLE batch (
@@ -118,13 +153,28 @@ CREATE TABLE batch (
 )
 """
 
-COUNT_BY_BATCH = """
-CREATE TABLE batch_records AS
-SELECT table_name, batch_number, operation, sum(records_count)::BIGINT AS records_count
-FROM records_of_entity
-ASOF JOIN batch ON entity_number >= coalesce(first_number, '')
-GROUP BY ALL
-"""
+
+def count_by_batch(extract_type: ExtractType, operations: Sequence[Operation]) -> str:
+    """Makes `batch_records`: rows by table, batch and operation, and how many are superseded."""
+    counts = " UNION ALL ".join(
+        f"SELECT '{t.name}' AS table_name, '{operation}' AS operation, {t.key} AS entity_number,"
+        f" count(*) AS records, 0 AS superseded FROM {t.name}"
+        f" WHERE {of_operation(extract_type, operation)} GROUP BY ALL"
+        for t in TABLES
+        for operation in operations
+    )
+    superseded = " UNION ALL ".join(
+        f"SELECT '{t.name}', 'insert', {t.key}, 0, 1 FROM {t.name}"
+        f" WHERE rowid IN ({_rows_superseded(t)})"
+        for t in TABLES
+    )
+    return (
+        "CREATE TABLE batch_records AS SELECT table_name, batch_number, operation,"
+        " sum(records)::BIGINT AS records_count, sum(superseded)::BIGINT AS superseded_count"
+        f" FROM ({counts} UNION ALL {superseded})"
+        " ASOF JOIN batch ON entity_number >= coalesce(first_number, '') GROUP BY ALL"
+    )
+
 
 CREATE_EXTRACT = """
 CREATE TABLE extract (
@@ -134,13 +184,14 @@ CREATE TABLE extract (
 """
 
 
-def staging_view(table: Table) -> str:
+def staging_view(table: Table, extract_type: ExtractType) -> str:
     """Makes `import_staging_<table>`, which shows each staged row with its batch.
 
     The batch is found by the row's place on the axis and the sequence is the row's place in the
     file: stored as columns, both would double the time of loading.
     """
     columns = ", ".join(f"s.{name}" for name in table.column_names)
+    operation = "'insert' AS operation" if extract_type == "full" else "s.operation"
     if table is CODE:
         batch, join = "NULL::INTEGER", ""
     else:
@@ -148,6 +199,6 @@ def staging_view(table: Table) -> str:
         join = f" ASOF JOIN main.batch b ON s.{table.key} >= coalesce(b.first_number, '')"
     return (
         f"CREATE VIEW import_staging_{table.name} AS SELECT {batch} AS batch_number,"
-        f" s.operation, s.row_sequence, {columns}"
-        f" FROM (SELECT rowid AS row_sequence, * FROM staged.{table.name}) s{join}"
+        f" {operation}, s.row_sequence, {columns}"
+        f" FROM (SELECT rowid AS row_sequence, * FROM main.{table.name}) s{join}"
     )

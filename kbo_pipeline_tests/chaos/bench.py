@@ -239,7 +239,8 @@ class Bench:
     def _left_behind(self) -> Iterator[Path]:
         directory = self.pipeline.directory
         work = directory / "work"
-        for top in (directory, directory / "downloads", work, work / "published"):
+        reports = (directory / "reports").glob("*")
+        for top in (directory, directory / "downloads", work, work / "published", *reports):
             for file in top.glob("*"):
                 if file.suffix in (".part", ".unpacked", ".json", ".wal", ".new", ".tmp"):
                     yield file.relative_to(directory)

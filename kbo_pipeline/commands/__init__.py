@@ -1,0 +1,1 @@
+"""Commands of `kbo`, a module a subject; `cli.py` puts them together."""

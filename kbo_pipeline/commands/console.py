@@ -1,0 +1,123 @@
+"""What commands have in common: arguments, bars and lines of progress on the terminal."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+    from rich.console import Console
+
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.settings import Settings
+
+
+def extract_key(text: str | None) -> "ExtractKey | None":
+    """The key of an extract that an argument names; None where it may be left out, and is.
+
+    Raises:
+        ExtractError: the text is no key.
+    """
+    from kbo_pipeline.extracts import ExtractKey
+
+    return None if text is None else ExtractKey.parse(text)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def report_line() -> Iterator[Callable[[str], None]]:
+    """Shows the newest line of progress; all of them where nobody can see one change."""
+    from rich.markup import escape
+
+    console = _console()
+    if not console.is_terminal:
+        yield lambda line: click.echo(line, err=True)
+        return
+    with console.status("") as shown:
+        yield lambda line: shown.update(escape(line))
+
+
+@contextmanager
+def sample_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows a bar; yields what moves it: the words beside it, how much is done, of how much."""
+    from rich.progress import Progress
+
+    with Progress(console=_console(), transient=True) as bar:
+        task = bar.add_task("writing")
+
+        def show(description: str, done: int, total: int) -> None:
+            bar.update(task, description=description, completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def pause_told(settings: "Settings") -> Iterator[None]:
+    """Says once that the work of the caller waits, when `kbo pause` holds it up."""
+    from kbo_pipeline.pausing import PAUSED, is_paused
+
+    ended = threading.Event()
+
+    def look() -> None:
+        while not is_paused(settings):
+            if ended.wait(0.5):
+                return
+        click.echo(f"kbo: {PAUSED}", err=True)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextmanager
+def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[None]:
+    """Shows the progress that the instance's storage knows, while the caller does the work."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = _console()
+    if not console.is_terminal:
+        yield
+        return
+    from kbo_pipeline.defs.status import read_status
+    from kbo_pipeline.errors import NotReadyError
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    ended = threading.Event()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{key} staging", total=None)
+
+        def follow() -> None:
+            while not ended.wait(0.5):
+                try:
+                    now = read_status(instance, key)
+                except NotReadyError:
+                    continue  # the first run has not registered the extract yet
+                total = now.total or None
+                bar.update(
+                    task, description=f"{key} {now.stage}", completed=now.completed, total=total
+                )
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()

@@ -1,0 +1,146 @@
+"""The page of `kbo show`: an enterprise as rich draws it.
+
+All texts that come from KBO go through `plain` and into `Text`: they are data, never markup.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from kbo_pipeline.enterprises import Activity, Enterprise, Entity, HistoryEvent, Term
+from kbo_pipeline.plain import plain
+
+_CHANGES = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
+
+
+def page(enterprise: Enterprise, most: int | None) -> Group:
+    """All that is known of an enterprise, from top to bottom.
+
+    Args:
+        enterprise: what to show.
+        most: establishment units, and events of its history, that are shown; None for all.
+    """
+    return Group(*_sections(enterprise, most))
+
+
+def _sections(enterprise: Enterprise, most: int | None) -> Iterator[RenderableType]:
+    yield _header(enterprise)
+    yield from _section("Names", _names(enterprise))
+    yield from _section("Addresses", _addresses(enterprise))
+    yield from _section("Contacts", _contacts(enterprise))
+    yield from _section("Activities", _activities(enterprise.activities))
+    units = enterprise.establishments
+    yield from _section(f"Establishment units ({len(units)})", _units(units, most))
+    yield from _section(f"Branches ({len(enterprise.branches)})", _units(enterprise.branches, most))
+    yield from _section("History", _history(enterprise.history, most))
+    yield Text(f"\n{plain(enterprise.extract.source)} ({enterprise.extract.key})", "dim")
+
+
+def _header(enterprise: Enterprise) -> Panel:
+    facts = Table.grid(padding=(0, 2))
+    form = " / ".join(str(term) for term in (enterprise.form, enterprise.form_cac) if term)
+    for label, value in (
+        ("number", f"{enterprise.number}   VAT {enterprise.vat_number}"),
+        ("status", enterprise.status),
+        ("situation", enterprise.situation),
+        ("form", form or enterprise.type),
+        ("since", enterprise.start_date),
+    ):
+        if value:
+            facts.add_row(Text(label, "dim"), Text(plain(value)))
+    return Panel(facts, title=Text(plain(enterprise.name), "bold"), title_align="left")
+
+
+def _section(title: str, lines: Iterable[RenderableType]) -> Iterator[RenderableType]:
+    """A title and what is under it; nothing when there is nothing."""
+    found = list(lines)
+    if found:
+        yield Text(f"\n{title}", "bold")
+        yield from found
+
+
+def _grid(rows: Iterable[tuple[object, ...]]) -> Iterator[Table]:
+    """A table without lines; the first column is what the others are, in dim letters."""
+    grid, filled = Table.grid(padding=(0, 2)), False
+    for first, *others in rows:
+        grid.add_row(Text(f"  {_said(first)}", "dim"), *(Text(_said(value)) for value in others))
+        filled = True
+    if filled:
+        yield grid
+
+
+def _said(value: object) -> str:
+    return "" if value is None else plain(value)
+
+
+def _names(entity: Entity) -> Iterator[Table]:
+    return _grid((name.type, name.text, name.language) for name in entity.names)
+
+
+def _addresses(entity: Entity) -> Iterator[Table]:
+    return _grid(
+        (a.type, a, a.struck_off and f"struck off on {a.struck_off}") for a in entity.addresses
+    )
+
+
+def _contacts(entity: Entity) -> Iterator[Table]:
+    return _grid((contact.type, contact.value) for contact in entity.contacts)
+
+
+def _activities(activities: Iterable[Activity]) -> Iterator[RenderableType]:
+    for version, same in groupby(activities, key=lambda activity: activity.nace_version):
+        yield Text(f"  NACE {_said(version)}", "cyan")
+        yield from _grid(
+            (a.classification, a.nace and a.nace.code, _meaning(a.nace), a.group) for a in same
+        )
+
+
+def _meaning(term: Term | None) -> str | None:
+    return None if term is None else term.text or "(not in the code list)"
+
+
+def _units(units: tuple[Entity, ...], most: int | None) -> Iterator[RenderableType]:
+    for unit in units[:most]:
+        since = f"since {unit.start_date}" if unit.start_date else None
+        name = unit.name if unit.name != unit.number else None
+        title = Text("  ").append(unit.number, "cyan")
+        for part in (name, *unit.addresses[:1], since):
+            if part:
+                title.append(f"  {plain(part)}")
+        yield title
+        newest = unit.activities[0].nace_version if unit.activities else None
+        seen = {
+            a.nace.code: _meaning(a.nace)
+            for a in unit.activities
+            if a.nace and a.nace_version == newest
+        }
+        others = [n.text for n in unit.names if n.text and n.text != unit.name]
+        yield from _grid(
+            [
+                *(("  also", text) for text in others),
+                *((f"  {_said(c.type)}", c.value) for c in unit.contacts),
+                *((f"  {code}", text) for code, text in seen.items()),
+            ]
+        )
+    if most is not None and len(units) > most:
+        yield Text(f"  and {len(units) - most} more: --all shows them", "dim")
+
+
+def _history(events: tuple[HistoryEvent, ...], most: int | None) -> Iterator[RenderableType]:
+    for (number, date), same in groupby(
+        events[:most], key=lambda e: (e.extract_number, e.snapshot_date)
+    ):
+        yield Text(f"  {date}  extract {number}", "cyan")
+        grid = Table.grid(padding=(0, 1))
+        for event in same:
+            sign, style = _CHANGES[event.change]
+            texts = (plain(text) for text in (event.before, event.after) if text is not None)
+            words = " → ".join(text or "nothing" for text in texts)
+            grid.add_row(Text(f"    {sign}", style), Text(event.table, "dim"), Text(words))
+        yield grid
+    if most is not None and len(events) > most:
+        yield Text(f"  and {len(events) - most} more: --all shows them", "dim")

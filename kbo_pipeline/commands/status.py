@@ -1,0 +1,159 @@
+"""`kbo status`: how far an extract is, once or for as long as it goes on."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from kbo_pipeline import interrupts
+from kbo_pipeline.commands.console import extract_key
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+    from rich.console import Group
+
+    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.settings import Settings
+    from kbo_pipeline.status import ExtractStatus
+
+_LOOK_SECONDS = 1.0
+_BAR_WIDTH = 30
+_STYLES = {"completed": "green", "failed": "bold red", "processing": "yellow", "cancelled": "red"}
+
+
+@click.command()
+@click.argument("extract", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--watch", is_flag=True, help="Stay until it is published, failed or cancelled, or Ctrl-C."
+)
+def status(extract: str | None, as_json: bool, watch: bool) -> None:
+    """Show how far an extract is: overall, by table, failed batches.
+
+    With --watch, bars that fill; where no terminal is, a line for each step. It ends with 0 when
+    the extract is published, with 1 when it failed or was cancelled. With --json besides, an
+    object a line.
+    """
+    from kbo_pipeline.settings import load_settings
+
+    key, settings = extract_key(extract), load_settings()
+    from kbo_pipeline.defs.importing import open_instance
+    from kbo_pipeline.defs.status import newest_extract, read_status
+
+    with open_instance(settings) as instance:
+        if not as_json:
+            _print_circumstances(instance, settings)
+        key = key or newest_extract(instance)
+        if watch:
+            found = _watch(instance, key, as_json=as_json)
+        else:
+            found = read_status(instance, key)
+            _print(found, as_json=as_json)
+    if watch and found.status != "completed":
+        why = found.error or found.stage
+        click.echo(f"kbo: {key}: {found.status}: {why}; kbo retry {key} goes on", err=True)
+        sys.exit(1)
+
+
+def _print_circumstances(instance: "DagsterInstance", settings: "Settings") -> None:
+    """What holds for all extracts: whether all is paused, and what the portal has said."""
+    from kbo_pipeline.defs.polling import read_poll
+    from kbo_pipeline.pausing import PAUSED, is_paused
+
+    if is_paused(settings):
+        click.echo(PAUSED)
+    poll = read_poll(instance)
+    if poll is not None:
+        asked = datetime.fromtimestamp(poll.asked_at).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"portal, asked at {asked}: {poll}")
+
+
+def _watch(instance: "DagsterInstance", key: "ExtractKey", *, as_json: bool) -> "ExtractStatus":
+    """Shows an extract until nothing goes on by itself any more; returns how it stands then."""
+    from kbo_pipeline.defs.status import is_over, read_status
+
+    try:
+        with _shower(as_json=as_json) as show:
+            while True:
+                found = read_status(instance, key)
+                show(found)
+                if is_over(instance, found):
+                    return found
+                time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:  # nothing is stopped by it: who looked has seen enough
+        interrupts.ignore_further()
+        sys.exit(130)
+
+
+@contextmanager
+def _shower(*, as_json: bool) -> "Iterator[Callable[[ExtractStatus], None]]":
+    """Yields what shows a status: bars in their place, or lines that tell what is new."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if console.is_terminal and not as_json:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda found: live.update(_shown(found), refresh=True)
+        return
+    told: list[str] = []
+
+    def tell(found: "ExtractStatus") -> None:
+        line = json.dumps(found.to_json()) if as_json else _headline(found, with_time=False)
+        if told[-1:] != [line]:
+            told.append(line)
+            click.echo(line)
+
+    yield tell
+
+
+def _print(found: "ExtractStatus", *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(_shown(found))
+
+
+def _headline(found: "ExtractStatus", *, with_time: bool = True) -> str:
+    from kbo_pipeline.status import in_words
+
+    is_timed = with_time and found.seconds_left is not None
+    left = f", about {in_words(found.seconds_left or 0.0)} left" if is_timed else ""
+    return f"{found.job_id}: {found.status} ({found.stage}), {found.percentage}%{left}"
+
+
+def _shown(found: "ExtractStatus") -> "Group":
+    """All that is known of an extract, as rich renders it."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Text | Table] = [Text(_headline(found), style="bold")]
+    table = Table(box=None, pad_edge=False)
+    for name in ("table", "batches", "", "status"):
+        table.add_column(name)
+    for name, progress in found.tables.items():
+        done = f"{progress.completed}/{progress.total}"
+        bar = ProgressBar(progress.total, progress.completed, width=_BAR_WIDTH)
+        state = Text(progress.status, style=_STYLES.get(progress.status, ""))
+        table.add_row(name, done, bar, state)
+    if found.tables:
+        parts.append(table)
+    for label, place in (("current", found.current_batch), ("next", found.next_batch)):
+        if place:
+            parts.append(Text(f"{label} batch: {place.batch} ({place.table}, {place.operation})"))
+    if found.failed_batches:
+        numbers = sorted({place.batch for place in found.failed_batches})
+        named = ", ".join(map(str, numbers))
+        parts.append(Text(f"failed batches: {named}; kbo retry {found.job_id}"))
+    if found.error:
+        parts.append(Text(f"error: {found.error}"))
+    return Group(*parts)

@@ -1,0 +1,81 @@
+"""The asset `parquet_export`: the current tables for programs that read Parquet."""
+
+import dagster as dg
+
+from kbo_pipeline.defs.catalogue import OWNERS, export_metadata, table_of, tags
+from kbo_pipeline.defs.jobs import export_parquet
+from kbo_pipeline.defs.partitions import kbo_extracts
+from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.defs.queueing import last_in_queue
+from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.errors import RegisterError
+from kbo_pipeline.exporting import export
+from kbo_pipeline.pausing import PAUSED, is_paused
+from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.settings import load_settings
+
+
+@dg.asset(
+    deps=["published_extract"],
+    partitions_def=kbo_extracts,
+    group_name="export",
+    kinds={"parquet"},
+    owners=list(OWNERS),
+    tags=tags("publish"),
+    metadata=export_metadata(),
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=5, jitter=dg.Jitter.PLUS_MINUS),
+)
+def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    """The current tables and `enterprise_profile` as Parquet: sorted, compressed, with a manifest.
+
+    They are in `exports/current` below the data directory, which holds a whole export or is not
+    there. Only the newest published extract can be exported. `KBO_PRIVACY` says whether natural
+    persons are in it.
+    """
+    with permanent_errors_not_retried(context):
+        settings = load_settings()
+        done = export(
+            settings,
+            settings.export_dir,
+            extract=context.partition_key,
+            report=lambda name, done, total: context.log.info(f"{name}: {done + 1} of {total}"),
+        )
+        files: list[dict[str, str | int]] = [
+            {"file": table.file, "rows": table.rows, "bytes": table.bytes, "sha256": table.sha256}
+            for table in done.tables.values()
+        ]
+        return dg.MaterializeResult(
+            metadata={
+                "directory": dg.MetadataValue.path(str(settings.export_dir)),
+                "source": done.source,
+                "privacy": done.privacy,
+                "bytes": done.bytes,
+                "files": table_of(files),
+                **{f"rows/{name}": table.rows for name, table in done.tables.items()},
+            }
+        )
+
+
+@dg.sensor(
+    job=export_parquet,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Exports each newly published extract as Parquet. Off until somebody starts it.",
+)
+def export_when_published(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Requests the export of the newest published extract."""
+    settings = load_settings()
+    if is_paused(settings):
+        return dg.SkipReason(PAUSED)
+    try:
+        key = standing_of(settings.database).newest
+    except RegisterError as error:
+        return dg.SkipReason(str(error))
+    published = Progress(context.instance).published
+    if key is None or key not in published:
+        return dg.SkipReason("nothing is published")
+    return dg.RunRequest(
+        run_key=f"export:{key}:{published[key]}:{settings.privacy}",
+        partition_key=str(key),
+        tags=last_in_queue(key),
+    )

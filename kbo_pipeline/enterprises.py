@@ -1,0 +1,223 @@
+"""What the register says of one enterprise, and what a search finds, as typed values. No I/O.
+
+All texts are KBO's, as they are in the data: whoever shows them escapes them.
+"""
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Language = Literal["nl", "fr", "de"]
+"""Languages in which codes are explained."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedExtract:
+    """An extract that is in the published register.
+
+    Attributes:
+        key: such as `0141-update`.
+        number: such as 141.
+        type: `full` or `update`.
+        snapshot_date: the day whose end the data shows.
+    """
+
+    key: str
+    number: int
+    type: str
+    snapshot_date: datetime.date
+
+    @property
+    def source(self) -> str:
+        """What whoever shows the data has to say."""
+        return f"Source: KBO Open Data, FPS Economy; data of {self.snapshot_date}"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A code and what it means, in the language that was asked for, or else in one there is."""
+
+    code: str
+    text: str | None
+
+    def __str__(self) -> str:
+        return self.code if self.text is None else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name; `language` is one of KBO's, `type` is name, abbreviation, commercial name, ..."""
+
+    text: str | None
+    language: Term | None
+    type: Term | None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address; `country` is None for Belgium, `struck_off` for an address that is valid.
+
+    Street, municipality and country are in the language that was asked for, where KBO has it.
+    """
+
+    type: Term | None
+    street: str | None
+    house_number: str | None
+    box: str | None
+    zipcode: str | None
+    municipality: str | None
+    country: str | None
+    extra: str | None
+    struck_off: datetime.date | None
+
+    def __str__(self) -> str:
+        box = f"box {self.box}" if self.box and self.box[0].isdigit() else self.box
+        house = " ".join(p for p in (self.house_number, box) if p)
+        street = " ".join(p for p in (self.street, house) if p)
+        place = " ".join(p for p in (self.zipcode, self.municipality) if p)
+        return ", ".join(p for p in (street, self.extra, place, self.country) if p)
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """A telephone number, e-mail or web address, as it was given."""
+
+    type: Term | None
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """An activity in one version of NACE; `group` says who registered it."""
+
+    nace_version: str | None
+    nace: Term | None
+    classification: Term | None
+    group: Term | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entity:
+    """What enterprises, establishment units and branches have alike.
+
+    Attributes:
+        number: dotted.
+        start_date: when it began.
+        name: the primary name of an enterprise; of others a name in the same choice of languages,
+            or else the number.
+        names: all names, the most official ones first.
+        addresses: all addresses, those that are struck off last.
+        contacts: all contacts.
+        activities: the newest version of NACE first, in it the main ones first.
+    """
+
+    number: str
+    start_date: datetime.date | None
+    name: str
+    names: tuple[Name, ...]
+    addresses: tuple[Address, ...]
+    contacts: tuple[Contact, ...]
+    activities: tuple[Activity, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Establishment(Entity):
+    """An establishment unit: a place where an enterprise works."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch(Entity):
+    """A branch in Belgium of a foreign enterprise."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """What an extract changed of an enterprise, in one row.
+
+    Attributes:
+        extract_number: the extract.
+        snapshot_date: its date.
+        change: `added`, `removed`, or `changed` where a row took the place of another one.
+        table: the table of the row.
+        entity_number: the enterprise, or one of its establishment units or branches.
+        before: the row in words, of a changed one what differs; None for one that was added.
+        after: likewise; None for one that was removed.
+    """
+
+    extract_number: int
+    snapshot_date: datetime.date
+    change: Literal["added", "removed", "changed"]
+    table: str
+    entity_number: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enterprise(Entity):
+    """An enterprise with all that belongs to it, at one extract.
+
+    Attributes:
+        primary_name_language: KBO's code of the language of `name`; None when that is the number.
+        status: such as active.
+        situation: such as normal or bankrupt.
+        type: natural or legal person.
+        form: legal form; None for natural persons.
+        form_cac: legal form as the companies' code of 2019 reads it; None where it is the same.
+        establishments: by number.
+        branches: by number.
+        history: the newest extract first; what came with the enterprise itself is left out.
+        extract: the extract that all this is of.
+    """
+
+    primary_name_language: str | None
+    status: Term | None
+    situation: Term | None
+    type: Term | None
+    form: Term | None
+    form_cac: Term | None
+    establishments: tuple[Establishment, ...]
+    branches: tuple[Branch, ...]
+    history: tuple[HistoryEvent, ...]
+    extract: PublishedExtract
+
+    @property
+    def vat_number(self) -> str:
+        """The number in the form of VAT numbers, whether it is one or not: `BE0200065765`."""
+        return f"BE{self.number.replace('.', '')}"
+
+    @property
+    def seat(self) -> Address | None:
+        """The address of its seat; None for natural persons, who have none in the data."""
+        return next((a for a in self.addresses if a.type and a.type.code == "REGO"), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The enterprise as plain values; dates as `date`, which `json` needs as text."""
+        return {
+            **asdict(self),
+            "vat_number": self.vat_number,
+            "source": self.extract.source,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An enterprise that a search has found.
+
+    Attributes:
+        enterprise_number: the enterprise.
+        name: its primary name, or its number.
+        status: KBO's code.
+        zipcode: of its seat; None when it has none.
+        municipality: of its seat, in Dutch or else in French.
+        matched_number: what has the name that matched: itself, or an establishment unit or branch.
+        matched_name: that name; None when no name was searched for.
+    """
+
+    enterprise_number: str
+    name: str
+    status: str | None
+    zipcode: str | None
+    municipality: str | None
+    matched_number: str
+    matched_name: str | None

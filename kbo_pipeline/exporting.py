@@ -1,0 +1,174 @@
+"""Export: the current tables as Parquet, in a directory that is complete or absent. No Dagster.
+
+The profile of each enterprise comes along: Parquet has no views, and most people ask for that.
+"""
+
+import datetime
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from kbo_pipeline.database import connect
+from kbo_pipeline.errors import ExportError, NotReadyError
+from kbo_pipeline.files import replace_directory
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.published import open_published
+from kbo_pipeline.room import check_room_to_export
+from kbo_pipeline.settings import Privacy, Settings
+from kbo_pipeline.sql import literal
+from kbo_pipeline.sql.profile import source
+from kbo_pipeline.sql.views import export_queries
+
+MANIFEST = "manifest.json"
+FORMAT = "kbo_pipeline export 1"
+"""What a manifest of ours says of itself."""
+
+LICENCE = (
+    "Name the source and its date wherever the data is shown. No direct marketing with personal"
+    " data. Terms: KBO Open Data, FPS Economy."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """One Parquet file of an export.
+
+    Attributes:
+        file: its name in the directory.
+        rows: rows in it.
+        bytes: its length.
+        sha256: of the file, in hexadecimal.
+        columns: names and DuckDB types, in order.
+    """
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What an export holds; its manifest says the same.
+
+    Attributes:
+        extract: key of the newest published extract, whose state this is.
+        snapshot_date: the day whose end the data shows.
+        source: the line that goes with the data wherever it is shown.
+        privacy: who is in it.
+        tables: its files, by the name of the table.
+    """
+
+    extract: str
+    snapshot_date: datetime.date
+    source: str
+    privacy: Privacy
+    tables: Mapping[str, ExportedFile]
+
+    @property
+    def bytes(self) -> int:
+        """The length of all Parquet files."""
+        return sum(table.bytes for table in self.tables.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest."""
+        return (
+            {"format": FORMAT, "licence": LICENCE}
+            | asdict(self)
+            | {"snapshot_date": str(self.snapshot_date)}
+        )
+
+
+def export(
+    settings: Settings,
+    directory: Path,
+    *,
+    extract: str | None = None,
+    report: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Export:
+    """Writes the current tables of the published register as Parquet, sorted, ZSTD.
+
+    The directory holds a whole export at any moment, the old or the new one, or is not there. It
+    says who is left out by the setting, whatever the views of the published file say.
+
+    Args:
+        settings: say where the register is, and who is left out.
+        directory: where to; made, or replaced when it is empty or an export of ours.
+        extract: what must be the newest published extract; None for any.
+        report: takes the name of the table at work, how many are done, and of how many.
+
+    Raises:
+        ExportError: something else lies in the directory.
+        NotReadyError: nothing is published, or another extract is.
+        RegisterError: the published file is no register.
+        StorageError: another export is at work, or there is no room.
+    """
+    directory = directory.resolve()
+    _check_replaceable(directory)
+    with (
+        exclusive_lock(settings.work_dir / "export.lock"),
+        connect(settings.temporary_dir) as connection,
+        open_published(connection, settings.database),
+    ):
+        row = connection.execute(source(settings.privacy)).fetchone()
+        if row is None:
+            raise NotReadyError(f"{settings.database}: no extract is published; kbo import a Full")
+        newest, _, snapshot_date, source_line, _ = row
+        if extract not in (None, newest):
+            raise NotReadyError(
+                f"{extract}: only the newest published extract is exported: materialize {newest}"
+            )
+        check_room_to_export(directory, settings.database, settings.temporary_dir)
+        queries = export_queries(settings.privacy)
+        tables = {}
+        with replace_directory(directory) as unfinished:
+            for done, (name, query) in enumerate(queries.items()):
+                report(name, done, len(queries))
+                tables[name] = _write(connection, query, unfinished / f"{name}.parquet")
+            found = Export(newest, snapshot_date, source_line, settings.privacy, tables)
+            text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
+            (unfinished / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+    return found
+
+
+def _write(connection: duckdb.DuckDBPyConnection, query: str, file: Path) -> ExportedFile:
+    columns = connection.execute(f"DESCRIBE {query}").fetchall()
+    ((rows,),) = connection.execute(
+        f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION zstd)"
+    ).fetchall()
+    with file.open("rb") as stream:
+        sha256 = file_digest(stream, "sha256").hexdigest()
+    types = {name: kind for name, kind, *_ in columns}
+    return ExportedFile(file.name, rows, file.stat().st_size, sha256, types)
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Makes sure that nothing goes but an export of ours."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ExportError(f"{directory}: a file lies there; name a directory")
+    there = {path.name for path in directory.iterdir()}
+    foreign = sorted(there - _own_files(directory / MANIFEST))
+    if foreign:
+        raise ExportError(
+            f"{directory}: {foreign[0]} in it is not of an export; name another directory, or move"
+            " it away"
+        )
+
+
+def _own_files(manifest: Path) -> set[str]:
+    """The files of the export that a manifest speaks of; none when it is not one of ours."""
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        if found["format"] == FORMAT:
+            return {MANIFEST, *(str(table["file"]) for table in found["tables"].values())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no manifest of ours, whatever it is: its directory stays
+    return set()

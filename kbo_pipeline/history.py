@@ -1,0 +1,69 @@
+"""What extracts did to an enterprise, from its row versions. No I/O."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import date
+from functools import partial
+
+from kbo_pipeline.enterprises import HistoryEvent
+from kbo_pipeline.meanings import Meanings, Row
+from kbo_pipeline.tables import ENTERPRISE, TABLES, Table
+
+_Step = tuple[list[Row], list[Row]]
+"""The rows of a key that an extract removed, and those that it added."""
+
+
+def history(
+    versions: Mapping[Table, Iterable[Row]],
+    at: int,
+    dates: Mapping[int, date],
+    meanings: Meanings,
+) -> tuple[HistoryEvent, ...]:
+    """All events of an enterprise up to an extract, the newest first.
+
+    What came or went together with the enterprise itself is not told again.
+
+    Args:
+        versions: its own row versions by table, and those of its establishment units and branches
+            in their tables, none that began after `at`.
+        at: number of the extract.
+        dates: snapshot dates by number of extract.
+        meanings: of the codes in the rows.
+    """
+    steps = {table: _steps(table, rows, at) for table, rows in versions.items()}
+    whole = {
+        number
+        for (number, _), (removed, added) in steps[ENTERPRISE].items()
+        if not (removed and added)
+    }
+    events = []
+    for table, of_table in steps.items():
+        for (number, key), (removed, added) in of_table.items():
+            if number in whole and table is not ENTERPRISE:
+                continue
+            event = partial(HistoryEvent, number, dates[number])
+            if table.unique_key and removed and added:
+                names = [n for n in table.column_names if removed[0][n] != added[0][n]]
+                before, after = (meanings.in_words(table, r[0], names) for r in (removed, added))
+                events.append(event("changed", table.name, key, before, after))
+                continue
+            for row in removed:
+                text = meanings.in_words(table, row)
+                events.append(event("removed", table.name, key, text, None))
+            for row in added:
+                text = meanings.in_words(table, row)
+                events.append(event("added", table.name, key, None, text))
+    order = {table.name: place for place, table in enumerate(TABLES)}
+    events.sort(key=lambda e: (-e.extract_number, order[e.table], e.entity_number))
+    return tuple(events)
+
+
+def _steps(table: Table, rows: Iterable[Row], at: int) -> dict[tuple[int, str], _Step]:
+    """What each extract did to each key."""
+    steps: dict[tuple[int, str], _Step] = defaultdict(lambda: ([], []))
+    for row in rows:
+        key, end = row[table.key], row["_deleted_at_extract"]
+        steps[row["_extract_number"], key][1].append(row)
+        if end is not None and end <= at:
+            steps[end, key][0].append(row)
+    return steps

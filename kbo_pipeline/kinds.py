@@ -1,0 +1,133 @@
+"""The kinds of changes that an extract makes, declared once as data. No SQL.
+
+`docs/changes.md` explains them to readers; `changes.py` finds them.
+"""
+
+from dataclasses import dataclass
+
+from kbo_pipeline.tables import (
+    ACTIVITY,
+    ADDRESS,
+    BRANCH,
+    CONTACT,
+    DENOMINATION,
+    ENTERPRISE,
+    ESTABLISHMENT,
+    TABLES,
+    Table,
+)
+
+BANKRUPTCY_OPENED = ("048", "049", "050")
+"""Juridical situations whose meaning is the opening of a bankruptcy: excusable, not, undecided."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of change of an entity, in one table.
+
+    Where no other kind of its table applies to what changed of an entity, `changed` does.
+
+    Attributes:
+        table: where it is seen.
+        name: what it is called.
+        rule: when a change is of this kind, as a sentence for readers.
+        columns: the row differs in one of them.
+        becomes: the first of these columns becomes one of these values, and was none of them.
+        beside: rows count as before and after of each other where they agree in these columns.
+    """
+
+    table: Table
+    name: str
+    rule: str
+    columns: tuple[str, ...] = ()
+    becomes: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+
+NEW, STOPPED, CHANGED, RENAMED = "new", "stopped", "changed", "renamed"
+
+_PLACE = (
+    "country_nl",
+    "country_fr",
+    "zipcode",
+    "municipality_nl",
+    "municipality_fr",
+    "street_nl",
+    "street_fr",
+    "house_number",
+    "box",
+)
+
+_OF_ROWS = tuple(
+    Kind(table, name, rule)
+    for table in TABLES
+    if table.unique_key
+    for name, rule in (
+        (NEW, "Its number is in the register after the extract, and was not before."),
+        (STOPPED, "Its number was in the register before the extract, and is not after it."),
+    )
+)
+
+_OF_COLUMNS = (
+    Kind(
+        ENTERPRISE,
+        "bankruptcy",
+        "The juridical situation becomes the opening of a bankruptcy:"
+        f" {', '.join(BANKRUPTCY_OPENED)}; it was none of these before.",
+        columns=("juridical_situation",),
+        becomes=BANKRUPTCY_OPENED,
+    ),
+    Kind(
+        ENTERPRISE,
+        "situation",
+        "The juridical situation is another one, and it is no bankruptcy as above.",
+        columns=("juridical_situation",),
+    ),
+    Kind(
+        ENTERPRISE,
+        "form",
+        "The juridical form, or that of the companies' code of 2019, is another one.",
+        columns=("juridical_form", "juridical_form_cac"),
+    ),
+    *(
+        Kind(table, "transferred", "It belongs to another enterprise.", ("enterprise_number",))
+        for table in (ESTABLISHMENT, BRANCH)
+    ),
+)
+
+_OF_NAMES = Kind(
+    DENOMINATION,
+    RENAMED,
+    "The primary name of an enterprise is another one, or the main name of an establishment unit or"
+    " branch. Where there is no name, the number stands for it.",
+)
+
+_OF_PLACES = Kind(
+    ADDRESS,
+    "moved",
+    "Of the addresses of one type, some went and some came, and not in the same places: country,"
+    " zipcode, municipality, street, house number or box differ, in either language.",
+    columns=_PLACE,
+    beside=("type_of_address",),
+)
+
+_OF_THE_REST = tuple(
+    Kind(table, CHANGED, rule)
+    for table, rule in (
+        (ENTERPRISE, "Another column of its row differs: status, type, start date."),
+        (ESTABLISHMENT, "Its start date differs."),
+        (DENOMINATION, "Names came or went, but the main name is the same."),
+        (ADDRESS, "An address came or went or differs, but nobody moved."),
+        (CONTACT, "Contacts came or went."),
+        (ACTIVITY, "Activities came or went."),
+        (BRANCH, "Its start date differs."),
+    )
+)
+
+KINDS: tuple[Kind, ...] = tuple(
+    sorted(
+        (*_OF_ROWS, *_OF_COLUMNS, _OF_NAMES, _OF_PLACES, *_OF_THE_REST),
+        key=lambda kind: TABLES.index(kind.table),
+    )
+)
+"""All kinds, by table; of those that look at the same columns the first one that applies counts."""

@@ -1,0 +1,295 @@
+"""One enterprise from the published register, with all that belongs to it, at one extract.
+
+A table is read once, by key, in all versions up to the extract: they are both the state and the
+history. Which numbers may be shown, the views and macros say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kbo_pipeline.database import Database
+from kbo_pipeline.enterprises import (
+    Activity,
+    Address,
+    Branch,
+    Contact,
+    Enterprise,
+    Establishment,
+    Language,
+    Name,
+    PublishedExtract,
+    Term,
+)
+from kbo_pipeline.errors import NotFoundError
+from kbo_pipeline.history import history
+from kbo_pipeline.meanings import Meanings, Row, codes_in
+from kbo_pipeline.numbers import dotted, right_check_digits, table_of
+from kbo_pipeline.sql import looking_up as sql
+from kbo_pipeline.sql.changes import NAME_TYPES
+from kbo_pipeline.sql.reading import PRIMARY_NAME_LANGUAGES
+from kbo_pipeline.tables import (
+    ACTIVITY,
+    ADDRESS,
+    BRANCH,
+    CONTACT,
+    DENOMINATION,
+    ENTERPRISE,
+    ESTABLISHMENT,
+    TABLES,
+    Table,
+)
+
+_CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
+_NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)
+_PARTS = tuple(table for table in TABLES if not table.unique_key)
+
+
+def look_up(
+    database: Database,
+    extracts: Sequence[PublishedExtract],
+    text: str,
+    extract: PublishedExtract,
+    language: Language,
+) -> Enterprise:
+    """Reads the enterprise that a number names.
+
+    Args:
+        database: a published register.
+        extracts: all its published extracts.
+        text: the number of an enterprise, or of one of its establishment units or branches.
+        extract: the extract whose state is asked for.
+        language: in which codes and places are told, where KBO knows them in it.
+
+    Raises:
+        NotFoundError: there is none; says why, and what to do.
+    """
+    asked = dotted(text)
+    number = _enterprise_number(database, extracts, asked, extract)
+    primary_name = database.row(sql.VISIBLE, at=extract.number, number=number)
+    if primary_name is None:
+        why = _why_not(database, extracts, ENTERPRISE, number, extract)
+        raise NotFoundError(why if asked == number else f"{asked}: belongs to {why}")
+    return _Reader(database, extracts, extract, language).enterprise(number, *primary_name)
+
+
+def _enterprise_number(
+    database: Database,
+    extracts: Sequence[PublishedExtract],
+    number: str,
+    extract: PublishedExtract,
+) -> str:
+    """The number of the enterprise that a number belongs to."""
+    table = table_of(number)
+    if table is ENTERPRISE:
+        return number
+    row = database.row(sql.visible(table, 1), at=extract.number, number0=number)
+    if row is None:
+        raise NotFoundError(_why_not(database, extracts, table, number, extract))
+    return str(row[1])
+
+
+def _is_visible(database: Database, table: Table, number: str, at: int) -> bool:
+    if table is ENTERPRISE:
+        return database.row(sql.VISIBLE, at=at, number=number) is not None
+    return database.row(sql.visible(table, 1), at=at, number0=number) is not None
+
+
+def _why_not(
+    database: Database,
+    extracts: Sequence[PublishedExtract],
+    table: Table,
+    number: str,
+    extract: PublishedExtract,
+) -> str:
+    """Why a number is not to be seen at an extract."""
+    times = database.execute(sql.times(table), number=number).fetchall()
+    if not times:
+        right = right_check_digits(number)
+        if right is not None and not number.endswith(right):
+            return (
+                f"{number}: no such number: its last two digits would be {right}; check how it is"
+                " written"
+            )
+        known = f"{extracts[-1].key} to {extracts[0].key}"
+        return f"{number}: not in the register, in none of the extracts {known}"
+    first, last = times[0][0], times[-1][1]
+    if not _is_visible(database, table, number, first):
+        return f"{number}: left out by KBO_PRIVACY"
+    if first > extract.number:
+        return f"{number}: not in the register at extract {extract.number}; it is from {first} on"
+    return (
+        f"{number}: not in the register at extract {extract.number}; it was from {first} to"
+        f" {last - 1}; ask for one of these (--at {first})"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one enterprise at an extract, in a language."""
+
+    database: Database
+    extracts: Sequence[PublishedExtract]
+    extract: PublishedExtract
+    language: Language
+
+    def enterprise(self, number: str, name: str, name_language: str | None) -> Enterprise:
+        """Reads an enterprise that may be seen at the extract and has this primary name."""
+        versions = {ENTERPRISE: self._versions(ENTERPRISE, ENTERPRISE.key, (number,))}
+        for table in sql.UNITS:
+            versions[table] = self._visible(table, self._versions(table, ENTERPRISE.key, (number,)))
+        places = [row[table.key] for table in sql.UNITS for row in self._held(versions[table])]
+        for table in _PARTS:
+            versions[table] = self._versions(table, table.key, (number, *places))
+        meanings = self._meanings(versions)
+        own = {
+            table: [row for row in rows if table.unique_key or row[table.key] == number]
+            for table, rows in versions.items()
+        }
+        dates = {extract.number: extract.snapshot_date for extract in self.extracts}
+        (row,) = self._held(versions[ENTERPRISE])
+        parts = _Parts(
+            {t: _by_key(t, self._held(versions[t])) for t in _PARTS}, meanings, self.language
+        )
+        term = partial(meanings.term, ENTERPRISE, row)
+        return Enterprise(
+            **(parts.of(number, row) | {"name": name}),
+            primary_name_language=name_language,
+            status=term("status"),
+            situation=term("juridical_situation"),
+            type=term("type_of_enterprise"),
+            form=term("juridical_form"),
+            form_cac=term("juridical_form_cac"),
+            establishments=tuple(
+                Establishment(**parts.of(unit[ESTABLISHMENT.key], unit))
+                for unit in self._held(versions[ESTABLISHMENT])
+            ),
+            branches=tuple(
+                Branch(**parts.of(unit[BRANCH.key], unit)) for unit in self._held(versions[BRANCH])
+            ),
+            history=history(own, self.extract.number, dates, meanings),
+            extract=self.extract,
+        )
+
+    def _versions(self, table: Table, column: str, numbers: tuple[str, ...]) -> list[Row]:
+        found: list[Row] = []
+        for bound in sql.pieces("number", numbers):
+            result = self.database.execute(
+                sql.versions(table, column, len(bound)), at=self.extract.number, **bound
+            )
+            names = [column[0] for column in result.description or ()]
+            found += [dict(zip(names, values, strict=True)) for values in result.fetchall()]
+        return sorted(found, key=lambda row: [str(value) for value in row.values()])
+
+    def _visible(self, table: Table, rows: list[Row]) -> list[Row]:
+        """The versions of numbers that may be shown: of each number all or none."""
+        asked: dict[int, set[str]] = {}
+        for row in rows:
+            at = self.extract.number if self._holds(row) else row["_extract_number"]
+            asked.setdefault(at, set()).add(row[table.key])
+        seen: set[str] = set()
+        for at, numbers in asked.items():
+            for bound in sql.pieces("number", sorted(numbers - seen)):
+                result = self.database.execute(sql.visible(table, len(bound)), at=at, **bound)
+                seen |= {key for key, _ in result.fetchall()}
+        return [row for row in rows if row[table.key] in seen]
+
+    def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
+        found = []
+        for bound in sql.pieces("code", codes_in(versions)):
+            found += self.database.execute(
+                sql.descriptions(len(bound)), at=self.extract.number, **bound
+            ).fetchall()
+        return Meanings(found, self.language)
+
+    def _holds(self, row: Row) -> bool:
+        end = row["_deleted_at_extract"]
+        return end is None or end > self.extract.number
+
+    def _held(self, rows: Iterable[Row]) -> list[Row]:
+        return [row for row in rows if self._holds(row)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Makes values of the rows that are of one number: its names, addresses, ..."""
+
+    rows: Mapping[Table, Mapping[str, list[Row]]]
+    meanings: Meanings
+    language: Language
+
+    def of(self, number: str, row: Row) -> dict[str, Any]:
+        """The fields of an `Entity`, from the row of its own table and those of its parts."""
+
+        def held(table: Table) -> list[Row]:
+            return self.rows[table].get(number, [])
+
+        names = sorted(map(self._name, held(DENOMINATION)), key=_name_order)
+        addresses = map(self._address, held(ADDRESS))
+        return {
+            "number": number,
+            "start_date": row["start_date"],
+            "name": next((name.text for name in names if name.text), number),
+            "names": tuple(names),
+            "addresses": tuple(sorted(addresses, key=lambda a: a.struck_off is not None)),
+            "contacts": tuple(map(self._contact, held(CONTACT))),
+            "activities": tuple(sorted(map(self._activity, held(ACTIVITY)), key=_activity_order)),
+        }
+
+    def _name(self, row: Row) -> Name:
+        term = partial(self.meanings.term, DENOMINATION, row)
+        return Name(row["denomination"], term("language"), term("type_of_denomination"))
+
+    def _address(self, row: Row) -> Address:
+        languages = ("nl", "fr") if self.language == "nl" else ("fr", "nl")
+
+        def local(name: str) -> str | None:
+            texts = (row[f"{name}_{language}"] for language in languages)
+            return next((text for text in texts if text is not None), None)
+
+        return Address(
+            type=self.meanings.term(ADDRESS, row, "type_of_address"),
+            street=local("street"),
+            house_number=row["house_number"],
+            box=row["box"],
+            zipcode=row["zipcode"],
+            municipality=local("municipality"),
+            country=local("country"),
+            extra=row["extra_address_info"],
+            struck_off=row["date_striking_off"],
+        )
+
+    def _contact(self, row: Row) -> Contact:
+        return Contact(self.meanings.term(CONTACT, row, "contact_type"), row["value"])
+
+    def _activity(self, row: Row) -> Activity:
+        term = partial(self.meanings.term, ACTIVITY, row)
+        return Activity(
+            row["nace_version"], term("nace_code"), term("classification"), term("activity_group")
+        )
+
+
+def _by_key(table: Table, rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row[table.key], []).append(row)
+    return found
+
+
+def _place(order: Sequence[str], term: Term | None) -> int:
+    return order.index(term.code) if term is not None and term.code in order else len(order)
+
+
+def _name_order(name: Name) -> tuple[object, ...]:
+    return (_place(NAME_TYPES, name.type), _place(_NAME_LANGUAGES, name.language), name.text or "")
+
+
+def _activity_order(activity: Activity) -> tuple[object, ...]:
+    version = activity.nace_version or ""
+    return (
+        tuple(-ord(letter) for letter in version),  # the newest version first
+        _place(_CLASSIFICATIONS, activity.classification),
+        activity.nace.code if activity.nace else "",
+        activity.group.code if activity.group else "",
+    )

@@ -1,0 +1,22 @@
+"""Texts of others made fit for a terminal: what they hold is shown, never obeyed. No I/O."""
+
+import unicodedata
+
+_BLANKS = {ord(blank): " " for blank in "\t\n\v\f\r\x85\u2028\u2029"}
+_JOINERS = "\u200c\u200d"  # parts of words and of emoji
+
+
+def plain(text: object) -> str:
+    """A text in one line, whose control and formatting characters stand there as escapes.
+
+    Blanks of any kind become blanks. What is left cannot move the cursor, change colours, or turn
+    the direction in which the rest of the line is read.
+    """
+    return "".join(
+        _escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in _JOINERS else c
+        for c in str(text).translate(_BLANKS)
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

@@ -1,0 +1,135 @@
+"""The file that readers open: its views, reading it, replacing it. No Dagster.
+
+Its tables are those of the register at work, byte by byte. Its views are made for it alone, after
+`KBO_PRIVACY`.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.blocks import check_blocks
+from kbo_pipeline.errors import DamagedError, NotReadyError, RegisterError, StorageError
+from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.ledger import Standing, read_standing
+from kbo_pipeline.room import check_room_to_keep
+from kbo_pipeline.settings import Privacy
+from kbo_pipeline.sql import literal
+from kbo_pipeline.sql.views import READ_MARK, create_views, mark
+from kbo_pipeline.staging import is_damage
+
+
+@contextmanager
+def open_published(connection: duckdb.DuckDBPyConnection, database: Path) -> Iterator[Standing]:
+    """Attaches the file that readers open as `published`, for reading; it is the default database.
+
+    It stays what it is while it is attached: a publication puts another file into its place.
+
+    Args:
+        connection: an in-memory DuckDB.
+        database: the file.
+
+    Yields:
+        What it says of its extracts.
+
+    Raises:
+        NotReadyError: there is none.
+        RegisterError: it is no register.
+        StorageError: somebody has it open for writing.
+    """
+    if not database.exists():
+        raise NotReadyError(f"{database}: nothing is published yet; kbo import a Full")
+    if not database.is_file():
+        raise RegisterError(f"{database}: no file; move it away")
+    try:  # without its type, DuckDB would fetch an extension for a file of another database
+        connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.IOException) and "lock" in str(error):
+            raise StorageError(
+                f"{database}: another program has it open for writing; end that, then again"
+            ) from None
+        raise _unreadable(database, error) from None
+    try:
+        connection.execute("USE published")
+        yield _standing(connection, database)
+    finally:
+        connection.execute("USE memory")
+        connection.execute("DETACH published")
+
+
+def _standing(connection: duckdb.DuckDBPyConnection, database: Path) -> Standing:
+    try:
+        return read_standing(connection)
+    except (duckdb.CatalogException, duckdb.BinderException):
+        raise RegisterError(
+            f"{database}: a DuckDB file, but no register of this pipeline; move it away"
+        ) from None
+    except duckdb.IOException as error:
+        raise _unreadable(database, error) from None
+
+
+def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
+    """Puts a copy of a register, with its views made anew, into its place for readers.
+
+    Args:
+        file: the register at work, which must be detached; or `database` itself.
+        database: the file that readers open.
+        privacy: who is in its views.
+
+    Raises:
+        DamagedError: the register is not what was written; readers keep what they have.
+    """
+    check_blocks(file)
+    with replace_atomically(database) as temporary:
+        shutil.copyfile(file, temporary)
+        with duckdb.connect(str(temporary)) as connection:
+            for statement in create_views(privacy):
+                connection.execute(statement)
+            connection.execute("CHECKPOINT")
+
+
+def has_views(database: Path, privacy: Privacy) -> bool:
+    """Tells whether the views of a published file are those that would be made for it now.
+
+    Raises:
+        RegisterError: the file is no register, or somebody has it open for writing.
+    """
+    try:
+        with duckdb.connect(str(database), read_only=True) as connection:
+            return connection.execute(READ_MARK).fetchall() == [(mark(privacy),)]
+    except duckdb.Error as error:
+        raise _unreadable(database, error) from None
+
+
+def renew_views(database: Path, privacy: Privacy) -> bool:
+    """Makes the views of the published file anew, where they are not those that it should have.
+
+    They may be of another version, or made with another `KBO_PRIVACY`. The caller holds the lock of
+    the register at work.
+
+    Returns:
+        False when nothing had to be done.
+
+    Raises:
+        RegisterError: the file is no register, or somebody has it open for writing.
+        StorageError: there is no room for a second copy.
+    """
+    if not database.exists() or has_views(database, privacy):
+        return False
+    check_room_to_keep("views", database.parent, database.stat().st_size)
+    show_to_readers(database, database, privacy)
+    return True
+
+
+def _unreadable(database: Path, error: Exception) -> RegisterError:
+    said = f"{database}: {_first_line(error)}"
+    if is_damage(error):
+        return DamagedError(f"{said}; kbo rebuild mends it; if it is no register, move it away")
+    return RegisterError(f"{said}; move it away")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

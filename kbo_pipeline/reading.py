@@ -1,0 +1,202 @@
+"""The published register as analysts and developers read it: `read_register`. No Dagster.
+
+Readers never meet the writer: the file is replaced as a whole, and what is open stays as it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import duckdb
+
+from kbo_pipeline import changes, searching
+from kbo_pipeline.changes import Change
+from kbo_pipeline.database import Database
+from kbo_pipeline.enterprises import Enterprise, Language, Match, PublishedExtract
+from kbo_pipeline.errors import NotFoundError, RegisterError
+from kbo_pipeline.lookup import look_up
+from kbo_pipeline.settings import load_settings
+from kbo_pipeline.sql import literal
+from kbo_pipeline.sql import looking_up as sql
+from kbo_pipeline.tables import ALL_TABLES
+
+
+def read_register(path: str | Path | None = None) -> "PublishedRegister":
+    """Opens a published register for reading; `with` closes it.
+
+    It shows the extracts that are published now, also after the file was replaced: open it again to
+    see newer ones. Nothing is locked, and nobody is waited for.
+
+    Args:
+        path: the DuckDB file; None for `KBO_DATABASE` of the settings.
+
+    Raises:
+        NotFoundError: there is no such file, or nothing is published in it.
+        RegisterError: the file is no published register.
+        SettingsError: a setting is unknown or malformed.
+    """
+    file = load_settings().database if path is None else Path(path).absolute()
+    if not file.exists():
+        raise NotFoundError(
+            f"{file}: no published register there; kbo start or kbo import makes it"
+        )
+    # Attached to a database of its own: DuckDB gives all connections of a process that open one
+    # path the file that the first of them found there, also after it was replaced.
+    connection = duckdb.connect(":memory:")
+    try:
+        connection.execute(f"ATTACH {literal(file)} AS register (READ_ONLY, TYPE duckdb)")
+        connection.execute("USE register")
+        rows = connection.execute(sql.EXTRACTS).fetchall()
+    except duckdb.Error as error:
+        connection.close()
+        said = str(error).split("\n", 1)[0]
+        raise RegisterError(
+            f"{file}: cannot be read as a published register ({said}); kbo doctor says more"
+        ) from None
+    if not rows:
+        connection.close()
+        raise NotFoundError(f"{file}: no extract is published in it; kbo start or kbo import does")
+    extracts = tuple(PublishedExtract(*row) for row in rows)
+    return PublishedRegister(file, connection, extracts)
+
+
+@dataclass(frozen=True)
+class PublishedRegister:
+    """A published register that is open for reading.
+
+    Where an extract is asked for, it is the number or the key of a published one: 141, `141` or
+    `0141-update`; None is the newest. Others are an error, never an empty answer.
+
+    Attributes:
+        file: the DuckDB file.
+        connection: DuckDB, with the register as the default database: for SQL of your own, with
+            the views and macros of docs/data.md. Relations of it live as long as it does.
+        extracts: the published extracts, the newest first.
+    """
+
+    file: Path
+    connection: duckdb.DuckDBPyConnection
+    extracts: tuple[PublishedExtract, ...]
+
+    def __enter__(self) -> "PublishedRegister":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; relations that come from it cannot be read any more."""
+        self.connection.close()
+
+    @property
+    def source(self) -> str:
+        """What whoever shows the data has to say: where it is from, and of which day."""
+        return self.extracts[0].source
+
+    def extract(self, extract: int | str | None = None) -> PublishedExtract:
+        """The published extract that a number or key names; the newest for None.
+
+        Raises:
+            NotFoundError: it is not published.
+            ExtractError: the text is neither a number nor a key.
+        """
+        if extract is None:
+            return self.extracts[0]
+        key = changes.published_key(self.connection, extract)
+        return next(found for found in self.extracts if found.number == key.number)
+
+    def enterprise(
+        self, number: str, at: int | str | None = None, language: Language = "nl"
+    ) -> Enterprise:
+        """The enterprise of a number, with all that belongs to it, and its history.
+
+        Args:
+            number: of an enterprise, or of one of its establishment units or branches; with or
+                without dots, blanks and `BE`; a zero in front may be missing.
+            at: the extract whose state is asked for; history goes up to it.
+            language: in which codes, streets and places are told: `nl`, `fr` or `de`; where KBO
+                does not know it in that language, in another one.
+
+        Raises:
+            NotFoundError: there is none, or it may not be shown; says which, and what to do.
+        """
+        return look_up(self._database, self.extracts, number, self.extract(at), language)
+
+    def find(
+        self,
+        text: str = "",
+        *,
+        zipcode: str | None = None,
+        nace: str | None = None,
+        nace_version: str | None = None,
+        status: str | None = None,
+        limit: int = 20,
+    ) -> list[Match]:
+        """Current enterprises by name, place and activity, the best matches first.
+
+        Args:
+            text: a name or words of one, of the enterprise or of one of its establishment units or
+                branches; accents and case do not matter. Equal names come first, then those that
+                begin with it, that have a word which does, that hold it, that hold all its words.
+            zipcode: of an address of the enterprise or of one of its units.
+            nace: the first digits of a NACE code of an activity of any of them.
+            nace_version: the version of that code; None for the newest that the register has.
+            status: KBO's code, such as `AC`.
+            limit: how many at most, 1 or more.
+
+        Raises:
+            NotFoundError: neither `text` nor `zipcode` nor `nace` says what to look for.
+        """
+        criteria = searching.Criteria(text, zipcode, nace, nace_version, status, limit)
+        return searching.find(self._database, criteria, self.extracts[0])
+
+    def state(self, table: str, at: int | str | None = None) -> duckdb.DuckDBPyRelation:
+        """The rows of a table at an extract, as a relation of DuckDB.
+
+        It is not read before it is asked for rows, so `filter`, `aggregate` and `order` cost what
+        they need, on 36 million rows too; `.df()`, `.arrow()` and `.fetchall()` give them.
+
+        Raises:
+            NotFoundError: there is no such table, or the extract is not published.
+        """
+        names = [known.name for known in ALL_TABLES]
+        if table not in names:
+            raise NotFoundError(
+                f"{table!r}: no table of the register; there are {', '.join(names)}"
+            )
+        return self.connection.table_function(f"{table}_at", [self.extract(at).number])
+
+    def changes(self, extract: int | str) -> Iterator[Change]:
+        """What an extract changed, entity by entity, each change by its kind (docs/changes.md).
+
+        Raises:
+            NotFoundError: the extract is not published.
+        """
+        return changes.iterate_changes(self.connection, extract)
+
+    def changed_entities(self, extract: int | str) -> duckdb.DuckDBPyRelation:
+        """The same as a relation of DuckDB, for `.df()`, `.arrow()` and what is counted.
+
+        Raises:
+            NotFoundError: the extract is not published.
+        """
+        return changes.changed_entities(self.connection, extract)
+
+    def count_changes(self, extract: int | str) -> dict[tuple[str, str], int]:
+        """How many entities an extract changed, by table and kind; all kinds, in their order.
+
+        Raises:
+            NotFoundError: the extract is not published.
+        """
+        return changes.count_changes(self.connection, extract)
+
+    @cached_property
+    def _database(self) -> Database:
+        return Database(self.connection)

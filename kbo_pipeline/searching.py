@@ -1,0 +1,70 @@
+"""Finds current enterprises by name, place and activity. No Dagster."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kbo_pipeline.database import Database
+from kbo_pipeline.enterprises import Match, PublishedExtract
+from kbo_pipeline.errors import NotFoundError
+from kbo_pipeline.sql import looking_up as sql
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What an enterprise must have to be found; None asks for nothing.
+
+    Attributes:
+        text: words of a name.
+        zipcode: of an address.
+        nace: the first digits of a NACE code.
+        nace_version: its version; None for the newest.
+        status: KBO's code.
+        limit: how many at most.
+    """
+
+    text: str
+    zipcode: str | None
+    nace: str | None
+    nace_version: str | None
+    status: str | None
+    limit: int
+
+
+def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> list[Match]:
+    """Finds the enterprises that meet all criteria, the best matches first.
+
+    Args:
+        database: a published register.
+        criteria: what to look for.
+        newest: its newest published extract.
+
+    Raises:
+        NotFoundError: the criteria say nothing to look for.
+    """
+    plain = database.row(sql.PLAIN, text=criteria.text)
+    words = tuple(str(plain[0]).split()) if plain else ()
+    if not (words or criteria.zipcode or criteria.nace):
+        raise NotFoundError("nothing to look for: name a text, a zipcode or a NACE code")
+    values: dict[str, Any] = {"limit": max(criteria.limit, 0)}
+    if words:
+        values |= {"phrase": " ".join(words), **sql.bind("word", words)}
+    if criteria.zipcode:
+        values["zipcode"] = criteria.zipcode
+    if criteria.nace:
+        version = criteria.nace_version or database.row(sql.NEWEST_NACE, at=newest.number)
+        values |= {
+            "nace": criteria.nace.replace(".", ""),
+            "nace_version": version[0] if isinstance(version, tuple) else version,
+        }
+    if criteria.status:
+        values["status"] = criteria.status
+    found = database.execute(sql.find(len(words), values.keys()), **values).fetchall()
+    numbers = [number for number, _, _ in found]
+    described: dict[str, tuple[str, str, str | None, str | None, str | None]] = {}
+    for bound in sql.pieces("number", numbers):
+        rows = database.execute(sql.described(len(bound)), **bound).fetchall()
+        described |= {row[0]: row for row in rows}
+    return [
+        Match(*described[number], matched_number, matched_name)
+        for number, matched_number, matched_name in found
+    ]

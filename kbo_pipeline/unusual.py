@@ -1,0 +1,131 @@
+"""What is unusual in an extract, by the extracts before it: the rules. No Dagster, no SQL.
+
+`docs/change-report.md` explains them to readers.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kbo_pipeline.usual import LEAST_PAST, is_unusual
+
+MOST = 10
+"""So many things are named."""
+
+_MOST_COUNTS = 4
+_MOST_RARE = 3
+
+Counts = Mapping[tuple[str, str], int]
+"""Numbers by two words: table and kind, or table and what became of its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standout:
+    """An enterprise that stands out among those that an extract changed.
+
+    Attributes:
+        enterprise_number, name: which.
+        kinds: in so many ways it changed.
+        entities: so many of its entities changed: itself, establishment units, branches.
+        listed: the ways, in words.
+    """
+
+    enterprise_number: str
+    name: str
+    kinds: int
+    entities: int
+    listed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusual:
+    """One thing that is unusual.
+
+    Attributes:
+        subject: what it is about: numbers by two words, or an enterprise with its name.
+        text: what is unusual.
+    """
+
+    subject: str
+    text: str
+
+
+def unusual_things(
+    rows: Counts,
+    past_rows: Sequence[Counts],
+    kinds: Counts,
+    past_kinds: Sequence[Counts],
+    most_kinds: Sequence[Standout],
+    most_entities: Sequence[Standout],
+) -> list[Unusual]:
+    """The most unusual things of an extract, at most `MOST`.
+
+    Numbers far from usual come first, then kinds that none of the extracts before had, then by
+    turns the enterprises with the most kinds of changes and those with the most changed entities.
+
+    Args:
+        rows: rows closed and opened, by table.
+        past_rows: those of the extracts before.
+        kinds: changed entities, by table and kind.
+        past_kinds: those of the extracts before, as far as they are known.
+        most_kinds: the enterprises that changed in the most ways.
+        most_entities: the enterprises of which the most entities changed.
+    """
+    far = [
+        *_far_from_usual(rows, past_rows, "rows"),
+        *_far_from_usual(kinds, past_kinds, "entities"),
+    ]
+    far.sort(key=lambda found: -found[0])
+    said = [found for _, found in far[:_MOST_COUNTS]]
+    said += list(_rare(kinds, past_kinds))[:_MOST_RARE]
+    return [*said, *_by_turns(most_kinds, most_entities)][:MOST]
+
+
+def median_of(past: Sequence[Counts], name: tuple[str, str]) -> int | None:
+    """The usual number; None while too few are known."""
+    if len(past) < LEAST_PAST:
+        return None
+    return round(statistics.median(counts.get(name, 0) for counts in past))
+
+
+def _far_from_usual(
+    counts: Counts, past: Sequence[Counts], unit: str
+) -> Iterator[tuple[float, Unusual]]:
+    """Each number that is far from the median of those before, with its distance in logarithms."""
+    for name, count in counts.items():
+        usual = median_of(past, name)
+        if usual is None or not is_unusual(count, [before.get(name, 0) for before in past]):
+            continue
+        text = (
+            f"{count:,} {unit}; usual is {usual:,}, the median of the {len(past)} extracts before"
+        )
+        distance = abs(math.log1p(count) - math.log1p(usual))
+        yield distance, Unusual(" ".join(name), text)
+
+
+def _rare(kinds: Counts, past: Sequence[Counts]) -> Iterator[Unusual]:
+    if len(past) < LEAST_PAST:
+        return
+    for name, count in kinds.items():
+        if count and not any(before.get(name) for before in past):
+            entities = "1 entity" if count == 1 else f"{count:,} entities"
+            yield Unusual(" ".join(name), f"{entities}; none in the {len(past)} extracts before")
+
+
+def _by_turns(
+    most_kinds: Sequence[Standout], most_entities: Sequence[Standout]
+) -> Iterator[Unusual]:
+    named: set[str] = set()
+    for turn in range(MOST):
+        for found, is_of_kinds in ((most_kinds, True), (most_entities, False)):
+            if turn >= len(found) or found[turn].enterprise_number in named:
+                continue
+            one = found[turn]
+            named.add(one.enterprise_number)
+            how = (
+                f"{one.kinds} kinds of changes at once"
+                if is_of_kinds
+                else f"{one.entities:,} of its entities changed"
+            )
+            yield Unusual(f"{one.enterprise_number} {one.name}", f"{how}: {one.listed}")

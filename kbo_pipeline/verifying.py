@@ -1,0 +1,235 @@
+"""Verify: the register as it was at some number against the Full of that number. No Dagster.
+
+The published file is read, and it alone; whoever imports meanwhile does not notice. Compared are
+the tables themselves, so that nobody is left out.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from kbo_pipeline.batches import Batch
+from kbo_pipeline.database import Database, connect
+from kbo_pipeline.errors import ExtractError, NotReadyError
+from kbo_pipeline.extracts import Extract, ExtractKey, read_extract
+from kbo_pipeline.ledger import Standing
+from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.published import open_published
+from kbo_pipeline.room import check_room_to_verify
+from kbo_pipeline.settings import Settings
+from kbo_pipeline.sql import register as register_sql
+from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
+
+SAMPLES = 10
+"""Rows of a difference that are told."""
+
+_BATCH_ROWS = 500_000  # compared at once: as many fit into memory
+_MAX_BATCHES = 9999
+
+IN_ZIP, IN_REGISTER = "ZIP", "register"
+
+
+@dataclass
+class Drift:
+    """How a table of the register differs from the Full.
+
+    Attributes:
+        rows_in_zip: different rows in the ZIP; a row that stands there twice counts once.
+        rows_in_register: rows of the register at that number.
+        only_in_zip, only_in_register: rows that the other one does not have.
+        samples: some of these, by where they are.
+    """
+
+    rows_in_zip: int = 0
+    rows_in_register: int = 0
+    only_in_zip: int = 0
+    only_in_register: int = 0
+    samples: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are on one side only."""
+        return self.only_in_zip + self.only_in_register
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What comparing with a Full has found.
+
+    Attributes:
+        full: the Full.
+        published: the extract of the same number that was published.
+        tables: what was found, by table name, all eight.
+    """
+
+    full: ExtractKey
+    published: ExtractKey
+    tables: Mapping[str, Drift]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether there is no difference at all."""
+        return self.drift == 0
+
+    @property
+    def drift(self) -> int:
+        """Rows that are on one side only, in all tables."""
+        return sum(drift.rows for drift in self.tables.values())
+
+    def __str__(self) -> str:
+        rows = sum(drift.rows_in_zip for drift in self.tables.values())
+        if self.is_equal:
+            return f"{self.published}: equal to {self.full}, {rows:,} rows"
+        told = (
+            f"{name} {drift.only_in_zip:,} only in the ZIP, {drift.only_in_register:,} only in the"
+            " register"
+            for name, drift in self.tables.items()
+            if drift.rows
+        )
+        return f"{self.published}: differs from {self.full}: {'; '.join(told)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found, for programs."""
+        return {
+            "full": str(self.full),
+            "published": str(self.published),
+            "equal": self.is_equal,
+            "tables": {
+                name: {
+                    "rows_in_zip": drift.rows_in_zip,
+                    "rows_in_register": drift.rows_in_register,
+                    "only_in_zip": drift.only_in_zip,
+                    "only_in_register": drift.only_in_register,
+                    "samples": {
+                        side: [[None if v is None else str(v) for v in row] for row in rows]
+                        for side, rows in drift.samples.items()
+                    },
+                }
+                for name, drift in self.tables.items()
+            },
+        }
+
+
+def published_at(published: Sequence[tuple[ExtractKey, str]], number: int) -> ExtractKey | None:
+    """The extract of a number among the published ones; None when there is none."""
+    return next((key for key, _ in published if key.number == number), None)
+
+
+def verify(
+    settings: Settings,
+    zip_file: Path,
+    *,
+    report: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Verification:
+    """Compares the published register, as it was at the number of a Full, with that Full.
+
+    The Full is staged aside, with all checks that an import makes of a ZIP. Changes nothing.
+
+    Args:
+        settings: say where everything is.
+        zip_file: the Full.
+        report: takes the name of the table at work, how many steps are done, and of how many.
+
+    Raises:
+        ExtractError: the ZIP is an Update, or none.
+        RejectedError: its files do not hold what KBO publishes.
+        NotReadyError: nothing of its number is published.
+        RegisterError: the published file is no register.
+        StorageError: another verification is at work, or there is no room.
+    """
+    extract = read_extract(zip_file)
+    if extract.key.type != "full":
+        raise ExtractError(f"{extract.key}: only a Full holds whole tables; name a Full")
+    directory = settings.work_dir / "verifying"
+    with exclusive_lock(settings.work_dir / "verifying.lock"):
+        with connect(settings.temporary_dir) as connection:
+            _published(connection, settings, extract)  # before the work
+        check_room_to_verify(zip_file, directory)
+        shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
+        try:
+            with connect(settings.temporary_dir) as connection:
+                stage(
+                    connection,
+                    zip_file,
+                    extract,
+                    directory,
+                    batch_rows=_BATCH_ROWS,
+                    max_batches=_MAX_BATCHES,
+                )
+            with connect(settings.temporary_dir) as connection:
+                return _compare(connection, settings, extract, directory, report)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _published(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, extract: Extract
+) -> ExtractKey:
+    with open_published(connection, settings.database) as standing:
+        return _same_number(standing, extract.key)
+
+
+def _same_number(standing: Standing, key: ExtractKey) -> ExtractKey:
+    published = published_at(standing.published, key.number)
+    if published is None:
+        known = ", ".join(str(other.number) for other, _ in standing.published[:5]) or "none"
+        raise NotReadyError(
+            f"{key}: no extract of number {key.number} is published (the newest: {known}); name a"
+            " Full of one that is"
+        )
+    return published
+
+
+def _compare(
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    extract: Extract,
+    directory: Path,
+    report: Callable[[str, int, int], None],
+) -> Verification:
+    with (
+        open_published(connection, settings.database) as standing,
+        open_staged(connection, directory, extract.key) as staged,
+    ):
+        published = _same_number(standing, extract.key)
+        parts: Sequence[tuple[Table, Batch | None]] = [
+            (table, batch)
+            for table in ALL_TABLES
+            for batch in (staged.batches if table in TABLES else (None,))
+        ]
+        tables = {table.name: Drift() for table in ALL_TABLES}
+        for done, (table, batch) in enumerate(parts):
+            report(table.name, done, len(parts))
+            _compare_part(Database(connection), extract.key, table, batch, tables[table.name])
+    return Verification(extract.key, published, tables)
+
+
+def _compare_part(
+    database: Database, key: ExtractKey, table: Table, batch: Batch | None, drift: Drift
+) -> None:
+    """Compares the rows of one range, and adds what is found."""
+    incoming, held = register_sql.incoming(table, batch), register_sql.held(table, batch)
+    bounds = register_sql.range_parameters(batch)
+    at_number = {**bounds, "number": key.number}
+    drift.rows_in_zip += database.count(f"SELECT count(*) FROM ({incoming})", **bounds)
+    drift.rows_in_register += database.count(f"SELECT count(*) FROM ({held})", **at_number)
+
+    def only(query: str, other: str, side: str) -> int:
+        rows = database.execute(
+            f"WITH drift AS MATERIALIZED ({query} EXCEPT ALL {other})"
+            f" SELECT *, (SELECT count(*) FROM drift) FROM drift ORDER BY ALL LIMIT {SAMPLES}",
+            **at_number,
+        ).fetchall()
+        if not rows:
+            return 0
+        samples = drift.samples.setdefault(side, [])
+        samples += [row[:-1] for row in rows[: SAMPLES - len(samples)]]
+        return int(rows[0][-1])
+
+    drift.only_in_zip += only(incoming, held, IN_ZIP)
+    drift.only_in_register += only(held, incoming, IN_REGISTER)

@@ -1,0 +1,68 @@
+"""How far the batches of a run are: the line of the log, the table, the time that is left."""
+
+import pytest
+
+from kbo_pipeline.ledger import BatchChange, TableChange
+from kbo_pipeline.status import in_words
+from kbo_pipeline.tables import TABLES
+from kbo_pipeline.tally import TALLY_COLUMNS, Tally
+
+NOTHING = TableChange(0, 0, 0, 0, 0, 0.0)
+
+
+def change(*, already_applied: bool = False, **tables: tuple[int, int]) -> BatchChange:
+    """What a batch did: closed and opened rows by table, half a second each."""
+    changes = {table.name: NOTHING for table in TABLES}
+    for name, (closed, opened) in tables.items():
+        changes[name] = TableChange(closed + opened, closed, opened, 0, 0, 0.5)
+    return BatchChange(changes, already_applied)
+
+
+def test_a_line_names_the_largest_change_first_and_the_time_left() -> None:
+    tally = Tally(50, started=100.0)
+    for _ in range(22):
+        tally.add(change())
+    batch = change(activity=(957, 1012), enterprise=(0, 1), address=(2, 3))
+    tally.add(batch)
+    assert tally.line(batch, now=223.0) == (
+        "batch 23/50 (46%) activity 957 closed, 1012 opened; address 2 closed, 3 opened;"
+        " enterprise 0 closed, 1 opened, about 2 min left"
+    )
+
+
+def test_the_last_line_says_nothing_of_time_left() -> None:
+    tally = Tally(1, started=0.0)
+    tally.add(change())
+    assert tally.line(change(), now=3.0) == "batch 1/1 (100%) no change"
+    assert tally.is_complete
+
+
+def test_batches_that_were_applied_before_do_not_make_the_rest_look_quick() -> None:
+    tally = Tally(10, started=0.0)
+    done = change(already_applied=True, activity=(1, 1))
+    for _ in range(8):
+        tally.add(done)
+    assert tally.line(done, now=1.0) == "batch 8/10 (80%) already applied"
+    assert tally.seconds_left(now=1.0) is None
+    tally.add(change())
+    assert tally.seconds_left(now=7.0) == 7.0
+
+
+def test_the_table_counts_each_table_and_all() -> None:
+    tally = Tally(4, started=0.0)
+    tally.add(change(activity=(1, 2), contact=(3, 0)))
+    tally.add(change(activity=(10, 20)))
+    rows = {row[0]: dict(zip(TALLY_COLUMNS, row, strict=True)) for row in tally.rows()}
+    assert list(rows) == [*(table.name for table in TABLES), "all"]
+    assert {(row["batches"], row["of"], row["percent"]) for row in rows.values()} == {(2, 4, 50.0)}
+    assert (rows["activity"]["rows_closed"], rows["activity"]["rows_opened"]) == (11, 22)
+    assert (rows["all"]["rows_closed"], rows["all"]["rows_opened"]) == (14, 22)
+    assert rows["all"]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (99, "99 s"), (119, "2 min"), (5940, "99 min"), (6120, "1 h 42 min")],
+)
+def test_durations_are_said_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
