@@ -8,7 +8,7 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo start test test-long chaos fuzz check audit clean
+.PHONY: help setup demo practice start test test-long chaos fuzz check audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(READY): pyproject.toml setup.cfg constraints.txt
 
 demo: $(READY) ## import made-up extracts and show what is in the register
 	$(RUN)/python -m kbo_pipeline.sample.demo
+
+practice: $(READY) ## import a made-up extract of which two batches fail, to practise the repair
+	$(RUN)/python -m kbo_pipeline.sample.practice
 
 start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
