@@ -8,7 +8,7 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo practice start test test-long chaos fuzz check audit clean
+.PHONY: help setup demo practice start test test-long chaos bench bench-small fuzz check audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,10 +34,17 @@ test: $(READY) ## run the tests, but for the long ones
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "$(LONG)"
+	$(RUN)/python -m pytest -n 2 --dist worksteal -m "$(LONG)"
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)
+
+bench: $(READY) ## measure everything at full size; hours; writes docs/performance.md
+	$(RUN)/pip install --quiet --constraint constraints.txt cbe
+	$(RUN)/python -m kbo_pipeline_tests.bench --write docs/performance.md $(BENCH)
+
+bench-small: $(READY) ## measure a hundredth of it, and fail when it got slower
+	$(RUN)/python -m kbo_pipeline_tests.bench.small
 
 fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"
 	$(RUN)/pip install --quiet --constraint constraints.txt atheris

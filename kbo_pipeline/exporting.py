@@ -113,7 +113,7 @@ def export(
     _check_replaceable(directory)
     with (
         exclusive_lock(settings.work_dir / "export.lock"),
-        connect(settings.temporary_dir) as connection,
+        connect(settings) as connection,
         open_published(connection, settings.database),
     ):
         row = connection.execute(source(settings.privacy)).fetchone()

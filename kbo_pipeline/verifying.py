@@ -143,12 +143,12 @@ def verify(
         raise ExtractError(f"{extract.key}: only a Full holds whole tables; name a Full")
     directory = settings.work_dir / "verifying"
     with exclusive_lock(settings.work_dir / "verifying.lock"):
-        with connect(settings.temporary_dir) as connection:
+        with connect(settings) as connection:
             _published(connection, settings, extract)  # before the work
         check_room_to_verify(zip_file, directory)
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         try:
-            with connect(settings.temporary_dir) as connection:
+            with connect(settings) as connection:
                 stage(
                     connection,
                     zip_file,
@@ -157,7 +157,7 @@ def verify(
                     batch_rows=1,
                     max_batches=1,
                 )
-            with connect(settings.temporary_dir) as connection:
+            with connect(settings) as connection:
                 return _compare(connection, settings, extract, directory, report)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
