@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -13,6 +14,7 @@ from kbo_pipeline.interrupts import listen
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline.staging import staging_file
+from kbo_pipeline.tables import ACTIVITY, Table
 
 _DIRECTORY = Path("data/practice")
 _KEY = ExtractKey(140, "full")
@@ -35,7 +37,7 @@ def main() -> None:
         register_extract(instance, _KEY)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
         run_job(instance, "stage_extract", _KEY, partition_key=str(_KEY), run_config=source)
-        sound = _damage(staging_file(settings.staging_dir, _KEY))
+        sound = damage(staging_file(settings.staging_dir, _KEY), _DAMAGED)
         try:
             retry_extract(instance, settings, _KEY)
         except ImportFailedError as error:
@@ -52,15 +54,15 @@ def main() -> None:
     )
 
 
-def _damage(file: Path) -> Path:
-    """Takes rows out of two batches that are staged; returns a sound copy of the file."""
+def damage(file: Path, batches: Sequence[int], table: Table = ACTIVITY) -> Path:
+    """Takes a row of a table out of each of these staged batches; returns a sound copy."""
     sound = file.with_suffix(".sound")
     shutil.copyfile(file, sound)
     with duckdb.connect(str(file)) as connection:
-        for number in _DAMAGED:
+        for number in batches:
             connection.execute(
-                "DELETE FROM main.activity WHERE rowid = (SELECT min(row_sequence)"
-                " FROM import_staging_activity WHERE batch_number = $1)",
+                f"DELETE FROM main.{table.name} WHERE rowid = (SELECT min(row_sequence)"
+                f" FROM import_staging_{table.name} WHERE batch_number = $1)",
                 [number],
             )
     return sound
