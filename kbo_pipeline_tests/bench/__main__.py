@@ -59,7 +59,6 @@ def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]
         yield name, _figures(name, took, file=(directory / FILES[name]).stat().st_size)
     ours = Ours(_emptied(work), {"KBO_MAX_LOSS_PERCENT": "100"})
     yield "full", _of_import(ours, made.full)
-    yield "reading", _reading(ours)
     with ours.served() as served:
         for name, zip_file in (("day", made.day), ("nothing", made.nothing)):
             served.wait_until_idle()
@@ -68,6 +67,7 @@ def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]
             yield name, _figures(name, took, phases=ours.phases(zip_file))
     yield "big", _of_import(ours, made.big)
     yield "later full", _of_import(ours, made.later_full)
+    yield "reading", _reading(ours)
     less = Ours(_emptied(work), {"KBO_MEMORY_MB": LESS_MEMORY, "KBO_MAX_LOSS_PERCENT": "100"})
     yield "full, less memory", _of_import(less, made.full)
     yield "day, less memory", _of_import(less, made.day)

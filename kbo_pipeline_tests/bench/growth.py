@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -49,13 +50,17 @@ def by_extracts(directory: Path, enterprises: int) -> list[dict[str, float]]:
     shutil.rmtree(directory, ignore_errors=True)
     sample = Sample(enterprises=enterprises, seed=7, default_share=_DAILY_SHARE, change_shares=())
     ours = Ours(directory, {"KBO_KEEP_EXTRACTS": "400"})
-    ours.import_zip(sample.write_full(directory, 140))
+    ours.import_zip(sample.write_full(directory / "zips", 140))
     rows = []
-    for count in range(1, PUBLISHED[-1] + 1):
-        update = sample.write_update(directory, 140 + count)
-        took = ours.import_zip(update)
-        if count in PUBLISHED:
-            rows.append({"extracts": count, **_row(ours, took, update)})
+    for before, count in pairwise((0, *PUBLISHED)):
+        updates = [
+            sample.write_update(directory / "zips", 140 + number)
+            for number in range(before + 1, count + 1)
+        ]
+        if updates[:-1]:
+            ours.import_zip(*updates[:-1])
+        took = ours.import_zip(updates[-1])
+        rows.append({"extracts": count, **_row(ours, took, updates[-1])})
     return rows
 
 

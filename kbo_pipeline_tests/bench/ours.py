@@ -47,10 +47,10 @@ class Ours:
     def database(self) -> Path:
         return self._pipeline.database
 
-    def import_zip(self, zip_file: Path) -> Measurement:
-        """`kbo import`: from the ZIP on disk to what readers open."""
+    def import_zip(self, *zip_files: Path) -> Measurement:
+        """`kbo import`: from ZIPs on disk to what readers open."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "kbo_pipeline.cli", "import", str(zip_file)]
+        command = [sys.executable, "-m", "kbo_pipeline.cli", "import", *map(str, zip_files)]
         return measure(command, self._pipeline.environment, self.directory)
 
     @contextmanager

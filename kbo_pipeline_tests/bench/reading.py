@@ -7,6 +7,7 @@ ones.
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def main(database: Path) -> None:
         cold = _seconds(ask)
         found[name] = {"cold": cold, "warm": median(_seconds(ask) for _ in range(_WARM))}
     found |= _lookups(database, numbers)
+    found["kbo show, the whole command"] = _show(database, numbers[0])
     print(json.dumps(found))
 
 
@@ -83,6 +85,16 @@ def _lookups(database: Path, numbers: list[str]) -> dict[str, dict[str, float]]:
         "an enterprise with all its parts": {"cold": cold, "warm": median(warm)},
         f"the slowest of {len(numbers)} enterprises": {"warm": max(warm)},
     }
+
+
+def _show(database: Path, number: str) -> dict[str, float]:
+    def show() -> bytes:
+        command = [sys.executable, "-m", "kbo_pipeline.cli", "show", number]
+        settings = {"KBO_DATABASE": str(database)}
+        return subprocess.run(command, env=settings, stdout=subprocess.PIPE, check=True).stdout
+
+    _forget(database)
+    return {"cold": _seconds(show), "warm": median(_seconds(show) for _ in range(_WARM))}
 
 
 def _seconds(work: Callable[[], Any]) -> float:
