@@ -187,7 +187,7 @@ def test_each_command_and_the_program_do_what_they_say(tmp_path: Path) -> None:
         assert len(told) > 2, told
         unknown = pipeline.run(program, "0199-update", check=False)  # there is no ZIP of it
         assert unknown.returncode == 1
-        assert unknown.stderr.startswith("0199-update: 0199-update: no sound ZIP of it in ")
+        assert unknown.stderr.startswith("0199-update: failed: 0199-update: no sound ZIP of it in ")
 
         api.call("Roll back", EXTRACT=NEXT)
         api.wait_for(NEXT, "pending")
