@@ -34,7 +34,7 @@ test: $(READY) ## run the tests, but for the long ones
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(RUN)/python -m pytest -n 2 --dist worksteal -m "$(LONG)"
+	$(RUN)/python -m pytest -n 4 --dist worksteal -m "$(LONG)"
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)
