@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich.console import Console
 from rich.text import Text
 
 from kbo_pipeline_tests.pipeline import REPOSITORY
@@ -28,8 +28,6 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SIZE = (1400, 900)
 _COLORS = 128
 _MOST_BYTES = 150_000
-# The font that rich names comes from another server; the width of each text is in the picture.
-_SVG = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 @contextmanager
@@ -121,10 +119,10 @@ def terminal_picture(name: str, command: str, output: str) -> None:
     console.print(Text.from_ansi(output.rstrip()))
     file = SCREENSHOTS / f"{name}.svg"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        console.export_svg(title=f"$ {command}", code_format=_SVG, unique_id=name),
-        encoding="utf-8",
-    )
+    drawn = console.export_svg(title=f"$ {command}", unique_id=name)
+    # The font comes from another server; how wide each text is to be is in the picture.
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+    file.write_text(drawn, encoding="utf-8")
     _show(file)
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,20 +124,6 @@ def run_status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus
     run = instance.get_run_by_id(run_id)
     assert run is not None, run_id
     return run.status
-
-
-def damage_batches(staging_file: Path, numbers: Iterable[int]) -> Path:
-    """Takes a row out of each of these staged batches; returns a sound copy of the file."""
-    sound = staging_file.with_suffix(".sound")
-    shutil.copy(staging_file, sound)
-    with duckdb.connect(str(staging_file)) as connection:
-        for number in numbers:
-            connection.execute(
-                "DELETE FROM main.activity WHERE rowid = (SELECT min(row_sequence)"
-                " FROM import_staging_activity WHERE batch_number = $1)",
-                [number],
-            )
-    return sound
 
 
 def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Any:

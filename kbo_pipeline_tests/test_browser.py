@@ -15,16 +15,16 @@ from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import ALL_TABLES, TABLES
 from kbo_pipeline_tests.browser import COLUMNS, Screen, opened, running_browser, terminal_picture
 from kbo_pipeline_tests.core import current_rows, sorted_rows
-from kbo_pipeline_tests.pipeline import Pipeline, damage_batches, fetch
+from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.processes import wait_until
 from kbo_pipeline_tests.server import Server, running_server
+from kbo_pipeline_tests.test_failed_batches import BAD, damage
 
 pytestmark = pytest.mark.browser
 
 SAMPLE = Sample(enterprises=1500, seed=11, change_shares=(0.15,))
 FULL, UPDATE = "0140-full", "0141-update"
 MAX_BATCHES = 100
-BAD = (2, 4)
 BAD_KEYS = [f"{UPDATE}-{number:04d}" for number in BAD]
 TABLE_NAMES = [table.name for table in TABLES]
 RED, GREEN = "red", "green"
@@ -61,7 +61,10 @@ def test_an_extract_materialized_in_the_ui_shows_its_progress_and_is_published(
         materialize_extract(screen, FULL)
         server.wait_for_run("apply_batches", "STARTED")
         open_newest_run(screen, "apply_batches")
-        screen.page.get_by_placeholder("Filter…").fill("opened")
+        screen.page.get_by_placeholder("Filter…").fill(
+            "closed,"
+        )  # the line a batch, not the events
+        expect(screen.page.get_by_text("ASSET_MATERIALIZATION")).to_have_count(0)
         expect(screen.page.get_by_text(BATCH_LINE).nth(5)).to_be_visible()
         assert pause(settings)  # what is to be seen stays for as long as looking at it takes
         try:
@@ -91,7 +94,7 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
         materialize_extract(screen, UPDATE)
         staging_file = pipeline.directory / "staging" / f"{UPDATE}.duckdb"
         wait_until(lambda: server.runs("stage_extract")[-1]["status"] == "SUCCESS", "staged")
-        sound = damage_batches(staging_file, BAD)
+        sound = damage(staging_file)
         switch(screen, server, "apply_when_staged", on=True)
         server.wait_for_run("apply_batches", "FAILURE")
 
