@@ -82,6 +82,7 @@ def test_an_extract_materialized_in_the_ui_shows_its_progress_and_is_published(
             open_graph(screen)
             for name in TABLE_NAMES:
                 expect(share(screen, name)).to_have_text(re.compile(r"^[1-9]\d?% filled$"))
+            expect(screen.page.get_by_text("fetching statuses")).to_have_count(0)
             screen.picture("asset-graph", shown=True)
         finally:
             assert resume(settings)
