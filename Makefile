@@ -8,10 +8,11 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo practice start test test-long chaos bench bench-small fuzz check audit clean
+.PHONY: help setup demo practice start test test-long test-browser chromium chaos bench bench-small fuzz check audit \
+	clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(READY) ## install everything into .venv
 
@@ -31,10 +32,23 @@ start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
 test: $(READY) ## run the tests, but for the long ones
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long and not browser"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
 	$(RUN)/python -m pytest -n 4 --dist worksteal -m "$(LONG)"
+
+test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
+	$(RUN)/python -m pytest -m browser kbo_pipeline_tests/test_browser.py
+
+chromium:
+	@for name in chromium chromium-browser google-chrome; do \
+		if command -v $$name >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "make test-browser: no chromium on the PATH; install it: sudo apt-get install chromium" >&2; \
+		exit 1; \
+	fi; \
+	apt-get update && apt-get install --yes --no-install-recommends chromium
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)

@@ -83,6 +83,15 @@ class Server:
             id=found["sensorOrError"]["id"],
         )
 
+    def sensor_status(self, name: str) -> str:
+        """`RUNNING` or `STOPPED`."""
+        found = self.query(
+            "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s)"
+            " { ... on Sensor { sensorState { status } } } }",
+            s={"sensorName": name, **LOCATION},
+        )
+        return str(found["sensorOrError"]["sensorState"]["status"])
+
     def ticks(self, sensor: str) -> list[str]:
         """What a sensor has said, the newest first; none of its ticks may have failed."""
         found = self.query(
