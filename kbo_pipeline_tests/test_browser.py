@@ -139,6 +139,7 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
         screen.picture("mended-batches")
         wait_until(lambda: newest_report(pipeline) == UPDATE, f"the report on {UPDATE}")
         open_partitions(screen, "change_report")
+        screen.page.locator(f'[data-tooltip="{UPDATE}"]').click()
         expect(screen.page.get_by_text("rows_changed", exact=True).first).to_be_visible()
         screen.picture("change-report", shown=True)
     check_register(pipeline, 141)

@@ -23,8 +23,8 @@ _MOST_SECONDS = 1800.0
 _POLL_SECONDS = 0.05
 _PHASES = {
     "import_staging": "stage",
-    "apply_batches": "apply",
-    "published_extract": "publish",
+    "apply_to_register": "apply",
+    "publish": "publish",
 }
 """The steps that work on the register, and what the figures call them."""
 
