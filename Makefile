@@ -32,7 +32,7 @@ start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
 test: $(READY) ## run the tests, but for the long ones
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long and not browser"
+	$(RUN)/python -m pytest -n 3 --dist loadfile -m "not long and not browser"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
 	$(RUN)/python -m pytest -n 4 --dist worksteal -m "$(LONG)"

@@ -141,7 +141,7 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
         open_partitions(screen, "change_report")
         screen.page.locator(f'[data-tooltip="{UPDATE}"]').click()
         expect(screen.page.get_by_text("rows_changed", exact=True).first).to_be_visible()
-        screen.picture("change-report", shown=True)
+        screen.picture("change-report")
     check_register(pipeline, 141)
     with pipeline.read() as reader:
         number = fetch(reader, MOVED)
