@@ -32,10 +32,10 @@ start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
 test: $(READY) ## run the tests, but for the long ones
-	$(RUN)/python -m pytest -n 3 --dist loadfile -m "not long and not browser"
+	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not browser"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(RUN)/python -m pytest -n 4 --dist worksteal -m "$(LONG)"
+	$(RUN)/python -m pytest -n 3 --dist loadfile -m "$(LONG)"
 
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
 	$(RUN)/python -m pytest -m browser kbo_pipeline_tests/test_browser.py

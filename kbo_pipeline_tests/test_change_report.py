@@ -181,6 +181,7 @@ def test_enterprises_come_by_turns_each_once_ten_things_at_most() -> None:
     assert found[2].text == "1,000 of its entities changed: y"
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_a_report_that_fails_neither_hides_the_extract_nor_stops_the_next(
     pipeline: Pipeline, tmp_path: Path

@@ -82,6 +82,7 @@ def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
     assert again.stdout == f"{EXTRACT}: published: nothing to retry\n"
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pipeline) -> None:
     with running_server(pipeline) as server:

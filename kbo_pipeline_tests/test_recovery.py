@@ -172,6 +172,7 @@ def test_what_is_killed_is_replaced_and_the_import_goes_on(
     assert [words for words in processes_of(pipeline.directory) if "postgres" not in words[0]] == []
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_next_start_takes_over_from_a_killed_one(
