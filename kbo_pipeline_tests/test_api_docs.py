@@ -116,7 +116,6 @@ def check_like(found: Any, shown: Any, place: str) -> None:
         assert type(found) is type(shown), f"{place}: {found}"
 
 
-@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_each_command_and_the_program_do_what_they_say(tmp_path: Path) -> None:

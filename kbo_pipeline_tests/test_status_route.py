@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 import requests
+from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import text
 
 from kbo_pipeline_tests.pipeline import Pipeline
@@ -82,7 +83,9 @@ def test_what_storage_does_not_tell_is_one_line_too(
     server: Server, instance: dg.DagsterInstance
 ) -> None:
     def rename(table: str, name: str) -> None:
-        with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+        storage = instance.event_log_storage
+        assert isinstance(storage, PostgresEventLogStorage)
+        with storage.index_connection() as connection:
             connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
 
     instance.add_dynamic_partitions("kbo_extracts", [EXTRACT])
