@@ -168,8 +168,22 @@ def materialize_extract(screen: Screen, extract: str) -> None:
     page.get_by_text("Add a partition").click()
     page.get_by_placeholder("name", exact=True).fill(extract)
     page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("Partition name")).to_have_count(0)
+    # The UI chooses the new partition by itself, but forgets that now and then.
+    choose(screen, "Missing", "1 partition")
     page.get_by_role("button", name="Launch 1 run").click()
     expect(page.get_by_text("Launched run")).to_be_visible()
+
+
+def choose(screen: Screen, status: str, found: str) -> None:
+    """Chooses partitions by their status, which the dialog knows only a while after it opened."""
+
+    def are_chosen() -> bool:
+        for name in ("All", status):
+            screen.page.get_by_role("button", name=name, exact=True).click()
+        return screen.page.get_by_text(found, exact=True).is_visible()
+
+    wait_until(are_chosen, f"{found}: {status}")
 
 
 def open_newest_run(screen: Screen, job: str) -> None:
@@ -233,14 +247,7 @@ def materialize_failed(screen: Screen) -> None:
     page.get_by_role("button", name="Materialize").first.click()
     expect(page.get_by_text("Additional assets will be materialized")).to_be_visible()
     page.get_by_role("button", name="Confirm").click()
-
-    def are_chosen() -> bool:
-        """The dialog knows what has failed a while after it has opened."""
-        for status in ("All", "Failed"):
-            page.get_by_role("button", name=status, exact=True).click()
-        return page.get_by_text("2 partitions", exact=True).is_visible()
-
-    wait_until(are_chosen, "the failed partitions")
+    choose(screen, "Failed", "2 partitions")
     screen.picture("materialize-failed")
     page.get_by_role("button", name="Launch backfill").click()
     expect(page.get_by_text("Created backfill")).to_be_visible()
