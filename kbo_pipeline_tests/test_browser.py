@@ -123,6 +123,8 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
             assert colors(screen, of_update) == {
                 key: RED if key in BAD_KEYS else GREEN for key in of_update
             }
+        dot(screen, BAD_KEYS[0]).click()
+        expect(screen.page.get_by_text("No partition selected")).to_have_count(0)
         screen.picture("failed-batches", shown=True)
         command = ["status", UPDATE]
         terminal_picture("status", f"kbo {' '.join(command)}", in_color(pipeline, *command))
@@ -138,7 +140,9 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
         screen.picture("mended-batches")
         wait_until(lambda: newest_report(pipeline) == UPDATE, f"the report on {UPDATE}")
         open_partitions(screen, "change_report")
-        expect(screen.page.get_by_text("rows_changed", exact=True).first).to_be_visible()
+        dot(screen, UPDATE).click()
+        screen.page.get_by_text("[Show Markdown]").first.click()
+        expect(screen.page.get_by_role("dialog").get_by_role("img").last).to_be_visible()
         screen.picture("change-report", shown=True)
     check_register(pipeline, 141)
     with pipeline.read() as reader:
@@ -229,13 +233,16 @@ def count(screen: Screen, status: str, number: int) -> Locator:
     return screen.page.get_by_text(f"{status} ({number})", exact=True)
 
 
+def dot(screen: Screen, key: str) -> Locator:
+    """What tells the status of a partition, at the end of its row."""
+    return screen.page.locator(f'[data-tooltip="{key}"] + div').first
+
+
 def colors(screen: Screen, keys: list[str]) -> dict[str, str]:
     """Whether the dot beside each of these partitions is red or green."""
     found = {}
     for key in keys:
-        dot = screen.page.locator(f'[data-tooltip="{key}"] + div')
-        dot.scroll_into_view_if_needed()
-        color = dot.evaluate("dot => getComputedStyle(dot).backgroundColor")
+        color = dot(screen, key).evaluate("dot => getComputedStyle(dot).backgroundColor")
         red, green, _ = map(int, re.findall(r"\d+", color)[:3])
         found[key] = RED if red > green else GREEN
     return found
