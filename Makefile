@@ -8,7 +8,8 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo start test test-long test-browser chromium chaos fuzz check audit clean
+.PHONY: help setup demo practice start test test-long test-browser chromium chaos bench bench-small fuzz check audit \
+	clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,14 +25,17 @@ $(READY): pyproject.toml setup.cfg constraints.txt
 demo: $(READY) ## import made-up extracts and show what is in the register
 	$(RUN)/python -m kbo_pipeline.sample.demo
 
+practice: $(READY) ## import a made-up extract of which two batches fail, to practise the repair
+	$(RUN)/python -m kbo_pipeline.sample.practice
+
 start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
 test: $(READY) ## run the tests, but for the long ones
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not long and not browser"
+	$(RUN)/python -m pytest -n 3 --dist loadfile -m "not long and not browser"
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "$(LONG)"
+	$(RUN)/python -m pytest -n 4 --dist worksteal -m "$(LONG)"
 
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
 	$(RUN)/python -m pytest -m browser kbo_pipeline_tests/test_browser.py
@@ -48,6 +52,13 @@ chromium:
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)
+
+bench: $(READY) ## measure everything at full size; hours; writes docs/performance.md
+	$(RUN)/pip install --quiet --constraint constraints.txt cbe
+	$(RUN)/python -m kbo_pipeline_tests.bench --write docs/performance.md $(BENCH)
+
+bench-small: $(READY) ## measure a hundredth of it, and fail when it got slower
+	$(RUN)/python -m kbo_pipeline_tests.bench.small
 
 fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"
 	$(RUN)/pip install --quiet --constraint constraints.txt atheris

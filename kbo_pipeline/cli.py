@@ -81,10 +81,13 @@ def start(read_only: bool) -> None:
             end_dead_runs_of_commands,
             resume_retries,
         )
+        from kbo_pipeline.defs.storage import migrate
         from kbo_pipeline.errors import StorageError
         from kbo_pipeline.witness import mark_suspect, suspect_file
 
         with open_instance(settings) as instance:
+            if is_start:
+                migrate(instance, click.echo)
             if is_start or suspect_file(settings).exists():
                 try:
                     mend(instance, settings, click.echo)

@@ -9,10 +9,11 @@ from typing import Any
 import duckdb
 
 from kbo_pipeline.files import make_private
+from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql import glob_escaped, literal
 
-MEMORY_LIMIT = "3GB"
-"""What DuckDB takes at most in one run; it spills to disk beyond."""
+_BESIDE_MB = 400
+"""Megabytes that a process takes besides what DuckDB counts: Python, Dagster, fragments."""
 
 SPILL_LIMIT = "20GB"
 """What it spills at most; a hostile extract must not fill the disk."""
@@ -32,24 +33,25 @@ def new_file(file: Path) -> str:
     return "" if file.exists() else f" (STORAGE_VERSION '{STORAGE_VERSION}')"
 
 
-def limits(temporary_dir: Path) -> dict[str, str | int]:
+def limits(settings: Settings) -> dict[str, str | int]:
     """The configuration of a DuckDB that does heavy work: what it takes at most, where it spills.
 
     Args:
-        temporary_dir: made when it is not there.
+        settings: say how much memory there is; the directory to spill to is made.
     """
-    make_private(temporary_dir)
+    make_private(settings.temporary_dir)
+    memory = min(settings.memory_mb * 3 // 4, settings.memory_mb - _BESIDE_MB)
     return {
-        "memory_limit": MEMORY_LIMIT,
+        "memory_limit": f"{memory}MiB",
         "threads": os.cpu_count() or 1,
-        "temp_directory": str(temporary_dir),
+        "temp_directory": str(settings.temporary_dir),
         "max_temp_directory_size": SPILL_LIMIT,
     }
 
 
-def connect(temporary_dir: Path) -> duckdb.DuckDBPyConnection:
+def connect(settings: Settings) -> duckdb.DuckDBPyConnection:
     """Opens an in-memory DuckDB for heavy work, within `limits`."""
-    return duckdb.connect(":memory:", config=dict(limits(temporary_dir)))
+    return duckdb.connect(":memory:", config=dict(limits(settings)))
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:

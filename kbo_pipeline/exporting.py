@@ -22,6 +22,7 @@ from kbo_pipeline.room import check_room_to_export
 from kbo_pipeline.settings import Privacy, Settings
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.profile import source
+from kbo_pipeline.sql.reading import fill_hidden
 from kbo_pipeline.sql.views import export_queries
 
 MANIFEST = "manifest.json"
@@ -113,7 +114,7 @@ def export(
     _check_replaceable(directory)
     with (
         exclusive_lock(settings.work_dir / "export.lock"),
-        connect(settings.temporary_dir) as connection,
+        connect(settings) as connection,
         open_published(connection, settings.database),
     ):
         row = connection.execute(source(settings.privacy)).fetchone()
@@ -125,6 +126,8 @@ def export(
                 f"{extract}: only the newest published extract is exported: materialize {newest}"
             )
         check_room_to_export(directory, settings.database, settings.temporary_dir)
+        if settings.privacy != "full":
+            connection.execute(*fill_hidden(settings.privacy, "TEMP TABLE"))
         queries = export_queries(settings.privacy)
         tables = {}
         with replace_directory(directory) as unfinished:

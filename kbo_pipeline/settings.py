@@ -42,6 +42,7 @@ class Settings:
             percent (`KBO_MAX_LOSS_PERCENT`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
+        memory_mb: megabytes that a process may take which imports (`KBO_MEMORY_MB`).
         privacy: who is in views and exports (`KBO_PRIVACY`). The tables below the views, and so the
             published file, hold everything all the same.
     """
@@ -63,6 +64,7 @@ class Settings:
     max_loss_percent: float
     stale_hours: int
     alert_webhook: str | None
+    memory_mb: int
     privacy: Privacy
 
     def __repr__(self) -> str:
@@ -160,6 +162,7 @@ def load_settings(
         max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
+        memory_mb=reader.number("KBO_MEMORY_MB", 4096, 1024, 10_000_000),
         privacy=cast(Privacy, reader.choice("KBO_PRIVACY", get_args(Privacy))),
     )
     if settings.database == settings.register_file:

@@ -12,7 +12,6 @@ from typing import Any
 
 import duckdb
 
-from kbo_pipeline.batches import Batch
 from kbo_pipeline.database import Database, connect
 from kbo_pipeline.errors import ExtractError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey, read_extract
@@ -21,15 +20,12 @@ from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.published import open_published
 from kbo_pipeline.room import check_room_to_verify
 from kbo_pipeline.settings import Settings
-from kbo_pipeline.sql import register as register_sql
+from kbo_pipeline.sql import verifying as verifying_sql
 from kbo_pipeline.staging import open_staged, stage
-from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
+from kbo_pipeline.tables import ALL_TABLES, Table
 
 SAMPLES = 10
 """Rows of a difference that are told."""
-
-_BATCH_ROWS = 500_000  # compared at once: as many fit into memory
-_MAX_BATCHES = 9999
 
 IN_ZIP, IN_REGISTER = "ZIP", "register"
 
@@ -147,21 +143,21 @@ def verify(
         raise ExtractError(f"{extract.key}: only a Full holds whole tables; name a Full")
     directory = settings.work_dir / "verifying"
     with exclusive_lock(settings.work_dir / "verifying.lock"):
-        with connect(settings.temporary_dir) as connection:
+        with connect(settings) as connection:
             _published(connection, settings, extract)  # before the work
         check_room_to_verify(zip_file, directory)
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         try:
-            with connect(settings.temporary_dir) as connection:
+            with connect(settings) as connection:
                 stage(
                     connection,
                     zip_file,
                     extract,
                     directory,
-                    batch_rows=_BATCH_ROWS,
-                    max_batches=_MAX_BATCHES,
+                    batch_rows=1,
+                    max_batches=1,
                 )
-            with connect(settings.temporary_dir) as connection:
+            with connect(settings) as connection:
                 return _compare(connection, settings, extract, directory, report)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -194,42 +190,29 @@ def _compare(
 ) -> Verification:
     with (
         open_published(connection, settings.database) as standing,
-        open_staged(connection, directory, extract.key) as staged,
+        open_staged(connection, directory, extract.key),
     ):
         published = _same_number(standing, extract.key)
-        parts: Sequence[tuple[Table, Batch | None]] = [
-            (table, batch)
-            for table in ALL_TABLES
-            for batch in (staged.batches if table in TABLES else (None,))
-        ]
-        tables = {table.name: Drift() for table in ALL_TABLES}
-        for done, (table, batch) in enumerate(parts):
-            report(table.name, done, len(parts))
-            _compare_part(Database(connection), extract.key, table, batch, tables[table.name])
+        tables = {}
+        for done, table in enumerate(ALL_TABLES):
+            report(table.name, done, len(ALL_TABLES))
+            tables[table.name] = _drift(Database(connection), extract.key, table)
     return Verification(extract.key, published, tables)
 
 
-def _compare_part(
-    database: Database, key: ExtractKey, table: Table, batch: Batch | None, drift: Drift
-) -> None:
-    """Compares the rows of one range, and adds what is found."""
-    incoming, held = register_sql.incoming(table, batch), register_sql.held(table, batch)
-    bounds = register_sql.range_parameters(batch)
-    at_number = {**bounds, "number": key.number}
-    drift.rows_in_zip += database.count(f"SELECT count(*) FROM ({incoming})", **bounds)
-    drift.rows_in_register += database.count(f"SELECT count(*) FROM ({held})", **at_number)
-
-    def only(query: str, other: str, side: str) -> int:
-        rows = database.execute(
-            f"WITH drift AS MATERIALIZED ({query} EXCEPT ALL {other})"
-            f" SELECT *, (SELECT count(*) FROM drift) FROM drift ORDER BY ALL LIMIT {SAMPLES}",
-            **at_number,
+def _drift(database: Database, key: ExtractKey, table: Table) -> Drift:
+    number = {"number": key.number}
+    ((in_zip, in_register),) = database.execute(
+        verifying_sql.count_rows(table), **number
+    ).fetchall()
+    for statement in verifying_sql.find_drift(table):
+        database.execute(statement, **number)
+    ((only_in_zip, only_in_register),) = database.execute(verifying_sql.COUNT_DRIFT).fetchall()
+    samples = {
+        side: database.execute(
+            verifying_sql.sample_drift(table, is_in_zip=side == IN_ZIP), most=SAMPLES
         ).fetchall()
-        if not rows:
-            return 0
-        samples = drift.samples.setdefault(side, [])
-        samples += [row[:-1] for row in rows[: SAMPLES - len(samples)]]
-        return int(rows[0][-1])
-
-    drift.only_in_zip += only(incoming, held, IN_ZIP)
-    drift.only_in_register += only(held, incoming, IN_REGISTER)
+        for side, rows in ((IN_ZIP, only_in_zip), (IN_REGISTER, only_in_register))
+        if rows
+    }
+    return Drift(in_zip, in_register, int(only_in_zip), int(only_in_register), samples)

@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.sql import literal
-from kbo_pipeline.tables import ALL_TABLES
+from kbo_pipeline.sql.reading import HIDDEN
+from kbo_pipeline.sql.views import create_views
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 
@@ -123,23 +123,10 @@ def make_bakery(directory: Path, core: Core | None = None) -> Core:
     return core
 
 
-def leave_out(database: Path, hidden: Iterable[str]) -> None:
-    """Makes the views and macros of a published file leave out the rows with these numbers."""
-    numbers = ", ".join(map(literal, hidden))
+def leave_out(database: Path, numbers: Iterable[str]) -> None:
+    """Makes a published file leave out natural persons, and also who has one of these numbers."""
     with duckdb.connect(str(database)) as connection:
-        for table in ALL_TABLES:
-            columns = [column.name for column in table.columns if column.number]
-            seen = " AND ".join(f"{name} NOT IN ({numbers})" for name in columns) or "true"
-            for made, query in connection.execute(_DEFINITIONS, {"table": table.name}).fetchall():
-                connection.execute(
-                    f"CREATE OR REPLACE {made} (SELECT * FROM ({query}) WHERE {seen})"
-                )
-
-
-_DEFINITIONS = """
-SELECT 'VIEW "current".' || view_name || ' AS', regexp_extract(sql, ' AS (SELECT .*);', 1, 's')
-FROM duckdb_views() WHERE schema_name = 'current' AND view_name = $table
-UNION ALL SELECT 'MACRO ' || function_name || '(extract_number) AS TABLE', macro_definition
-FROM duckdb_functions()
-WHERE function_type = 'table_macro' AND function_name IN ($table || '_at', $table || '_changes')
-"""
+        for statement in create_views("legal-persons"):
+            connection.execute(statement)
+        rows = [[number] for number in numbers]
+        connection.executemany(f"INSERT INTO {HIDDEN} VALUES (?)", rows)

@@ -15,13 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from kbo_pipeline.serving import answers
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
-from kbo_pipeline_tests.server import PATIENCE
+from kbo_pipeline_tests.server import PATIENCE, Server
 
 
 def free_port() -> int:
@@ -129,6 +131,19 @@ def started(
         if process.popen.poll() is None:
             os.killpg(process.popen.pid, signal.SIGKILL)
             process.popen.wait()
+
+
+@contextmanager
+def web_server(pipeline: Pipeline) -> Iterator[tuple[Server, Started]]:
+    """The web server of a pipeline alone: it knows no code."""
+    workspace, port = pipeline.directory / "workspace.yaml", free_port()
+    workspace.write_text("load_from: []")
+    arguments = ("--port", str(port), "--workspace", workspace)
+    server = Server(f"http://127.0.0.1:{port}")
+    home = {"DAGSTER_HOME": str(pipeline.directory / "dagster_home")}
+    with started(pipeline, "kbo_pipeline.defs.webserver", *arguments, settings=home) as process:
+        wait_until(partial(answers, f"{server.address}/server_info"), "web server", process)
+        yield server, process
 
 
 def at_once(

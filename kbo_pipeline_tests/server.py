@@ -28,7 +28,7 @@ class Server:
         answer = requests.post(
             f"{self.address}/graphql", json={"query": text, "variables": variables}, timeout=30
         )
-        answer.raise_for_status()
+        assert answer.ok, answer.text
         found = answer.json()
         assert not found.get("errors"), found
         return found["data"]

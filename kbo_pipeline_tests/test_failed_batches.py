@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.practice import damage
 from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, partition_states
 from kbo_pipeline_tests.server import running_server
@@ -36,20 +36,6 @@ def pipeline(tmp_path: Path, zip_file: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def damage(staging_file: Path) -> Path:
-    """Takes a row out of two staged batches; returns a sound copy of the file."""
-    sound = staging_file.with_suffix(".sound")
-    shutil.copy(staging_file, sound)
-    with duckdb.connect(str(staging_file)) as connection:
-        for number in BAD:
-            connection.execute(
-                "DELETE FROM main.activity WHERE rowid = (SELECT min(row_sequence)"
-                " FROM import_staging_activity WHERE batch_number = $1)",
-                [number],
-            )
-    return sound
-
-
 @pytest.mark.long
 def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
     pipeline: Pipeline,
@@ -60,7 +46,7 @@ def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
         *("--select", f"extract_zip,{staging_assets}", "--partition", EXTRACT),
     )
     staging_file = pipeline.directory / "staging" / f"{EXTRACT}.duckdb"
-    sound = damage(staging_file)
+    sound = damage(staging_file, BAD)
 
     failed = pipeline.kbo("retry", EXTRACT, check=False)
     assert failed.returncode == 1
@@ -104,7 +90,7 @@ def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pip
         server.stop_sensor("apply_when_staged")
         server.launch("stage_extract", EXTRACT)
         server.wait_for_run("stage_extract", "SUCCESS")
-        sound = damage(pipeline.directory / "staging" / f"{EXTRACT}.duckdb")
+        sound = damage(pipeline.directory / "staging" / f"{EXTRACT}.duckdb", BAD)
         server.start_sensor("apply_when_staged")
         server.wait_for_run("apply_batches", "FAILURE")
         with pipeline.instance() as instance:

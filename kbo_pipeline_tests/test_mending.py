@@ -11,12 +11,13 @@ from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.practice import damage
 from kbo_pipeline.staging import staging_file
 from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.server import PATIENCE, running_server
-from kbo_pipeline_tests.test_failed_batches import damage
+from kbo_pipeline_tests.test_failed_batches import BAD
 from kbo_pipeline_tests.test_witness import chain_of, flip, hash_of
 
 FULL, UPDATE, NEXT = (ExtractKey.parse(k) for k in ("0140-full", "0141-update", "0142-update"))
@@ -128,7 +129,7 @@ def test_kbo_start_makes_good_what_was_lost_while_it_was_away(
             *("--partition", str(NEXT)),
         )
         staged = staging_file(pipeline.directory / "staging", NEXT)
-        sound = damage(staged)
+        sound = damage(staged, BAD)
         assert pipeline.kbo("retry", str(NEXT), check=False).returncode == 1
         applied = read_recorded(instance).applied[NEXT]
         assert len(applied) == 4

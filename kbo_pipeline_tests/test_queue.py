@@ -423,6 +423,23 @@ def test_a_migration_of_dagster_may_alter_what_the_view_reads(pipeline: Pipeline
     assert len(select(address(pipeline), "SELECT * FROM kbo_queue")) > 20
 
 
+def test_tables_of_an_older_dagster_are_migrated_once(pipeline: Pipeline) -> None:
+    execute(
+        address(pipeline, "postgres"),
+        "ALTER TABLE concurrency_limits DROP COLUMN using_default_limit",
+        "UPDATE alembic_version SET version_num = '6b7fb194ff9c'",  # the one before that column
+    )
+    said: list[str] = []
+    for _ in range(2):
+        with pipeline.instance() as instance:
+            storage.migrate(instance, said.append)
+            assert instance.event_log_storage.get_pool_limits() is not None
+    assert said == ["Dagster's tables in PostgreSQL are of an older version: migrating them"]
+    found = "SELECT count(using_default_limit) FROM concurrency_limits"
+    assert select(address(pipeline, "postgres"), found)
+    assert len(select(address(pipeline), "SELECT * FROM kbo_queue")) > 20
+
+
 def test_a_reader_who_locks_the_view_keeps_nobody_from_starting(
     pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:

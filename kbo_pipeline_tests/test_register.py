@@ -25,8 +25,9 @@ from kbo_pipeline.register import (
     open_register,
     register_lock,
 )
+from kbo_pipeline.sample.practice import damage
 from kbo_pipeline.staging import staging_file
-from kbo_pipeline.tables import CODE, TABLES, Table
+from kbo_pipeline.tables import CODE, TABLES
 from kbo_pipeline_tests.core import Core, current_rows, rows_of, sorted_rows
 from kbo_pipeline_tests.zips import Row, keys_for, rows_for, write_extract
 
@@ -471,19 +472,6 @@ def test_before_a_batch_is_applied_the_ledger_says_pending(core: Core, full: Pat
     assert job == [("processing", None)]
 
 
-def damage(file: Path, table: Table, batch_number: int) -> Path:
-    """Takes a row out of a staged batch; returns a sound copy of the file."""
-    sound = file.with_suffix(".sound")
-    shutil.copy(file, sound)
-    with duckdb.connect(str(file)) as connection:
-        connection.execute(
-            f"DELETE FROM main.{table.name} WHERE rowid = (SELECT min(row_sequence)"
-            f" FROM import_staging_{table.name} WHERE batch_number = $1)",
-            [batch_number],
-        )
-    return sound
-
-
 def test_a_batch_that_is_rolled_back_leaves_nothing_and_is_mended(
     published: Core, update: Path, direct: Direct
 ) -> None:
@@ -492,7 +480,7 @@ def test_a_batch_that_is_rolled_back_leaves_nothing_and_is_mended(
     published.stage(update)
     apply_some(published, UPDATE, [])
     before = ledger(published)
-    sound = damage(staging_file(published.staging_dir, UPDATE), table, 1)
+    sound = damage(staging_file(published.staging_dir, UPDATE), [1], table)
     with pytest.raises(RegisterError, match=f"batch 1: {table.name}: .* rows were staged") as error:
         apply_some(published, UPDATE, [1])
     assert not is_transient(error.value)

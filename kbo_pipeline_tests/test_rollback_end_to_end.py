@@ -14,10 +14,11 @@ from kbo_pipeline.defs.progress import Progress
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.practice import damage
 from kbo_pipeline.tables import ALL_TABLES, TABLES
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, partition_states
 from kbo_pipeline_tests.server import Server, running_server
-from kbo_pipeline_tests.test_failed_batches import damage
+from kbo_pipeline_tests.test_failed_batches import BAD
 from kbo_pipeline_tests.test_rollback import READER
 
 FULL, UPDATE = "0140-full", "0141-update"
@@ -193,7 +194,7 @@ def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) 
             *("asset", "materialize", "-m", "kbo_pipeline.definitions"),
             *("--select", f"extract_zip,{staging_assets}", "--partition", FULL),
         )
-        damage(pipeline.directory / "staging" / f"{FULL}.duckdb")
+        damage(pipeline.directory / "staging" / f"{FULL}.duckdb", BAD)
         assert "2 of 6 batches failed" in pipeline.kbo("retry", FULL, check=False).stderr
         batches = instance.get_dynamic_partitions("kbo_batches")
 

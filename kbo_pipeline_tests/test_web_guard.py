@@ -5,7 +5,6 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -17,9 +16,8 @@ from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from kbo_pipeline.serving import answers
 from kbo_pipeline_tests.pipeline import Pipeline
-from kbo_pipeline_tests.processes import free_port, noise, started, wait_until
+from kbo_pipeline_tests.processes import noise, wait_until, web_server
 from kbo_pipeline_tests.server import LOCATION, Server, running_server
 
 POOL = "canary"
@@ -43,18 +41,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path) -> Iterator[Server]:
-    """The web server alone: it knows no code."""
-    pipeline, port = Pipeline(log.parent), free_port()
-    workspace = log.parent / "workspace.yaml"
-    workspace.write_text("load_from: []")
-    arguments = ("--port", str(port), "--workspace", workspace)
-    found = Server(f"http://127.0.0.1:{port}")
-    with pipeline.instance():
-        home = {"DAGSTER_HOME": str(log.parent / "dagster_home")}
-        with started(pipeline, "kbo_pipeline.defs.webserver", *arguments, settings=home) as process:
-            wait_until(partial(answers, f"{found.address}/server_info"), "web server", process)
-            log.symlink_to(process.log)
-            yield found
+    pipeline = Pipeline(log.parent)
+    with pipeline.instance(), web_server(pipeline) as (server, process):
+        log.symlink_to(process.log)
+        yield server
 
 
 def ask(server: Server, first_line: str, *headers: str, body: str = "") -> tuple[int, str]:
@@ -261,7 +251,8 @@ def test_a_read_only_stack_shows_everything_and_changes_nothing(tmp_path: Path) 
         found = server.query(sensors % where)["sensorsOrError"]["results"]
         assert "inbox_sensor" in {sensor["name"] for sensor in found}
         refused = server.query(
-            "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }",
+            "mutation($p: ExecutionParams!) { launchRun(executionParams: $p)"
+            " { __typename ... on Error { message } } }",
             p={
                 "selector": {"jobName": "stage_extract", **LOCATION},
                 "mode": "default",
@@ -269,6 +260,8 @@ def test_a_read_only_stack_shows_everything_and_changes_nothing(tmp_path: Path) 
             },
         )
         assert refused["launchRun"]["__typename"] == "UnauthorizedError"
+        assert refused["launchRun"]["message"] != ""
+        assert requests.get(f"{server.address}/kbo/status", timeout=30).status_code == 404
         changed = ask(server, QUERY, OURS, JSON, body=WRITE)
         assert POOL not in str(server.query(LIMITS)), changed
         assert server.runs("stage_extract") == []

@@ -64,21 +64,27 @@ def pause_told(settings: "Settings") -> Iterator[None]:
     """Says once that the work of the caller waits, when `kbo pause` holds it up."""
     from kbo_pipeline.pausing import PAUSED, is_paused
 
-    ended = threading.Event()
-
-    def look() -> None:
+    def look(ended: threading.Event) -> None:
         while not is_paused(settings):
             if ended.wait(0.5):
                 return
         click.echo(f"kbo: {PAUSED}", err=True)
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    with _beside(look):
+        yield
+
+
+@contextmanager
+def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Does work in a thread beside the block; the event tells it to end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        watcher.join()
+        thread.join()
 
 
 @contextmanager
@@ -99,11 +105,10 @@ def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[Non
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    ended = threading.Event()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"{key} staging", total=None)
 
-        def follow() -> None:
+        def follow(ended: threading.Event) -> None:
             while not ended.wait(0.5):
                 try:
                     now = read_status(instance, key)
@@ -114,10 +119,5 @@ def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[Non
                     task, description=f"{key} {now.stage}", completed=now.completed, total=total
                 )
 
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
+        with _beside(follow):
             yield
-        finally:
-            ended.set()
-            follower.join()

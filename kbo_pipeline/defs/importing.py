@@ -77,7 +77,7 @@ def import_extract(
         register_extract(instance, key)
         end_dead_runs_of_commands(instance, settings, key)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
-        _run(instance, "stage_extract", key, partition_key=str(key), run_config=source)
+        run_job(instance, "stage_extract", key, partition_key=str(key), run_config=source)
         _finish(instance, key)
         return True
 
@@ -98,11 +98,11 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
             return []
         end_dead_runs_of_commands(instance, settings, key)
         if key in progress.published:
-            _run(instance, PUBLISH_JOB, key, partition_key=str(key), assets=[REPORTED])
+            run_job(instance, PUBLISH_JOB, key, partition_key=str(key), assets=[REPORTED])
             return ["change report"]
         done: list[str] = []
         if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
-            _run(instance, "stage_extract", key, partition_key=str(key))
+            run_job(instance, "stage_extract", key, partition_key=str(key))
             done.append("staging")
         done += _finish(instance, key)
         return done
@@ -167,7 +167,7 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
         with duckdb.connect(":memory:") as connection:
             check_rollback(connection, key, settings.register_file)
         register_extract(instance, key)
-        _run(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
+        run_job(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
 
 
 def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
@@ -175,7 +175,7 @@ def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
     missing = Progress(instance).missing_batches(key)
     for first, last in _contiguous(missing):
         _wait_for_writer(instance)
-        _run(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
+        run_job(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
     _wait_for_writer(instance)
     _publish(instance, key)
     return [*missing, "publication"]
@@ -190,7 +190,7 @@ def _publish(
         ImportFailedError: readers do not have it.
     """
     try:
-        _run(instance, PUBLISH_JOB, key, tags, partition_key=str(key))
+        run_job(instance, PUBLISH_JOB, key, tags, partition_key=str(key))
     except ImportFailedError as error:
         if key not in Progress(instance).published:
             raise
@@ -214,7 +214,7 @@ def _contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
     return [(str(first), str(last)) for first, last in ranges]
 
 
-def _run(
+def run_job(
     instance: DagsterInstance,
     job_name: str,
     key: ExtractKey,
@@ -224,7 +224,21 @@ def _run(
     again: str = "retry",
     assets: Sequence[AssetKey] | None = None,
 ) -> None:
-    """Runs a job in this process, recorded like any other run; Ctrl-C ends it as canceled."""
+    """Runs a job in this process, recorded like any other run; Ctrl-C ends it as canceled.
+
+    Args:
+        instance: where it is recorded.
+        job_name: the job.
+        key: the extract that it is about.
+        tags: more tags for the run.
+        partition_key: the partition, of a job on single partitions.
+        run_config: configuration of the job.
+        again: the command that does it again, for the error.
+        assets: of those of the job; all of them without it.
+
+    Raises:
+        ImportFailedError: it failed; names the reason and the next step.
+    """
     from kbo_pipeline.definitions import defs
 
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -28,7 +28,7 @@ StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 
 def duckdb_resource(settings: Settings) -> DuckDBResource:
     """An in-memory DuckDB; the core attaches the register and staging files to it."""
-    config = limits(settings.temporary_dir)
+    config = limits(settings)
     return DuckDBResource(database=":memory:", connection_config=config)
 
 

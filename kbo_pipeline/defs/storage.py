@@ -3,12 +3,12 @@
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg2
-from dagster import AssetKey, DagsterEventType
+from dagster import AssetKey, DagsterEventType, DagsterInstance
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
@@ -97,6 +97,19 @@ class KboPostgresStorage(DagsterPostgresStorage):
         else:
             embedded, url = None, sqlalchemy_url(settings.postgres_url)
         return cls(_engine(url, embedded), inst_data=inst_data, embedded=embedded is not None)
+
+
+def migrate(instance: DagsterInstance, report: Callable[[str], None]) -> None:
+    """Brings Dagster's tables to its installed version, when they are of an older one.
+
+    Args:
+        instance: whose tables; nobody else may be at work with them.
+        report: takes a line, before it begins.
+    """
+    of_tables, of_program = instance.run_storage.alembic_version() or (None, None)
+    if of_tables != of_program:
+        report("Dagster's tables in PostgreSQL are of an older version: migrating them")
+        instance.upgrade()
 
 
 class _RunStorage(PostgresRunStorage):

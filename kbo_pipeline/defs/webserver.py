@@ -1,5 +1,7 @@
 """The web server of `kbo start`: Dagster's own, behind a guard against other pages of a browser.
 
+Besides what Dagster answers, it answers `/kbo/status`.
+
 `python -m kbo_pipeline.defs.webserver --port PORT --workspace FILE`. It listens on 127.0.0.1 only.
 There a browser on this machine reaches it for any page that it shows: the guard asks each request
 where it comes from.
@@ -27,6 +29,8 @@ from graphql import GraphQLSyntaxError, OperationDefinitionNode, OperationType, 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kbo_pipeline.defs.status_route import status_routes
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")
@@ -143,6 +147,7 @@ def main(port: int, workspace: str, read_only: bool) -> None:
             app = create_app_from_workspace_process_context(
                 context, live_data_poll_rate=_UI_POLL_MILLISECONDS
             )
+            app.router.routes.insert(0, status_routes(instance))  # Dagster's last takes any path
             app.add_middleware(Guard, port=port)
             # Dagster's application has nothing to do at its start and at its end.
             uvicorn.run(app, host=_HOST, port=port, log_level="warning", lifespan="off")

@@ -21,6 +21,7 @@ from rich.table import Table
 from kbo_pipeline.errors import ImportFailedError, KboError, NotReadyError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.files import make_private
+from kbo_pipeline.interrupts import listen
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.settings import load_settings
@@ -34,6 +35,7 @@ _STOP_SECONDS = 90.0
 
 def main() -> None:
     """Runs everything in a data directory of its own, follows it, and prints the register."""
+    listen()
     offered = _DIRECTORY / "portal"
     every = write_sample(_DIRECTORY / "zips", Sample(), updates=_UPDATES)
     keys = _offer(every[: _UPDATES + 1], offered)
@@ -45,6 +47,8 @@ def main() -> None:
                 _follow(keys, process)
         except KboError as error:
             sys.exit(f"demo: {error}")
+        except KeyboardInterrupt:
+            sys.exit("demo: stopped; make demo goes on from here")
     _show(load_settings().database)
 
 
@@ -77,7 +81,10 @@ def _served() -> Iterator[subprocess.Popen[bytes]]:
     """Runs `kbo start` until the block ends."""
     with (_DIRECTORY / "start.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "kbo_pipeline.cli", "start"],
+            [
+                *(sys.executable, "-m", "kbo_pipeline.tied", str(os.getpid())),
+                *("kbo_pipeline.cli", "start"),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -20,6 +20,13 @@ _NAME_COLUMNS = (
 
 _NATURAL_PERSON = "1"  # type_of_enterprise
 
+HIDDEN = "natural_person_number"
+"""The numbers of natural persons, their establishment units and branches, where they are left out.
+
+A table of the published file; an export, which only reads that, has a temporary one. Gathered once,
+because a query on a single enterprise would take a second otherwise.
+"""
+
 CURRENT = "{0}._is_current"
 """Whether a row version holds at the newest extract, for an alias."""
 
@@ -35,18 +42,25 @@ def visible(table: Table, alias: str, privacy: Privacy) -> str:
 
     Who was a natural person in any extract counts as one; what belonged to one in any extract too.
     """
-    if privacy == "full":
-        return "true"
     numbers = [column.name for column in table.columns if column.number]
-    return (
-        " AND ".join(f"{alias}.{name} NOT IN ({_hidden_numbers()})" for name in numbers) or "true"
+    if privacy == "full" or not numbers:
+        return "true"
+    return " AND ".join(
+        f"NOT EXISTS (SELECT 1 FROM {HIDDEN} h WHERE h.number = {alias}.{name})" for name in numbers
     )
 
 
-def _hidden_numbers() -> str:
-    """The numbers of natural persons, and of their establishment units and branches."""
+def fill_hidden(privacy: Privacy, kind: str = "TABLE") -> tuple[str, ...]:
+    """Makes the table `HIDDEN` of who is left out; drops it where nobody is.
+
+    Args:
+        privacy: who is left out.
+        kind: `TABLE`, or `TEMP TABLE` beside a register that is only read.
+    """
+    if privacy == "full":
+        return (f"DROP TABLE IF EXISTS {HIDDEN}",)
     persons = (
-        f"SELECT {ENTERPRISE.key} FROM main.{ENTERPRISE.name}"
+        f"SELECT {ENTERPRISE.key} AS number FROM main.{ENTERPRISE.name}"
         f" WHERE type_of_enterprise = '{_NATURAL_PERSON}'"
     )
     owned = (
@@ -54,7 +68,10 @@ def _hidden_numbers() -> str:
         for table in TABLES
         if ENTERPRISE.key in table.column_names[1:]
     )
-    return " UNION ALL ".join((persons, *owned))
+    every = " UNION ALL ".join((persons, *owned))
+    return (
+        f"CREATE OR REPLACE {kind} {HIDDEN} AS SELECT DISTINCT number FROM ({every}) ORDER BY 1",
+    )
 
 
 def state(table: Table, holds: str, privacy: Privacy) -> str:

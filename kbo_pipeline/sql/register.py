@@ -93,7 +93,7 @@ def _qualified(alias: str, table: Table) -> str:
     return ", ".join(f"{alias}.{name}" for name in table.column_names)
 
 
-def _incoming(table: Table, extract_type: ExtractType) -> str:
+def incoming(table: Table, extract_type: ExtractType) -> str:
     """The rows that an extract brings, each once; of two for a unique key, the later in the file.
 
     The code table is whole in every extract.
@@ -120,17 +120,20 @@ def find_keys(table: Table, extract_type: ExtractType, *, is_whole: bool) -> str
     create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
     if not is_whole:
         return f"{create} SELECT DISTINCT {table.key} AS key FROM staging.main.{table.name}"
+    held = f"SELECT * FROM register.main.{table.name} WHERE _is_current"
+    return f"{create} {differing_keys(table, incoming(table, extract_type), held)}"
+
+
+def differing_keys(table: Table, new: str, old: str) -> str:
+    """The keys whose rows in two queries on a table differ, by their number and their hashes."""
     row = ", ".join(table.column_names)
     new, old = (
         f"SELECT {table.key} AS key, count(*) AS rows_of_key, sum(hash({row})) AS row_hash"
-        f" FROM {source} GROUP BY ALL"
-        for source in (
-            f"({_incoming(table, extract_type)})",
-            f"register.main.{table.name} WHERE _is_current",
-        )
+        f" FROM ({query}) GROUP BY ALL"
+        for query in (new, old)
     )
     return (
-        f"{create} SELECT coalesce(n.key, o.key) AS key FROM ({new}) n FULL JOIN ({old}) o"
+        f"SELECT coalesce(n.key, o.key) AS key FROM ({new}) n FULL JOIN ({old}) o"
         " ON n.key = o.key WHERE n.rows_of_key IS DISTINCT FROM o.rows_of_key"
         " OR n.row_hash IS DISTINCT FROM o.row_hash"
     )
@@ -159,8 +162,7 @@ def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> 
     return (
         f"CREATE OR REPLACE TEMP TABLE old_{name} AS SELECT rowid AS row_id, {columns}"
         f" FROM register.main.{name} WHERE _is_current AND {of_keys}",
-        f"CREATE OR REPLACE TEMP TABLE new_{name} AS {_incoming(table, extract_type)}"
-        f" AND {of_keys}",
+        f"CREATE OR REPLACE TEMP TABLE new_{name} AS {incoming(table, extract_type)} AND {of_keys}",
         f"CREATE OR REPLACE TEMP TABLE closing_{name} AS"
         f" SELECT c.{key} AS key, c.row_id, hash({_qualified('c', table)}) AS row_hash"
         f" FROM temp.main.old_{name} c ANTI JOIN temp.main.new_{name} i ON {_same_row(table)}"
@@ -176,20 +178,6 @@ def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> 
 def opened_rows(table: Table) -> str:
     """Row versions that an extract opened, `$most` at most; binds `$number` too."""
     return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number LIMIT $most"
-
-
-def incoming(table: Table, batch: Batch | None) -> str:
-    """The rows of a staged Full in the range, each once."""
-    return f"{_incoming(table, 'full')} AND {_in_range(table.key, batch)}"
-
-
-def held(table: Table, batch: Batch | None) -> str:
-    """The rows in the range that hold at an extract, in the published file; binds `$number`."""
-    return (
-        f"SELECT {', '.join(table.column_names)} FROM published.main.{table.name}"
-        f" WHERE {_in_range(table.key, batch)} AND _extract_number <= $number"
-        " AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"
-    )
 
 
 def drop_versions(table: Table) -> str:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from kbo_pipeline.settings import Privacy
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.profile import activity_described, nace, profile, source
-from kbo_pipeline.sql.reading import AT, CURRENT, changes, state
+from kbo_pipeline.sql.reading import AT, CURRENT, changes, fill_hidden, state
 from kbo_pipeline.tables import ALL_TABLES, ENTERPRISE
 
 PROFILE = "enterprise_profile"
@@ -37,7 +37,7 @@ def macro_queries(privacy: Privacy) -> dict[str, str]:
 
 
 def create_views(privacy: Privacy) -> tuple[str, ...]:
-    """Creates all views and macros, in place of those that are there; takes no look at rows."""
+    """Creates all views and macros, in place of those that are there, and what they look at."""
     return (*_statements(privacy), f"COMMENT ON VIEW {_MARKED} IS {literal(mark(privacy))}")
 
 
@@ -64,6 +64,7 @@ def mark(privacy: Privacy) -> str:
 
 
 def _statements(privacy: Privacy) -> Iterator[str]:
+    yield from fill_hidden(privacy)
     yield 'CREATE SCHEMA IF NOT EXISTS "current"'
     for name, query in view_queries(privacy).items():
         yield f'CREATE OR REPLACE VIEW "current".{name} AS {query}'

@@ -1,0 +1,103 @@
+"""`make bench`: rounds of all importers, one after the other, then growth, then the page."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kbo_pipeline.settings import load_settings
+from kbo_pipeline_tests.bench import growth, page
+from kbo_pipeline_tests.bench.importers import FILES, IMPORTERS
+from kbo_pipeline_tests.bench.measuring import Measurement, measure
+from kbo_pipeline_tests.bench.ours import Ours
+from kbo_pipeline_tests.bench.sample import WHOLE, Extracts, extracts
+
+LESS_MEMORY = "1024"
+
+
+def main() -> None:
+    """Measures what is not measured yet, and writes the page from all of it."""
+    kept = load_settings().data_dir / "bench"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--enterprises", type=int, default=WHOLE)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=kept / "results.jsonl")
+    parser.add_argument("--write", type=Path, help="the page, such as docs/performance.md")
+    options = parser.parse_args()
+    made = extracts(kept, options.enterprises)
+    work = kept / "work"
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    before = page.read(options.results)
+    with options.results.open("a") as out:
+
+        def keep(kind: str, rows: Any) -> None:
+            out.write(json.dumps({"kind": kind, "rows": rows, **page.where()}) + "\n")
+            out.flush()
+
+        for number in range(len(before.get("round", [])), options.rounds):
+            print(f"round {number + 1} of {options.rounds}", flush=True)
+            keep("round", dict(_round(work, made)))
+        if "size" not in before:
+            keep("size", growth.by_size(work, kept, options.enterprises))
+        if "extracts" not in before:
+            keep("extracts", growth.by_extracts(work, options.enterprises // 100))
+    shutil.rmtree(work, ignore_errors=True)
+    if options.write:
+        page.write(options.write, page.read(options.results), made)
+
+
+def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each importer once; ours with all extracts."""
+    for name in IMPORTERS:
+        directory = _emptied(work)
+        module = f"{__package__}.importers"
+        took = measure([sys.executable, "-m", module, name, made.full, directory], {}, directory)
+        yield name, _figures(name, took, file=(directory / FILES[name]).stat().st_size)
+    ours = Ours(_emptied(work), {"KBO_MAX_LOSS_PERCENT": "100"})
+    yield "full", _of_import(ours, made.full)
+    with ours.served() as served:
+        for name, zip_file in (("day", made.day), ("nothing", made.nothing)):
+            served.wait_until_idle()
+            took = served.drop(zip_file)
+            served.wait_until_idle()
+            yield name, _figures(name, took, phases=ours.phases(zip_file))
+    yield "big", _of_import(ours, made.big)
+    yield "later full", _of_import(ours, made.later_full)
+    yield "reading", _reading(ours)
+    less = Ours(_emptied(work), {"KBO_MEMORY_MB": LESS_MEMORY, "KBO_MAX_LOSS_PERCENT": "100"})
+    yield "full, less memory", _of_import(less, made.full)
+    yield "day, less memory", _of_import(less, made.day)
+    shutil.rmtree(work)
+
+
+def _of_import(ours: Ours, zip_file: Path) -> Mapping[str, Any]:
+    took = ours.import_zip(zip_file)
+    size = ours.database.stat().st_size
+    return _figures(zip_file.name, took, file=size, phases=ours.phases(zip_file))
+
+
+def _reading(ours: Ours) -> Mapping[str, Any]:
+    took = measure(
+        [sys.executable, "-m", f"{__package__}.reading", ours.database], {}, ours.directory
+    )
+    print(f"reading: {took.seconds:.1f} s", flush=True)
+    return dict(json.loads((ours.directory / "output.log").read_text()))
+
+
+def _figures(name: str, took: Measurement, **more: Any) -> Mapping[str, Any]:
+    print(f"{name}: {took.seconds:.1f} s, {took.peak / 1e9:.2f} GB", flush=True)
+    return {**asdict(took), **more}
+
+
+def _emptied(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What is measured of ours: whole imports through Dagster, with PostgreSQL, as people run them."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import psutil
+
+from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.extracts import key_in_file_name
+from kbo_pipeline_tests.bench.measuring import Measurement, measure
+from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.processes import free_port
+
+_MOST_SECONDS = 1800.0
+_POLL_SECONDS = 0.05
+_PHASES = {
+    "import_staging": "stage",
+    "apply_to_register": "apply",
+    "publish": "publish",
+}
+"""The steps that work on the register, and what the figures call them."""
+
+_LOWERED = ("KBO_BATCH_ROWS", "KBO_MAX_BATCHES")
+
+
+@dataclass
+class Ours:
+    """A data directory of its own, with the settings that everybody has."""
+
+    directory: Path
+    settings: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self._pipeline = Pipeline(self.directory, self.settings)
+        for name in _LOWERED:  # what tests make small
+            del self._pipeline.settings[name]
+
+    @property
+    def database(self) -> Path:
+        return self._pipeline.database
+
+    def import_zip(self, *zip_files: Path) -> Measurement:
+        """`kbo import`: from ZIPs on disk to what readers open."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "kbo_pipeline.cli", "import", *map(str, zip_files)]
+        return measure(command, self._pipeline.environment, self.directory)
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        """Dagster's instance, for looking at what it has noted."""
+        with self._pipeline.instance() as instance:
+            yield instance
+
+    def phases(self, zip_file: Path) -> dict[str, float]:
+        """Seconds of the steps that worked on the register for a ZIP, as Dagster has noted them."""
+        key = key_in_file_name(zip_file.name)
+        found: dict[str, float] = {}
+        with self.instance() as instance:
+            for run in instance.get_runs(dg.RunsFilter(tags={EXTRACT_TAG: str(key)})):
+                for step in instance.get_run_step_stats(run.run_id):
+                    phase = _PHASES.get(step.step_key)
+                    if phase and step.start_time and step.end_time:
+                        took = step.end_time - step.start_time
+                        found[phase] = found.get(phase, 0.0) + took
+        if found.keys() != set(_PHASES.values()):
+            raise RuntimeError(f"{key}: steps noted: {', '.join(found) or 'none'}")
+        return found
+
+    @contextmanager
+    def served(self) -> Iterator["Served"]:
+        """`kbo start`, until the block ends."""
+        environment = {**self._pipeline.environment, "KBO_UI_PORT": str(free_port())}
+        log = self.directory / "start.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kbo_pipeline.cli", "start"],
+                env=environment,
+                cwd=self.directory,
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            _wait(lambda: b"(Ctrl-C ends everything)" in log.read_bytes(), process)
+            yield Served(self, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(90)
+
+
+@dataclass
+class Served:
+    """A running `kbo start`."""
+
+    ours: Ours
+    process: subprocess.Popen[bytes]
+
+    def drop(self, zip_file: Path) -> Measurement:
+        """Puts a ZIP into the inbox; measures until readers have its extract."""
+        before = self.ours.database.stat().st_ino
+        peaks: dict[int, int] = {}
+        shutil.copyfile(zip_file, self.ours.directory / "inbox" / zip_file.name)
+        started = time.perf_counter()
+
+        def is_published() -> bool:
+            self._note_peaks(peaks)
+            return self.ours.database.stat().st_ino != before
+
+        _wait(is_published, self.process)
+        return Measurement(time.perf_counter() - started, peak=max(peaks.values()))
+
+    def wait_until_idle(self) -> None:
+        """Waits until no run is at work, so that what comes next is measured alone."""
+        with self.ours.instance() as instance:
+            statuses = [s for s in dg.DagsterRunStatus if s not in _ENDED]
+            _wait(lambda: not instance.get_runs(dg.RunsFilter(statuses=statuses)), self.process)
+
+    def _note_peaks(self, peaks: dict[int, int]) -> None:
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                peaks[child.pid] = max(peaks.get(child.pid, 0), child.memory_info().rss)
+            except psutil.NoSuchProcess:
+                continue
+
+
+_ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+
+
+def _wait(is_so: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _MOST_SECONDS
+    while not is_so():
+        if process.poll() is not None:
+            raise RuntimeError("kbo start has ended")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not in {_MOST_SECONDS} s")
+        time.sleep(_POLL_SECONDS)
