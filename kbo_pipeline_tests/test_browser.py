@@ -124,6 +124,8 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
             assert colors(screen, of_update) == {
                 key: RED if key in BAD_KEYS else GREEN for key in of_update
             }
+        dot(screen, BAD_KEYS[0]).click()
+        expect(screen.page.get_by_text("did not materialize this asset")).to_be_visible()
         screen.picture("failed-batches", shown=True)
         command = ["status", UPDATE]
         terminal_picture("status", f"kbo {' '.join(command)}", in_color(pipeline, *command))
@@ -139,7 +141,7 @@ def test_exactly_the_failed_batches_are_red_and_run_again_by_clicks(
         screen.picture("mended-batches")
         wait_until(lambda: newest_report(pipeline) == UPDATE, f"the report on {UPDATE}")
         open_partitions(screen, "change_report")
-        screen.page.locator(f'[data-tooltip="{UPDATE}"]').click()
+        dot(screen, UPDATE).click()
         expect(screen.page.get_by_text("rows_changed", exact=True).first).to_be_visible()
         screen.picture("change-report")
     check_register(pipeline, 141)
@@ -231,13 +233,16 @@ def count(screen: Screen, status: str, number: int) -> Locator:
     return screen.page.get_by_text(f"{status} ({number})", exact=True)
 
 
+def dot(screen: Screen, key: str) -> Locator:
+    """What tells the status of a partition in the list; its name may be a heading too."""
+    return screen.page.locator(f'[data-tooltip="{key}"] + div').first
+
+
 def colors(screen: Screen, keys: list[str]) -> dict[str, str]:
     """Whether the dot beside each of these partitions is red or green."""
     found = {}
     for key in keys:
-        dot = screen.page.locator(f'[data-tooltip="{key}"] + div')
-        dot.scroll_into_view_if_needed()
-        color = dot.evaluate("dot => getComputedStyle(dot).backgroundColor")
+        color = dot(screen, key).evaluate("dot => getComputedStyle(dot).backgroundColor")
         red, green, _ = map(int, re.findall(r"\d+", color)[:3])
         found[key] = RED if red > green else GREEN
     return found
