@@ -47,6 +47,8 @@ def _settings() -> list[Case]:
         *(("KBO_UI_PORT", text) for text in ("0", "70000", "80; ls")),
         *(("KBO_KEEP_PUBLISHED", text) for text in ("0", "two")),
         *(("KBO_KEEP_EXTRACTS", "-5"), ("KBO_KEEP_ZIPS_DAYS", "x"), ("KBO_STALE_HOURS", "")),
+        *(("KBO_MEMORY_MB", text) for text in ("0", "1023", "4GB")),
+        *(("KBO_PRIVACY", text) for text in ("none", "FULL")),
         *(("KBO_PORTAL_URL", text) for text in ("ftp://example.org", "http://example.org", "x")),
         ("KBO_PORTAL_URL", "https://name:secret@example.org"),
         ("KBO_ALERT_WEBHOOK", "javascript:alert(1)"),
