@@ -750,4 +750,4 @@ def test_the_stand_in_runs_as_a_program(world: World) -> None:
             assert len(client.list_extracts()) == 2
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
