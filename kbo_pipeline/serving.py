@@ -271,31 +271,6 @@ class _Supervisor:
             time.sleep(0.1)
 
 
-def _exported(settings: Settings) -> dict[str, str]:
-    """What children could not find out alone: paths that were relative, values of `.env`."""
-    values = {
-        "KBO_DATA_DIR": str(settings.data_dir),
-        "KBO_DATABASE": str(settings.database),
-        "KBO_PORTAL_URL": settings.portal_url,
-        "KBO_USERNAME": settings.username,
-        "KBO_PASSWORD": settings.password,
-        "DAGSTER_POSTGRES_URL": settings.postgres_url,
-        "DAGSTER_HOME": str(settings.dagster_home),
-        "KBO_BATCH_ROWS": str(settings.batch_rows),
-        "KBO_MAX_BATCHES": str(settings.max_batches),
-        "KBO_POLL_SECONDS": str(settings.poll_seconds),
-        "KBO_UI_PORT": str(settings.ui_port),
-        "KBO_KEEP_PUBLISHED": str(settings.keep_published),
-        "KBO_KEEP_EXTRACTS": str(settings.keep_extracts),
-        "KBO_KEEP_ZIPS_DAYS": str(settings.keep_zips_days),
-        "KBO_MAX_LOSS_PERCENT": str(settings.max_loss_percent),
-        "KBO_STALE_HOURS": str(settings.stale_hours),
-        "KBO_ALERT_WEBHOOK": settings.alert_webhook,
-        "KBO_PRIVACY": settings.privacy,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
 @contextmanager
 def _ended_by_signals() -> Iterator[Callable[[], None]]:
     """Lets signals raise `_Stopped`; yields what raises it again, should a library swallow it.
@@ -324,7 +299,8 @@ def _ended_by_signals() -> Iterator[Callable[[], None]]:
 @contextmanager
 def _children(settings: Settings) -> Iterator[Children]:
     """Ends all children that were started, when the block ends."""
-    children = Children(settings, {**os.environ, **_exported(settings)})
+    # What they could not find out alone: paths that were relative, values of `.env`.
+    children = Children(settings, {**os.environ, **settings.environment})
     try:
         yield children
     finally:

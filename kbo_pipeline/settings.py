@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args, overload
 from urllib.parse import urlsplit
@@ -14,7 +14,9 @@ from kbo_pipeline.errors import SettingsError
 Privacy = Literal["full", "legal-persons"]
 """Who is in views and exports: all, or all but natural persons and what belongs to them."""
 
-_OTHER_VARIABLES = ("DAGSTER_POSTGRES_URL", "DAGSTER_HOME")
+_OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}
+"""The variables that do not begin with `KBO_`, by what they set."""
+
 _PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
@@ -69,6 +71,15 @@ class Settings:
 
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, database={str(self.database)!r})"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that give another process these settings, wherever it runs."""
+        values = {
+            _OTHER_VARIABLES.get(field.name, f"KBO_{field.name.upper()}"): getattr(self, field.name)
+            for field in fields(self)
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
 
     @property
     def has_account(self) -> bool:
@@ -278,6 +289,8 @@ class _Reader:
     def refuse_unknown(self) -> None:
         for name in sorted(self._values):
             if name.startswith("KBO_") and name not in self._known:
-                close = difflib.get_close_matches(name, self._known | set(_OTHER_VARIABLES), n=1)
+                close = difflib.get_close_matches(
+                    name, self._known | {*_OTHER_VARIABLES.values()}, n=1
+                )
                 hint = f"did you mean {close[0]}?" if close else "see 'Configuration' in the README"
                 raise SettingsError(f"{name}: unknown setting; {hint}")

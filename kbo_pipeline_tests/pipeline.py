@@ -32,6 +32,7 @@ class Pipeline:
             "KBO_DATA_DIR": str(self.directory),
             "KBO_BATCH_ROWS": "200",
             "KBO_MAX_BATCHES": "6",
+            "MPLCONFIGDIR": str(REPOSITORY / "build" / "matplotlib"),  # fonts, looked for once
             "KBO_MAX_LOSS_PERCENT": "100",  # in a small register any loss is many percent
             **self.settings,
         }

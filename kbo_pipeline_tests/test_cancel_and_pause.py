@@ -84,10 +84,9 @@ def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "way", ["kbo cancel", pytest.param("terminateRun", marks=pytest.mark.rare)]
-)
+@pytest.mark.parametrize("way", ["kbo cancel", "terminateRun"])
 def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str, way: str
 ) -> None:

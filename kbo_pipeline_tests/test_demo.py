@@ -23,6 +23,7 @@ def processes_in(directory: Path) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_a_stopped_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path / "settings")
     where = tmp_path / "cloned"

@@ -37,6 +37,7 @@ def pipeline(tmp_path: Path, zip_file: Path) -> Iterator[Pipeline]:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
     pipeline: Pipeline,
 ) -> None:

@@ -107,6 +107,7 @@ def check_register(pipeline: Pipeline, number: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
     server: Server, pipeline: Pipeline, portal: Portal
 ) -> None:

@@ -1,12 +1,13 @@
 """Settings come from one place, and a wrong one is refused by name."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.settings import Settings, load_settings
 
 SECRET = "s3cret-Pässword"
 
@@ -74,6 +75,28 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
     assert (settings.batch_rows, settings.max_batches) == (1, 9999)
     assert (settings.poll_seconds, settings.ui_port) == (86_400, 65_535)
     assert settings.max_loss_percent == 0.125
+
+
+def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path) -> None:
+    some = load_settings({"KBO_USERNAME": "me"}, tmp_path)
+    given = {
+        **{field.name: f"{place}" for place, field in enumerate(fields(Settings), start=1024)},
+        "portal_url": "http://localhost:8080/kbo",
+        "postgres_url": "postgresql://me@localhost/dagster",
+        "alert_webhook": "https://example.org/hook",
+        "max_loss_percent": "33.125",
+        "privacy": "legal-persons",
+        "keep_published": "7",
+    }
+    every = {
+        {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}.get(
+            name, f"KBO_{name.upper()}"
+        ): value
+        for name, value in given.items()
+    }
+    for settings in (some, load_settings(every, tmp_path)):
+        assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
+    assert load_settings(every, tmp_path).memory_mb != some.memory_mb
 
 
 def test_everybody_is_shown_unless_the_setting_says_otherwise(tmp_path: Path) -> None:
