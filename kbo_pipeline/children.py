@@ -67,17 +67,6 @@ class Children:
         codes = {name: child.poll() for name, child in self._running.items()}
         return {name: code for name, code in codes.items() if code is not None}
 
-    def has_child(self, name: str, words: set[str]) -> bool:
-        """Tells whether a child of a child has these words in its command line."""
-        try:
-            for process in psutil.Process(self._running[name].pid).children():
-                with suppress(psutil.Error):
-                    if words <= set(process.cmdline()):
-                        return True
-        except psutil.Error:
-            return False
-        return False
-
     def end(self, name: str) -> None:
         """Ends a child and whatever it started."""
         child = self._running.pop(name)

@@ -1,6 +1,5 @@
 """`kbo start`: code location, daemon and web UI as children of one process. No Dagster here."""
 
-import itertools
 import os
 import shutil
 import signal
@@ -33,10 +32,7 @@ _SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code serve
 _DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
 _DEATHS_SECONDS = 150.0
 _LONGEST_PAUSE = 16
-_LOST_SECONDS = 4.0  # a code server without its inner process; when it reloads code it has two
-_LOOKED_INTO = 3  # turns; each look costs some 10 ms
 _RETRY = "retry"  # the child that imports again what was lost
-_INNER = {"api", "grpc"}  # words of the process in which the code is, a child of the code server
 
 
 class Recovery(Protocol):
@@ -143,7 +139,7 @@ class _Supervisor:
         workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
         self._arguments = {
             "code": (
-                *("dagster", "code-server", "start", "-m", "kbo_pipeline.definitions"),
+                *("kbo_pipeline.defs.code_server", "-m", "kbo_pipeline.definitions"),
                 *("-s", str(self._socket), "--location-name", "kbo_pipeline"),
             ),
             "daemon": ("dagster._daemon", "run", "-w", str(workspace)),
@@ -154,7 +150,6 @@ class _Supervisor:
         }
         self._deaths: dict[str, list[float]] = {name: [] for name in self._arguments}
         self._due: dict[str, float] = {}  # when what has died is started again
-        self._inner_seen = 0.0
         self._ended_at = time.time()  # of all run workers launched before
         self._is_settled = True
         self._next_look = time.monotonic() + _LOOK_SECONDS
@@ -175,14 +170,12 @@ class _Supervisor:
         kind = "web UI, read only" if self._is_read_only else "web UI"
         self._report(f"{kind}: {self._address}  (Ctrl-C ends everything)")
         self._retry(lost)
-        for turn in itertools.count():
+        while True:
             for name, code in self._children.ended().items():
                 if name == _RETRY:
                     self._end_retry(code)
                 else:
                     self._take_leave(name, f"ended with code {code}")
-            if turn % _LOOKED_INTO == 0 and self._has_lost_its_inner():
-                self._take_leave("code", "has lost the process with the code")
             for name, due in list(self._due.items()):
                 if time.monotonic() >= due:
                     del self._due[name]
@@ -194,7 +187,6 @@ class _Supervisor:
     def _start(self, name: str) -> None:
         if name == "code":
             self._socket.unlink(missing_ok=True)
-            self._inner_seen = time.monotonic() + _START_SECONDS
         self._children.start(name, self._arguments[name])
 
     def _take_leave(self, name: str, what: str) -> None:
@@ -246,14 +238,6 @@ class _Supervisor:
         if code != 0:
             log = self._children.log(_RETRY)
             self._report(f"{self._retried}: not imported; see {log}, then kbo retry it")
-
-    def _has_lost_its_inner(self) -> bool:
-        """The code server itself does not notice that the process with the code has died."""
-        if "code" not in self._children.names:
-            return False
-        if self._children.has_child("code", _INNER):
-            self._inner_seen = time.monotonic()
-        return time.monotonic() - self._inner_seen > _LOST_SECONDS
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_SECONDS

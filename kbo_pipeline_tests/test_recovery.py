@@ -140,8 +140,8 @@ def check_published(pipeline: Pipeline, undisturbed: str) -> None:
 
 KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
     "worker": lambda pipeline: psutil.Process(worker(pipeline)),
-    "code server": lambda pipeline: child(pipeline, "code-server"),
-    "process with the code": lambda pipeline: child(pipeline, "api", "grpc"),
+    "code server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.code_server"),
+    "what forks workers": lambda pipeline: psutil.Process(psutil.Process(worker(pipeline)).ppid()),
     "daemon": lambda pipeline: child(pipeline, "dagster._daemon"),
     "web server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.webserver"),
 }
@@ -162,7 +162,7 @@ def test_what_is_killed_is_replaced_and_the_import_goes_on(
             assert at_work is not None
             died_at = time.monotonic()
             KILLED[name](pipeline).kill()
-            if name in ("code server", "process with the code"):
+            if name in ("code server", "what forks workers"):
                 wait_until(partial(_is_gone, at_work), "its worker's end")
             wait_for_more(instance, process, 1)
             print(f"{name}: went on {time.monotonic() - died_at:.1f} s after its death")

@@ -119,7 +119,7 @@ def test_passwords_are_left_nowhere(tmp_path: Path) -> None:
         assert fetch(connection, "SELECT max(extract_number) FROM import_jobs") == 141
     assert portal.count(Kind.LOGIN) >= 2
     assert not (pipeline.directory / "postgres").exists()
-    assert any("multiprocessing.spawn" in word for word in words)  # the run workers
+    assert any("multiprocessing.forkserver" in word for word in words)  # the run workers
     for secret in SECRETS:
         assert secret not in shown
         assert not [word for word in words if secret in word]

@@ -12,7 +12,7 @@ import psutil
 from kbo_pipeline_tests.chaos.bench import Bench, repeated
 from kbo_pipeline_tests.chaos.damage import flip_a_bit
 from kbo_pipeline_tests.chaos.outcomes import Row
-from kbo_pipeline_tests.chaos.stack import Stack, embedded_postmaster, killed
+from kbo_pipeline_tests.chaos.stack import FORKING, Stack, embedded_postmaster, killed
 
 _APPEARS_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
@@ -51,12 +51,12 @@ def death_rows() -> list[Row]:
 
 
 def _code_server(stack: Stack, chance: random.Random) -> list[psutil.Process]:
-    """The outer process, or the one in which the code is."""
-    found = stack.named("code-server")
+    """The code server itself, or the process from which it has run workers forked."""
+    forking = stack.named(FORKING)
     if chance.random() < 0.5:
-        return found
-    inner = [child for process in found for child in _children(process)]
-    return [process for process in inner if "grpc" in _words(process)]
+        workers = {process.pid for process in stack.workers()}
+        return [process for process in forking if process.pid not in workers]
+    return [p for p in stack.named("kbo_pipeline.defs.code_server") if p not in forking]
 
 
 def _harm_register(bench: Bench, chance: random.Random) -> None:
@@ -175,15 +175,3 @@ def _started_again(
         bench.stack.wait()
         time.sleep(chance.uniform(0.0, _LONGEST_PAUSE))
         bench.stack.start()
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return process.children()
-    return []
-
-
-def _words(process: psutil.Process) -> list[str]:
-    with suppress(psutil.Error):
-        return process.cmdline()
-    return []

@@ -23,6 +23,9 @@ from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import free_port
 
+FORKING = "multiprocessing.forkserver"
+"""Stands in the command line of the process that run workers are forked from, and in theirs."""
+
 _END_SECONDS = 90.0
 _SIGNS = ("STEP_START", "ASSET_MATERIALIZATION", "PIPELINE_START")
 _OPEN = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
@@ -94,8 +97,15 @@ class Stack:
         return found
 
     def workers(self) -> list[psutil.Process]:
-        """The processes of runs."""
-        return self.named("multiprocessing.spawn")
+        """The processes of runs: forked from one with the same command line."""
+        found = self.named(FORKING)
+        servers = {process.pid for process in found}
+        workers = []
+        for process in found:
+            with suppress(psutil.Error):
+                if process.ppid() in servers:
+                    workers.append(process)
+        return workers
 
     def wait(self) -> int:
         """Waits until `kbo start` has ended; returns its exit code."""
