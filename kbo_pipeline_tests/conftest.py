@@ -8,9 +8,8 @@ import pytest
 
 from kbo_pipeline_tests.pipeline import Pipeline
 
-
-# A job that Dagster has executed in a process leaves SIGTERM there with what SIGINT had: ignored, by
-# whatever it starts later too, where a shell without job control runs us in the background.
+# A job that Dagster has executed in a process leaves SIGTERM there with what SIGINT had: ignored,
+# by whatever it starts later too, where a shell without job control runs us in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
