@@ -151,6 +151,7 @@ def test_a_loss_keeps_an_update_from_readers_until_it_is_accepted(imported: Pipe
         assert {record.run_id for record in left} == {run.run_id for run in publications(instance)}
 
 
+@pytest.mark.rare
 def test_an_update_with_a_loss_can_be_undone_instead(imported: Pipeline, zips: list[Path]) -> None:
     with imported.read() as reader:
         before = content_hash(reader)

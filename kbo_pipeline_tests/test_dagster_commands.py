@@ -74,6 +74,7 @@ def loads(server: Server) -> bool:
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_dagster_dev_loads_imports_and_ends_with_ctrl_c(tmp_path: Path, repository: Path) -> None:
     pipeline = with_download(tmp_path / "data")
     port = str(free_port())

@@ -146,7 +146,7 @@ def _roll_back(core: Core, zip_file: Path, order: random.Random, before: list[st
 
 
 @settings(
-    max_examples=int(os.environ.get("PROPERTY_EXAMPLES", "12")),
+    max_examples=int(os.environ.get("PROPERTY_EXAMPLES", "8")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
