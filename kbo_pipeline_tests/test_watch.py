@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,29 +21,26 @@ WATCH = ("kbo_pipeline.cli", "status", EXTRACT, "--watch")
 @pytest.mark.long
 def test_who_watches_an_import_sees_it_go_on_until_it_is_published(tmp_path: Path) -> None:
     zip_file = Sample(enterprises=1500, seed=5).write_full(tmp_path, 140)
-    pipeline = Pipeline(tmp_path / "data", {"KBO_MAX_BATCHES": "12"})
-    with (
-        pipeline.instance() as instance,
-        Terminal() as terminal,
-        started(pipeline, "kbo_pipeline.cli", "import", zip_file) as importing,
-    ):
-        wait_until(
-            lambda: instance.get_dynamic_partitions("kbo_extracts"), "the partition", importing
-        )
+    pipeline = Pipeline(tmp_path / "data", {"KBO_MAX_BATCHES": "40"})
+    with pipeline.instance() as instance, Terminal() as terminal:
+        instance.add_dynamic_partitions("kbo_extracts", [EXTRACT])
         with (
             started(pipeline, *WATCH) as lines,
             started(pipeline, *WATCH, "--json") as objects,
-        ):
-            bars = subprocess.run(
+            subprocess.Popen(
                 [sys.executable, "-m", *WATCH],
                 env=pipeline.environment | {"TERM": "xterm"},
                 cwd=REPOSITORY,
                 stdout=terminal.theirs,
-                timeout=200,
-                check=False,
-            )
-            ended = {importing.popen.wait(60), lines.popen.wait(60), objects.popen.wait(60)}
-    assert ended == {bars.returncode} == {0}
+            ) as bars,
+        ):
+            for watching in (lines, objects):  # before anything begins, so that nothing is missed
+                wait_until(partial(watching.says, "pending"), "the first line", watching)
+            wait_until(lambda: "pending" in terminal.text, "the first bars")
+            with started(pipeline, "kbo_pipeline.cli", "import", zip_file) as importing:
+                every = (importing.popen, lines.popen, objects.popen, bars)
+                ended = {process.wait(200) for process in every}
+    assert ended == {0}
     assert "activity" in terminal.text and "━" in terminal.text
     for shown in (terminal.text, lines.output()):
         percentages = [float(found) for found in re.findall(r"([\d.]+)%", shown)]
