@@ -28,6 +28,7 @@ from kbo_pipeline.witness import drop_lost
 _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5
 _LOOK_SECONDS = 60.0  # between two looks at runs whose worker has died
+_LAUNCHED_SECONDS = 12.0  # after a daemon's death it is clear whether a run of its was begun
 _SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code server
 _DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
 _DEATHS_SECONDS = 150.0
@@ -197,6 +198,8 @@ class _Supervisor:
             self._socket.unlink(missing_ok=True)
             self._is_settled = False
         now = time.monotonic()
+        if name == "daemon":  # a run that it was launching may have been begun by nobody
+            self._next_look = min(self._next_look, now + _LAUNCHED_SECONDS)
         recent = [t for t in self._deaths[name] if now - t < _DEATHS_SECONDS] + [now]
         self._deaths[name] = recent
         log = self._children.log(name)

@@ -21,9 +21,11 @@ import dagster as dg
 import psutil
 import pytest
 import requests
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from kbo_pipeline import serving
 from kbo_pipeline.children import Children, end_leftovers
+from kbo_pipeline.defs import workers
 from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.defs.recovery import end_dead_runs
 from kbo_pipeline.locks import exclusive_lock, holder
@@ -138,9 +140,10 @@ def check_published(pipeline: Pipeline, undisturbed: str) -> None:
         assert rows == [("completed", 7 * total)]
 
 
+CODE_SERVER = "kbo_pipeline.defs.code_server"
 KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
     "worker": lambda pipeline: psutil.Process(worker(pipeline)),
-    "code server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.code_server"),
+    "code server": lambda pipeline: child(pipeline, CODE_SERVER),
     "what forks workers": lambda pipeline: psutil.Process(psutil.Process(worker(pipeline)).ppid()),
     "daemon": lambda pipeline: child(pipeline, "dagster._daemon"),
     "web server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.webserver"),
@@ -170,6 +173,31 @@ def test_what_is_killed_is_replaced_and_the_import_goes_on(
         wait_until(lambda: _answers(server), "the web server", process)
         check_published(pipeline, undisturbed)
     assert [words for words in processes_of(pipeline.directory) if "postgres" not in words[0]] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_a_daemon_was_launching_when_it_was_killed_is_begun_by_the_next(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        daemon, code_server = (child(pipeline, name) for name in ("dagster._daemon", CODE_SERVER))
+        daemon.suspend()
+        server.launch("stage_extract", EXTRACT)
+        (run,) = instance.get_runs()
+        # What a daemon does before it asks the code server; Dagster itself waits 120 s then.
+        address = code_server.cmdline()[code_server.cmdline().index("-s") + 1]
+        instance.add_run_tags(run.run_id, {GRPC_INFO_TAG: json.dumps({"socket": address})})
+        instance.handle_new_event(_entry(run, dg.DagsterEvent("PIPELINE_STARTING", run.job_name)))
+        daemon.kill()
+        killed_at = time.monotonic()
+        failed = dg.DagsterRunStatus.FAILURE
+        wait_until(lambda: run_status(instance, run.run_id) == failed, "its end", process)
+        print(f"noticed {time.monotonic() - killed_at:.1f} s after its death")
+        said = [entry.message for entry in instance.all_logs(run.run_id)]
+        assert any("the process of this run has died" in message for message in said)
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
 
 
 @pytest.mark.rare
@@ -330,7 +358,7 @@ def _has_begun(pid: int) -> bool:
 
 
 def test_exactly_the_runs_without_a_living_worker_are_ended(
-    pipeline: Pipeline, instance: dg.DagsterInstance
+    pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load_settings(pipeline.environment)
     locks = settings.work_dir / "runs"
@@ -351,6 +379,7 @@ def test_exactly_the_runs_without_a_living_worker_are_ended(
     ending = add(status.CANCELING, ours, has_lock=True)
     alive = add(status.STARTED, ours, has_lock=True)
     begun = add(status.STARTED, ours)
+    launching = add(status.STARTING, {})
     elsewhere = add(status.STARTED, foreign)
     of_command = add(status.STARTED, OWN_RUN, has_lock=True)
     waiting = add(status.NOT_STARTED, ours)
@@ -364,8 +393,11 @@ def test_exactly_the_runs_without_a_living_worker_are_ended(
     with exclusive_lock(locks / f"{alive}.lock"):
         assert {*end_dead_runs(instance, settings)} == {dead, ending}
         assert end_dead_runs(instance, settings) == []
+        monkeypatch.setattr(workers, "LAUNCH_SECONDS", 0.0)
+        assert end_dead_runs(instance, settings) == [launching]
         assert end_dead_runs(instance, settings, ended_at=time.time() + 1) == [begun]
-    assert [now(run) for run in (dead, begun, ending)] == [
+    assert [now(run) for run in (dead, begun, launching, ending)] == [
+        status.FAILURE,
         status.FAILURE,
         status.FAILURE,
         status.CANCELED,

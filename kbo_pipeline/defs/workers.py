@@ -1,15 +1,24 @@
 """Which runs have a living worker: each worker holds a lock from its first step to its end."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
 
 from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.locks import hold_until_exit, is_locked
 from kbo_pipeline.serving import runtime_prefix
 from kbo_pipeline.settings import Settings
+
+LAUNCH_SECONDS = 10.0
+"""From the moment at which a daemon says that it launches a run until the code server has it."""
 
 _held: set[str] = set()
 
@@ -30,7 +39,8 @@ def is_dead(
     """Tells whether the worker of an unfinished run has certainly ended.
 
     A run without a lock is one that has not come to its first step, or one on another machine. The
-    code server watches the former itself, so that it is dead when the code server is.
+    code server watches the former itself, so that it is dead when the code server is; and one that
+    the code server does not have was never begun: the daemon died while it launched it.
 
     Args:
         instance: where the runs are recorded.
@@ -41,10 +51,15 @@ def is_dead(
     lock = _lock(settings, run.run_id)
     if lock.exists():
         return not is_locked(lock)
-    if not _is_launched_by_start(settings, run):
+    server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+    if not _is_launched_by_start(settings, run, server):
         return False
     launched_at = instance.get_run_stats(run.run_id).launch_time
-    return launched_at is not None and launched_at < ended_at
+    if launched_at is None:
+        return False
+    if launched_at < ended_at:
+        return True
+    return launched_at < time.time() - LAUNCH_SECONDS and not _is_at(server, run)
 
 
 def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
@@ -62,8 +77,19 @@ def _lock(settings: Settings, run_id: str) -> Path:
     return settings.work_dir / "runs" / f"{run_id}.lock"
 
 
-def _is_launched_by_start(settings: Settings, run: dg.DagsterRun) -> bool:
-    if GRPC_INFO_TAG not in run.tags:  # its daemon died in the instant before it wrote the tag
+def _is_launched_by_start(settings: Settings, run: dg.DagsterRun, server: dict[str, Any]) -> bool:
+    if not server:  # its daemon died in the instant before it wrote the tag
         return run.status == dg.DagsterRunStatus.STARTING
-    server = json.loads(run.tags[GRPC_INFO_TAG])
     return Path(server.get("socket") or "").parent.name.startswith(runtime_prefix(settings))
+
+
+def _is_at(server: dict[str, Any], run: dg.DagsterRun) -> bool:
+    """Tells whether a code server has a run; also when it does not answer: nobody knows then."""
+    if not server:
+        return False
+    request = CanCancelExecutionRequest(run_id=run.run_id)
+    try:
+        answer = DagsterGrpcClient(socket=server["socket"]).can_cancel_execution(request, timeout=5)
+    except DagsterUserCodeUnreachableError:  # one that has died is replaced, and told as such
+        return True
+    return deserialize_value(answer, CanCancelExecutionResult).can_cancel
