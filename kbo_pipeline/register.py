@@ -6,12 +6,11 @@ written, so batches may come in any order, twice, or after a crash: the result i
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -35,9 +34,9 @@ _LEDGER = ("import_jobs", "import_job_batches")
 class _Changes:
     """How the rows of a table differ in a range: rows to be closed, to be opened, opened before."""
 
-    closing: int
-    opening: int
-    opened: int
+    closing: int = 0
+    opening: int = 0
+    opened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +159,8 @@ class Register:
         """Takes a connection on which the register, a file, is attached: the default database."""
         self._database = Database(connection)
         self._file = file
+        self._found: dict[tuple[str, int], _Changes] = {}  # by table name and batch
+        self._faults: dict[int, str] = {}  # by batch
         self.ledger = Ledger(self._database)
 
     def prepare(self) -> None:
@@ -198,11 +199,13 @@ class Register:
         if is_adopted:
             self._adopt(staging_file(staging_dir, key))
         with open_staged(self._database.connection, staging_dir, key) as staged:
+            self._faults = self._find_faults(staged)
             # Once for all batches: none changes anything outside its own range.
             for table in TABLES:
                 self._find_changes(
                     table, staged.extract, is_whole=key.type == "full", is_adopted=is_adopted
                 )
+            self._found = self._find_counts(staged, is_adopted=is_adopted)
             yield staged
 
     def _adopt(self, staged_full: Path) -> None:
@@ -248,16 +251,16 @@ class Register:
         applied = self.ledger.applied_change(extract.key, batch.number)
         if applied is not None:
             return applied
+        if batch.number in self._faults:
+            raise RegisterError(self._faults[batch.number])
         started = time.time()
         with self._database.transaction():
-            self._check_staged(staged, batch)
-            found = self._found(TABLES, extract, batch, is_whole=extract.key.type == "full")
             changes = {
                 table.name: self._change(
                     table,
                     extract,
                     batch,
-                    found[table.name],
+                    self._found.get((table.name, batch.number), _Changes()),
                     {
                         operation: staged.records.get((table.name, batch.number, operation), 0)
                         for operation in extract.key.operations
@@ -269,15 +272,25 @@ class Register:
             self.ledger.complete_batch(extract, batch, changes, attempt, started)
         return BatchChange(changes, already_applied=False)
 
-    def _check_staged(self, staged: Staged, batch: Batch) -> None:
-        key = staged.extract.key
-        for name, count in self._by_table(TABLES, batch, register_sql.count_staged):
-            expected = sum(staged.records.get((name, batch.number, o), 0) for o in key.operations)
-            if count != expected:
-                raise RegisterError(
-                    f"{key}: batch {batch.number}: {name}: {expected} rows were staged, {count} are"
-                    f" there; stage {key} again"
-                )
+    def _find_faults(self, staged: Staged) -> dict[int, str]:
+        """What is wrong with the rows of a batch in the staging file, by its number."""
+        counts = " UNION ALL ".join(register_sql.count_staged(table) for table in TABLES)
+        totals = dict(self._database.execute(counts).fetchall())
+        if all(totals[table.name] == staged.table_records(table) for table in TABLES):
+            return {}
+        rows = self._database.execute(register_sql.COUNT_STAGED_BY_BATCH).fetchall()
+        found = {(table, batch): count for table, batch, count in rows}
+        key, faults = staged.extract.key, {}
+        for batch in staged.batches:
+            for table in TABLES:
+                place = (table.name, batch.number)
+                expected = sum(staged.records.get((*place, o), 0) for o in key.operations)
+                if found.get(place, 0) != expected:
+                    faults[batch.number] = (
+                        f"{key}: batch {batch.number}: {table.name}: {expected} rows were staged,"
+                        f" {found.get(place, 0)} are there; stage {key} again"
+                    )
+        return faults
 
     def _find_changes(
         self, table: Table, extract: Extract, *, is_whole: bool, is_adopted: bool = False
@@ -298,30 +311,25 @@ class Register:
         for statement in register_sql.find_changes(table, kind, is_whole=is_whole):
             self._database.execute(statement)
 
-    def _found(
-        self, tables: Sequence[Table], extract: Extract, batch: Batch | None, *, is_whole: bool
-    ) -> "dict[str, _Changes]":
-        """What was put aside of a range, by table name."""
-        opened: dict[str, int] = {}
-        if is_whole:
-            number = {"number": extract.key.number}
-            opened = dict(self._by_table(tables, batch, register_sql.count_opened, **number))
-        return {
-            name: _Changes(closing, opening, opened.get(name, 0))
-            for name, closing, opening in self._by_table(tables, batch, register_sql.count_changes)
-        }
-
-    def _by_table(
-        self,
-        tables: Sequence[Table],
-        batch: Batch | None,
-        query: Callable[[Table, Batch | None], str],
-        **values: int,
-    ) -> list[tuple[Any, ...]]:
-        """The rows of a query of each table, all in one statement: each takes milliseconds."""
-        together = " UNION ALL ".join(query(table, batch) for table in tables)
-        bounds = register_sql.range_parameters(batch)
-        return self._database.execute(together, **values, **bounds).fetchall()
+    def _find_counts(
+        self, staged: Staged, *, is_adopted: bool
+    ) -> "dict[tuple[str, int], _Changes]":
+        """How much is put aside, by table name and batch; without those in which nothing is."""
+        database, key = self._database, staged.extract.key
+        opened: dict[tuple[str, int], int] = {}
+        if is_adopted:
+            opened = {
+                (table, batch): count - staged.superseded.get((table, batch), 0)
+                for (table, batch, _), count in staged.records.items()
+            }
+        elif key.type == "full":  # it may have been adopted before a crash
+            rows = database.execute(register_sql.COUNT_OPENED_BY_BATCH, number=key.number)
+            opened = {(table, batch): count for table, batch, count in rows.fetchall()}
+        found = {place: _Changes(opened=count) for place, count in opened.items()}
+        counted = database.execute(register_sql.COUNT_CHANGES_BY_BATCH).fetchall()
+        for table, batch, closing, opening in counted:
+            found[table, batch] = _Changes(closing, opening, opened.get((table, batch), 0))
+        return found
 
     def _change(
         self,
@@ -384,8 +392,10 @@ class Register:
             )
         with self._database.transaction():
             self._find_changes(CODE, extract, is_whole=True)
-            found = self._found((CODE,), extract, None, is_whole=True)[CODE.name]
-            ((_, rows),) = self._by_table((CODE,), None, register_sql.count_staged)
+            found = _Changes(
+                *self._database.execute(register_sql.count_changes(CODE)).fetchall()[0]
+            )
+            ((_, rows),) = self._database.execute(register_sql.count_staged(CODE)).fetchall()
             superseded = self._database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
             code = self._change(CODE, extract, None, found, {"insert": rows}, superseded)
             names = self._database.count(

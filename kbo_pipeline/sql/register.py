@@ -3,7 +3,7 @@
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.extracts import ExtractType
 from kbo_pipeline.sql.staging import of_operation
-from kbo_pipeline.tables import ALL_TABLES, Table
+from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 
 VERSION_COLUMNS = (
     "_snapshot_date DATE NOT NULL",
@@ -193,30 +193,55 @@ def reopen_versions(table: Table) -> str:
     )
 
 
-def count_staged(table: Table, batch: Batch | None) -> str:
-    """Counts the staged rows in the range, deletes and inserts."""
+def count_staged(table: Table) -> str:
+    """Counts the staged rows, deletes and inserts."""
+    return f"SELECT '{table.name}', count(*) FROM staging.main.{table.name}"
+
+
+def count_changes(table: Table) -> str:
+    """Counts what is to be closed and to be opened."""
     return (
-        f"SELECT '{table.name}', count(*) FROM staging.main.{table.name}"
-        f" WHERE {_in_range(table.key, batch)}"
+        f"SELECT (SELECT count(*) FROM temp.main.closing_{table.name}),"
+        f" (SELECT count(*) FROM temp.main.opening_{table.name})"
     )
 
 
-def count_changes(table: Table, batch: Batch | None) -> str:
-    """Counts what is to be closed and to be opened in the range."""
+def _by_batch(counted: str) -> str:
+    """Sums up columns of numbers by `table_name` and batch, which `entity_number` is in."""
     return (
-        f"SELECT '{table.name}',"
-        f" (SELECT count(*) FROM temp.main.closing_{table.name} WHERE {_in_range('key', batch)}),"
-        f" (SELECT count(*) FROM temp.main.opening_{table.name}"
-        f" WHERE {_in_range(table.key, batch)})"
+        "SELECT table_name, batch_number, sum(COLUMNS(* EXCLUDE (table_name, batch_number,"
+        f" entity_number, first_number, next_number)))::BIGINT FROM ({counted})"
+        " ASOF JOIN staging.main.batch ON entity_number >= coalesce(first_number, '') GROUP BY ALL"
     )
 
 
-def count_opened(table: Table, batch: Batch | None) -> str:
-    """Counts the current rows in the range that the extract has opened; binds `$number`."""
-    return (
-        f"SELECT '{table.name}', count(*) FROM register.main.{table.name}"
-        f" WHERE _extract_number = $number AND _is_current AND {_in_range(table.key, batch)}"
+COUNT_STAGED_BY_BATCH = _by_batch(
+    " UNION ALL ".join(
+        f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS staged"
+        f" FROM staging.main.{table.name}"
+        for table in TABLES
     )
+)
+"""Counts the staged rows, deletes and inserts, by table and batch."""
+
+COUNT_CHANGES_BY_BATCH = _by_batch(
+    " UNION ALL ".join(
+        f"SELECT '{table.name}' AS table_name, key AS entity_number, 1 AS closing, 0 AS opening"
+        f" FROM temp.main.closing_{table.name} UNION ALL"
+        f" SELECT '{table.name}', {table.key}, 0, 1 FROM temp.main.opening_{table.name}"
+        for table in TABLES
+    )
+)
+"""Counts what is to be closed and to be opened, by table and batch."""
+
+COUNT_OPENED_BY_BATCH = _by_batch(
+    " UNION ALL ".join(
+        f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
+        f" FROM register.main.{table.name} WHERE _extract_number = $number AND _is_current"
+        for table in TABLES
+    )
+)
+"""Counts the current rows that the extract has opened, by table and batch; binds `$number`."""
 
 
 def close_rows(table: Table, batch: Batch | None) -> str:

@@ -110,33 +110,57 @@ def _rows_superseded(table: Table) -> str:
 CREATE_SUPERSEDED = "CREATE TABLE superseded (table_name VARCHAR, row_id BIGINT)"
 
 
+def row_hashes(table: Table, extract_type: ExtractType) -> str:
+    """The hashes of the inserted rows, one part of `$parts`; rows that are equal have the same.
+
+    Where a key has one row at most, those of the keys.
+    """
+    return (
+        f"SELECT row_hash FROM (SELECT hash({_identity(table)}) AS row_hash"
+        f" {_inserted(table, extract_type)}) WHERE row_hash % $parts::UBIGINT = $part::UBIGINT"
+    )
+
+
 def note_superseded(table: Table, extract_type: ExtractType) -> str:
     """Fills `superseded`: inserted rows that are there twice, but for the first of them.
 
-    Where a key has one row at most, the last one of a key supersedes those before.
+    Where a key has one row at most, the last one of a key supersedes those before. Only rows are
+    compared whose hash is among `$several`.
     """
-    row = table.key if table.unique_key else ", ".join(table.column_names)
     stays = "max(rowid)" if table.unique_key else "min(rowid)"
-    inserted = f"FROM {table.name} WHERE {of_operation(extract_type, 'insert')}"
-    # Few rows are there twice: only those with the same hash are compared.
-    several = f"hash({row}) IN (SELECT hash({row}) {inserted} GROUP BY 1 HAVING count(*) > 1)"
+    identity, inserted = _identity(table), _inserted(table, extract_type)
+    several = f"hash({identity}) IN (SELECT unnest($several::UBIGINT[]))"
     return (
         f"INSERT INTO superseded SELECT '{table.name}', rowid {inserted} AND {several}"
-        f" AND rowid NOT IN (SELECT {stays} {inserted} AND {several} GROUP BY {row})"
+        f" AND rowid NOT IN (SELECT {stays} {inserted} AND {several} GROUP BY {identity})"
     )
 
 
-def count_along_axis() -> str:
-    """Makes `axis`: how many rows of an extract speak of each entity number, in their order."""
+def _identity(table: Table) -> str:
+    return table.key if table.unique_key else ", ".join(table.column_names)
+
+
+def _inserted(table: Table, extract_type: ExtractType) -> str:
+    return f"FROM {table.name} WHERE {of_operation(extract_type, 'insert')}"
+
+
+def count_by_entity(extract_type: ExtractType, operations: Sequence[Operation]) -> str:
+    """Makes `counted`: rows by table, operation and entity number."""
     counts = " UNION ALL ".join(
-        f"SELECT {t.key} AS entity_number, count(*) AS records FROM {t.name} GROUP BY ALL"
+        f"SELECT '{t.name}' AS table_name, '{operation}' AS operation, {t.key} AS entity_number,"
+        f" count(*) AS records FROM {t.name} WHERE {of_operation(extract_type, operation)}"
+        " GROUP BY ALL"
         for t in TABLES
+        for operation in operations
     )
-    return (
-        "CREATE OR REPLACE TEMP TABLE axis AS SELECT entity_number, sum(records)::BIGINT AS records"
-        f" FROM ({counts}) GROUP BY ALL ORDER BY entity_number"
-    )
+    return f"CREATE OR REPLACE TEMP TABLE counted AS {counts}"
 
+
+COUNT_ALONG_AXIS = """
+CREATE OR REPLACE TEMP TABLE axis AS SELECT entity_number, sum(records)::BIGINT AS records
+FROM temp.main.counted GROUP BY ALL ORDER BY entity_number
+"""
+"""Makes `axis`: how many rows of an extract speak of each entity number, in their order."""
 
 RECORDS_ALONG_AXIS = "SELECT records FROM temp.main.axis ORDER BY rowid"
 
@@ -154,25 +178,20 @@ CREATE TABLE batch (
 """
 
 
-def count_by_batch(extract_type: ExtractType, operations: Sequence[Operation]) -> str:
+def count_by_batch() -> str:
     """Makes `batch_records`: rows by table, batch and operation, and how many are superseded."""
-    counts = " UNION ALL ".join(
-        f"SELECT '{t.name}' AS table_name, '{operation}' AS operation, {t.key} AS entity_number,"
-        f" count(*) AS records, 0 AS superseded FROM {t.name}"
-        f" WHERE {of_operation(extract_type, operation)} GROUP BY ALL"
-        for t in TABLES
-        for operation in operations
-    )
     superseded = " UNION ALL ".join(
-        f"SELECT '{t.name}', 'insert', {t.key}, 0, 1 FROM {t.name}"
-        f" WHERE rowid IN ({_rows_superseded(t)})"
+        f"SELECT '{t.name}' AS table_name, 'insert' AS operation, {t.key} AS entity_number,"
+        f" 0 AS records, 1 AS superseded FROM {t.name} WHERE rowid IN ({_rows_superseded(t)})"
         for t in TABLES
     )
     return (
         "CREATE TABLE batch_records AS SELECT table_name, batch_number, operation,"
         " sum(records)::BIGINT AS records_count, sum(superseded)::BIGINT AS superseded_count"
-        f" FROM ({counts} UNION ALL {superseded})"
-        " ASOF JOIN batch ON entity_number >= coalesce(first_number, '') GROUP BY ALL"
+        f" FROM (SELECT *, 0 AS superseded FROM temp.main.counted UNION ALL {superseded})"
+        " JOIN (SELECT entity_number, batch_number FROM temp.main.axis"
+        " ASOF JOIN batch ON entity_number >= coalesce(first_number, '')) USING (entity_number)"
+        " GROUP BY ALL"
     )
 
 
