@@ -73,33 +73,9 @@ def start(read_only: bool) -> None:
     settings = load_settings()
 
     def recover(*, ended_at: float, is_start: bool) -> "ExtractKey | None":
-        from kbo_pipeline.defs.cancelling import note_cancelled
-        from kbo_pipeline.defs.importing import open_instance
-        from kbo_pipeline.defs.mending import mend, next_lost
-        from kbo_pipeline.defs.recovery import (
-            end_dead_runs,
-            end_dead_runs_of_commands,
-            resume_retries,
-        )
-        from kbo_pipeline.defs.storage import migrate
-        from kbo_pipeline.errors import StorageError
-        from kbo_pipeline.witness import mark_suspect, suspect_file
+        from kbo_pipeline.defs.looking import look  # when nobody else can start: it costs a second
 
-        with open_instance(settings) as instance:
-            if is_start:
-                migrate(instance, click.echo)
-            if is_start or suspect_file(settings).exists():
-                try:
-                    mend(instance, settings, click.echo)
-                except StorageError as error:  # somebody is at work: a look later will do
-                    mark_suspect(settings)
-                    click.echo(f"not compared yet: {error}")
-            end_dead_runs_of_commands(instance, settings)
-            ended = end_dead_runs(instance, settings, ended_at=ended_at)
-            for run_id in (*ended, *resume_retries(instance)):
-                click.echo(f"run {run_id}: its process has died; Dagster takes it up again")
-            note_cancelled(instance, settings)
-            return next_lost(instance, settings)
+        return look(settings, click.echo, ended_at=ended_at, is_start=is_start)
 
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")

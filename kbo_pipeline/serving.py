@@ -27,7 +27,7 @@ from kbo_pipeline.witness import drop_lost
 
 _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5
-_LOOK_SECONDS = 60.0  # between two looks at runs whose worker has died
+_LOOK_SECONDS = 30.0  # between two looks at runs whose worker has died
 _LAUNCHED_SECONDS = 12.0  # after a daemon's death it is clear whether a run of its was begun
 _SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code server
 _DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
@@ -72,7 +72,7 @@ def serve(
         settings: the settings; the children get them as environment.
         report: takes a line for the person who watches.
         recover: called once nobody else can start on this data directory and nothing runs yet,
-            when a new code server is there, and each minute.
+            when a new code server is there, and each half minute.
         read_only: nobody can start or change anything in the web UI.
 
     Raises:

@@ -21,13 +21,22 @@ import dagster as dg
 import psutil
 import pytest
 import requests
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.tags import GRPC_INFO_TAG, ROOT_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster_shared.error import SerializableErrorInfo
+from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from kbo_pipeline import serving
 from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.defs import workers
 from kbo_pipeline.defs.claims import OWN_RUN
-from kbo_pipeline.defs.recovery import end_dead_runs
+from kbo_pipeline.defs.looking import look
+from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.defs.recovery import end_dead_runs, resume_retries
+from kbo_pipeline.errors import StorageError
 from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample
@@ -405,6 +414,107 @@ def test_exactly_the_runs_without_a_living_worker_are_ended(
     assert {now(run) for run in (alive, elsewhere, of_command)} == {status.STARTED}
     assert now(waiting) == status.NOT_STARTED
     assert {file.name for file in locks.iterdir()} == {f"{alive}.lock", f"{of_command}.lock"}
+
+
+def test_what_failed_of_a_lost_connection_is_retried_and_nothing_else(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    """Dagster's own code reads around each step; what fails there is not the step's fault."""
+
+    def add(extract: str, *errors: Exception, retry: int = 0) -> str:
+        root = None
+        for _ in range(retry + 1):
+            run = instance.add_run(
+                dg.DagsterRun(
+                    job_name="apply_batches",
+                    status=dg.DagsterRunStatus.STARTED,
+                    tags={EXTRACT_TAG: extract} | ({ROOT_RUN_ID_TAG: root} if root else {}),
+                    root_run_id=root,
+                    parent_run_id=root,
+                )
+            )
+            root = root or run.run_id
+        for error in errors:
+            info = _info(error)
+            failure = dg.DagsterEvent(
+                "STEP_FAILURE",
+                run.job_name,
+                event_specific_data=StepFailureData(info, None),  # type: ignore[no-untyped-call]
+            )
+            instance.event_log_storage.store_event(_entry(run, failure))
+        instance.report_run_failed(
+            run,
+            job_failure_data=JobFailureData(
+                error=None, failure_reason=RunFailureReason.STEP_FAILURE
+            ),
+        )
+        return run.run_id
+
+    lost = _lost_connection(instance)
+    within = RuntimeError("while a step was executed")
+    within.__cause__ = lost
+    of_postgres = add("0140-full", lost)
+    inside = add("0141-update", within)
+    of_data = add("0142-update", ValueError("a column too many"))
+    of_both = add("0143-update", lost, ValueError("a column too many"))
+    too_often = add("0144-update", lost, retry=3)
+    before = add("0145-update", lost)
+    add("0145-update")  # somebody has tried since
+
+    assert {*resume_retries(instance)} == {of_postgres, inside}
+    assert resume_retries(instance) == []  # Dagster has them now
+
+    def will_retry(run_id: str) -> bool:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.tags[WILL_RETRY_TAG] == "true"
+
+    assert will_retry(of_postgres)
+    assert will_retry(inside)
+    assert not any(map(will_retry, (of_data, of_both, too_often, before)))
+
+
+def _info(error: BaseException | None) -> SerializableErrorInfo | None:
+    if error is None:
+        return None
+    return SerializableErrorInfo(str(error), [], type(error).__name__, _info(error.__cause__))
+
+
+def _lost_connection(instance: dg.DagsterInstance) -> Exception:
+    """What Dagster's storage raises when the server goes away in the middle of a statement."""
+    storage = instance.run_storage
+    assert isinstance(storage, SqlRunStorage)
+    with storage.connect() as connection, pytest.raises(OperationalError) as lost:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    return lost.value
+
+
+def test_a_look_goes_on_when_postgres_goes_in_the_middle_of_it(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    settings = load_settings(pipeline.environment)
+    statements, said = 0, list[str]()
+
+    def count(*_: object) -> None:
+        nonlocal statements
+        statements += 1
+        if statements in kills:
+            kill_and_wait(pipeline.directory / "postgres")
+
+    kills: set[int] = set()
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        look(settings, said.append, ended_at=0.0, is_start=True)
+        assert said == []
+        middle, statements = statements // 2, 0
+        kills = {middle}
+        look(settings, said.append, ended_at=0.0, is_start=True)
+        assert [line[:22] for line in said] == ["PostgreSQL went away: "]
+        kills, statements = set(range(1000)), 0
+        with pytest.raises(StorageError, match=r"^PostgreSQL "):
+            look(settings, said.append, ended_at=0.0, is_start=True)
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
 
 
 def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:

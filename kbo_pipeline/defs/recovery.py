@@ -1,8 +1,12 @@
 """Runs whose process died without a word: Dagster's own launcher never notices some of them."""
 
 import dagster as dg
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster_postgres.utils import DagsterPostgresException
+from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline.defs.claims import OWN_RUN, claim_file
 from kbo_pipeline.defs.progress import CANCELLED_TAG, EXTRACT_TAG, Progress, extract_of
@@ -73,10 +77,12 @@ def end_dead_runs(
 
 
 def resume_retries(instance: dg.DagsterInstance) -> list[str]:
-    """Has Dagster retry the runs that it could not retry because no code server was there.
+    """Has Dagster retry runs that failed of nothing of theirs, and that it does not retry itself.
 
-    It tries that once, and gives up for good. Reporting the failure again begins it anew, with the
-    same limit of retries.
+    One that it could not retry because no code server was there: it tries that once, and gives up
+    for good. And one whose connection to PostgreSQL was lost under Dagster's own code: it takes
+    that for a failure of the step, which it does not retry. Reporting the failure again begins it
+    anew, within the same limit of retries.
 
     Returns:
         The ids of the runs.
@@ -90,9 +96,39 @@ def resume_retries(instance: dg.DagsterInstance) -> list[str]:
         newest = None if extract is None else Progress(instance).newest_runs.get(extract)
         if newest is None or newest.run_id != run.run_id or CANCELLED_TAG in run.tags:
             continue
-        events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-        last = events[-1].dagster_event if events else None
-        if last is not None and last.message == _NOT_RETRIED:
-            instance.report_run_failed(run, "the process of this run has died; retried once more")
+        if not auto_reexecution_should_retry_run(instance, run, None):
+            continue
+        if _was_not_retried(instance, run) or _has_lost_postgres(instance, run):
+            instance.report_run_failed(
+                run,
+                "what this run failed of has passed; retried once more",
+                JobFailureData(error=None, failure_reason=RunFailureReason.RUN_EXCEPTION),
+            )
             resumed.append(run.run_id)
     return resumed
+
+
+def _was_not_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    last = events[-1].dagster_event if events else None
+    return last is not None and last.message == _NOT_RETRIED
+
+
+def _has_lost_postgres(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether all steps that failed did so because of a lost connection, and nothing else."""
+    events = [
+        entry.dagster_event
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    ]
+    return bool(events) and all(
+        event is not None and _is_of_postgres(event.step_failure_data.error) for event in events
+    )
+
+
+def _is_of_postgres(error: SerializableErrorInfo | None) -> bool:
+    """As SQLAlchemy and Dagster name it, at any place in the chain of errors."""
+    while error is not None:
+        if "(psycopg2." in error.message or error.cls_name == DagsterPostgresException.__name__:
+            return True
+        error = error.cause
+    return False

@@ -1,7 +1,8 @@
 """`make chaos`: the plan, row by row, and a table of what came of it.
 
 Results are written as each row ends, so that a run of hours can be interrupted and gone on with:
-`--results FILE`, then `--results FILE --resume FILE`.
+`--results FILE`, then `--results FILE --resume FILE`. Results of other code are taken up with
+`--any-code` only; the page names the commit of each row.
 """
 
 import argparse
@@ -33,11 +34,11 @@ def main() -> None:
         and not (options.core and row.has_stack)
         and not (options.stack and not row.has_stack)
     ]
-    records = kept(options.resume, plan)
+    records = kept(options.resume, plan, any_code=options.any_code)
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
     console.print(f"seed {seed} (replay with --seed {seed})", highlight=False)
     root = Path(tempfile.mkdtemp(prefix="kbo-chaos-"))
-    due = [row for row in plan if row.name not in records]
+    due = [row for row in plan if row.name not in records and not options.report]
     for record in perform(due, seed, root, console, jobs=options.jobs, short=options.short):
         records[record.outcome.name] = record
         say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -48,10 +49,11 @@ def main() -> None:
             with options.results.open("a") as file:
                 file.write(json.dumps(record.to_json()) + "\n")
     done = [records[row.name] for row in plan if row.name in records]
-    is_broken = any(not record.is_complete(row) for row, record in zip(plan, done, strict=True))
+    missing = [row for row in plan if row.name not in records]
+    is_broken = any(not records[row.name].is_complete(row) for row in plan if row not in missing)
     print_table(done, console)
     if options.write is not None:
-        options.write.write_text(markdown(done, root))
+        options.write.write_text(markdown(done, missing, root))
     if is_broken:
         console.print(f"what is broken is kept in {root}", highlight=False)
         sys.exit(1)
@@ -69,6 +71,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="rows at the same time")
     parser.add_argument("--results", type=Path, help="a file that gets a line of JSON a row")
     parser.add_argument("--resume", type=Path, help="a file of results: not again what is in it")
+    parser.add_argument("--any-code", action="store_true", help="take up results of other code")
+    parser.add_argument("--report", action="store_true", help="run nothing, tell what is there")
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     return parser.parse_args()
 

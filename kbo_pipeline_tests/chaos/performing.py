@@ -117,8 +117,14 @@ def _perform(
     said.put((name, Record(outcome, seed, _commit(), date, round(time.monotonic() - began, 1))))
 
 
-def kept(file: Path | None, plan: Sequence[Row]) -> dict[str, Record]:
-    """Results of an earlier run that stand, by row: complete, and of the code as it is now."""
+def kept(file: Path | None, plan: Sequence[Row], *, any_code: bool = False) -> dict[str, Record]:
+    """Results of an earlier run that stand, by row: complete, and of the code as it is now.
+
+    Args:
+        file: a line of JSON a row; the last one of a row counts.
+        plan: the rows.
+        any_code: those of other code stand too.
+    """
     if file is None or not file.exists():
         return {}
     by_name = {row.name: row for row in plan}
@@ -126,7 +132,9 @@ def kept(file: Path | None, plan: Sequence[Row]) -> dict[str, Record]:
     for line in file.read_text().splitlines():
         record = Record.from_json(json.loads(line))
         row = by_name.get(record.outcome.name)
-        if row is not None and record.is_complete(row) and _is_same_code(record.commit):
+        if row is not None and record.is_complete(row):
+            if not any_code and not _is_same_code(record.commit):
+                continue
             found[row.name] = record
     return found
 
