@@ -39,6 +39,7 @@ def main() -> None:
     console.print(f"seed {seed} (replay with --seed {seed})", highlight=False)
     root = Path(tempfile.mkdtemp(prefix="kbo-chaos-"))
     due = [row for row in plan if row.name not in records and not options.report]
+    due.sort(key=lambda row: -row.times)  # the longest first, so that no job is idle at the end
     for record in perform(due, seed, root, console, jobs=options.jobs, short=options.short):
         records[record.outcome.name] = record
         say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
