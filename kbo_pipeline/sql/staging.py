@@ -207,17 +207,17 @@ def staging_view(table: Table, extract_type: ExtractType) -> str:
     """Makes `import_staging_<table>`, which shows each staged row with its batch.
 
     The batch is found by the row's place on the axis and the sequence is the row's place in the
-    file: stored as columns, both would double the time of loading.
+    file: stored as columns, both would double the time of loading. Row by row, so that who looks at
+    some rows, or counts them, does not wait for the batches of all.
     """
     columns = ", ".join(f"s.{name}" for name in table.column_names)
     operation = "'insert' AS operation" if extract_type == "full" else "s.operation"
-    if table is CODE:
-        batch, join = "NULL::INTEGER", ""
-    else:
-        batch = "b.batch_number"
-        join = f" ASOF JOIN main.batch b ON s.{table.key} >= coalesce(b.first_number, '')"
+    batch, starts = "NULL::INTEGER", ""
+    if table is not CODE:
+        batch = f"len(list_filter(b.starts, lambda start: start <= s.{table.key}))::INTEGER"
+        starts = ", (SELECT list(coalesce(first_number, '')) AS starts FROM main.batch) b"
     return (
         f"CREATE VIEW import_staging_{table.name} AS SELECT {batch} AS batch_number,"
         f" {operation}, s.row_sequence, {columns}"
-        f" FROM (SELECT rowid AS row_sequence, * FROM main.{table.name}) s{join}"
+        f" FROM (SELECT rowid AS row_sequence, * FROM main.{table.name}) s{starts}"
     )
