@@ -27,7 +27,7 @@ KNOWN_VERSION = "1.0.0"
 """The version of KBO's format that this was made for; others are read too, with a warning."""
 
 _HASHES_AT_ONCE = 2**24
-"""Hashes that are sorted at once; each takes eight bytes, a few times over."""
+"""Hashes that are sorted at once; each takes eight bytes, twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,8 @@ def _note_superseded(
     for part in range(parts):
         values: dict[str, object] = {"part": part, "parts": parts}
         found = connection.execute(staging_sql.row_hashes(table, kind), values).fetchnumpy()
-        hashes = np.sort(found["row_hash"])
+        hashes = found["row_hash"]
+        hashes.sort()
         several = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         if len(several):
             connection.execute(

@@ -9,9 +9,10 @@ import dagster as dg
 import duckdb
 import pytest
 
-from kbo_pipeline.defs.cancelling import note_cancelled
+from kbo_pipeline.defs.cancelling import cancel_extract, note_cancelled
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED
@@ -163,6 +164,20 @@ def test_the_ledger_learns_of_a_run_that_was_ended_in_the_queue(
     assert said() == "processing"
     instance.delete_run(waiting)
     assert said() == "cancelled"
+
+
+def test_who_cancels_what_readers_have_already_is_told_so(
+    pipeline: Pipeline, instance: dg.DagsterInstance, zip_file: Path
+) -> None:
+    Core(pipeline.directory).import_zip(zip_file)
+    reporting = instance.add_run(
+        dg.DagsterRun(
+            "publish_extract", status=dg.DagsterRunStatus.NOT_STARTED, tags={EXTRACT_TAG: EXTRACT}
+        )
+    )
+    with pytest.raises(NotReadyError, match="was published before it could be cancelled"):
+        cancel_extract(instance, load_settings(pipeline.environment), ExtractKey.parse(EXTRACT))
+    assert run_status(instance, reporting.run_id) == dg.DagsterRunStatus.CANCELED
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ from kbo_pipeline.errors import KboError, NotReadyError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.interrupts import PATIENCE
 from kbo_pipeline.locks import holder
+from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.register import open_register
 from kbo_pipeline.settings import Settings
 
@@ -33,7 +34,8 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     Nothing takes it up by itself then: `kbo retry`, `kbo import` or a new run in the UI does.
 
     Raises:
-        NotReadyError: nothing is at work on it, nor about to be.
+        NotReadyError: nothing is at work on it, nor about to be; or it was published before all had
+            ended.
         StorageError: something does not end.
     """
     _check_at_work(instance, settings, key)
@@ -56,6 +58,11 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
                 if _end_runs(instance, settings, key, terminated) == 0:
                     _mark(instance, key)
                     _cancel_job(settings, key)
+                    if key in dict(standing_of(settings.database).published):
+                        raise NotReadyError(
+                            f"{key}: was published before it could be cancelled; kbo retry {key}"
+                            f" makes what is left of its report, kbo rollback {key} undoes it"
+                        )
                     return
         if time.monotonic() > deadline:
             raise StorageError(

@@ -61,6 +61,7 @@ class Bench:
         outcome: what has come of the row.
         problems: what is wrong.
         said: about the newest repetition, in a few words.
+        is_missed: the fault came too late for the newest repetition, which does not count.
     """
 
     stack: Stack
@@ -75,6 +76,7 @@ class Bench:
     hashes: dict[int, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     said: str = ""
+    is_missed: bool = False
     _seen: tuple[tuple[int, int], int] = ((0, 0), 0)
 
     @property
@@ -300,9 +302,10 @@ def repeated(
                         break
                     began = time.monotonic()
                     # Of its own: what one repetition draws must not depend on the one before.
+                    bench.is_missed = False
                     repetition(bench, random.Random(chance.random()))
                     bench.check()
-                    outcome.hits += 1
+                    outcome.hits += not bench.is_missed
                     outcome.imports += extracts
                     seconds = time.monotonic() - began
                     step(f"{outcome.hits} of {row.times} in {seconds:.0f} s: {bench.said}")

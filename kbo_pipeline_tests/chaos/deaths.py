@@ -152,9 +152,16 @@ def _take_for_dead(bench: Bench) -> None:
 def appearing(
     bench: Bench, chance: random.Random, find: Callable[[], list[psutil.Process]]
 ) -> list[psutil.Process]:
-    """The victims; a moment after they have appeared, when there are none at first."""
+    """The victims; a moment after they have appeared, when there are none at first.
+
+    Nobody, when the import was quicker than the moment that was waited for.
+    """
     deadline = time.monotonic() + _APPEARS_SECONDS
     while not (found := find()):
+        if bench.is_published() and not bench.stack.events.open_runs(bench.key):
+            bench.outcome.note("published before anybody was killed: once more")
+            bench.is_missed = True
+            return []
         if time.monotonic() > deadline:
             bench.problems.append("nobody to kill has appeared")
             return []

@@ -272,9 +272,10 @@ class Ended:
         if self.code is None:
             return [f"{name} hangs"]
         lines = [line for line in self.errors.splitlines() if not line.startswith("kbo: paused")]
-        if self.code not in (0, 1) or "Traceback" in self.errors:
+        is_stopped = self.code == 130 and self.refusal.startswith("stopped; ")  # by kbo cancel
+        if (self.code not in (0, 1) and not is_stopped) or "Traceback" in self.errors:
             return [f"{name} ended with {self.code}: {self.refusal}"]
-        if self.code == 1 and (len(lines) != 1 or not lines[0].startswith("kbo: ")):
+        if self.code in (1, 130) and (len(lines) != 1 or not lines[0].startswith("kbo: ")):
             return [f"{name} does not refuse in one line: {json.dumps(lines[:4])}"]
         if "still at work" in self.errors:
             return [f"{name}: {self.refusal}"]
