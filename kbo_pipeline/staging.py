@@ -273,7 +273,7 @@ def _note_superseded(
     for part in range(parts):
         values: dict[str, object] = {"part": part, "parts": parts}
         found = connection.execute(staging_sql.row_hashes(table, kind), values).fetchnumpy()
-        hashes = found["row_hash"]
+        hashes = np.asarray(found["row_hash"])
         hashes.sort()
         several = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         if len(several):
