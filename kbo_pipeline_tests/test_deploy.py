@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import kubernetes.client
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,6 +18,8 @@ from dagster._config import process_config
 from dagster._config.field import resolve_to_config_type
 from dagster._core.instance.config import dagster_instance_config
 from dagster_k8s import K8sRunLauncher
+from dagster_k8s.container_context import K8sContainerContext
+from dagster_k8s.job import construct_dagster_k8s_job
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.parts import CHILDREN
@@ -64,17 +68,50 @@ def test_kubernetes_takes_its_objects(objects: dict[str, Any]) -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]  # locks: see deploy/README.md
 
 
-def test_dagster_takes_its_instance_and_its_launcher(
-    objects: dict[str, Any], tmp_path: Path
-) -> None:
+def test_dagster_takes_its_instance(objects: dict[str, Any], tmp_path: Path) -> None:
     text = objects["ConfigMap kbo-instance"]["data"]["dagster.yaml"]
     (tmp_path / "dagster.yaml").write_text(text)
     dagster_instance_config(str(tmp_path))
     launcher = yaml.safe_load(text)["run_launcher"]
     assert (launcher["module"], launcher["class"]) == ("dagster_k8s", K8sRunLauncher.__name__)
+
+
+def test_kubernetes_takes_the_job_that_the_launcher_makes_of_a_run(
+    objects: dict[str, Any], tmp_path: Path
+) -> None:
+    cluster = tmp_path / "kubeconfig"  # a launcher wants one; nobody is asked
+    cluster.write_text(
+        json.dumps(
+            {
+                "current-context": "none",
+                "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+                "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:1"}}],
+                "users": [{"name": "none", "user": {}}],
+            }
+        )
+    )
+    text = objects["ConfigMap kbo-instance"]["data"]["dagster.yaml"]
     schema = resolve_to_config_type(K8sRunLauncher.config_type())  # type: ignore[no-untyped-call]
-    done = process_config(schema, launcher["config"])
+    done = process_config(schema, yaml.safe_load(text)["run_launcher"]["config"])
     assert done.success, done.errors
+    outside = {"load_incluster_config": False, "kubeconfig_file": str(cluster)}
+    launcher = K8sRunLauncher(**{**(done.value or {}), **outside})
+    context = K8sContainerContext.create_for_run(
+        dg.DagsterRun(job_name="apply_batches"), launcher, include_run_tags=False
+    )
+    job = construct_dagster_k8s_job(
+        context.get_k8s_job_config(job_image="kbo_pipeline", run_launcher=launcher),
+        args=["dagster", "api", "execute_run"],
+        job_name="run",
+        user_defined_k8s_config=context.run_k8s_config,
+    )
+    made = kubernetes.client.ApiClient().sanitize_for_serialization(job)
+    kubernetes_validate.validate(made, KUBERNETES, strict=True)
+    pod = made["spec"]["template"]["spec"]
+    assert pod["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": "kbo-data"}}]
+    assert pod["securityContext"]["runAsNonRoot"]
+    (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["labelSelector"]["matchLabels"] == {"kbo": "code"}
 
 
 def test_the_instance_is_the_repositorys_but_for_the_launcher(objects: dict[str, Any]) -> None:

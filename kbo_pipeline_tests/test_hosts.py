@@ -63,6 +63,7 @@ def test_parts_on_three_hosts_import_a_full_and_an_update(tmp_path: Path) -> Non
             )
             for part in reversed(PARTS)
         }
+        wait_for(started["code"], "code: runs")
         wait_for(started["web"], "web UI:")
         wait_for(started["daemon"], "daemon: runs")
         server = Server(f"http://{network['web'].address}:3000")
