@@ -32,10 +32,12 @@ class Children:
     Attributes:
         settings: say where logs and the record go.
         environment: what the children get.
+        part: of `kbo start`, which each have a record of their own; None for all of it.
     """
 
     settings: Settings
     environment: Mapping[str, str]
+    part: str | None = None
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -96,27 +98,27 @@ class Children:
         for child in self._running.values():
             with suppress(psutil.Error):
                 sessions.append([child.pid, psutil.Process(child.pid).create_time()])
-        record = _record(self.settings)
+        record = _record(self.settings, self.part)
         unfinished = record.with_suffix(".new")
         unfinished.write_text(json.dumps(sessions))
         unfinished.replace(record)
 
 
-def end_leftovers(settings: Settings) -> int:
+def end_leftovers(settings: Settings, part: str | None = None) -> int:
     """Ends what a killed `kbo start` on this data directory left; returns how many processes.
 
     Only processes of its sessions that are not older than these, and that have this data directory
     in their environment: a number may have become another program's since.
     """
     try:
-        sessions = dict(json.loads(_record(settings).read_text()))
+        sessions = dict(json.loads(_record(settings, part).read_text()))
     except (OSError, ValueError, TypeError):
         return 0
     return sum(_kill_session(session, settings, since=since) for session, since in sessions.items())
 
 
-def _record(settings: Settings) -> Path:
-    return settings.work_dir / "sessions"
+def _record(settings: Settings, part: str | None) -> Path:
+    return settings.work_dir / ("sessions" if part is None else f"sessions-{part}")
 
 
 def _kill_session(session: int, settings: Settings, since: float = 0.0) -> int:

@@ -25,6 +25,7 @@ from kbo_pipeline.errors import KboError
 if TYPE_CHECKING:
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.findings import Finding
+    from kbo_pipeline.parts import Part
 
 
 class _Commands(click.Group):
@@ -60,10 +61,15 @@ def main() -> None:
 @click.option(
     "--read-only", is_flag=True, help="Let nobody start or change anything in the web UI."
 )
-def start(read_only: bool) -> None:
+@click.option(
+    "--only", type=click.Choice(["code", "daemon", "web"]), help="Run one part, for several hosts."
+)
+def start(read_only: bool, only: "Part | None") -> None:
     """Run the web UI, the daemon and the code location until Ctrl-C.
 
     With --read-only, for showing the web UI to others, imports go on by themselves all the same.
+    With --only, one of the three: the host of the code location has the data, and KBO_CODE_HOST and
+    DAGSTER_POSTGRES_URL say on each host where that and PostgreSQL are.
     """
     from kbo_pipeline.inbox import Inbox
     from kbo_pipeline.pausing import PAUSED, is_paused
@@ -77,6 +83,9 @@ def start(read_only: bool) -> None:
 
         return look(settings, click.echo, ended_at=ended_at, is_start=is_start)
 
+    if only in ("daemon", "web"):
+        serve(settings, click.echo, recover=recover, part=only, read_only=read_only)
+        return
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
     else:
@@ -85,7 +94,7 @@ def start(read_only: bool) -> None:
     click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
     if is_paused(settings):
         click.echo(PAUSED)
-    serve(settings, click.echo, recover=recover, read_only=read_only)
+    serve(settings, click.echo, recover=recover, part=only, read_only=read_only)
 
 
 @main.command("import")

@@ -110,6 +110,8 @@ def check_start(settings: Settings) -> Iterator[Finding]:
             "does not run: nothing is fetched, imported or tried again by itself",
             "kbo start",
         )
+    elif settings.code_host is not None:
+        yield Finding("ok", "kbo start", f"runs as process {pid}; the web UI is another process")
     elif answers(f"http://127.0.0.1:{settings.ui_port}/server_info"):
         address = f"http://127.0.0.1:{settings.ui_port}"
         yield Finding("ok", "kbo start", f"runs as process {pid}, web UI: {address}")

@@ -1,9 +1,13 @@
-"""`kbo start`: code location, daemon and web UI as children of one process. No Dagster here."""
+"""`kbo start`: code location, daemon and web UI as children of one process. No Dagster here.
+
+Or one of the three, for processes on several hosts: then they talk over TCP, and PostgreSQL is a
+server that all reach. The host of the code location has the data directory: what looks after the
+register and the runs goes with it.
+"""
 
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 import urllib.request
@@ -17,11 +21,12 @@ from typing import Protocol
 import yaml
 
 from kbo_pipeline.children import Children, end_leftovers
-from kbo_pipeline.errors import SettingsError, StorageError
+from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.parts import CHILDREN, Part, check_part, check_port, is_open, reached, suffix
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import drop_lost
 
@@ -61,9 +66,10 @@ def serve(
     report: Callable[[str], None],
     *,
     recover: Recovery,
+    part: Part | None = None,
     read_only: bool = False,
 ) -> None:
-    """Runs everything until Ctrl-C or SIGTERM; ends all children when it ends.
+    """Runs everything, or one part, until Ctrl-C or SIGTERM; ends all children when it ends.
 
     A child that dies is started again, after growing pauses. What a killed `kbo start` left is
     ended first.
@@ -72,48 +78,55 @@ def serve(
         settings: the settings; the children get them as environment.
         report: takes a line for the person who watches.
         recover: called once nobody else can start on this data directory and nothing runs yet,
-            when a new code server is there, and each half minute.
+            when a new code server is there, and each half minute. Not by a part that is without
+            the code location.
+        part: what runs; all of it when None.
         read_only: nobody can start or change anything in the web UI.
 
     Raises:
         StorageError: another `kbo start` runs on this data directory (names its process), or a
             child does not start, or dies again and again.
-        SettingsError: the port is taken.
+        SettingsError: a port is taken, or the settings are not those of such a part.
     """
+    check_part(settings, part)
     # kbo doctor holds it for an instant, to see whether it is held.
-    with exclusive_lock(start_lock(settings), timeout=0.5):
-        if left := end_leftovers(settings):
+    with exclusive_lock(start_lock(settings, part), timeout=0.5):
+        if left := end_leftovers(settings, part):
             report(f"ended {left} processes of an earlier kbo start that was killed")
-        for leftover in Path(tempfile.gettempdir()).glob(f"{runtime_prefix(settings)}*"):
+        prefix = runtime_prefix(settings, part)
+        for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             shutil.rmtree(leftover, ignore_errors=True)  # its sockets
-        _check_port(settings.ui_port)
+        if part in (None, "web"):
+            check_port("KBO_UI_PORT", settings.ui_host, settings.ui_port)
+        if part == "code" and settings.code_host is not None:
+            check_port("KBO_CODE_PORT", settings.code_host, settings.code_port)
         prepare_dagster_home(settings)
-        lost = recover(ended_at=time.time(), is_start=True)
+        lost = recover(ended_at=time.time(), is_start=True) if part in (None, "code") else None
         # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
-        runtime = Path(tempfile.mkdtemp(prefix=runtime_prefix(settings)))
+        runtime = Path(tempfile.mkdtemp(prefix=prefix))
         try:
-            with _ended_by_signals() as check_stopped, _children(settings) as children:
-                _Supervisor(settings, children, runtime, report, recover, read_only=read_only).run(
-                    lost, check_stopped
-                )
+            with _ended_by_signals() as check_stopped, _children(settings, part) as children:
+                _Supervisor(
+                    settings, children, runtime, report, recover, part=part, read_only=read_only
+                ).run(lost, check_stopped)
         except _Stopped:
             report("stopped")
         finally:
             shutil.rmtree(runtime)
 
 
-def start_lock(settings: Settings) -> Path:
-    """The lock of the `kbo start` on this data directory."""
-    return settings.work_dir / "start.lock"
+def start_lock(settings: Settings, part: Part | None = None) -> Path:
+    """The lock of the `kbo start` on this data directory; the one with the code location has it."""
+    return settings.work_dir / f"start{suffix(part)}.lock"
 
 
-def runtime_prefix(settings: Settings) -> str:
+def runtime_prefix(settings: Settings, part: Part | None = None) -> str:
     """How the names of directories with the sockets of this data directory's servers begin."""
     identity = settings.work_dir / "identity"
     if not identity.exists():
         with replace_atomically(identity) as unfinished:
             unfinished.write_text(uuid.uuid4().hex[:12])
-    return f"kbo-{identity.read_text()}-"
+    return f"kbo{suffix(part)}-{identity.read_text()}-"
 
 
 class _Supervisor:
@@ -127,29 +140,37 @@ class _Supervisor:
         report: Callable[[str], None],
         recover: Recovery,
         *,
+        part: Part | None = None,
         read_only: bool,
     ) -> None:
-        self._settings, self._children = settings, children
+        self._settings, self._children, self._part = settings, children, part
         self._report, self._recover = report, recover
         self._retried: ExtractKey | None = None
         self._is_read_only = read_only
         self._socket = runtime / "code.sock"
-        self._address = f"http://127.0.0.1:{settings.ui_port}"
+        self._address = f"http://{reached(settings.ui_host)}:{settings.ui_port}"
         workspace = runtime / "workspace.yaml"
-        location = {"socket": str(self._socket), "location_name": "kbo_pipeline"}
+        location: dict[str, str | int] = {"location_name": "kbo_pipeline"}
+        if settings.code_host is None:
+            location["socket"] = str(self._socket)
+            listen = ["-s", str(self._socket)]
+        else:
+            location |= {"host": reached(settings.code_host), "port": settings.code_port}
+            listen = ["-h", settings.code_host, "-p", str(settings.code_port)]
         workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
         self._arguments = {
             "code": (
                 *("kbo_pipeline.defs.code_server", "-m", "kbo_pipeline.definitions"),
-                *("-s", str(self._socket), "--location-name", "kbo_pipeline"),
+                *(*listen, "--location-name", "kbo_pipeline"),
             ),
             "daemon": ("dagster._daemon", "run", "-w", str(workspace)),
             "webserver": (
-                *("kbo_pipeline.defs.webserver", "--port", str(settings.ui_port)),
+                *("kbo_pipeline.defs.webserver", "--host", settings.ui_host),
+                *("--port", str(settings.ui_port)),
                 *("--workspace", str(workspace), *(["--read-only"] if read_only else [])),
             ),
         }
-        self._deaths: dict[str, list[float]] = {name: [] for name in self._arguments}
+        self._deaths: dict[str, list[float]] = {name: [] for name in CHILDREN[part]}
         self._due: dict[str, float] = {}  # when what has died is started again
         self._ended_at = time.time()  # of all run workers launched before
         self._is_settled = True
@@ -163,13 +184,19 @@ class _Supervisor:
             check_stopped: raises when a signal has told us to end, whoever has swallowed it.
         """
         self._report(f"logs: {self._children.log('code').parent}")
-        self._start("code")
-        self._wait_until(self._socket.exists)
-        self._start("daemon")
-        self._start("webserver")
-        self._wait_until(lambda: answers(f"{self._address}/server_info"))
-        kind = "web UI, read only" if self._is_read_only else "web UI"
-        self._report(f"{kind}: {self._address}  (Ctrl-C ends everything)")
+        if self._part in ("daemon", "web"):
+            self._wait_for_code_location(check_stopped)
+        for name in CHILDREN[self._part]:
+            self._start(name)
+            if name == "code":
+                self._wait_until(self._has_code_server)
+        if self._part in (None, "web"):
+            self._wait_until(lambda: answers(f"{self._address}/server_info"))
+            kind = "web UI, read only" if self._is_read_only else "web UI"
+            ended = "everything" if self._part is None else "it"
+            self._report(f"{kind}: {self._address}  (Ctrl-C ends {ended})")
+        else:
+            self._report(f"{self._part}: runs  (Ctrl-C ends it)")
         self._retry(lost)
         while True:
             for name, code in self._children.ended().items():
@@ -181,9 +208,26 @@ class _Supervisor:
                 if time.monotonic() >= due:
                     del self._due[name]
                     self._start(name)
-            self._look_for_dead_runs()
+            if self._part in (None, "code"):
+                self._look_for_dead_runs()
             check_stopped()
             time.sleep(_CHECK_SECONDS)
+
+    def _wait_for_code_location(self, check_stopped: Callable[[], None]) -> None:
+        """Before it is there, Dagster would note that it is missing, and look a minute later."""
+        is_told = False
+        while not self._has_code_server():
+            if not is_told:
+                host, port = self._settings.code_host, self._settings.code_port
+                self._report(f"waiting for the code location at {host}:{port}")
+                is_told = True
+            check_stopped()
+            time.sleep(_CHECK_SECONDS)
+
+    def _has_code_server(self) -> bool:
+        if self._settings.code_host is None:
+            return self._socket.exists()
+        return is_open(self._settings.code_host, self._settings.code_port)
 
     def _start(self, name: str) -> None:
         if name == "code":
@@ -214,7 +258,7 @@ class _Supervisor:
 
     def _look_for_dead_runs(self) -> None:
         """Not while the code server is away: Dagster then gives up a retry for good."""
-        if not self._socket.exists():
+        if not self._has_code_server():
             self._is_settled = False
         elif not self._is_settled:
             self._is_settled, self._next_look = True, time.monotonic() + _SETTLE_SECONDS
@@ -284,10 +328,10 @@ def _ended_by_signals() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _children(settings: Settings) -> Iterator[Children]:
+def _children(settings: Settings, part: Part | None) -> Iterator[Children]:
     """Ends all children that were started, when the block ends."""
     # What they could not find out alone: paths that were relative, values of `.env`.
-    children = Children(settings, {**os.environ, **settings.environment})
+    children = Children(settings, {**os.environ, **settings.environment}, part)
     try:
         yield children
     finally:
@@ -303,14 +347,3 @@ def answers(address: str) -> bool:
             return int(answer.status) == 200
     except OSError:
         return False
-
-
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise SettingsError(
-                f"KBO_UI_PORT: port {port} is taken; stop what uses it or set another"
-            ) from None

@@ -18,6 +18,7 @@ _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAG
 """The variables that do not begin with `KBO_`, by what they set."""
 
 _PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
 
@@ -35,7 +36,13 @@ class Settings:
         batch_rows: rows a batch holds at least, when there are that many (`KBO_BATCH_ROWS`).
         max_batches: batches that an extract is cut into at most (`KBO_MAX_BATCHES`).
         poll_seconds: how often the portal is asked (`KBO_POLL_SECONDS`).
-        ui_port: port of the web UI on 127.0.0.1 (`KBO_UI_PORT`).
+        ui_host: address on which the web UI listens (`KBO_UI_HOST`).
+        ui_port: port of the web UI (`KBO_UI_PORT`).
+        ui_names: other names by which browsers may call the web UI, as they send them in `Host`
+            (`KBO_UI_NAMES`).
+        code_host: where the code location is, for processes on several hosts (`KBO_CODE_HOST`);
+            None while all are on this machine, and talk over a Unix socket.
+        code_port: its port there (`KBO_CODE_PORT`).
         keep_published: published files that are kept, the newest included (`KBO_KEEP_PUBLISHED`).
         keep_extracts: extracts of which Dagster keeps partitions, runs and events
             (`KBO_KEEP_EXTRACTS`).
@@ -59,7 +66,11 @@ class Settings:
     batch_rows: int
     max_batches: int
     poll_seconds: int
+    ui_host: str
     ui_port: int
+    ui_names: tuple[str, ...]
+    code_host: str | None
+    code_port: int
     keep_published: int
     keep_extracts: int
     keep_zips_days: int
@@ -79,7 +90,11 @@ class Settings:
             _OTHER_VARIABLES.get(field.name, f"KBO_{field.name.upper()}"): getattr(self, field.name)
             for field in fields(self)
         }
-        return {name: str(value) for name, value in values.items() if value is not None}
+        return {
+            name: ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
     @property
     def has_account(self) -> bool:
@@ -166,7 +181,11 @@ def load_settings(
         batch_rows=reader.number("KBO_BATCH_ROWS", 1000, 1, 1_000_000_000),
         max_batches=reader.number("KBO_MAX_BATCHES", 64, 1, 9999),
         poll_seconds=reader.number("KBO_POLL_SECONDS", 3600, 1, 86_400),
+        ui_host=reader.host("KBO_UI_HOST") or "127.0.0.1",
         ui_port=reader.number("KBO_UI_PORT", 3000, 1, 65_535),
+        ui_names=reader.host_names("KBO_UI_NAMES"),
+        code_host=reader.host("KBO_CODE_HOST"),
+        code_port=reader.number("KBO_CODE_PORT", 3030, 1, 65_535),
         keep_published=reader.number("KBO_KEEP_PUBLISHED", 2, 1, 30),
         keep_extracts=reader.number("KBO_KEEP_EXTRACTS", 60, 2, 10_000),
         keep_zips_days=reader.number("KBO_KEEP_ZIPS_DAYS", 40, 1, 36_500),
@@ -260,6 +279,25 @@ class _Reader:
                 " 127.0.0.1 and localhost)"
             )
         return text.rstrip("/")
+
+    def host(self, name: str) -> str | None:
+        """A name or an IPv4 address: Dagster's addresses are `host:port`."""
+        text = self.text(name)
+        if text is not None and not re.fullmatch(_HOST, text):
+            raise SettingsError(f"{name}: expected a host name or an IPv4 address, found {text!r}")
+        return text
+
+    def host_names(self, name: str) -> tuple[str, ...]:
+        """Names with or without a port, with commas between them."""
+        names = [word.strip().lower() for word in (self.text(name) or "").split(",")]
+        found = tuple(word for word in names if word)
+        for word in found:
+            if not re.fullmatch(rf"{_HOST}(:[0-9]{{1,5}})?", word):
+                raise SettingsError(
+                    f"{name}: expected names such as kbo.example or kbo.example:3000, with commas"
+                    f" between them, found {word!r}"
+                )
+        return found
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
         text = self.text(name)

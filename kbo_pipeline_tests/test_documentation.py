@@ -21,10 +21,14 @@ from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.zips import keys_for, rows_for, write_extract
 
-DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *sorted(REPOSITORY.glob("*.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "deploy").glob("*.md")),
+]
 README, OPERATING = REPOSITORY / "README.md", REPOSITORY / "docs" / "operating.md"
 OF_THE_SYSTEM = {"cat", "cd", "chmod", "cp", "curl", "echo", "export", "git", "mv", "psql", "rm"}
-OF_AN_ADMINISTRATOR = {"install", "ss", "sudo"}
+OF_AN_ADMINISTRATOR = {"docker", "helm", "install", "kubectl", "ss", "sudo"}
 DAGSTER_AND_PYTHON = {"dagster", "pip", "pytest", "python", "run"}
 PROGRAMS = OF_THE_SYSTEM | OF_AN_ADMINISTRATOR | DAGSTER_AND_PYTHON
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -187,8 +187,16 @@ def starts(directory: Path) -> int:
 
 
 @contextmanager
-def password_server(directory: Path) -> Iterator[str]:
-    """Runs a PostgreSQL server on 127.0.0.1 that asks for a password; yields its URL."""
+def password_server(
+    directory: Path, host: str = "127.0.0.1", namespace: str | None = None
+) -> Iterator[str]:
+    """Runs a PostgreSQL server that asks for a password; yields its URL.
+
+    Args:
+        directory: is made for it.
+        host: the address on which it listens.
+        namespace: of the network, which root can choose.
+    """
     directory.mkdir()
     data, secret = directory / "data", directory / "password"
     secret.write_text(PASSWORD)
@@ -212,13 +220,19 @@ def password_server(directory: Path) -> Iterator[str]:
         **account,
     )
     options = ("-c", f"port={port}", "-c", "unix_socket_directories=", "-c", "fsync=off")
+    entering: list[Any] = []
+    if namespace is not None:  # only root can enter it, who then becomes the server's user
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")
+        entering = ["ip", "netns", "exec", namespace, "setpriv", "--clear-groups"]
+        entering += [f"--reuid={account['user']}", f"--regid={account['group']}"]
     running = subprocess.Popen(
-        [programs / "postgres", "-D", data, "-h", "127.0.0.1", *options],
+        [*entering, programs / "postgres", "-D", data, "-h", host, *options],
         stderr=subprocess.DEVNULL,
-        **account,
+        **({} if entering else account),
     )
     try:
-        url = f"postgresql://dagster:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
+        url = f"postgresql://dagster:{quote(PASSWORD, safe='')}@{host}:{port}/postgres"
         for attempts_left in reversed(range(200)):
             try:
                 connect(url).close()

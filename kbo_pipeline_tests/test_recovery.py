@@ -36,8 +36,10 @@ from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.defs.looking import look
 from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.defs.recovery import end_dead_runs, resume_retries
+from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.locks import exclusive_lock, holder
+from kbo_pipeline.parts import is_open
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.serving import runtime_prefix
@@ -366,6 +368,39 @@ def _has_begun(pid: int) -> bool:
     return "time.sleep(60)" in " ".join(psutil.Process(pid).cmdline())
 
 
+def test_a_run_that_no_code_server_has_is_dead_wherever_its_daemon_is(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    """The clock of the daemon's host is its own: only the code server's word counts."""
+    code, port = pipeline.directory / "code.py", free_port()
+    code.write_text("import dagster\ndefs = dagster.Definitions()\n")
+    where = ("-h", "0.0.0.0", "-p", str(port), "-f", code)
+    with started(pipeline, "dagster", "api", "grpc", *where) as server:
+        wait_until(lambda: is_open("0.0.0.0", port), "the code server", server)
+        settings = load_settings(
+            pipeline.environment | {"KBO_CODE_HOST": "0.0.0.0", "KBO_CODE_PORT": str(port)}
+        )
+        nobody = free_port()
+
+        def is_dead_at(port_of_run: int, launched_at: float) -> bool:
+            at = json.dumps({"host": "localhost", "port": port_of_run})
+            run = instance.add_run(
+                dg.DagsterRun(
+                    job_name="apply_batches",
+                    status=dg.DagsterRunStatus.STARTED,
+                    tags={".dagster/grpc_info": at},
+                )
+            )
+            event = dg.DagsterEvent("PIPELINE_STARTING", run.job_name)
+            instance.event_log_storage.store_event(_entry(run, event, launched_at))
+            return is_dead(instance, settings, run, ended_at=time.time() + 60)
+
+        assert not is_dead_at(port, time.time())  # it may be on its way
+        assert is_dead_at(port, time.time() - 60)
+        assert not is_dead_at(nobody, time.time() - 60)  # of another code location
+    assert not is_dead_at(port, time.time() - 60)  # nobody answers, who would know
+
+
 def test_exactly_the_runs_without_a_living_worker_are_ended(
     pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,13 +552,15 @@ def test_a_look_goes_on_when_postgres_goes_in_the_middle_of_it(
         event.remove(Engine, "before_cursor_execute", count)
 
 
-def _entry(run: dg.DagsterRun, event: dg.DagsterEvent) -> dg.EventLogEntry:
+def _entry(
+    run: dg.DagsterRun, event: dg.DagsterEvent, timestamp: float | None = None
+) -> dg.EventLogEntry:
     return dg.EventLogEntry(  # type: ignore[no-untyped-call]
         error_info=None,
         level="debug",
         user_message="",
         run_id=run.run_id,
-        timestamp=time.time(),
+        timestamp=timestamp or time.time(),
         job_name=run.job_name,
         dagster_event=event,
     )

@@ -31,6 +31,8 @@ def test_an_empty_environment_gives_the_defaults_of_the_readme(tmp_path: Path) -
     assert (settings.batch_rows, settings.max_batches) == (1000, 64)
     assert (settings.poll_seconds, settings.ui_port) == (3600, 3000)
     assert settings.max_loss_percent == 2.0
+    assert (settings.ui_host, settings.ui_names) == ("127.0.0.1", ())
+    assert (settings.code_host, settings.code_port) == (None, 3030)
 
 
 def test_everything_that_is_written_lies_under_the_data_directory(tmp_path: Path) -> None:
@@ -87,6 +89,9 @@ def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path)
         "max_loss_percent": "33.125",
         "privacy": "legal-persons",
         "keep_published": "7",
+        "ui_host": "0.0.0.0",
+        "ui_names": "kbo.example,kbo.example:3000",
+        "code_host": "code.example",
     }
     every = {
         {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}.get(
@@ -105,6 +110,17 @@ def test_everybody_is_shown_unless_the_setting_says_otherwise(tmp_path: Path) ->
     for text in ("persons", "Full", " ", "legal_persons"):
         message = refusal({"KBO_PRIVACY": text}, tmp_path)
         assert message == f"KBO_PRIVACY: expected full or legal-persons, found {text!r}"
+
+
+def test_hosts_are_names_or_addresses_and_nothing_else(tmp_path: Path) -> None:
+    settings = load_settings({"KBO_UI_NAMES": " KBO.example, ,b:80,"}, tmp_path)
+    assert settings.ui_names == ("kbo.example", "b:80")
+    for text in ("http://code", "code:3030", "::1", "a b", "-code", "code/"):
+        assert refusal({"KBO_CODE_HOST": text}, tmp_path) == (
+            f"KBO_CODE_HOST: expected a host name or an IPv4 address, found {text!r}"
+        )
+    for text in ("https://kbo.example", "*", "kbo.example/ui", "a:b"):
+        assert refusal({"KBO_UI_NAMES": text}, tmp_path).startswith("KBO_UI_NAMES: expected names")
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:

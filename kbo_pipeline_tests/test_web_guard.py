@@ -41,7 +41,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path) -> Iterator[Server]:
-    pipeline = Pipeline(log.parent)
+    pipeline = Pipeline(log.parent, {"KBO_UI_NAMES": "kbo.example, Intern.example:8080"})
     with pipeline.instance(), web_server(pipeline) as (server, process):
         log.symlink_to(process.log)
         yield server
@@ -107,6 +107,15 @@ REQUESTS: list[tuple[int, tuple[str, ...], str]] = [
     (421, ("GET http://127.0.0.1/runs HTTP/1.1", "Host: evil.example"), ""),
     (421, ("GET /server_info HTTP/1.1", "Host: evil.example:PORT"), ""),
     (421, (QUERY, "Host: evil.example:PORT", "Origin: http://evil.example:PORT", JSON), READ),
+    # The names of KBO_UI_NAMES, behind which a proxy may speak https
+    (200, (PAGE, "Host: kbo.example"), ""),
+    (200, (PAGE, "Host: intern.example:8080"), ""),
+    (421, (PAGE, "Host: kbo.example:PORT"), ""),
+    (421, (PAGE, "Host: intern.example"), ""),
+    (200, (QUERY, "Host: kbo.example", "Origin: https://kbo.example", JSON), READ),
+    (200, (QUERY, "Host: kbo.example", "Origin: http://kbo.example", JSON), READ),
+    (403, (QUERY, "Host: kbo.example", "Origin: https://intern.example:8080", JSON), WRITE),
+    (403, (QUERY, OURS, "Origin: https://kbo.example", JSON), WRITE),
     # Origin
     (200, (QUERY, OURS, JSON), READ),
     (200, (QUERY, OURS, "Origin: http://127.0.0.1:PORT", JSON), READ),

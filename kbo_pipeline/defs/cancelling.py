@@ -45,7 +45,7 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     deadline = time.monotonic() + _END_SECONDS
     while True:
         pid = holder(claim_file(settings, key))
-        if pid is not None and pid not in signaled and _is_command(pid):
+        if pid is not None and pid not in signaled and _is_command(pid, claim_file(settings, key)):
             told = _tell_command(instance, key, told)
             if told is None or time.monotonic() - told > PATIENCE:
                 with suppress(ProcessLookupError):
@@ -128,11 +128,18 @@ def _tell_command(
     return None
 
 
-def _is_command(pid: int) -> bool:
-    """Whether a process is `kbo`; workers and sensors hold claims too, these for an instant."""
+def _is_command(pid: int, claimed: Path) -> bool:
+    """Whether a process is `kbo`; workers and sensors hold claims too, these for an instant.
+
+    A worker in another container has a number there that is somebody else's here, who has not
+    opened the file.
+    """
     try:
         words = psutil.Process(pid).cmdline()
+        opened = {Path(file.path) for file in psutil.Process(pid).open_files()}
     except psutil.Error:
+        return False
+    if claimed.resolve() not in opened:
         return False
     return "kbo_pipeline.cli" in words or any(Path(word).name == "kbo" for word in words[:2])
 

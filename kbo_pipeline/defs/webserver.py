@@ -2,13 +2,13 @@
 
 Besides what Dagster answers, it answers `/kbo/status`.
 
-`python -m kbo_pipeline.defs.webserver --port PORT --workspace FILE`. It listens on 127.0.0.1 only.
-There a browser on this machine reaches it for any page that it shows: the guard asks each request
-where it comes from.
+`python -m kbo_pipeline.defs.webserver --port PORT --workspace FILE`. It listens on 127.0.0.1 unless
+`--host` says otherwise. A browser that can reach it does so for any page that it shows: the guard
+asks each request where it comes from.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import click
 import uvicorn
@@ -31,9 +31,12 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kbo_pipeline.defs.status_route import status_routes
+from kbo_pipeline.settings import load_settings
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")
+_ANY_ADDRESS = "0.0.0.0"
+_SCHEMES = ("http", "https")
 _UI_POLL_MILLISECONDS = 2000  # as Dagster's own command has it
 _SHOWN = 100  # characters of what somebody else has written
 
@@ -50,22 +53,30 @@ class Guard:
     Programs send no `Origin`. Pages of other origins cannot show the UI in a frame.
     """
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
+    def __init__(
+        self, app: ASGIApp, port: int, host: str = _HOST, names: Collection[str] = ()
+    ) -> None:
         """Stands in front of an application.
 
         Args:
             app: what answers the requests that are let through.
             port: where the server listens.
+            host: on which address.
+            names: other names by which it is called, with the port where browsers send it: what a
+                proxy in front of it is called, or this machine on its network.
         """
         self._app = app
-        self._hosts = {f"{name}:{port}" for name in _NAMES} | ({*_NAMES} if port == 80 else set())
+        own = {*_NAMES} if host == _ANY_ADDRESS else {*_NAMES, host.lower()}
+        hosts = {f"{name}:{port}" for name in own} | (own if port == 80 else set())
+        # A proxy that is called by one of the other names may speak https with browsers.
+        self._schemes = {host: ("http",) for host in hosts} | dict.fromkeys(names, _SCHEMES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request that is refused; hands on any other."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        refusal = _refusal(scope, self._hosts)
+        refusal = _refusal(scope, self._schemes)
         if refusal is not None:
             status, line = refusal
             _log.warning("refused: %s", line)
@@ -82,17 +93,22 @@ class Guard:
         await self._app(scope, receive, send_unframed)
 
 
-def _refusal(scope: Scope, hosts: Collection[str]) -> tuple[int, str] | None:
-    """The status and the line with which a request is refused; None when it is not."""
+def _refusal(scope: Scope, schemes: Mapping[str, Collection[str]]) -> tuple[int, str] | None:
+    """The status and the line with which a request is refused; None when it is not.
+
+    Args:
+        scope: the request.
+        schemes: with what the origin of a page of ours begins, by the `Host` that is asked.
+    """
     headers = Headers(scope=scope)
     asked = f"{scope.get('method', 'websocket')} {_shown(scope['path'])}"
     names = [name.lower() for name in headers.getlist("host")]
-    if len(names) != 1 or names[0] not in hosts:
+    if len(names) != 1 or names[0] not in schemes:
         said = ", ".join(map(_shown, names)) or "none"
-        return 421, f"{asked}: Host is {said}; this server is {', '.join(sorted(hosts))}"
+        return 421, f"{asked}: Host is {said}; this server is {', '.join(sorted(schemes))}"
     for origin in headers.getlist("origin"):
         # Not any of our names: at [::1] another program may listen on the same port.
-        if origin.lower() != f"http://{names[0]}":
+        if origin.lower() not in [f"{scheme}://{names[0]}" for scheme in schemes[names[0]]]:
             return 403, f"{asked}: Origin is {_shown(origin)}; only pages of this server may ask"
     if "graphql" in scope["path"]:
         for text in QueryParams(scope["query_string"]).getlist("query"):
@@ -127,11 +143,16 @@ _log = logging.getLogger(WEBSERVER_LOGGER_NAME)
 
 
 @click.command()
-@click.option("--port", type=int, required=True, help="Where to listen, on 127.0.0.1.")
-@click.option("--workspace", required=True, help="The file that names the code server.")
+@click.option("-h", "--host", default=_HOST, show_default=True, help="On which address to listen.")
+@click.option("-p", "--port", type=int, required=True, help="Where to listen there.")
+@click.option("-w", "--workspace", required=True, help="The file that names the code server.")
 @click.option("--read-only", is_flag=True, help="Let nobody start or change anything.")
-def main(port: int, workspace: str, read_only: bool) -> None:
-    """Serve Dagster's web UI to this machine until a signal comes."""
+def main(host: str, port: int, workspace: str, read_only: bool) -> None:
+    """Serve Dagster's web UI until a signal comes, to this machine unless --host says otherwise.
+
+    Other names than those of this machine, by which browsers may call it, are in KBO_UI_NAMES.
+    """
+    names = load_settings().ui_names
     configure_loggers()
     setup_interrupt_handlers()
     with DagsterInstance.get() as instance:
@@ -148,9 +169,9 @@ def main(port: int, workspace: str, read_only: bool) -> None:
                 context, live_data_poll_rate=_UI_POLL_MILLISECONDS
             )
             app.router.routes.insert(0, status_routes(instance))  # Dagster's last takes any path
-            app.add_middleware(Guard, port=port)
+            app.add_middleware(Guard, port=port, host=host, names=names)
             # Dagster's application has nothing to do at its start and at its end.
-            uvicorn.run(app, host=_HOST, port=port, log_level="warning", lifespan="off")
+            uvicorn.run(app, host=host, port=port, log_level="warning", lifespan="off")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
@@ -40,7 +41,9 @@ def is_dead(
 
     A run without a lock is one that has not come to its first step, or one on another machine. The
     code server watches the former itself, so that it is dead when the code server is; and one that
-    the code server does not have was never begun: the daemon died while it launched it.
+    the code server does not have was never begun: the daemon died while it launched it. Where the
+    daemon has a clock of its own, only the latter counts. Runs of another launcher, such as
+    Kubernetes', are watched by Dagster.
 
     Args:
         instance: where the runs are recorded.
@@ -51,13 +54,15 @@ def is_dead(
     lock = _lock(settings, run.run_id)
     if lock.exists():
         return not is_locked(lock)
+    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+        return False
     server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
     if not _is_launched_by_start(settings, run, server):
         return False
     launched_at = instance.get_run_stats(run.run_id).launch_time
     if launched_at is None:
         return False
-    if launched_at < ended_at:
+    if launched_at < ended_at and settings.code_host is None:
         return True
     return launched_at < time.time() - LAUNCH_SECONDS and not _is_at(server, run)
 
@@ -80,6 +85,8 @@ def _lock(settings: Settings, run_id: str) -> Path:
 def _is_launched_by_start(settings: Settings, run: dg.DagsterRun, server: dict[str, Any]) -> bool:
     if not server:  # its daemon died in the instant before it wrote the tag
         return run.status == dg.DagsterRunStatus.STARTING
+    if settings.code_host is not None:  # whatever the daemon calls this host
+        return bool(server.get("port") == settings.code_port)
     return Path(server.get("socket") or "").parent.name.startswith(runtime_prefix(settings))
 
 
@@ -89,7 +96,12 @@ def _is_at(server: dict[str, Any], run: dg.DagsterRun) -> bool:
         return False
     request = CanCancelExecutionRequest(run_id=run.run_id)
     try:
-        answer = DagsterGrpcClient(socket=server["socket"]).can_cancel_execution(request, timeout=5)
+        client = DagsterGrpcClient(
+            host=server.get("host", "localhost"),
+            port=server.get("port"),
+            socket=server.get("socket"),
+        )
+        answer = client.can_cancel_execution(request, timeout=5)
     except DagsterUserCodeUnreachableError:  # one that has died is replaced, and told as such
         return True
     return deserialize_value(answer, CanCancelExecutionResult).can_cancel
