@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg2
 from sqlalchemy import make_url
 
+from kbo_pipeline import postgres
 from kbo_pipeline.places import Lake, lake_files, shared_place
-from kbo_pipeline.postgres import embedded_server_url
 
 _numbers = itertools.count(1)
 
@@ -28,7 +28,12 @@ ASKED_FOR = os.environ.get("TEST_DATABASE") == "ducklake"
 def _server() -> Path:
     """The directory of the server; it goes when the server has ended."""
     directory = Path(tempfile.mkdtemp(prefix="kbo-lakes-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+
+    def end() -> None:
+        postgres._leave_all()
+        shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(end)
     return directory
 
 
@@ -38,7 +43,7 @@ def new_lake(files: Path) -> Lake:
     Args:
         files: where the lake's files go.
     """
-    url = make_url(embedded_server_url(_server()))
+    url = make_url(postgres.embedded_server_url(_server()))
     host, name = str(url.query["host"]), f"lake_{os.getpid()}_{next(_numbers)}"
     connection = psycopg2.connect(host=host, user=url.username, dbname="postgres")
     connection.autocommit = True

@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from kbo_pipeline.compacting import compact
 from kbo_pipeline.copying import copy_register
 from kbo_pipeline.errors import (
     NotFoundError,
@@ -138,6 +139,13 @@ def test_a_copy_of_a_copy_is_equal_and_goes_on(lake: Lake, tmp_path: Path) -> No
         for table in TABLES:
             assert current_rows(one, table) == current_rows(other, table)
     assert sorted(path.name for path in tmp_path.iterdir() if "back" in path.name) == [back.name]
+    before = contents(lake)
+    with duckdb.connect(":memory:") as connection:
+        done = compact(connection, lake, keep_days=0)
+    assert done.counts["snapshots_expired"] > 0
+    left = [file for file in Path(lake.files).rglob("*.parquet") if "-delete" not in file.name]
+    assert 0 < done.files <= len(left)
+    assert contents(lake) == before
     on = Core(tmp_path / "on", batch_rows=10_000, shared=lake)
     assert on.rollback(UPDATE).reopened == core.rollback(UPDATE).reopened
     assert contents(lake) == contents(core.database)
