@@ -6,17 +6,17 @@ entities of which it opened or closed a row. After a Full, everything is looked 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import cast
 
 import duckdb
 
 from kbo_pipeline.checks import CHECKS, LOSS, Check, Found, Severity, Subject
 from kbo_pipeline.database import Database
 from kbo_pipeline.errors import CheckFailedError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import ExtractKey, ExtractType
+from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.places import Place
+from kbo_pipeline.published import open_published
+from kbo_pipeline.shared import NOTHING_PUBLISHED
 from kbo_pipeline.sql import checking as checking_sql
-from kbo_pipeline.sql import literal
 from kbo_pipeline.tables import TABLES, Table
 
 TOUCHED_AT_MOST = 200_000
@@ -69,7 +69,7 @@ def check_register(
     everything: bool = False,
     only: Collection[tuple[str, str | None]] | None = None,
 ) -> list[CheckResult]:
-    """Looks at the register that is attached as `register`, after its newest extract.
+    """Looks at the register that is the default database, after its newest extract.
 
     Args:
         connection: an in-memory DuckDB with the register.
@@ -84,9 +84,7 @@ def check_register(
         RegisterError: the ledger does not know the extract.
     """
     database = Database(connection)
-    row = database.row(
-        "SELECT snapshot_date FROM register.main.import_jobs WHERE id = $id", id=str(key)
-    )
+    row = database.row("SELECT snapshot_date FROM import_jobs WHERE id = $id", id=str(key))
     if row is None:
         raise RegisterError(f"{key}: not in import_jobs; import it first")
     subject = Subject(database, key, row[0], None, is_staged, max_loss_percent)
@@ -115,12 +113,12 @@ def _gather_touched(database: Database, key: ExtractKey) -> int | None:
 
 def check_published(
     connection: duckdb.DuckDBPyConnection,
-    database: Path,
+    database: Place,
     *,
     max_loss_percent: float,
     only: Collection[tuple[str, str | None]] | None = None,
 ) -> tuple[ExtractKey, list[CheckResult]]:
-    """Looks at all rows of the file that readers open.
+    """Looks at all rows that readers see.
 
     Returns:
         The newest extract in it, and what was found.
@@ -128,18 +126,10 @@ def check_published(
     Raises:
         NotReadyError: nothing is published.
     """
-    nothing = NotReadyError(f"{database}: nothing is published yet; import a Full first")
-    if not database.exists():
-        raise nothing
-    connection.execute(f"ATTACH {literal(database)} AS register (READ_ONLY, TYPE duckdb)")
-    try:
-        row = Database(connection).row(
-            "SELECT extract_number, extract_type FROM register.main.import_jobs"
-            " WHERE status = 'completed' ORDER BY extract_number DESC LIMIT 1"
-        )
-        if row is None:
-            raise nothing
-        key = ExtractKey(row[0], cast(ExtractType, row[1]))
+    with open_published(connection, database) as standing:
+        key = standing.newest
+        if key is None:
+            raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}")
         results = check_register(
             connection,
             key,
@@ -149,8 +139,6 @@ def check_published(
             everything=True,
             only=only,
         )
-    finally:
-        connection.execute("DETACH register")
     return key, results
 
 

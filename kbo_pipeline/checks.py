@@ -202,9 +202,7 @@ def _ledger_differences(subject: Subject, table: None) -> Found:
 def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, bool]]:
     """Table, what, what the ledger says of it, what there is, and whether that is right."""
     key, database = subject.key, subject.database
-    total = database.count(
-        "SELECT total_batches FROM register.main.import_jobs WHERE id = $id", id=str(key)
-    )
+    total = database.count("SELECT total_batches FROM import_jobs WHERE id = $id", id=str(key))
     ledger = {
         (row[0], row[1]): row[2:]
         for row in database.execute(checking_sql.LEDGER_OF_EXTRACT, id=str(key)).fetchall()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kbo_pipeline import interrupts
-from kbo_pipeline.commands import exporting, reading
+from kbo_pipeline.commands import copying, exporting, reading
 from kbo_pipeline.commands.console import (
     extract_key,
     pause_told,
@@ -333,6 +333,7 @@ main.add_command(status)
 main.add_command(reading.show)
 main.add_command(reading.find)
 main.add_command(reading.changes)
+main.add_command(copying.copy_register)
 main.add_command(exporting.export)
 main.add_command(exporting.verify)
 

@@ -1,16 +1,26 @@
 """A DuckDB connection with values bound by name and transactions as blocks."""
 
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
 from kbo_pipeline.files import make_private
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql import glob_escaped, literal
+
+Result = TypeVar("Result")
+
+_ATTEMPTS = 30
+"""How often a writer tries to be the next to commit, where several write."""
+
+_LONGEST_WAIT = 2.0
+"""Seconds that it waits at most between two attempts; at random, and longer each time."""
 
 _BESIDE_MB = 400
 """Megabytes that a process takes besides what DuckDB counts: Python, Dagster, fragments."""
@@ -72,8 +82,10 @@ def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
 class Database:
     """A connection whose statements take their values as keyword arguments."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, turn: str | None = None) -> None:
+        """Takes a connection, and what each transaction begins with where several may write."""
         self.connection = connection
+        self._turn = turn
 
     def execute(self, statement: str, **parameters: Any) -> duckdb.DuckDBPyConnection:
         """Executes a statement; each `$name` in it must have its value."""
@@ -88,11 +100,33 @@ class Database:
         row = self.row(statement, **parameters)
         return int(row[0]) if row else 0
 
+    def commit(self, change: Callable[[], Result], *, takes_turn: bool = True) -> Result:
+        """Commits what a function does, or nothing of it, and returns what it returns.
+
+        Where another writer has committed first, it is called again, on what is there then.
+        Takes what `transaction` takes.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with self.transaction(takes_turn=takes_turn):
+                    return change()
+            except duckdb.TransactionException:
+                if self._turn is None or attempt == _ATTEMPTS:
+                    raise
+                time.sleep(random.uniform(0, _LONGEST_WAIT * attempt / _ATTEMPTS))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commits what the block does, or nothing of it; afterwards no transaction is open."""
+    def transaction(self, *, takes_turn: bool = True) -> Iterator[None]:
+        """Commits what the block does, or nothing of it; afterwards no transaction is open.
+
+        Args:
+            takes_turn: it conflicts with all others that do, where several may write.
+        """
         try:
             self.execute("BEGIN TRANSACTION")
+            if self._turn is not None and takes_turn:
+                self.execute(self._turn)
             yield
             self.execute("COMMIT")
         except BaseException:

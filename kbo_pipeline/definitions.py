@@ -6,6 +6,7 @@ from kbo_pipeline.defs.alerting import alert_sensor
 from kbo_pipeline.defs.applying import apply_to_register
 from kbo_pipeline.defs.change_report import change_report
 from kbo_pipeline.defs.checks import check_published_register
+from kbo_pipeline.defs.compacting import compact_lake, compact_weekly
 from kbo_pipeline.defs.download import extract_zip
 from kbo_pipeline.defs.exporting import export_when_published, parquet_export
 from kbo_pipeline.defs.inbox import inbox_sensor
@@ -24,7 +25,10 @@ from kbo_pipeline.defs.rollback import rollback_extract
 from kbo_pipeline.defs.sensors import apply_when_staged, publish_when_applied
 from kbo_pipeline.defs.staging import import_staging
 from kbo_pipeline.defs.verifying import full_verification, verify_when_at_hand
+from kbo_pipeline.places import Lake
 from kbo_pipeline.settings import load_settings
+
+_IS_LAKE = isinstance(load_settings().database, Lake)
 
 defs = dg.Definitions(
     assets=[
@@ -44,7 +48,9 @@ defs = dg.Definitions(
         rollback_extract,
         export_parquet,
         verify_full,
+        *([compact_lake] if _IS_LAKE else []),
     ],
+    schedules=[compact_weekly] if _IS_LAKE else [],
     sensors=[
         kbo_extract_sensor,
         inbox_sensor,

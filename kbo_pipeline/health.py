@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.errors import ExtractError, RegisterError, StorageError
+from kbo_pipeline.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.ledger import Standing
@@ -133,6 +133,9 @@ def check_pause(settings: Settings) -> Iterator[Finding]:
 
 def check_published(settings: Settings) -> Iterator[Finding]:
     """Whether readers can open the published register."""
+    if not isinstance(settings.database, Path):
+        yield from _check_shared(settings)
+        return
     if not settings.database.exists():
         yield Finding("ok", "published register", f"{settings.database}: none yet")
         return
@@ -154,7 +157,9 @@ def check_published(settings: Settings) -> Iterator[Finding]:
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:
-    """Whether the register at work opens."""
+    """Whether the register at work opens; a shared one is looked at as readers do."""
+    if not isinstance(settings.database, Path):
+        return
     file = settings.register_file
     if not file.exists():
         text = f"{file}: none yet"
@@ -187,7 +192,18 @@ def check_register(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "register at work", f"{_said(standing)}, opens: {file}")
 
 
+def _check_shared(settings: Settings) -> Iterator[Finding]:
+    """Whether a register that writers and readers share answers."""
+    try:
+        standing = standing_of(settings.database)
+    except KboError as error:
+        yield found_error("published register", error)
+        return
+    yield Finding("ok", "published register", f"{_said(standing)}, answers: {settings.database}")
+
+
 def _directories(settings: Settings) -> list[Path]:
+    written = (directory for directory in (settings.database_dir,) if directory is not None)
     return [
         settings.data_dir,
         settings.downloads_dir,
@@ -195,7 +211,7 @@ def _directories(settings: Settings) -> list[Path]:
         settings.work_dir,
         settings.inbox_dir,
         settings.dagster_home,
-        settings.database.parent,
+        *written,
     ]
 
 

@@ -147,20 +147,23 @@ class Ledger:
         half_applied = self.half_applied()
         if half_applied not in (None, extract.key):
             raise OrderError(f"{extract.key}: {half_applied} is half applied; finish it first")
+        self._database.commit(lambda: self._open_job(staged))
+
+    def _open_job(self, staged: Staged) -> None:
+        extract = staged.extract
         known = self._database.row(
             "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
         )
-        with self._database.transaction():
-            if known and not self._same_cut(staged):
-                self._forget(extract, other_file=known[0] != extract.sha256)
-                known = None
-            if not known:
-                self._insert_job(staged)
-            self._database.execute(
-                "UPDATE import_jobs SET status = 'processing', error_message = NULL,"
-                " started_at = coalesce(started_at, now()) WHERE id = $id",
-                id=str(extract.key),
-            )
+        if known and not self._same_cut(staged):
+            self._forget(extract, other_file=known[0] != extract.sha256)
+            known = None
+        if not known:
+            self._insert_job(staged)
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'processing', error_message = NULL,"
+            " started_at = coalesce(started_at, now()) WHERE id = $id",
+            id=str(extract.key),
+        )
 
     def has_applied(self) -> bool:
         """Tells whether any batch of any extract is applied and not rolled back."""
@@ -222,21 +225,23 @@ class Ledger:
 
     def fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
         """Notes in the ledger that the last attempt at a batch failed."""
-        with self._database.transaction():
-            self._database.execute(
-                "UPDATE import_job_batches SET status = 'failed', attempts = $attempts,"
-                " error_message = $message"
-                " WHERE job_id = $id AND batch_number = $batch AND status <> 'completed'",
-                id=str(staged.extract.key),
-                batch=batch.number,
-                attempts=attempt,
-                message=message,
-            )
-            self._database.execute(
-                "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
-                id=str(staged.extract.key),
-                message=f"batch {batch.number}: {message}",
-            )
+        self._database.commit(lambda: self._fail(staged, batch, attempt, message))
+
+    def _fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
+        self._database.execute(
+            "UPDATE import_job_batches SET status = 'failed', attempts = $attempts,"
+            " error_message = $message"
+            " WHERE job_id = $id AND batch_number = $batch AND status <> 'completed'",
+            id=str(staged.extract.key),
+            batch=batch.number,
+            attempts=attempt,
+            message=message,
+        )
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
+            id=str(staged.extract.key),
+            message=f"batch {batch.number}: {message}",
+        )
 
     def fail_job(self, key: ExtractKey, message: str) -> None:
         """Notes in the ledger why an extract whose batches are applied cannot be published."""
@@ -338,10 +343,14 @@ class Ledger:
             sha256=extract.sha256,
             batches=len(staged.batches),
         )
-        self._database.connection.executemany(
-            "INSERT INTO import_job_batches (job_id, table_name, batch_number, operation,"
-            " records_count, status, attempts) VALUES (?, ?, ?, ?, ?, 'pending', 0)",
-            [(str(extract.key), *row) for row in _ledger_keys(staged)],
+        columns = ("table_name", "batch_number", "operation", "records_count")
+        values = zip(*_ledger_keys(staged), strict=True)  # one statement: one file of a lake
+        listed = ", ".join(f"unnest(${name}) AS {name}" for name in columns)
+        self._database.execute(
+            "INSERT INTO import_job_batches BY NAME SELECT $id AS job_id, 'pending' AS status,"
+            f" 0 AS attempts, {listed}",
+            id=str(extract.key),
+            **{name: list(column) for name, column in zip(columns, values, strict=True)},
         )
 
 

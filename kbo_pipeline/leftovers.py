@@ -90,7 +90,8 @@ def _unfinished(settings: Settings) -> Iterator[Path]:
     yield from sorted(settings.staging_dir.glob("*.unpacked"))
     yield from sorted(settings.reports_dir.glob("*/*.part"))
     yield from sorted(settings.work_dir.rglob("*.part"))
-    yield from sorted(settings.database.parent.glob(f"{settings.database.name}.part"))
+    if isinstance(settings.database, Path):
+        yield from sorted(settings.database.parent.glob(f"{settings.database.name}.part"))
 
 
 def _files(directory: Path, *, is_zip: bool) -> list[Path]:

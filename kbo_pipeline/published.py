@@ -1,4 +1,4 @@
-"""The file that readers open: its views, reading it, replacing it. No Dagster.
+"""What readers open: reading it; and of a file: its views, replacing it. No Dagster.
 
 Its tables are those of the register at work, byte by byte. Its views are made for it alone, after
 `KBO_PRIVACY`.
@@ -15,22 +15,25 @@ from kbo_pipeline.blocks import check_blocks
 from kbo_pipeline.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import Standing, read_standing
+from kbo_pipeline.places import Place
 from kbo_pipeline.room import check_room_to_keep
 from kbo_pipeline.settings import Privacy
+from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, detach
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import is_damage
 
 
 @contextmanager
-def open_published(connection: duckdb.DuckDBPyConnection, database: Path) -> Iterator[Standing]:
-    """Attaches the file that readers open as `published`, for reading; it is the default database.
+def open_published(connection: duckdb.DuckDBPyConnection, database: Place) -> Iterator[Standing]:
+    """Attaches what readers open as `published`, for reading; it is the default database.
 
-    It stays what it is while it is attached: a publication puts another file into its place.
+    It stays what it is while it is attached: a publication puts another file into its place, or
+    makes another snapshot of a lake.
 
     Args:
         connection: an in-memory DuckDB.
-        database: the file.
+        database: where it is.
 
     Yields:
         What it says of its extracts.
@@ -38,10 +41,23 @@ def open_published(connection: duckdb.DuckDBPyConnection, database: Path) -> Ite
     Raises:
         NotReadyError: there is none.
         RegisterError: it is no register.
-        StorageError: somebody has it open for writing.
+        StorageError: somebody has it open for writing, or it does not answer.
     """
+    if isinstance(database, Path):
+        _attach_file(connection, database)
+        name = "published"
+    else:
+        name = attach_to_read(connection, database, "published")
+    try:
+        connection.execute(f"USE {name}")
+        yield _standing(connection, database)
+    finally:
+        detach(connection, name)
+
+
+def _attach_file(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
     if not database.exists():
-        raise NotReadyError(f"{database}: nothing is published yet; kbo import a Full")
+        raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}")
     if not database.is_file():
         raise RegisterError(f"{database}: no file; move it away")
     try:  # without its type, DuckDB would fetch an extension for a file of another database
@@ -52,18 +68,14 @@ def open_published(connection: duckdb.DuckDBPyConnection, database: Path) -> Ite
                 f"{database}: another program has it open for writing; end that, then again"
             ) from None
         raise _unreadable(database, error) from None
-    try:
-        connection.execute("USE published")
-        yield _standing(connection, database)
-    finally:
-        connection.execute("USE memory")
-        connection.execute("DETACH published")
 
 
-def _standing(connection: duckdb.DuckDBPyConnection, database: Path) -> Standing:
+def _standing(connection: duckdb.DuckDBPyConnection, database: Place) -> Standing:
     try:
         return read_standing(connection)
     except (duckdb.CatalogException, duckdb.BinderException):
+        if not isinstance(database, Path):  # the first import is on its way
+            raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}") from None
         raise RegisterError(
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"
         ) from None
@@ -124,7 +136,7 @@ def renew_views(database: Path, privacy: Privacy) -> bool:
     return True
 
 
-def _unreadable(database: Path, error: Exception) -> RegisterError:
+def _unreadable(database: Place, error: Exception) -> RegisterError:
     said = f"{database}: {_first_line(error)}"
     if is_damage(error):
         return DamagedError(f"{said}; kbo rebuild mends it; if it is no register, move it away")

@@ -19,6 +19,7 @@ from kbo_pipeline.errors import (
 from kbo_pipeline.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Standing, check_order
+from kbo_pipeline.places import Place
 from kbo_pipeline.published import open_published, show_to_readers
 from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
 from kbo_pipeline.settings import Privacy
@@ -29,9 +30,9 @@ def publish(
     connection: duckdb.DuckDBPyConnection,
     key: ExtractKey,
     *,
-    register_file: Path,
+    register: Place,
     staging_dir: Path,
-    database: Path,
+    database: Place,
     privacy: Privacy = "full",
     keep_published: int = 1,
     max_loss_percent: float = 2.0,
@@ -43,12 +44,14 @@ def publish(
     Args:
         connection: an in-memory DuckDB.
         key: the extract.
-        register_file: the register at work.
+        register: the register at work.
         staging_dir: where its staging file is; it and those of extracts before are removed at the
             end.
-        database: the file that readers open; replaced at one instant, never opened for writing.
+        database: what readers open: a file, replaced at one instant and never opened for writing;
+            or the register itself, where they share it.
         privacy: who is in its views.
-        keep_published: published files that are kept, the one that readers open included.
+        keep_published: published files that are kept, the one that readers open included; of a
+            shared register there is none.
         max_loss_percent: rows of a table that an Update may take away, 0 to 100.
         accept_loss: it may take away more.
         report_checks: takes what the checks found, before anything is decided.
@@ -70,35 +73,38 @@ def publish(
         report_checks(results)
         return results
 
-    with open_register_to_copy(connection, register_file) as attach:
-        with attach() as register:
-            publication = register.completed_publication(key)
+    with open_register_to_copy(connection, register) as attach:
+        with attach() as opened:
+            ledger = opened.ledger
+            publication = opened.completed_publication(key)
             if publication is None:
                 with open_staged(connection, staging_dir, key) as staged:
                     try:
-                        publication = register.complete(
+                        publication = opened.complete(
                             staged,
                             lambda: stop_on_errors(
                                 key, look(is_staged=True, accept_loss=accept_loss)
                             ),
+                            privacy,
                         )
                     except CheckFailedError as error:
-                        register.ledger.fail_job(key, str(error))
+                        ledger.fail_job(key, str(error))
                         raise
-            elif (register.ledger.published(), register.ledger.half_applied()) == (key, None):
+            elif (ledger.published(), ledger.half_applied()) == (key, None):
                 look(is_staged=False, accept_loss=True)  # to tell of it: nothing stops it now
-            register.checkpoint()
-            standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
-        _show(
-            connection,
-            key,
-            standing,
-            half_applied,
-            register_file,
-            database,
-            privacy,
-            keep_published,
-        )
+            opened.checkpoint()
+            standing, half_applied = ledger.standing(), ledger.half_applied()
+        if isinstance(register, Path) and isinstance(database, Path):
+            _show(
+                connection,
+                key,
+                standing,
+                half_applied,
+                register,
+                database,
+                privacy,
+                keep_published,
+            )
     discard_staged(staging_dir, standing.published[0][0].number)
     return publication
 
@@ -107,9 +113,9 @@ def rollback(
     connection: duckdb.DuckDBPyConnection,
     key: ExtractKey,
     *,
-    register_file: Path,
+    register: Place,
     staging_dir: Path,
-    database: Path,
+    database: Place,
     privacy: Privacy = "full",
     keep_published: int = 1,
 ) -> Rollback:
@@ -121,44 +127,45 @@ def rollback(
     Args:
         connection: an in-memory DuckDB.
         key: the extract.
-        register_file: the register at work.
+        register: the register at work.
         staging_dir: where its staging file is; the file is removed at the end.
-        database: the file that readers open; replaced at one instant, never opened for writing.
+        database: what readers open: a file, replaced at one instant and never opened for writing;
+            or the register itself, where they share it.
         privacy: who is in its views.
-        keep_published: published files that are kept, the one that readers open included.
+        keep_published: published files that are kept, the one that readers open included; of a
+            shared register there is none.
 
     Raises:
         OrderError: another extract is the newest; names it.
     """
-    with open_register_to_copy(connection, register_file) as attach:
-        with attach() as register:
-            done = register.rollback(key)
-            register.checkpoint()
-            standing, half_applied = register.ledger.standing(), register.ledger.half_applied()
-        _show(
-            connection,
-            key,
-            standing,
-            half_applied,
-            register_file,
-            database,
-            privacy,
-            keep_published,
-        )
+    with open_register_to_copy(connection, register) as attach:
+        with attach() as opened:
+            done = opened.rollback(key, privacy)
+            opened.checkpoint()
+            standing, half_applied = opened.ledger.standing(), opened.ledger.half_applied()
+        if isinstance(register, Path) and isinstance(database, Path):
+            _show(
+                connection,
+                key,
+                standing,
+                half_applied,
+                register,
+                database,
+                privacy,
+                keep_published,
+            )
     _remove_staged(staging_dir, key)
     return done
 
 
-def check_rollback(
-    connection: duckdb.DuckDBPyConnection, key: ExtractKey, register_file: Path
-) -> None:
+def check_rollback(connection: duckdb.DuckDBPyConnection, key: ExtractKey, register: Place) -> None:
     """Makes sure that an extract may be rolled back; changes nothing.
 
     Raises:
         OrderError: another extract is the newest; names it.
     """
-    with open_register(connection, register_file) as register:
-        register.ledger.check_rollback(key)
+    with open_register(connection, register) as opened:
+        opened.ledger.check_rollback(key)
 
 
 def _show(
@@ -210,7 +217,7 @@ def _remove_staged(staging_dir: Path, key: ExtractKey) -> None:
     (staging_dir / f"{key}.lock").unlink(missing_ok=True)
 
 
-def is_published(connection: duckdb.DuckDBPyConnection, database: Path, extract: Extract) -> bool:
+def is_published(connection: duckdb.DuckDBPyConnection, database: Place, extract: Extract) -> bool:
     """Tells whether readers have this extract already.
 
     Raises:
@@ -243,7 +250,7 @@ def has_extract(published: Sequence[tuple[ExtractKey, str]], extract: Extract) -
 
 
 def read_published(
-    connection: duckdb.DuckDBPyConnection, database: Path
+    connection: duckdb.DuckDBPyConnection, database: Place
 ) -> list[tuple[ExtractKey, str]]:
     """The published extracts with the sha256 of their ZIPs, the newest first.
 
@@ -253,28 +260,33 @@ def read_published(
     return list(read_standing_of(connection, database).published)
 
 
-def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Path) -> Standing:
-    """What the file that readers open says of its extracts.
+def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Place) -> Standing:
+    """What readers are told of extracts.
 
-    Nothing when there is no file, or somebody has it open for writing: nothing may stop us then.
+    Nothing when nothing is published. Nothing too when somebody has the file open for writing:
+    nothing may stop us then.
 
     Raises:
         RegisterError: the file is no register.
+        StorageError: a shared register does not answer.
     """
-    if not database.exists():
-        return Standing()
     try:
         with open_published(connection, database) as standing:
             return standing
-    except StorageError:
+    except NotReadyError:
         return Standing()
+    except StorageError:
+        if isinstance(database, Path):
+            return Standing()
+        raise
 
 
-def standing_of(database: Path) -> Standing:
+def standing_of(database: Place) -> Standing:
     """What `read_standing_of` says, on a connection of its own.
 
     Raises:
         RegisterError: the file is no register.
+        StorageError: a shared register does not answer.
     """
     with duckdb.connect(":memory:") as connection:
         return read_standing_of(connection, database)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import duckdb
 
@@ -15,9 +16,11 @@ from kbo_pipeline import changes, searching
 from kbo_pipeline.changes import Change
 from kbo_pipeline.database import Database
 from kbo_pipeline.enterprises import Enterprise, Language, Match, PublishedExtract
-from kbo_pipeline.errors import NotFoundError, RegisterError
+from kbo_pipeline.errors import KboError, NotFoundError, NotReadyError, RegisterError
 from kbo_pipeline.lookup import look_up
+from kbo_pipeline.places import Place
 from kbo_pipeline.settings import load_settings
+from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import looking_up as sql
 from kbo_pipeline.tables import ALL_TABLES
@@ -26,40 +29,61 @@ from kbo_pipeline.tables import ALL_TABLES
 def read_register(path: str | Path | None = None) -> "PublishedRegister":
     """Opens a published register for reading; `with` closes it.
 
-    It shows the extracts that are published now, also after the file was replaced: open it again to
-    see newer ones. Nothing is locked, and nobody is waited for.
+    It shows the extracts that are published now, also after the file was replaced, or a lake has
+    newer ones: open it again to see those. Nothing is locked, and nobody is waited for.
 
     Args:
-        path: the DuckDB file; None for `KBO_DATABASE` of the settings.
+        path: a DuckDB file; None for `KBO_DATABASE` of the settings, whatever that names.
 
     Raises:
-        NotFoundError: there is no such file, or nothing is published in it.
+        NotFoundError: there is no such register, or nothing is published in it.
         RegisterError: the file is no published register.
         SettingsError: a setting is unknown or malformed.
+        StorageError: a register that is no file does not answer.
     """
-    file = load_settings().database if path is None else Path(path).absolute()
-    if not file.exists():
+    place = load_settings().database if path is None else Path(path).absolute()
+    if isinstance(place, Path) and not place.exists():
         raise NotFoundError(
-            f"{file}: no published register there; kbo start or kbo import makes it"
+            f"{place}: no published register there; kbo start or kbo import makes it"
         )
     # Attached to a database of its own: DuckDB gives all connections of a process that open one
     # path the file that the first of them found there, also after it was replaced.
     connection = duckdb.connect(":memory:")
     try:
-        connection.execute(f"ATTACH {literal(file)} AS register (READ_ONLY, TYPE duckdb)")
-        connection.execute("USE register")
-        rows = connection.execute(sql.EXTRACTS).fetchall()
-    except duckdb.Error as error:
+        rows = _attach(connection, place)
+    except KboError:
         connection.close()
-        said = str(error).split("\n", 1)[0]
-        raise RegisterError(
-            f"{file}: cannot be read as a published register ({said}); kbo doctor says more"
-        ) from None
+        raise
     if not rows:
         connection.close()
-        raise NotFoundError(f"{file}: no extract is published in it; kbo start or kbo import does")
+        raise NotFoundError(f"{place}: no extract is published in it; kbo start or kbo import does")
     extracts = tuple(PublishedExtract(*row) for row in rows)
-    return PublishedRegister(file, connection, extracts)
+    return PublishedRegister(place, connection, extracts)
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, place: Place) -> list[tuple[Any, ...]]:
+    """Attaches a published register as the default database; its extracts."""
+    try:
+        if isinstance(place, Path):
+            name = "register"
+            connection.execute(f"ATTACH {literal(place)} AS {name} (READ_ONLY, TYPE duckdb)")
+        else:
+            name = attach_to_read(connection, place, "register")
+        connection.execute(f"USE {name}")
+        return connection.execute(sql.EXTRACTS).fetchall()
+    except NotReadyError as error:
+        raise NotFoundError(str(error)) from None
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.CatalogException) and not isinstance(place, Path):
+            raise NotFoundError(f"{place}: {NOTHING_PUBLISHED}") from None  # not one publication
+        raise _unreadable(place, error) from None
+
+
+def _unreadable(place: Place, error: duckdb.Error) -> RegisterError:
+    said = str(error).split("\n", 1)[0]
+    return RegisterError(
+        f"{place}: cannot be read as a published register ({said}); kbo doctor says more"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,13 +94,13 @@ class PublishedRegister:
     `0141-update`; None is the newest. Others are an error, never an empty answer.
 
     Attributes:
-        file: the DuckDB file.
+        file: the DuckDB file, or the place that is none.
         connection: DuckDB, with the register as the default database: for SQL of your own, with
             the views and macros of docs/data.md. Relations of it live as long as it does.
         extracts: the published extracts, the newest first.
     """
 
-    file: Path
+    file: Place
     connection: duckdb.DuckDBPyConnection
     extracts: tuple[PublishedExtract, ...]
 

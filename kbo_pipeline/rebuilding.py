@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.copying import replace_shared
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name, read_extract
 from kbo_pipeline.fetching import fetch_zip
@@ -83,7 +84,7 @@ def rebuild_register(
         StorageError: another process is at work on the register, or there is no room.
     """
     directory = settings.work_dir / "rebuild"
-    with connect() as connection, open_register_to_copy(connection, settings.register_file):
+    with connect() as connection, open_register_to_copy(connection, settings.register):
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         keys = plan_rebuild(kept_keys(settings), newest)
         file = directory / "register.duckdb"
@@ -91,8 +92,13 @@ def rebuild_register(
             for position, key in enumerate(keys, start=1):
                 report(f"{key}: {position} of {len(keys)}")
                 _import(settings, connect, key, file, report)
-            move_into_place(file, settings.register_file)
-            show_to_readers(settings.register_file, settings.database, settings.privacy)
+            if isinstance(settings.database, Path):
+                move_into_place(file, settings.register_file)
+                show_to_readers(settings.register_file, settings.database, settings.privacy)
+            else:
+                replace_shared(
+                    connection, file, settings.database, privacy=settings.privacy, report=report
+                )
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return keys

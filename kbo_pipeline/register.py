@@ -21,9 +21,16 @@ from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import BatchChange, Ledger, Link, TableChange, check_order
 from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.places import Place
+from kbo_pipeline.settings import Privacy
+from kbo_pipeline.shared import attach_to_write, detach
+from kbo_pipeline.sql import copying as copying_sql
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import reading as reading_sql
 from kbo_pipeline.sql import register as register_sql
+from kbo_pipeline.sql import shared as shared_sql
+from kbo_pipeline.sql.reading import fill_hidden
+from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
@@ -86,52 +93,70 @@ def is_transient(error: Exception) -> bool:
 
 
 def register_lock(file: Path) -> Path:
-    """The lock that stands for writing to a register at work, whoever does it."""
+    """The lock that stands for writing to a register at work that is a file, whoever does it."""
     return file.with_suffix(".lock")
 
 
 @contextmanager
+def sole_writer(place: Place, lock_timeout: float) -> Iterator[None]:
+    """Keeps other writers away from a file; those of a shared register take turns.
+
+    Raises:
+        StorageError: another process is at work on the file.
+    """
+    if isinstance(place, Path):
+        with exclusive_lock(register_lock(place), lock_timeout):
+            yield
+    else:
+        yield
+
+
+@contextmanager
 def open_register(
-    connection: duckdb.DuckDBPyConnection, file: Path, *, lock_timeout: float = 60.0
+    connection: duckdb.DuckDBPyConnection, place: Place, *, lock_timeout: float = 60.0
 ) -> Iterator["Register"]:
-    """Attaches the register at work, made when it is not there; one process at a time.
+    """Attaches the register at work, made when it is not there; a file for one process at a time.
 
     Args:
         connection: an in-memory DuckDB.
-        file: the register's DuckDB file.
-        lock_timeout: seconds to wait for another process.
+        place: where the register at work is.
+        lock_timeout: seconds to wait for another process that has the file.
 
     Raises:
-        StorageError: another process keeps it.
+        StorageError: another process keeps it, or what it lives in does not answer.
         DamagedError: the file is not what was written.
     """
-    with exclusive_lock(register_lock(file), lock_timeout), _attached(connection, file) as register:
+    with sole_writer(place, lock_timeout), _attached(connection, place) as register:
         yield register
 
 
 @contextmanager
 def open_register_to_copy(
-    connection: duckdb.DuckDBPyConnection, file: Path, *, lock_timeout: float = 60.0
+    connection: duckdb.DuckDBPyConnection, place: Place, *, lock_timeout: float = 60.0
 ) -> Iterator[Callable[[], AbstractContextManager["Register"]]]:
-    """Keeps other processes away from the register, also while it is not attached.
+    """Keeps other processes away from a file at work, also while it is not attached.
 
     Yields a function that attaches it. The file may be read as a file only while it is detached:
     closing a second descriptor of it in this process would drop DuckDB's own lock, because POSIX
     locks go with the first close.
     """
-    with exclusive_lock(register_lock(file), lock_timeout):
-        yield lambda: _attached(connection, file)
+    with sole_writer(place, lock_timeout):
+        yield lambda: _attached(connection, place)
 
 
 @contextmanager
-def _attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator["Register"]:
-    _attach(connection, file)
+def _attached(connection: duckdb.DuckDBPyConnection, place: Place) -> Iterator["Register"]:
+    if isinstance(place, Path):
+        name = "register"
+        _attach(connection, place)
+    else:
+        name = attach_to_write(connection, place, "register")
     try:
-        register = Register(connection, file)
-        register.prepare()
+        register = Register(connection, place)
+        register.prepare(name)
         yield register
     finally:
-        _detach(connection)
+        detach(connection, name)
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
@@ -147,29 +172,50 @@ def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     connection.execute("SET wal_autocheckpoint = '4GB'")
 
 
-def _detach(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute("USE memory")
-    connection.execute("DETACH register")
-
-
 class Register:
     """The register at work on an open connection; `open_register` makes it."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-        """Takes a connection on which the register, a file, is attached: the default database."""
-        self._database = Database(connection)
-        self._file = file
+    def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
+        """Takes a connection on which the register is attached: the default database."""
+        is_file = isinstance(place, Path)
+        self._database = Database(connection, turn=None if is_file else shared_sql.TAKE_TURN)
+        self._place = place
+        self._name = "register"
         self._found: dict[tuple[str, int], _Changes] = {}  # by table name and batch
         self._faults: dict[int, str] = {}  # by batch
         self.ledger = Ledger(self._database)
 
-    def prepare(self) -> None:
-        """Puts tables and ledger in place; without effect where they are."""
-        with self._database.transaction():
-            for table in ALL_TABLES:
-                self._database.execute(register_sql.create_register_table(table))
-            for statement in register_sql.CREATE_LEDGER:
+    def prepare(self, name: str) -> None:
+        """Puts tables and ledger in place, without effect where they are; they are the default.
+
+        Args:
+            name: what the register is attached as.
+        """
+        if isinstance(self._place, Path):
+            self._database.commit(lambda: self._create_tables(is_shared=False))
+            return
+        self._name = name
+        self._database.execute(f"USE {name}")
+        self._database.commit(self._prepare_shared, takes_turn=False)
+        self._use_work()
+
+    def _prepare_shared(self) -> None:
+        if self._database.row(shared_sql.IS_PREPARED) is None:
+            self._database.execute(f"CREATE SCHEMA IF NOT EXISTS {shared_sql.WORK}")
+            self._use_work()
+            self._create_tables(is_shared=True)
+            for statement in shared_sql.CREATE_TURN:
                 self._database.execute(statement)
+
+    def _create_tables(self, *, is_shared: bool) -> None:
+        for table in ALL_TABLES:
+            self._database.execute(register_sql.create_register_table(table))
+        for statement in register_sql.create_ledger(is_shared=is_shared):
+            self._database.execute(statement)
+
+    @property
+    def _is_shared(self) -> bool:
+        return not isinstance(self._place, Path)
 
     def row_counts(self) -> dict[str, int]:
         """Current rows by table name, all eight."""
@@ -195,9 +241,10 @@ class Register:
         """
         with open_staged(self._database.connection, staging_dir, key) as staged:
             self.ledger.open_job(staged)
-        is_adopted = key.type == "full" and not self.ledger.has_applied()
-        if is_adopted:
-            self._adopt(staging_file(staging_dir, key))
+        is_adopted = False
+        if isinstance(self._place, Path) and key.type == "full" and not self.ledger.has_applied():
+            self._adopt(staging_file(staging_dir, key), self._place)
+            is_adopted = True
         with open_staged(self._database.connection, staging_dir, key) as staged:
             self._faults = self._find_faults(staged)
             # Once for all batches: none changes anything outside its own range.
@@ -208,8 +255,8 @@ class Register:
             self._found = self._find_counts(staged, is_adopted=is_adopted)
             yield staged
 
-    def _adopt(self, staged_full: Path) -> None:
-        """Makes a copy of a staged Full the register, in which nothing is applied.
+    def _adopt(self, staged_full: Path, file: Path) -> None:
+        """Makes a copy of a staged Full the register in a file, in which nothing is applied.
 
         Its batches then find their rows in place. Writing 47 million rows once more takes as long
         as reading them from the CSV files. The file is replaced at one instant; it must not be
@@ -218,9 +265,9 @@ class Register:
         database = self._database
         for name in _LEDGER:
             database.execute(f"CREATE OR REPLACE TEMP TABLE kept_{name} AS FROM {name}")
-        _detach(database.connection)
+        detach(database.connection, "register")
         try:
-            with replace_atomically(self._file) as temporary:
+            with replace_atomically(file) as temporary:
                 shutil.copyfile(staged_full, temporary)
                 with _attached(database.connection, temporary):
                     for table in ALL_TABLES:
@@ -233,7 +280,7 @@ class Register:
                         database.execute(f"INSERT INTO {name} FROM temp.main.kept_{name}")
                     self.checkpoint()
         finally:
-            _attach(database.connection, self._file)
+            _attach(database.connection, file)
 
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
@@ -247,29 +294,36 @@ class Register:
             RegisterError: the staging file no longer holds what was staged.
             duckdb.Error: the transaction failed; nothing is changed.
         """
-        extract = staged.extract
-        applied = self.ledger.applied_change(extract.key, batch.number)
+        applied = self.ledger.applied_change(staged.extract.key, batch.number)
         if applied is not None:
             return applied
         if batch.number in self._faults:
             raise RegisterError(self._faults[batch.number])
+        return self._database.commit(lambda: self._apply(staged, batch, attempt))
+
+    def _apply(self, staged: Staged, batch: Batch, attempt: int) -> BatchChange:
+        """Applies a batch in the caller's transaction, unless another writer has done it."""
+        extract = staged.extract
+        if self._is_shared:
+            applied = self.ledger.applied_change(extract.key, batch.number)
+            if applied is not None:
+                return applied
         started = time.time()
-        with self._database.transaction():
-            changes = {
-                table.name: self._change(
-                    table,
-                    extract,
-                    batch,
-                    self._found.get((table.name, batch.number), _Changes()),
-                    {
-                        operation: staged.records.get((table.name, batch.number, operation), 0)
-                        for operation in extract.key.operations
-                    },
-                    staged.superseded.get((table.name, batch.number), 0),
-                )
-                for table in TABLES
-            }
-            self.ledger.complete_batch(extract, batch, changes, attempt, started)
+        changes = {
+            table.name: self._change(
+                table,
+                extract,
+                batch,
+                self._found.get((table.name, batch.number), _Changes()),
+                {
+                    operation: staged.records.get((table.name, batch.number, operation), 0)
+                    for operation in extract.key.operations
+                },
+                staged.superseded.get((table.name, batch.number), 0),
+            )
+            for table in TABLES
+        }
+        self.ledger.complete_batch(extract, batch, changes, attempt, started)
         return BatchChange(changes, already_applied=False)
 
     def _find_faults(self, staged: Staged) -> dict[int, str]:
@@ -372,12 +426,20 @@ class Register:
             sum(records.values()), closed, found.opened + opened, unchanged, superseded, seconds
         )
 
-    def complete(self, staged: Staged, check: Callable[[], None] = lambda: None) -> Publication:
+    def complete(
+        self,
+        staged: Staged,
+        check: Callable[[], None] = lambda: None,
+        privacy: Privacy = "full",
+    ) -> Publication:
         """Completes an extract whose batches are all applied: `code`, names, the job itself.
+
+        With the commit, readers of a shared register see it.
 
         Args:
             staged: the extract, attached as `staging`.
             check: is called when all that is done and not committed; nothing is when it raises.
+            privacy: who is in the views of a shared register.
 
         Raises:
             NotReadyError: batches are missing; names how many.
@@ -403,6 +465,7 @@ class Register:
             )
             self.ledger.complete_job(extract.key, names)
             check()
+            self.show(privacy)
         return self._publication(extract.key, code, names, already_published=False)
 
     def completed_publication(self, key: ExtractKey) -> Publication | None:
@@ -420,10 +483,14 @@ class Register:
         changed = self.ledger.rows_changed(key)
         return Publication(code, names, self.row_counts(), changed, already_published, link)
 
-    def rollback(self, key: ExtractKey) -> Rollback:
+    def rollback(self, key: ExtractKey, privacy: Privacy = "full") -> Rollback:
         """Undoes the newest extract, published or half applied, in one transaction with the ledger.
 
         The register holds the row versions that it held before; once, however often called.
+
+        Args:
+            key: the extract.
+            privacy: who is in the views of a shared register.
 
         Raises:
             OrderError: another extract is the newest; names it.
@@ -441,11 +508,85 @@ class Register:
                     register_sql.reopen_versions(table), number=key.number
                 )
             self.ledger.roll_back_job(key)
+            self.show(privacy)
         return Rollback(dropped, reopened, already_rolled_back=False)
 
     def checkpoint(self) -> None:
-        """Moves the whole write-ahead log into the file."""
-        self._database.execute("FORCE CHECKPOINT register")
+        """Moves the whole write-ahead log into the file; a shared register has none."""
+        if not self._is_shared:
+            self._database.execute("FORCE CHECKPOINT register")
+
+    def has_views(self, privacy: Privacy) -> bool:
+        """Tells whether the views of a shared register are those that would be made for it now."""
+        expected = mark(privacy, tuple(shared_sql.published_views()))
+        with self._in_main():
+            return self._database.row(READ_MARK) == (expected,)
+
+    def show(self, privacy: Privacy) -> None:
+        """Makes what readers see besides the rows: views, and who is left out of them.
+
+        Part of the caller's transaction. Without effect on a file, which is copied for readers:
+        the copy gets them.
+        """
+        if not self._is_shared:
+            return
+        statements = fill_hidden(privacy)
+        if not self.has_views(privacy):
+            statements = create_views(privacy, tuple(shared_sql.published_views()))
+        with self._in_main():
+            for statement in statements:
+                self._database.execute(statement)
+
+    def renew_views(self, privacy: Privacy) -> bool:
+        """Makes the views of a shared register anew, where they are not those that it should have.
+
+        Returns:
+            False when nothing had to be done.
+        """
+        if self.ledger.published() is None or self.has_views(privacy):
+            return False
+        self._database.commit(lambda: self.show(privacy))
+        return True
+
+    def take_over(
+        self, source: str, privacy: Privacy, check: Callable[[], None], *, is_new: bool
+    ) -> None:
+        """Replaces everything by what readers of another register see, in one transaction.
+
+        Args:
+            source: what that register is attached as.
+            privacy: who is in the views of a shared register.
+            check: is called when all is done and not committed, with what readers will see as the
+                default database; nothing is done when it raises.
+            is_new: nothing may be there.
+
+        Raises:
+            RegisterError: something is there.
+        """
+        self._use_work()
+        with self._database.transaction():
+            if is_new and self._database.row(copying_sql.IS_EMPTY) != (True,):
+                raise RegisterError(f"{self._place}: a register is there; name an empty place")
+            for name in copying_sql.COPIED:
+                self._database.execute(copying_sql.empty(name))
+                self._database.execute(copying_sql.copy(name, source))
+            self.show(privacy)
+            with self._in_main():
+                check()
+
+    @contextmanager
+    def _in_main(self) -> Iterator[None]:
+        """Lets names mean what readers see."""
+        self._database.execute(f"USE {self._name}")
+        try:
+            yield
+        finally:
+            self._use_work()
+
+    def _use_work(self) -> None:
+        """Lets names mean the register at work."""
+        schema = f".{shared_sql.WORK}" if self._is_shared else ""
+        self._database.execute(f"USE {self._name}{schema}")
 
 
 def content_hash(connection: duckdb.DuckDBPyConnection) -> str:

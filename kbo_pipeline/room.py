@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kbo_pipeline.errors import ExtractError, StorageError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.places import Place
 from kbo_pipeline.settings import Settings
 
 _UNPACKED_AND_STAGED = {"full": 2.0, "update": 4.0}
@@ -67,12 +68,14 @@ def check_room_to_keep(name: str, directory: Path, length: int) -> None:
     _check(name, _rooms({directory: length}))
 
 
-def check_room_to_export(directory: Path, database: Path, temporary_dir: Path) -> None:
+def check_room_to_export(directory: Path, database: Place, temporary_dir: Path) -> None:
     """Makes sure that there is room to export a published register, and to sort it meanwhile.
 
     Raises:
         StorageError: there is not; names the directory, what is needed and what is free.
     """
+    if not isinstance(database, Path):
+        return  # how much of it will come out, nobody knows before
     length = database.stat().st_size  # with its whole history, it is larger than what comes out
     needs = {directory: length, temporary_dir: 0}
     needs[temporary_dir] += length
@@ -98,20 +101,24 @@ def room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list[
     """
     unpacked = _unpacked(zip_file)
     growth = int(_GROWTH[key.type] * unpacked)
-    register = settings.register_file
-    copy = (register.stat().st_size if register.exists() else 0) + growth
     staged = int(_STAGED[key.type] * unpacked)
     # Two moments, of which the worse counts: the CSV files are gone before the register grows.
     staging = {settings.staging_dir: int(_UNPACKED_AND_STAGED[key.type] * unpacked)}
     publishing = {settings.staging_dir: staged, settings.work_dir: growth}
-    publishing[settings.database.parent] = publishing.get(settings.database.parent, 0) + copy
+    if settings.database_dir is not None:
+        written = growth
+        if isinstance(settings.database, Path):  # a copy of the whole
+            register = settings.register_file
+            written += register.stat().st_size if register.exists() else 0
+        publishing[settings.database_dir] = publishing.get(settings.database_dir, 0) + written
     return _rooms(staging) + _rooms(publishing)
 
 
 def room_now(settings: Settings) -> list[Room]:
     """What is free on each disk that is written to, where nothing but the spare is needed."""
     directories = (settings.data_dir, settings.staging_dir, settings.downloads_dir)
-    return _rooms(dict.fromkeys((*directories, settings.work_dir, settings.database.parent), 0))
+    written = (directory for directory in (settings.database_dir,) if directory is not None)
+    return _rooms(dict.fromkeys((*directories, settings.work_dir, *written), 0))
 
 
 def megabytes(length: int) -> str:

@@ -10,6 +10,7 @@ from typing import Literal, cast, get_args, overload
 from urllib.parse import urlsplit
 
 from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.places import Lake, Place, is_shared_address, lake_files, shared_place
 
 Privacy = Literal["full", "legal-persons"]
 """Who is in views and exports: all, or all but natural persons and what belongs to them."""
@@ -28,7 +29,9 @@ class Settings:
 
     Attributes:
         data_dir: root of everything that is written (`KBO_DATA_DIR`).
-        database: the published register (`KBO_DATABASE`), a DuckDB file.
+        database: the published register (`KBO_DATABASE`): a DuckDB file, or a place where writers
+            and readers share one.
+        database_files: where the files of a DuckLake are (`KBO_DATABASE_FILES`); None when unset.
         portal_url: base address of the KBO portal, without a slash at the end (`KBO_PORTAL_URL`).
         username, password: the portal account (`KBO_USERNAME`, `KBO_PASSWORD`); None when unset.
         postgres_url: Dagster's storage (`DAGSTER_POSTGRES_URL`); None for the embedded server.
@@ -57,7 +60,8 @@ class Settings:
     """
 
     data_dir: Path
-    database: Path
+    database: Place
+    database_files: str | None
     portal_url: str
     username: str | None
     password: str | None
@@ -90,11 +94,28 @@ class Settings:
             _OTHER_VARIABLES.get(field.name, f"KBO_{field.name.upper()}"): getattr(self, field.name)
             for field in fields(self)
         }
+        if not isinstance(self.database, Path):
+            values["KBO_DATABASE"] = self.database.address
         return {
             name: ",".join(value) if isinstance(value, tuple) else str(value)
             for name, value in values.items()
             if value is not None
         }
+
+    def place(self, text: str) -> Place:
+        """The register of a command's argument; `KBO_DATABASE` there is that of the setting.
+
+        Raises:
+            SettingsError: the address is malformed, or holds a password, which others could read.
+        """
+        if text == "KBO_DATABASE":
+            return self.database
+        if not is_shared_address(text):
+            return Path(text).absolute()
+        place = shared_place("the address", text, self.database_files)
+        if isinstance(place, Lake) and place.password is not None:
+            raise SettingsError(f"{place}: no password on a command line; set PGPASSWORD")
+        return place
 
     @property
     def has_account(self) -> bool:
@@ -137,8 +158,33 @@ class Settings:
         return self.data_dir / "work"
 
     @property
+    def register(self) -> Place:
+        """The register at work: a file, of which `database` is a copy, or `database` itself."""
+        return self.register_file if isinstance(self.database, Path) else self.database
+
+    @property
+    def database_file(self) -> Path:
+        """The published register where it is a file.
+
+        Raises:
+            SettingsError: it is none.
+        """
+        if not isinstance(self.database, Path):
+            raise SettingsError(f"KBO_DATABASE: {self.database} is no file; name one for this")
+        return self.database
+
+    @property
+    def database_dir(self) -> Path | None:
+        """The directory where publishing writes; None where that is no directory of ours."""
+        if isinstance(self.database, Path):
+            return self.database.parent
+        if isinstance(self.database, Lake) and self.database.directory is not None:
+            return self.database.directory
+        return None
+
+    @property
     def register_file(self) -> Path:
-        """The register at work; `database` is its published copy."""
+        """The register at work where it is a file."""
         return self.work_dir / "register.duckdb"
 
     @property
@@ -170,9 +216,13 @@ def load_settings(
     values.update(os.environ if environment is None else environment)
     reader = _Reader(values, root)
     data_dir = reader.path("KBO_DATA_DIR", root / "data")
+    files = reader.text("KBO_DATABASE_FILES")
+    files = None if files is None else lake_files(files, root)
+    database = _database(reader, data_dir, files)
     settings = Settings(
         data_dir=data_dir,
-        database=_database(reader, data_dir),
+        database=database,
+        database_files=files,
         portal_url=reader.address("KBO_PORTAL_URL", _PORTAL_URL),
         username=reader.text("KBO_USERNAME"),
         password=reader.text("KBO_PASSWORD"),
@@ -214,12 +264,10 @@ def _dotenv(file: Path) -> dict[str, str]:
         raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
 
 
-def _database(reader: "_Reader", data_dir: Path) -> Path:
+def _database(reader: "_Reader", data_dir: Path, files: str | None) -> Place:
     text = reader.text("KBO_DATABASE")
-    if text is not None and re.match(r"(md|ducklake):", text):
-        raise SettingsError(
-            f"KBO_DATABASE: '{text.split(':', 1)[0]}:' is not supported yet; name a DuckDB file"
-        )
+    if text is not None and is_shared_address(text):
+        return shared_place("KBO_DATABASE", text, files)
     return reader.path("KBO_DATABASE", data_dir / "kbo.duckdb")
 
 

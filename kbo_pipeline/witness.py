@@ -14,24 +14,27 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.blocks import check_blocks, is_duckdb
-from kbo_pipeline.errors import DamagedError, RegisterError, StorageError
+from kbo_pipeline.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, key_or_none
 from kbo_pipeline.files import link_or_copy, replace_atomically
 from kbo_pipeline.ledger import Link, read_chain, read_standing
+from kbo_pipeline.places import Place, Shared
 from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.publishing import kept_files
 from kbo_pipeline.register import Register
 from kbo_pipeline.settings import Settings
+from kbo_pipeline.shared import attach_to_read, detach
 from kbo_pipeline.sql import literal
+from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import is_damage
 
 
 @dataclass(frozen=True)
 class Testimony:
-    """What a register file says.
+    """What a register says.
 
     Attributes:
-        file: the file.
+        file: the file, or the place that writers and readers share.
         is_there: whether there is one.
         damage: why nothing it says counts; None when it is sound.
         is_foreign: it is no damaged register but some other file.
@@ -41,7 +44,7 @@ class Testimony:
         batches: numbers of the batches of that one that are applied.
     """
 
-    file: Path
+    file: Place
     is_there: bool = True
     damage: str | None = None
     is_foreign: bool = False
@@ -175,7 +178,22 @@ def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimo
         connection.execute("DETACH witness")
 
 
-def _read(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimony:
+def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Testimony:
+    """Reads what a register says that writers and readers share."""
+    try:
+        name = attach_to_read(connection, place, "witness")
+    except NotReadyError:
+        return Testimony(place, is_there=False)
+    try:
+        connection.execute(f"USE {name}.{WORK}")
+        return _read(connection, place)
+    except duckdb.CatalogException:  # nobody has written to it yet
+        return Testimony(place, is_there=False)
+    finally:
+        detach(connection, name)
+
+
+def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Testimony:
     half_applied = connection.execute(
         "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
     ).fetchone()
@@ -222,7 +240,7 @@ def _judge_files(
         return _judge_sound(work, published)
     if published.is_sound and (work.is_there or published.chain):
         said += (f"the register at work becomes a copy of {published.file}",)
-        return Remedy(said, restore=True, base=published.file), published
+        return Remedy(said, restore=True, base=_file(published)), published
     if work.is_sound:
         if not work.chain:  # nothing was ever published: readers have nothing to lose
             return Remedy(said, show=published.is_there and work.half_applied is None), work
@@ -234,7 +252,7 @@ def _judge_files(
         return Remedy(said), nothing
     if kept is not None:
         said += (f"register and published file become copies of {kept.file}",)
-        return Remedy(said, restore=True, base=kept.file, show=True), kept
+        return Remedy(said, restore=True, base=_file(kept), show=True), kept
     if not published.is_there and not recorded.published:  # died in the very first import
         said += ("the register at work begins anew",)
         return Remedy(said, restore=True), nothing
@@ -257,12 +275,12 @@ def _judge_sound(work: Testimony, published: Testimony) -> tuple[Remedy, Testimo
     ):
         if work.half_applied is not None:
             return Remedy(), work  # readers see both when that one is published
-        said = f"{published.file.name}: is at {published.newest}, the register at {work.newest}"
+        said = f"{_file(published).name}: is at {published.newest}, the register at {work.newest}"
         return Remedy((f"{said}: readers get the register",), show=True), work
     if theirs[: len(ours)] == ours:
         said = f"{work.file}: has lost its tail: it is at {work.newest}"
-        said += f", {published.file.name} at {published.newest}, and becomes a copy of that"
-        return Remedy((said,), restore=True, base=published.file), published
+        said += f", {_file(published).name} at {published.newest}, and becomes a copy of that"
+        return Remedy((said,), restore=True, base=_file(published)), published
     raise RegisterError(
         f"{work.file} and {published.file} are registers of different extracts; keep the right one"
         " and move the other away, or kbo rebuild --from-zips"
@@ -325,11 +343,15 @@ def mend_files(
 ) -> None:
     """Does what a remedy says to the register at work and to the published file.
 
+    To a shared register nothing is to be done: its copies are PostgreSQL's and the files' backups.
+
     Args:
         settings: say where they are.
         remedy: what `look` has said, under the same hold of the register's lock.
         attach: attaches the register at work, as `open_register_to_copy` yields it.
     """
+    if not isinstance(settings.database, Path):
+        return
     register = settings.register_file
     if remedy.restore:
         _put_aside(settings, register)
@@ -363,6 +385,9 @@ def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Re
         StorageError: another program has the published file open for writing.
         RegisterError: what is left does not tell what was; names the next step.
     """
+    if not isinstance(settings.database, Path):  # one witness: readers see what was written
+        shared = _read_shared(connection, settings.database)
+        return judge(shared, shared, recorded)
     work = read_testimony(connection, settings.register_file)
     published = read_testimony(connection, settings.database)
     kept = None
@@ -375,8 +400,11 @@ def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Re
 def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
     """The newest extract that anything says was published; None when nothing says so."""
     with duckdb.connect(":memory:") as connection:
-        work = read_testimony(connection, settings.register_file)
-        published = read_testimony(connection, settings.database)
+        if isinstance(settings.database, Path):
+            work = read_testimony(connection, settings.register_file)
+            published = read_testimony(connection, settings.database)
+        else:
+            work = published = _read_shared(connection, settings.database)
     found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
     return max(found - work.rolled_back, key=lambda key: key.number, default=None)
 
@@ -404,6 +432,13 @@ def _listed(links: Sequence[Link]) -> str:
     if len(links) < 4:
         return ", ".join(str(link.key) for link in links)
     return f"{links[0].key} to {links[-1].key}"
+
+
+def _file(testimony: Testimony) -> Path:
+    """The file of a testimony of which a copy is to be made."""
+    if not isinstance(testimony.file, Path):
+        raise RegisterError(f"{testimony.file}: no file to restore from; restore its backup")
+    return testimony.file
 
 
 def _first_line(error: Exception) -> str:

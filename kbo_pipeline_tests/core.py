@@ -10,6 +10,7 @@ import duckdb
 
 from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.extracts import ExtractKey, read_extract
+from kbo_pipeline.places import Lake, Place, Shared
 from kbo_pipeline.publishing import publish, rollback
 from kbo_pipeline.register import (
     Publication,
@@ -20,9 +21,11 @@ from kbo_pipeline.register import (
     open_register_to_copy,
 )
 from kbo_pipeline.settings import Privacy, load_settings
+from kbo_pipeline.shared import attach
 from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.tables import Table
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
+from kbo_pipeline_tests.lakes import ASKED_FOR, new_lake
 from kbo_pipeline_tests.zips import Row
 
 
@@ -41,10 +44,25 @@ class Core:
     max_loss_percent: float = 100.0
     privacy: Privacy = "full"
     checks: list[CheckResult] = field(default_factory=list)
+    shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        if ASKED_FOR and self.shared is None:
+            self.shared = new_lake(self.directory / "lake")
 
     @property
     def register_file(self) -> Path:
         return self.directory / "work" / "register.duckdb"
+
+    @property
+    def register(self) -> Place:
+        """The register at work, wherever it is."""
+        return self.shared or self.register_file
+
+    @property
+    def readers(self) -> Place:
+        """What readers open, wherever it is."""
+        return self.shared or self.database
 
     @property
     def staging_dir(self) -> Path:
@@ -95,7 +113,7 @@ class Core:
         """Opens the register at work with a staged extract, whose job is begun."""
         with (
             duckdb.connect(":memory:") as connection,
-            open_register(connection, self.register_file) as register,
+            open_register(connection, self.register) as register,
             register.importing(self.staging_dir, key) as staged,
         ):
             yield register, staged
@@ -107,9 +125,9 @@ class Core:
             return publish(
                 connection,
                 key,
-                register_file=self.register_file,
+                register=self.register,
                 staging_dir=self.staging_dir,
-                database=self.database,
+                database=self.readers,
                 privacy=self.privacy,
                 keep_published=self.keep_published,
                 max_loss_percent=self.max_loss_percent,
@@ -123,19 +141,23 @@ class Core:
             return rollback(
                 connection,
                 key,
-                register_file=self.register_file,
+                register=self.register,
                 staging_dir=self.staging_dir,
-                database=self.database,
+                database=self.readers,
                 privacy=self.privacy,
                 keep_published=self.keep_published,
             )
 
     def mend(self, recorded: Recorded) -> Remedy:
         """Makes register and published file agree; what was found, and what is left to be done."""
-        settings = load_settings({"KBO_DATA_DIR": str(self.directory)}, self.directory)
+        environment = {"KBO_DATA_DIR": str(self.directory)}
+        if isinstance(self.shared, Lake):
+            environment["KBO_DATABASE"] = self.shared.address
+            environment["KBO_DATABASE_FILES"] = self.shared.files
+        settings = load_settings(environment, self.directory)
         with (
             duckdb.connect(":memory:") as connection,
-            open_register_to_copy(connection, self.register_file, lock_timeout=0.0) as attach,
+            open_register_to_copy(connection, self.register, lock_timeout=0.0) as attach,
         ):
             remedy = look(connection, settings, recorded)
             mend_files(settings, remedy, attach)
@@ -143,11 +165,20 @@ class Core:
 
     def read(self) -> duckdb.DuckDBPyConnection:
         """Opens the published register as a reader does."""
+        if self.shared is not None:
+            return open_to_read(self.shared)
         return duckdb.connect(str(self.database), read_only=True)
 
     def content_hash(self) -> str:
         with self.read() as reader:
             return content_hash(reader)
+
+
+def open_to_read(place: Shared) -> duckdb.DuckDBPyConnection:
+    """Opens a shared register as a reader does; what it publishes later is seen too."""
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"USE {attach(connection, place, 'published', 'READ_ONLY')}")
+    return connection
 
 
 def current_rows(reader: duckdb.DuckDBPyConnection, table: Table) -> list[Row]:

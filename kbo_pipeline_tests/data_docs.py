@@ -118,7 +118,7 @@ def view_columns(name: str) -> Iterator[tuple[str, str]]:
         connection.execute("ATTACH ':memory:' AS register; USE register")
         for table in ALL_TABLES:
             connection.execute(register_sql.create_register_table(table))
-        for statement in register_sql.CREATE_LEDGER:
+        for statement in register_sql.create_ledger():
             connection.execute(statement)
         found = connection.execute(f"DESCRIBE {view_queries('full')[name]}").fetchall()
     for column, kind, *_ in found:

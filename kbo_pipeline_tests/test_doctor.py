@@ -148,7 +148,7 @@ def test_a_sound_register_is_found_sound(settings: Settings, published: Core) ->
 
 
 def test_a_damaged_register_is_an_error(settings: Settings, published: Core) -> None:
-    settings.database.write_bytes(b"no DuckDB")
+    settings.database_file.write_bytes(b"no DuckDB")
     assert only(health.check_published(settings)).severity == "error"
     settings.register_file.write_bytes(b"no DuckDB")
     found = only(health.check_register(settings))
@@ -180,7 +180,7 @@ def test_a_register_at_work_that_is_gone_is_an_error(settings: Settings, publish
 
 def test_leftovers_are_warnings(settings: Settings, published: Core) -> None:
     assert bad(leftovers.check_leftovers(settings)) == []
-    part = settings.database.with_name("kbo.duckdb.part")
+    part = settings.database_file.with_name("kbo.duckdb.part")
     part.touch()
     assert bad(leftovers.check_leftovers(settings)) == []
     os.utime(part, (time.time() - 2 * DAY,) * 2)
@@ -471,7 +471,7 @@ def test_a_look_that_fails_hides_no_other(settings: Settings) -> None:
     settings.staging_dir.mkdir()
     (settings.data_dir / "inbox").mkdir()
     (settings.inbox_dir / "rejected").symlink_to(settings.inbox_dir / "rejected")  # a loop
-    settings.database.mkdir()
+    settings.database_file.mkdir()
     found = {finding.subject: finding for finding in diagnose(settings)}
     assert found["published register"].severity == "error"
     assert found["PostgreSQL"].text.startswith("none yet")

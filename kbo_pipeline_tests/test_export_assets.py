@@ -145,7 +145,7 @@ def test_exports_begin_when_somebody_switches_their_sensor_on(
     pause(settings)
     assert requests(export_when_published, instance) == []
     resume(settings)
-    settings.database.unlink()
+    settings.database_file.unlink()
     assert requests(export_when_published, instance) == []
 
 

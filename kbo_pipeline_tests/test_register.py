@@ -26,9 +26,10 @@ from kbo_pipeline.register import (
     register_lock,
 )
 from kbo_pipeline.sample.practice import damage
+from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import staging_file
 from kbo_pipeline.tables import CODE, TABLES
-from kbo_pipeline_tests.core import Core, current_rows, rows_of, sorted_rows
+from kbo_pipeline_tests.core import Core, current_rows, open_to_read, rows_of, sorted_rows
 from kbo_pipeline_tests.zips import Row, keys_for, rows_for, write_extract
 
 FULL = ExtractKey(140, "full")
@@ -85,10 +86,18 @@ def direct(tmp_path_factory: pytest.TempPathFactory) -> Direct:
 
 
 @pytest.fixture
-def published(core: Core, direct: Direct) -> Core:
+def published(core: Core, direct: Direct, tmp_path: Path) -> Core:
     """The data directory after the Full."""
-    shutil.copytree(direct.directory, core.directory)
+    take_full(core, direct, tmp_path)
     return core
+
+
+def take_full(core: Core, direct: Direct, directory: Path) -> None:
+    """Makes a data directory what it is after the Full."""
+    if core.shared is None:
+        shutil.copytree(direct.directory, core.directory)
+    else:  # nothing of it lies in a directory
+        core.import_zip(write_extract(directory, FULL, FIRST))
 
 
 def other_file(directory: Path, key: ExtractKey) -> Path:
@@ -107,7 +116,12 @@ def apply_some(core: Core, key: ExtractKey, numbers: list[int]) -> list[BatchCha
 @contextlib.contextmanager
 def at_work(core: Core) -> Iterator[duckdb.DuckDBPyConnection]:
     """Opens the register at work, as nobody but a test does."""
-    with duckdb.connect(str(core.register_file), read_only=True) as connection:
+    if core.shared is None:
+        connection = duckdb.connect(str(core.register_file), read_only=True)
+    else:
+        connection = open_to_read(core.shared)
+        connection.execute(f"USE published.{WORK}")
+    with connection:
         yield connection
 
 
@@ -264,9 +278,10 @@ def test_another_batch_size_in_the_middle_goes_on_to_the_same_register(
     full: Path,
     update: Path,
     direct: Direct,
+    tmp_path: Path,
 ) -> None:
     if key == UPDATE:
-        shutil.copytree(direct.directory, core.directory)
+        take_full(core, direct, tmp_path)
     zip_file = full if key == FULL else update
     core.batch_rows = before
     staged = core.stage(zip_file)

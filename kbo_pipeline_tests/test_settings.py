@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.places import Lake
 from kbo_pipeline.settings import Settings, load_settings
 
 SECRET = "s3cret-Pässword"
@@ -38,7 +39,7 @@ def test_an_empty_environment_gives_the_defaults_of_the_readme(tmp_path: Path) -
 def test_everything_that_is_written_lies_under_the_data_directory(tmp_path: Path) -> None:
     settings = load_settings({"KBO_DATA_DIR": "elsewhere"}, tmp_path)
     for path in (
-        settings.database,
+        settings.database_file,
         settings.dagster_home,
         settings.downloads_dir,
         settings.staging_dir,
@@ -83,6 +84,7 @@ def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path)
     some = load_settings({"KBO_USERNAME": "me"}, tmp_path)
     given = {
         **{field.name: f"{place}" for place, field in enumerate(fields(Settings), start=1024)},
+        "database": "ducklake:postgres:dbname=kbo",
         "portal_url": "http://localhost:8080/kbo",
         "postgres_url": "postgresql://me@localhost/dagster",
         "alert_webhook": "https://example.org/hook",
@@ -209,8 +211,11 @@ def test_what_is_no_whole_number_is_refused(variable: str, text: str, tmp_path: 
         ("KBO_DATA_DIR", "a\nb"),
         ("KBO_DATA_DIR", "a\0b"),
         ("KBO_DATA_DIR", "~no_such_user_here/b"),
-        ("KBO_DATABASE", "md:kbo"),
+        ("KBO_DATABASE", "md:two words"),
+        ("KBO_DATABASE", "md:kbo?motherduck_token=x"),
         ("KBO_DATABASE", "ducklake:kbo"),
+        ("KBO_DATABASE", "ducklake:postgres:host=localhost"),
+        ("KBO_DATABASE", "ducklake:sqlite:kbo.sqlite"),
         ("DAGSTER_HOME", "a\nb"),
         ("DAGSTER_POSTGRES_URL", "mysql://u:p@host/dagster"),
         ("DAGSTER_POSTGRES_URL", "host:5432"),
@@ -263,6 +268,41 @@ def test_a_password_never_stands_in_a_representation(tmp_path: Path) -> None:
     for text in (repr(settings), str(settings), f"{settings}", repr([settings])):
         assert SECRET not in text
     assert settings.password == SECRET
+
+
+def test_the_address_of_a_lake_is_taken_apart_and_its_password_never_shown(tmp_path: Path) -> None:
+    address = f"ducklake:postgresql://u:{SECRET}@host:5433/kbo?sslmode=require"
+    given = {"KBO_DATABASE": address, "KBO_DATABASE_FILES": "lake"}
+    settings = load_settings(given, tmp_path)
+    assert isinstance(settings.database, Lake)
+    assert str(settings.database) == (
+        "ducklake:postgres:dbname=kbo host=host port=5433 sslmode=require user=u"
+    )
+    assert settings.database.password == SECRET
+    assert settings.database.files == f"{tmp_path}/lake/"
+    assert settings.register == settings.database
+    for text in (repr(settings), repr(settings.database), f"{settings.database}"):
+        assert SECRET not in text
+    assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"KBO_DATABASE": "ducklake:postgres:dbname=kbo"}, "KBO_DATABASE_FILES: a DuckLake needs "),
+        ({"KBO_DATABASE": f"ducklake:postgres:dbname=kbo {SECRET}"}, "KBO_DATABASE: expected "),
+        (
+            {"KBO_DATABASE": "ducklake:postgres:dbname=k", "KBO_DATABASE_FILES": "s3://k:s@b/p"},
+            "KBO_DATABASE_FILES: expected ",
+        ),
+    ],
+)
+def test_what_does_not_make_a_lake_is_refused(
+    given: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    message = refusal(given, tmp_path)
+    assert message.startswith(expected)
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(

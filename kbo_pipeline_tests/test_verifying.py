@@ -69,7 +69,7 @@ def full(
 def test_a_full_of_a_published_number_is_equal_whichever_it_was_published_from(
     settings: Settings, tmp_path: Path, key: ExtractKey
 ) -> None:
-    before = settings.database.read_bytes()
+    before = settings.database_file.read_bytes()
     found = verify(settings, full(tmp_path, key))
     assert found.is_equal
     assert (found.full, found.published) == (key, UPDATE if key == SAME else FIRST)
@@ -79,7 +79,7 @@ def test_a_full_of_a_published_number_is_equal_whichever_it_was_published_from(
         assert (drift.rows_in_zip, drift.rows_in_register) == (expected, expected)
         assert drift.samples == {}
     assert str(found).startswith(f"{found.published}: equal to {key}, ")
-    assert settings.database.read_bytes() == before
+    assert settings.database_file.read_bytes() == before
     assert not settings.register_file.exists()
     assert not (settings.work_dir / "verifying").exists()
 
@@ -154,7 +154,7 @@ def test_a_register_that_was_changed_by_hand_is_told(
 
 
 def test_nobody_is_left_out_by_the_setting(settings: Settings, tmp_path: Path) -> None:
-    assert renew_views(settings.database, "legal-persons")
+    assert renew_views(settings.database_file, "legal-persons")
     others = load_settings(
         {"KBO_DATA_DIR": str(settings.data_dir), "KBO_PRIVACY": "legal-persons"}, tmp_path
     )

@@ -92,7 +92,7 @@ def apply_to_register(
         keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))
         with (
             duckdb.get_connection() as connection,
-            open_register(connection, settings.register_file, lock_timeout=WRITER_WAIT) as register,
+            open_register(connection, settings.register, lock_timeout=WRITER_WAIT) as register,
         ):
             for extract, group in groupby(keys, key=lambda key: key.extract):
                 batch_keys = list(group)

@@ -170,9 +170,9 @@ def note_cancelled(instance: dg.DagsterInstance, settings: Settings) -> None:
 
 
 def _cancel_job(settings: Settings, key: ExtractKey, patience: float = 60.0) -> None:
-    if settings.register_file.exists():
+    if not isinstance(settings.register, Path) or settings.register.exists():
         with (
             duckdb.connect(":memory:") as connection,
-            open_register(connection, settings.register_file, lock_timeout=patience) as register,
+            open_register(connection, settings.register, lock_timeout=patience) as register,
         ):
             register.ledger.cancel_job(key)

@@ -165,7 +165,7 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
         end_dead_runs_of_commands(instance, settings, key)
         _wait_for_writer(instance)
         with duckdb.connect(":memory:") as connection:
-            check_rollback(connection, key, settings.register_file)
+            check_rollback(connection, key, settings.register)
         register_extract(instance, key)
         run_job(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
 

@@ -1,6 +1,8 @@
 """What was lost outside our transactions is noticed and mended: register, readers, Dagster."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import dagster as dg
 import duckdb
@@ -14,10 +16,9 @@ from kbo_pipeline.defs.resources import duckdb_resource
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import Link
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.published import renew_views
 from kbo_pipeline.rebuilding import rebuild_register
-from kbo_pipeline.register import open_register_to_copy, register_lock
+from kbo_pipeline.register import Register, open_register_to_copy, sole_writer
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import (
     Recorded,
@@ -67,7 +68,7 @@ def examine(instance: dg.DagsterInstance, settings: Settings) -> Remedy:
         RegisterError: what is left does not tell what was; names the next step.
     """
     with (
-        exclusive_lock(register_lock(settings.register_file)),
+        sole_writer(settings.register, 0.0),
         duckdb.connect(":memory:") as connection,
     ):
         return look(connection, settings, read_recorded(instance))
@@ -90,7 +91,7 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
     """
     with (
         duckdb.connect(":memory:") as connection,
-        open_register_to_copy(connection, settings.register_file, lock_timeout=0.0) as attach,
+        open_register_to_copy(connection, settings.register, lock_timeout=0.0) as attach,
     ):
         remedy = look(connection, settings, read_recorded(instance))
         damaged = damaged_staging(settings)
@@ -102,7 +103,7 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         add_lost(settings, _to_retry(instance, remedy, damaged))
         try:
             mend_files(settings, remedy, attach)
-            if renew_views(settings.database, settings.privacy):
+            if _renew_views(settings, attach):
                 report(f"{settings.database}: its views were made anew")
         except (OSError, duckdb.IOException) as error:
             raise StorageError(f"{error}; mend that or make room, then kbo rebuild") from error
@@ -112,6 +113,15 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         for file in damaged.values():
             file.unlink(missing_ok=True)
     suspect_file(settings).unlink(missing_ok=True)
+
+
+def _renew_views(
+    settings: Settings, attach: Callable[[], AbstractContextManager[Register]]
+) -> bool:
+    if isinstance(settings.database, Path):
+        return renew_views(settings.database, settings.privacy)
+    with attach() as register:
+        return register.renew_views(settings.privacy)
 
 
 def rebuild_from_zips(

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
-from duckdb import connect
 
 from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
@@ -25,6 +25,8 @@ from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.places import Place
+from kbo_pipeline.published import open_published
 from kbo_pipeline.publishing import publish
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import CODE, TABLES
@@ -93,7 +95,7 @@ def publish_assets(
         publication = publish(
             connection,
             key,
-            register_file=settings.register_file,
+            register=settings.register,
             staging_dir=settings.staging_dir,
             database=settings.database,
             privacy=settings.privacy,
@@ -106,8 +108,8 @@ def publish_assets(
         context.log.info(f"{key}: {again}")
         seconds = round(time.monotonic() - started, 3)
         code, changed = publication.code, publication.rows_changed
-        with connect(settings.database, read_only=True) as reader:
-            codes = preview(reader.execute(f'FROM "current".{CODE.name} LIMIT {PREVIEW_ROWS}'))
+        with open_published(connection, settings.database):
+            codes = preview(connection.execute(f'FROM "current".{CODE.name} LIMIT {PREVIEW_ROWS}'))
         yield dg.MaterializeResult(
             asset_key=CODE.name,
             metadata={
@@ -124,8 +126,7 @@ def publish_assets(
         yield dg.MaterializeResult(
             asset_key="published_extract",
             metadata={
-                "file": dg.MetadataValue.path(str(settings.database)),
-                "bytes": settings.database.stat().st_size,
+                **_where(settings.database),
                 "seconds": seconds,
                 "names_resolved": publication.names_resolved,
                 "rows_changed": sum(changed.values()),
@@ -139,3 +140,13 @@ def publish_assets(
                 ),
             },
         )
+
+
+def _where(database: Place) -> dict[str, dg.MetadataValue]:
+    """Where readers find the register, and its length where it is one file."""
+    if not isinstance(database, Path):
+        return {"place": dg.MetadataValue.text(str(database))}
+    return {
+        "file": dg.MetadataValue.path(str(database)),
+        "bytes": dg.MetadataValue.int(database.stat().st_size),
+    }

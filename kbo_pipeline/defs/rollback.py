@@ -27,12 +27,12 @@ def undo_extract(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None
         duckdb.get_connection() as connection,
     ):
         context.instance.add_run_tags(context.run.run_id, {EXTRACT_TAG: str(key)})
-        check_rollback(connection, key, settings.register_file)
+        check_rollback(connection, key, settings.register)
         _end_waiting_runs(context, key)
         done = rollback(
             connection,
             key,
-            register_file=settings.register_file,
+            register=settings.register,
             staging_dir=settings.staging_dir,
             database=settings.database,
             privacy=settings.privacy,

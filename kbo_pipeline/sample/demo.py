@@ -49,7 +49,7 @@ def main() -> None:
             sys.exit(f"demo: {error}")
         except KeyboardInterrupt:
             sys.exit("demo: stopped; make demo goes on from here")
-    _show(load_settings().database)
+    _show(load_settings().database_file)
 
 
 def _offer(files: Sequence[Path], directory: Path) -> list[ExtractKey]:

@@ -20,7 +20,7 @@ _DIGITS_CHECKED = {*ENTERPRISE_NUMBER, *ESTABLISHMENT_NUMBER}
 
 def whole(table: Table) -> str:
     """A table of the register, all of it."""
-    return f"register.main.{table.name}"
+    return table.name
 
 
 def part(table: Table) -> str:
@@ -102,8 +102,8 @@ def contradictions(table: Table, source: str, *, is_counted: bool) -> str:
     )
     # Most rows have one version: only the others are compared.
     versions = (
-        f"SELECT rowid AS row_id, {row}, _extract_number, _deleted_at_extract FROM {source}"
-        f" WHERE {of_several} AND hash({row}) IN"
+        f"SELECT uuid() AS row_id, {row}, _extract_number, _deleted_at_extract"
+        f" FROM {source} WHERE {of_several} AND hash({row}) IN"
         f" (SELECT hash({row}) FROM {source} WHERE {of_several} GROUP BY 1 HAVING count(*) > 1)"
     )
     return (
@@ -161,7 +161,7 @@ def unknown_codes(table: Table, source: str) -> str:
         f" count(*) AS used_by FROM {source} WHERE _is_current GROUP BY ALL)"
         " SELECT u.column_name, u.category, u.code, min(u.example) AS example,"
         f" sum(u.used_by)::BIGINT AS rows_with, sum(u.used_by) AS occurrences FROM ({used}) u"
-        " ANTI JOIN (SELECT category, code FROM register.main.code WHERE _is_current) k"
+        " ANTI JOIN (SELECT category, code FROM code WHERE _is_current) k"
         " ON k.category = u.category AND k.code = u.code GROUP BY ALL"
     )
 
@@ -183,8 +183,8 @@ def uses_category(table: Table, category: str) -> bool:
 
 CATEGORIES_WITH_LESS = """
 SELECT DISTINCT category FROM (
-    SELECT category, code FROM register.main.code WHERE _deleted_at_extract = $number
-    EXCEPT SELECT category, code FROM register.main.code WHERE _is_current)
+    SELECT category, code FROM code WHERE _deleted_at_extract = $number
+    EXCEPT SELECT category, code FROM code WHERE _is_current)
 """
 """The categories of which an extract takes a code away."""
 
@@ -244,7 +244,7 @@ def count_rows(table: Table) -> str:
 
 
 SAME_WEEKDAY = """
-SELECT extract_number FROM register.main.import_jobs
+SELECT extract_number FROM import_jobs
 WHERE status = 'completed' AND extract_type = 'update' AND extract_number < $number
     AND isodow(snapshot_date) = isodow($date)
 ORDER BY extract_number DESC LIMIT $extracts
@@ -271,7 +271,7 @@ LEDGER_OF_EXTRACT = """
 SELECT table_name, operation, count(*), bool_and(status = 'completed'),
     sum(records_count)::BIGINT, sum(rows_opened)::BIGINT, sum(rows_closed)::BIGINT,
     sum(rows_unchanged)::BIGINT
-FROM register.main.import_job_batches WHERE job_id = $id GROUP BY ALL
+FROM import_job_batches WHERE job_id = $id GROUP BY ALL
 """
 """What the ledger says of each table and operation of an extract."""
 

@@ -145,16 +145,16 @@ def changes(table: Table, privacy: Privacy) -> str:
 
 
 COUNT_NAMES_RESOLVED = f"""
-SELECT count(*) FROM register.main.{ENTERPRISE.name} e
+SELECT count(*) FROM {ENTERPRISE.name} e
 WHERE e._is_current AND (e._extract_number = $number OR e.{ENTERPRISE.key} IN (
-    SELECT {DENOMINATION.key} FROM register.main.{DENOMINATION.name}
+    SELECT {DENOMINATION.key} FROM {DENOMINATION.name}
     WHERE type_of_denomination = '001' AND $number IN (_extract_number, _deleted_at_extract)))
 """
 """Counts the current entities whose primary name was resolved anew for an extract."""
 
 CONTENT_OF_TABLES = " UNION ALL ".join(
     f"SELECT '{t.name}' AS table_name, count(*) AS row_count, sum(hash(t))::VARCHAR AS row_hash"
-    f" FROM main.{t.name} t"
+    f" FROM {t.name} t"
     for t in ALL_TABLES
 )
 """Counts and hashes all row versions of each table, whatever their order in the file."""

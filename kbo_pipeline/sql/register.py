@@ -1,4 +1,7 @@
-"""SQL that defines the register and applies batches to it."""
+"""SQL that defines the register and applies batches to it.
+
+The register is the default database of the connection: what is its own is named without it.
+"""
 
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.extracts import ExtractType
@@ -13,6 +16,7 @@ VERSION_COLUMNS = (
 )
 """What each register table has besides the columns of its CSV."""
 
+_OPERATIONS = "'delete', 'insert'"
 STATUSES = "('pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"
 
 
@@ -21,23 +25,31 @@ def create_register_table(table: Table) -> str:
     columns = [
         f"{c.name} {c.type}{' NOT NULL' if c.name == table.key else ''}" for c in table.columns
     ]
+    return f"CREATE TABLE IF NOT EXISTS {table.name} ({', '.join((*columns, *VERSION_COLUMNS))})"
+
+
+def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
+    """Creates the ledger, when it is not there; without constraints where an engine has none.
+
+    A shared register has none: there, taking turns does what unique keys do here.
+    """
+
+    def unless_shared(constraint: str) -> str:
+        return "" if is_shared else constraint
+
+    status = f"status VARCHAR NOT NULL{unless_shared(f' CHECK (status IN {STATUSES})')}"
+    operation = f"VARCHAR NOT NULL{unless_shared(f' CHECK (operation IN ({_OPERATIONS}))')}"
     return (
-        f"CREATE TABLE IF NOT EXISTS register.main.{table.name}"
-        f" ({', '.join((*columns, *VERSION_COLUMNS))})"
-    )
-
-
-CREATE_LEDGER = (
-    f"""
-CREATE TABLE IF NOT EXISTS register.main.import_jobs (
-    id VARCHAR NOT NULL PRIMARY KEY,
+        f"""
+CREATE TABLE IF NOT EXISTS import_jobs (
+    id VARCHAR NOT NULL{unless_shared(" PRIMARY KEY")},
     extract_number INTEGER NOT NULL,
     extract_type VARCHAR NOT NULL,
     snapshot_date DATE NOT NULL,
     extract_timestamp TIMESTAMP NOT NULL,
     source_file VARCHAR NOT NULL,
     sha256 VARCHAR NOT NULL,
-    status VARCHAR NOT NULL CHECK (status IN {STATUSES}),
+    {status},
     total_batches INTEGER NOT NULL,
     names_resolved BIGINT,
     error_message VARCHAR,
@@ -46,13 +58,13 @@ CREATE TABLE IF NOT EXISTS register.main.import_jobs (
     completed_at TIMESTAMPTZ
 )
 """,
-    f"""
-CREATE TABLE IF NOT EXISTS register.main.import_job_batches (
+        f"""
+CREATE TABLE IF NOT EXISTS import_job_batches (
     job_id VARCHAR NOT NULL,
     table_name VARCHAR NOT NULL,
     batch_number INTEGER NOT NULL,
-    operation VARCHAR NOT NULL CHECK (operation IN ('delete', 'insert')),
-    status VARCHAR NOT NULL CHECK (status IN {STATUSES}),
+    operation {operation},
+    {status},
     records_count BIGINT NOT NULL,
     attempts INTEGER NOT NULL,
     started_at TIMESTAMPTZ,
@@ -61,11 +73,11 @@ CREATE TABLE IF NOT EXISTS register.main.import_job_batches (
     rows_closed BIGINT NOT NULL DEFAULT 0,
     rows_opened BIGINT NOT NULL DEFAULT 0,
     rows_unchanged BIGINT NOT NULL DEFAULT 0,
-    duplicates_dropped BIGINT NOT NULL DEFAULT 0,
-    PRIMARY KEY (job_id, table_name, batch_number, operation)
+    duplicates_dropped BIGINT NOT NULL DEFAULT 0
+    {unless_shared(", PRIMARY KEY (job_id, table_name, batch_number, operation)")}
 )
 """,
-)
+    )
 
 
 def range_parameters(batch: Batch | None) -> dict[str, str]:
@@ -120,7 +132,7 @@ def find_keys(table: Table, extract_type: ExtractType, *, is_whole: bool) -> str
     create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
     if not is_whole:
         return f"{create} SELECT DISTINCT {table.key} AS key FROM staging.main.{table.name}"
-    held = f"SELECT * FROM register.main.{table.name} WHERE _is_current"
+    held = f"SELECT * FROM {table.name} WHERE _is_current"
     return f"{create} {differing_keys(table, incoming(table, extract_type), held)}"
 
 
@@ -161,7 +173,7 @@ def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> 
         removed = f"c.{key} IN ({deleted})"
     return (
         f"CREATE OR REPLACE TEMP TABLE old_{name} AS SELECT rowid AS row_id, {columns}"
-        f" FROM register.main.{name} WHERE _is_current AND {of_keys}",
+        f" FROM {name} WHERE _is_current AND {of_keys}",
         f"CREATE OR REPLACE TEMP TABLE new_{name} AS {incoming(table, extract_type)} AND {of_keys}",
         f"CREATE OR REPLACE TEMP TABLE closing_{name} AS"
         f" SELECT c.{key} AS key, c.row_id, hash({_qualified('c', table)}) AS row_hash"
@@ -177,18 +189,18 @@ def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> 
 
 def opened_rows(table: Table) -> str:
     """Row versions that an extract opened, `$most` at most; binds `$number` too."""
-    return f"SELECT * FROM register.main.{table.name} WHERE _extract_number = $number LIMIT $most"
+    return f"SELECT * FROM {table.name} WHERE _extract_number = $number LIMIT $most"
 
 
 def drop_versions(table: Table) -> str:
     """Drops the row versions that an extract opened; binds `$number`."""
-    return f"DELETE FROM register.main.{table.name} WHERE _extract_number = $number"
+    return f"DELETE FROM {table.name} WHERE _extract_number = $number"
 
 
 def reopen_versions(table: Table) -> str:
     """Lets the row versions that an extract closed hold again; binds `$number`."""
     return (
-        f"UPDATE register.main.{table.name}"
+        f"UPDATE {table.name}"
         " SET _deleted_at_extract = NULL, _is_current = true WHERE _deleted_at_extract = $number"
     )
 
@@ -237,7 +249,7 @@ COUNT_CHANGES_BY_BATCH = _by_batch(
 COUNT_OPENED_BY_BATCH = _by_batch(
     " UNION ALL ".join(
         f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
-        f" FROM register.main.{table.name} WHERE _extract_number = $number AND _is_current"
+        f" FROM {table.name} WHERE _extract_number = $number AND _is_current"
         for table in TABLES
     )
 )
@@ -250,7 +262,7 @@ def close_rows(table: Table, batch: Batch | None) -> str:
     Rows keep their rowid until a checkpoint takes deleted ones away; the hash makes sure of it.
     """
     return (
-        f"UPDATE register.main.{table.name} c"
+        f"UPDATE {table.name} c"
         " SET _deleted_at_extract = $number, _is_current = false"
         f" FROM (SELECT * FROM temp.main.closing_{table.name} WHERE {_in_range('key', batch)}) o"
         f" WHERE c.rowid = o.row_id AND c._is_current AND {_in_range(f'c.{table.key}', batch)}"
@@ -264,7 +276,7 @@ def open_rows(table: Table, batch: Batch | None) -> str:
     In the order of their keys, so that DuckDB's zone maps can skip what nobody asks for.
     """
     return (
-        f"INSERT INTO register.main.{table.name}"
+        f"INSERT INTO {table.name}"
         f" SELECT *, $date::DATE, $number::INTEGER, NULL::INTEGER, true"
         f" FROM temp.main.opening_{table.name} WHERE {_in_range(table.key, batch)}"
         f" ORDER BY {table.key}"
@@ -274,11 +286,8 @@ def open_rows(table: Table, batch: Batch | None) -> str:
 COUNT_SUPERSEDED = "SELECT count(*) FROM staging.main.superseded WHERE table_name = $table"
 
 NOT_OF_THE_REGISTER = (
-    *(f"DROP VIEW register.main.import_staging_{table.name}" for table in ALL_TABLES),
-    *(
-        f"DROP TABLE register.main.{name}"
-        for name in ("superseded", "batch", "batch_records", "extract")
-    ),
+    *(f"DROP VIEW import_staging_{table.name}" for table in ALL_TABLES),
+    *(f"DROP TABLE {name}" for name in ("superseded", "batch", "batch_records", "extract")),
 )
 """Drops from the copy of a staged Full what the register has not."""
 
@@ -286,12 +295,12 @@ NOT_OF_THE_REGISTER = (
 def drop_superseded(table: Table) -> str:
     """Drops from the copy of a staged Full the rows that say nothing new."""
     return (
-        f"DELETE FROM register.main.{table.name} WHERE rowid IN"
-        f" (SELECT row_id FROM register.main.superseded WHERE table_name = '{table.name}')"
+        f"DELETE FROM {table.name} WHERE rowid IN"
+        f" (SELECT row_id FROM superseded WHERE table_name = '{table.name}')"
     )
 
 
 def require_values(table: Table) -> list[str]:
     """Lets the copy of a staged Full refuse NULL where the register does."""
     names = (table.key, "_snapshot_date", "_extract_number", "_is_current")
-    return [f"ALTER TABLE register.main.{table.name} ALTER {name} SET NOT NULL" for name in names]
+    return [f"ALTER TABLE {table.name} ALTER {name} SET NOT NULL" for name in names]

@@ -32,7 +32,7 @@ def find_drift(table: Table) -> tuple[str, ...]:
 
 def _held(table: Table) -> str:
     return (
-        f"SELECT {', '.join(table.column_names)} FROM published.main.{table.name}"
+        f"SELECT {', '.join(table.column_names)} FROM main.{table.name}"
         " WHERE _extract_number <= $number"
         " AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"
     )

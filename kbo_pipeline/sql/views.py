@@ -4,7 +4,7 @@ The texts name no database, because readers open the published file under a name
 the register must be the default database when they are made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 from kbo_pipeline.settings import Privacy
@@ -36,9 +36,15 @@ def macro_queries(privacy: Privacy) -> dict[str, str]:
     }
 
 
-def create_views(privacy: Privacy) -> tuple[str, ...]:
-    """Creates all views and macros, in place of those that are there, and what they look at."""
-    return (*_statements(privacy), f"COMMENT ON VIEW {_MARKED} IS {literal(mark(privacy))}")
+def create_views(privacy: Privacy, below: Sequence[str] = ()) -> tuple[str, ...]:
+    """Creates all views and macros, in place of those that are there, and what they look at.
+
+    Args:
+        privacy: who is in them.
+        below: statements that make what they look at, where that is no table.
+    """
+    marked = f"COMMENT ON VIEW {_MARKED} IS {literal(mark(privacy, below))}"
+    return (*below, *_statements(privacy), marked)
 
 
 def export_queries(privacy: Privacy) -> dict[str, str]:
@@ -58,9 +64,9 @@ READ_MARK = (
 """Reads the mark of a register's views; no row where they are older than marks are."""
 
 
-def mark(privacy: Privacy) -> str:
-    """Tells views that were made by these statements from others."""
-    return sha256(";".join(_statements(privacy)).encode()).hexdigest()[:16]
+def mark(privacy: Privacy, below: Sequence[str] = ()) -> str:
+    """Tells views that were made by these statements from others; takes what they take."""
+    return sha256(";".join((*below, *_statements(privacy))).encode()).hexdigest()[:16]
 
 
 def _statements(privacy: Privacy) -> Iterator[str]:

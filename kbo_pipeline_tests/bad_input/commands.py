@@ -52,7 +52,7 @@ def _settings() -> list[Case]:
         *(("KBO_PORTAL_URL", text) for text in ("ftp://example.org", "http://example.org", "x")),
         ("KBO_PORTAL_URL", "https://name:secret@example.org"),
         ("KBO_ALERT_WEBHOOK", "javascript:alert(1)"),
-        ("KBO_DATABASE", "md:register"),
+        ("KBO_DATABASE", "md:two words"),
         ("KBO_DATABASE", "DIR"),
         ("KBO_DATABASE", "DIR/a?b.duckdb"),
         ("KBO_DATA_DIR", "DIR/a\nb"),

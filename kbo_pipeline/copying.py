@@ -1,0 +1,108 @@
+"""From one place to another: all that is published in a register, compared by its hash. No Dagster.
+
+A copy holds every row version and the ledger of what is published, so that it goes on from there.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.errors import NotReadyError, RegisterError
+from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.ledger import read_chain
+from kbo_pipeline.places import Place
+from kbo_pipeline.published import open_published
+from kbo_pipeline.register import content_hash, open_register, register_lock
+from kbo_pipeline.settings import Privacy
+from kbo_pipeline.shared import NOTHING_PUBLISHED
+from kbo_pipeline.sql.views import create_views
+
+Report = Callable[[str], None]
+"""Takes a line of progress."""
+
+
+def copy_register(
+    connection: duckdb.DuckDBPyConnection,
+    source: Place,
+    target: Place,
+    *,
+    privacy: Privacy,
+    report: Report = lambda line: None,
+) -> str:
+    """Copies what is published in one place to another, where nothing is yet.
+
+    The target is whole or as it was: a file is renamed when it is finished, and what is shared is
+    written in one transaction. Nothing is left there when the hashes differ.
+
+    Args:
+        connection: an in-memory DuckDB.
+        source: a published file, or a shared register.
+        target: a file that is not there, or a shared register in which nothing is.
+        privacy: who is in the views of the target.
+        report: takes a line of progress.
+
+    Returns:
+        The hash of the content of both.
+
+    Raises:
+        NotReadyError: nothing is published at the source.
+        RegisterError: something is at the target; or the copy is not what the source is.
+        StorageError: one of them does not answer, or the disk is full.
+    """
+    if isinstance(target, Path):
+        if target.exists():
+            raise RegisterError(f"{target}: there is a file already; name another, or move it away")
+        with replace_atomically(target) as temporary:
+            found = _copy(connection, source, temporary, privacy, report, is_new=True)
+            register_lock(temporary).unlink()  # ours: nobody else knows the file yet
+            with duckdb.connect(str(temporary)) as written:
+                for statement in create_views(privacy):
+                    written.execute(statement)
+                written.execute("CHECKPOINT")
+        return found
+    return _copy(connection, source, target, privacy, report, is_new=True)
+
+
+def replace_shared(
+    connection: duckdb.DuckDBPyConnection,
+    source: Place,
+    target: Place,
+    *,
+    privacy: Privacy,
+    report: Report = lambda line: None,
+) -> str:
+    """Puts what a register holds in place of all that a shared register does, in one transaction.
+
+    Takes, returns and raises what `copy_register` does; something may be at the target.
+    """
+    return _copy(connection, source, target, privacy, report, is_new=False)
+
+
+def _copy(
+    connection: duckdb.DuckDBPyConnection,
+    source: Place,
+    target: Place,
+    privacy: Privacy,
+    report: Report,
+    *,
+    is_new: bool,
+) -> str:
+    with (
+        open_register(connection, target) as register,
+        open_published(connection, source) as standing,
+    ):
+        if standing.newest is None:
+            raise NotReadyError(f"{source}: {NOTHING_PUBLISHED}")
+        (row,) = connection.execute("SELECT current_database()").fetchall()
+        expected = (content_hash(connection), read_chain(connection))
+        report(f"{source}: {standing.newest}, content {expected[0][:12]}")
+
+        def check() -> None:
+            if (content_hash(connection), read_chain(connection)) != expected:
+                raise RegisterError(f"{target}: not what {source} is; nothing is written; again")
+
+        register.take_over(str(row[0]), privacy, check, is_new=is_new)
+        register.checkpoint()
+    report(f"{target}: {standing.newest}, content {expected[0][:12]}")
+    return expected[0]

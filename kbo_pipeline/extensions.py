@@ -1,0 +1,41 @@
+"""DuckDB's extensions: loaded from installed packages, never downloaded."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.errors import StorageError
+from kbo_pipeline.sql import literal
+
+
+def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Loads an extension into a connection: from its package, or one that DuckDB has already.
+
+    Args:
+        connection: where it is loaded.
+        name: as DuckDB names it.
+
+    Raises:
+        StorageError: it is not installed; says what to install.
+    """
+    file = _packaged(name)
+    try:
+        connection.execute(f"LOAD {literal(file) if file is not None else name}")
+    except duckdb.Error as error:
+        said = str(error).split("\n", 1)[0]
+        raise StorageError(
+            f"DuckDB {duckdb.__version__} cannot load its extension {name} ({said});"
+            " pip install 'kbo_pipeline[scale]'"
+        ) from None
+
+
+def _packaged(name: str) -> Path | None:
+    """The file of an extension in its package, of the version of DuckDB that runs."""
+    found = find_spec(f"duckdb_extension_{name}")
+    for directory in (found.submodule_search_locations or []) if found is not None else []:
+        version = f"v{duckdb.__version__}"
+        file = Path(directory) / "extensions" / version / f"{name}.duckdb_extension"
+        if file.is_file():
+            return file
+    return None

@@ -1,0 +1,106 @@
+"""Attaching a register that writers and readers share: a DuckLake, or MotherDuck. No Dagster."""
+
+import duckdb
+
+from kbo_pipeline.errors import NotReadyError, RegisterError, SettingsError, StorageError
+from kbo_pipeline.extensions import load_extension
+from kbo_pipeline.places import Lake, MotherDuck, Shared
+from kbo_pipeline.sql import literal
+
+NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
+
+_CATALOG_SCHEMA = "kbo"
+"""The schema in PostgreSQL that holds the lake's catalog: Dagster's tables may be beside it."""
+
+
+def attach_to_write(connection: duckdb.DuckDBPyConnection, place: Shared, name: str) -> str:
+    """Attaches a shared register for writing; it is made when it is not there.
+
+    Args:
+        connection: an in-memory DuckDB.
+        place: where the register is.
+        name: what it is to be called.
+
+    Returns:
+        What it is called: MotherDuck keeps its own name.
+
+    Raises:
+        StorageError: it does not answer.
+        SettingsError: `KBO_DATABASE_FILES` is not where its files are.
+    """
+    return attach(connection, place, name, "")
+
+
+def attach_to_read(connection: duckdb.DuckDBPyConnection, place: Shared, name: str) -> str:
+    """Attaches a shared register for reading; a lake stays what it is while it is attached.
+
+    Takes and returns what `attach_to_write` does.
+
+    Raises:
+        NotReadyError: there is none yet.
+        StorageError: it does not answer.
+        SettingsError: `KBO_DATABASE_FILES` is not where its files are.
+    """
+    found = attach(connection, place, name, "READ_ONLY")
+    if isinstance(place, MotherDuck):
+        return found
+    rows = connection.execute(f"SELECT id FROM {found}.current_snapshot()").fetchall()
+    detach(connection, found)
+    return attach(connection, place, name, f"READ_ONLY, SNAPSHOT_VERSION {int(rows[0][0])}")
+
+
+def detach(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Detaches what was attached under a name."""
+    connection.execute("USE memory")
+    connection.execute(f"DETACH {name}")
+
+
+def attach(connection: duckdb.DuckDBPyConnection, place: Shared, name: str, options: str) -> str:
+    """Attaches a shared register with options of ATTACH; takes and returns what the others do."""
+    if isinstance(place, MotherDuck):
+        load_extension(connection, "motherduck")
+        name = place.name
+        statement = f"ATTACH {literal(place.address)}"
+    else:
+        _make_secrets(connection, place, name)
+        statement = f"ATTACH 'ducklake:kbo_lake_{name}' AS {name}"
+    try:
+        connection.execute(statement + (f" ({options})" if options else ""))
+    except duckdb.Error as error:
+        raise _explained(place, error) from None
+    return name
+
+
+def _make_secrets(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> None:
+    """Tells the connection how the lake is reached; a password in ATTACH would be shown by it."""
+    for extension in ("postgres_scanner", "ducklake"):
+        load_extension(connection, extension)
+    password = f", PASSWORD {literal(place.password)}" if place.password is not None else ""
+    connection.execute(
+        f"CREATE OR REPLACE TEMPORARY SECRET kbo_catalog_{name} (TYPE postgres{password})"
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMPORARY SECRET kbo_lake_{name} (TYPE ducklake,"
+        f" METADATA_PATH {literal(_connection_string(place))},"
+        f" METADATA_SCHEMA {literal(_CATALOG_SCHEMA)}, DATA_PATH {literal(place.files)},"
+        f" METADATA_PARAMETERS MAP {{'TYPE': 'postgres', 'SECRET': 'kbo_catalog_{name}'}})"
+    )
+
+
+def _connection_string(place: Lake) -> str:
+    """Libpq's connection string, quoted as it wants it."""
+    escaped = ((k, v.replace("\\", "\\\\").replace("'", "\\'")) for k, v in place.catalog)
+    return " ".join(f"{key}='{value}'" for key, value in escaped)
+
+
+def _explained(place: Shared, error: duckdb.Error) -> Exception:
+    said = str(error).split("\n", 1)[0]
+    if "creating a new DuckLake is explicitly disabled" in said:
+        return NotReadyError(f"{place}: {NOTHING_PUBLISHED}")
+    if "DATA_PATH" in said:
+        return SettingsError(
+            f"KBO_DATABASE_FILES: not the files of the DuckLake at {place} ({said}); name those"
+        )
+    if isinstance(error, duckdb.IOException | duckdb.HTTPException):
+        return StorageError(f"{place}: does not answer ({said}); kbo doctor says more")
+    return RegisterError(f"{place}: {said}")

@@ -1,0 +1,56 @@
+"""DuckLakes for tests: each with a catalog of its own in one embedded PostgreSQL server.
+
+`TEST_DATABASE=ducklake` lets the tests of the core work on such a one instead of files.
+"""
+
+import atexit
+import functools
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import psycopg2
+from sqlalchemy import make_url
+
+from kbo_pipeline import postgres
+from kbo_pipeline.places import Lake, lake_files, shared_place
+
+_numbers = itertools.count(1)
+
+
+ASKED_FOR = os.environ.get("TEST_DATABASE") == "ducklake"
+"""Whether tests that work on files, unless told otherwise, are to work on lakes."""
+
+
+@functools.cache
+def _server() -> Path:
+    """The directory of the server; it goes when the server has ended."""
+    directory = Path(tempfile.mkdtemp(prefix="kbo-lakes-"))
+
+    def end() -> None:
+        postgres._leave_all()
+        shutil.rmtree(directory, ignore_errors=True)
+
+    atexit.register(end)
+    return directory
+
+
+def new_lake(files: Path) -> Lake:
+    """A lake in which nothing is yet; the server starts when it does not run.
+
+    Args:
+        files: where the lake's files go.
+    """
+    url = make_url(postgres.embedded_server_url(_server()))
+    host, name = str(url.query["host"]), f"lake_{os.getpid()}_{next(_numbers)}"
+    connection = psycopg2.connect(host=host, user=url.username, dbname="postgres")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    address = f"ducklake:postgres:host={host} user={url.username} dbname={name}"
+    place = shared_place("KBO_DATABASE", address, lake_files(str(files), files))
+    assert isinstance(place, Lake)
+    return place
