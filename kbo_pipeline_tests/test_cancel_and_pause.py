@@ -2,16 +2,30 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import dagster as dg
 import duckdb
 import pytest
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
 
 from kbo_pipeline.defs.cancelling import cancel_extract, note_cancelled
 from kbo_pipeline.defs.claims import claim_file
-from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock, is_locked
@@ -178,6 +192,47 @@ def test_who_cancels_what_readers_have_already_is_told_so(
     with pytest.raises(NotReadyError, match="was published before it could be cancelled"):
         cancel_extract(instance, load_settings(pipeline.environment), ExtractKey.parse(EXTRACT))
     assert run_status(instance, reporting.run_id) == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_run_that_a_sensor_asks_for_during_the_cancel_is_cancelled_too(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    origin = RemoteInstigatorOrigin(
+        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "all"), "publish_when_applied"
+    )
+    kind, status = InstigatorType.SENSOR, InstigatorStatus.RUNNING
+    state = instance.add_instigator_state(
+        InstigatorState(origin, kind, status, SensorInstigatorData())
+    )
+    tick = instance.create_tick(
+        TickData(
+            state.instigator_origin_id,
+            state.name,
+            kind,
+            TickStatus.STARTED,
+            time.time(),
+            selector_id=state.selector_id,
+        )
+    )
+
+    def add() -> str:
+        tags = {EXTRACT_TAG: EXTRACT}
+        not_started = dg.DagsterRunStatus.NOT_STARTED
+        return instance.add_run(
+            dg.DagsterRun("publish_extract", status=not_started, tags=tags)
+        ).run_id
+
+    first, key = add(), ExtractKey.parse(EXTRACT)
+    with ThreadPoolExecutor() as pool:
+        cancelling = pool.submit(cancel_extract, instance, load_settings(pipeline.environment), key)
+        wait_until(lambda: key in Progress(instance).cancelled, "the mark")
+        asked_for = add()
+        time.sleep(1.0)
+        assert not cancelling.done()
+        instance.update_tick(tick.with_status(TickStatus.SUCCESS))
+        cancelling.result(30)
+    canceled = dg.DagsterRunStatus.CANCELED
+    assert [run_status(instance, run) for run in (first, asked_for)] == [canceled, canceled]
 
 
 @pytest.mark.long

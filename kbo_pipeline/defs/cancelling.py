@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import psutil
+from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from kbo_pipeline.defs.claims import OWN_RUN, claim, claim_file
@@ -25,6 +26,7 @@ from kbo_pipeline.settings import Settings
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
 _LOOK_SECONDS = 0.3
+_TICK_SECONDS = 20.0  # from the begin of a sensor's tick until its runs are in the queue
 _WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
@@ -42,6 +44,7 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     signaled: set[int] = set()
     terminated: set[str] = set()
     told: float | None = None
+    marked_at: float | None = None
     deadline = time.monotonic() + _END_SECONDS
     while True:
         pid = holder(claim_file(settings, key))
@@ -57,6 +60,9 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
                 end_dead_runs_of_commands(instance, settings, key)
                 if _end_runs(instance, settings, key, terminated) == 0:
                     _mark(instance, key)
+                    marked_at = marked_at or time.time()
+                    if _is_sensor_at_work(instance, marked_at):
+                        continue
                     _cancel_job(settings, key)
                     if key in dict(standing_of(settings.database).published):
                         raise NotReadyError(
@@ -146,6 +152,21 @@ def _is_command(pid: int, claimed: Path) -> bool:
 
 def _unfinished(instance: dg.DagsterInstance, key: ExtractKey | str) -> list[dg.DagsterRun]:
     return [run for run in Progress(instance).unfinished_runs if extract_of(run) == str(key)]
+
+
+def _is_sensor_at_work(instance: dg.DagsterInstance, marked_at: float) -> bool:
+    """Whether a sensor may still ask for a run, because it looked before the mark was there."""
+    if time.time() > marked_at + _TICK_SECONDS:  # its daemon was killed
+        return False
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
+            if (
+                tick.status == TickStatus.STARTED
+                and -_TICK_SECONDS < tick.timestamp - marked_at < 0
+            ):
+                time.sleep(_LOOK_SECONDS)
+                return True
+    return False
 
 
 def _mark(instance: dg.DagsterInstance, key: ExtractKey) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 from dagster._cli.api import grpc_command
 from dagster._grpc import server
 
-IMPORTED = ["kbo_pipeline.definitions", "kbo_pipeline.defs.code_server"]
-"""What the process imports from which run workers are forked: all that they would import."""
+IMPORTED = ["kbo_pipeline.definitions", "dagster._cli.api", "dagster._grpc.server"]
+"""What the process imports from which run workers are forked: all that they would import.
+
+Not this module: they execute it as their main one, and Python warns of one that is there already.
+"""
 
 
 class CodeServer(server.DagsterApiServer):
