@@ -104,5 +104,4 @@ def _copy(
 
         register.take_over(str(row[0]), privacy, check, is_new=is_new)
         register.checkpoint()
-    report(f"{target}: {standing.newest}, content {expected[0][:12]}")
     return expected[0]

@@ -20,13 +20,14 @@ def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
         StorageError: it is not installed; says what to install.
     """
     file = _packaged(name)
+    connection.execute("SET autoinstall_known_extensions = false")  # LOAD would download it
     try:
         connection.execute(f"LOAD {literal(file) if file is not None else name}")
     except duckdb.Error as error:
         said = str(error).split("\n", 1)[0]
         raise StorageError(
-            f"DuckDB {duckdb.__version__} cannot load its extension {name} ({said});"
-            " pip install 'kbo_pipeline[scale]'"
+            f"DuckDB {duckdb.__version__} cannot load its extension {name} ({said}); pip install"
+            f" duckdb-extension-{name.replace('_', '-')}=={duckdb.__version__}"
         ) from None
 
 

@@ -21,6 +21,36 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True, slots=True)
+class S3:
+    """How an S3 server is reached.
+
+    Attributes:
+        key, secret: of the account (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).
+        token: of a session (`AWS_SESSION_TOKEN`); None for an account that lasts.
+        region: where the bucket is (`AWS_REGION`).
+        endpoint: the address of a server that is not Amazon's (`AWS_ENDPOINT_URL`); None for that.
+    """
+
+    key: str
+    secret: str = field(repr=False)
+    token: str | None = field(repr=False)
+    region: str
+    endpoint: str | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that say so."""
+        values = {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_SESSION_TOKEN": self.token,
+            "AWS_REGION": self.region,
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Lake:
     """A DuckLake: its catalog in PostgreSQL, its rows in Parquet files.
 
@@ -29,12 +59,14 @@ class Lake:
         password: PostgreSQL's; None where libpq finds one, or none is asked for.
         files: the directory of the Parquet files, absolute, or `s3://BUCKET/PREFIX`; ends in `/`.
         address: all of that but `files`, as it was set.
+        s3: how the server of the files is reached; None for a directory.
     """
 
     catalog: tuple[tuple[str, str], ...]
     password: str | None = field(repr=False)
     files: str
     address: str = field(repr=False)
+    s3: S3 | None = None
 
     @property
     def directory(self) -> Path | None:
@@ -76,13 +108,14 @@ def is_shared_address(text: str) -> bool:
     return text.startswith((_LAKE_PREFIX, "md:"))
 
 
-def shared_place(name: str, text: str, files: str | None) -> Shared:
+def shared_place(name: str, text: str, files: str | None, s3: S3 | None = None) -> Shared:
     """The shared place that an address names.
 
     Args:
         name: the setting that holds the address, for errors.
         text: the address: `ducklake:postgres:...`, `ducklake:postgresql://...` or `md:NAME`.
         files: where a lake's files are, from `lake_files`.
+        s3: how an S3 server is reached; None without an account.
 
     Raises:
         SettingsError: it is malformed; the message does not repeat it, it may hold a password.
@@ -100,7 +133,12 @@ def shared_place(name: str, text: str, files: str | None) -> Shared:
             "KBO_DATABASE_FILES: a DuckLake needs a directory or s3://BUCKET/PREFIX for its files"
         )
     password = known.pop("password", None)
-    return Lake(tuple(sorted(known.items())), password, files, text)
+    is_s3 = files.startswith("s3://")
+    if is_s3 and s3 is None:
+        raise SettingsError(
+            "KBO_DATABASE_FILES: s3:// needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return Lake(tuple(sorted(known.items())), password, files, text, s3 if is_s3 else None)
 
 
 def _postgres_keywords(name: str, text: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args, overload
 from urllib.parse import urlsplit
 
 from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.places import Lake, Place, is_shared_address, lake_files, shared_place
+from kbo_pipeline.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
 
 Privacy = Literal["full", "legal-persons"]
 """Who is in views and exports: all, or all but natural persons and what belongs to them."""
@@ -32,6 +32,7 @@ class Settings:
         database: the published register (`KBO_DATABASE`): a DuckDB file, or a place where writers
             and readers share one.
         database_files: where the files of a DuckLake are (`KBO_DATABASE_FILES`); None when unset.
+        s3: how those files are reached where they are `s3://` (`AWS_...`); None without an account.
         portal_url: base address of the KBO portal, without a slash at the end (`KBO_PORTAL_URL`).
         username, password: the portal account (`KBO_USERNAME`, `KBO_PASSWORD`); None when unset.
         postgres_url: Dagster's storage (`DAGSTER_POSTGRES_URL`); None for the embedded server.
@@ -62,6 +63,7 @@ class Settings:
     data_dir: Path
     database: Place
     database_files: str | None
+    s3: S3 | None
     portal_url: str
     username: str | None
     password: str | None
@@ -96,6 +98,8 @@ class Settings:
         }
         if not isinstance(self.database, Path):
             values["KBO_DATABASE"] = self.database.address
+        del values["KBO_S3"]
+        values.update(self.s3.environment if self.s3 is not None else {})
         return {
             name: ",".join(value) if isinstance(value, tuple) else str(value)
             for name, value in values.items()
@@ -112,7 +116,7 @@ class Settings:
             return self.database
         if not is_shared_address(text):
             return Path(text).absolute()
-        place = shared_place("the address", text, self.database_files)
+        place = shared_place("the address", text, self.database_files, self.s3)
         if isinstance(place, Lake) and place.password is not None:
             raise SettingsError(f"{place}: no password on a command line; set PGPASSWORD")
         return place
@@ -218,11 +222,13 @@ def load_settings(
     data_dir = reader.path("KBO_DATA_DIR", root / "data")
     files = reader.text("KBO_DATABASE_FILES")
     files = None if files is None else lake_files(files, root)
-    database = _database(reader, data_dir, files)
+    s3 = _s3(reader)
+    database = _database(reader, data_dir, files, s3)
     settings = Settings(
         data_dir=data_dir,
         database=database,
         database_files=files,
+        s3=s3,
         portal_url=reader.address("KBO_PORTAL_URL", _PORTAL_URL),
         username=reader.text("KBO_USERNAME"),
         password=reader.text("KBO_PASSWORD"),
@@ -264,10 +270,19 @@ def _dotenv(file: Path) -> dict[str, str]:
         raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
 
 
-def _database(reader: "_Reader", data_dir: Path, files: str | None) -> Place:
+def _s3(reader: "_Reader") -> S3 | None:
+    key, secret = reader.text("AWS_ACCESS_KEY_ID"), reader.text("AWS_SECRET_ACCESS_KEY")
+    token, region = reader.text("AWS_SESSION_TOKEN"), reader.text("AWS_REGION")
+    endpoint = reader.text("AWS_ENDPOINT_URL")
+    if key is None or secret is None:
+        return None
+    return S3(key, secret, token, region or "us-east-1", endpoint)
+
+
+def _database(reader: "_Reader", data_dir: Path, files: str | None, s3: S3 | None) -> Place:
     text = reader.text("KBO_DATABASE")
     if text is not None and is_shared_address(text):
-        return shared_place("KBO_DATABASE", text, files)
+        return shared_place("KBO_DATABASE", text, files, s3)
     return reader.path("KBO_DATABASE", data_dir / "kbo.duckdb")
 
 

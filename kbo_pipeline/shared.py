@@ -1,16 +1,26 @@
 """Attaching a register that writers and readers share: a DuckLake, or MotherDuck. No Dagster."""
 
+import time
+from urllib.parse import urlsplit
+
 import duckdb
 
 from kbo_pipeline.errors import NotReadyError, RegisterError, SettingsError, StorageError
 from kbo_pipeline.extensions import load_extension
-from kbo_pipeline.places import Lake, MotherDuck, Shared
+from kbo_pipeline.places import S3, Lake, MotherDuck, Shared
 from kbo_pipeline.sql import literal
 
 NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
 
+_WAITS = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between attempts to attach a lake that another process seems to be making."""
+
 _CATALOG_SCHEMA = "kbo"
 """The schema in PostgreSQL that holds the lake's catalog: Dagster's tables may be beside it."""
+
+
+class _BeingMadeError(StorageError):
+    """A lake cannot be made: another process is making it, or PostgreSQL refuses."""
 
 
 def attach_to_write(connection: duckdb.DuckDBPyConnection, place: Shared, name: str) -> str:
@@ -28,6 +38,11 @@ def attach_to_write(connection: duckdb.DuckDBPyConnection, place: Shared, name: 
         StorageError: it does not answer.
         SettingsError: `KBO_DATABASE_FILES` is not where its files are.
     """
+    for seconds in _WAITS:
+        try:
+            return attach(connection, place, name, "")
+        except _BeingMadeError:
+            time.sleep(seconds)
     return attach(connection, place, name, "")
 
 
@@ -75,6 +90,9 @@ def _make_secrets(connection: duckdb.DuckDBPyConnection, place: Lake, name: str)
     """Tells the connection how the lake is reached; a password in ATTACH would be shown by it."""
     for extension in ("postgres_scanner", "ducklake"):
         load_extension(connection, extension)
+    if place.s3 is not None:
+        load_extension(connection, "httpfs")
+        connection.execute(_s3_secret(place.s3, place.files, name))
     password = f", PASSWORD {literal(place.password)}" if place.password is not None else ""
     connection.execute(
         f"CREATE OR REPLACE TEMPORARY SECRET kbo_catalog_{name} (TYPE postgres{password})"
@@ -87,6 +105,20 @@ def _make_secrets(connection: duckdb.DuckDBPyConnection, place: Lake, name: str)
     )
 
 
+def _s3_secret(s3: S3, files: str, name: str) -> str:
+    """The statement that tells DuckDB how the files are reached."""
+    values = {"KEY_ID": s3.key, "SECRET": s3.secret, "REGION": s3.region, "SCOPE": files}
+    if s3.token is not None:
+        values["SESSION_TOKEN"] = s3.token
+    use_ssl = True
+    if s3.endpoint is not None:
+        parts = urlsplit(s3.endpoint)
+        values |= {"ENDPOINT": f"{parts.netloc}{parts.path}".rstrip("/"), "URL_STYLE": "path"}
+        use_ssl = parts.scheme != "http"
+    said = "".join(f", {key} {literal(value)}" for key, value in values.items())
+    return f"CREATE OR REPLACE TEMPORARY SECRET kbo_files_{name} (TYPE s3{said}, USE_SSL {use_ssl})"
+
+
 def _connection_string(place: Lake) -> str:
     """Libpq's connection string, quoted as it wants it."""
     escaped = ((k, v.replace("\\", "\\\\").replace("'", "\\'")) for k, v in place.catalog)
@@ -95,6 +127,8 @@ def _connection_string(place: Lake) -> str:
 
 def _explained(place: Shared, error: duckdb.Error) -> Exception:
     said = str(error).split("\n", 1)[0]
+    if "Failed to initialize DuckLake" in said:
+        return _BeingMadeError(f"{place}: cannot be made ({said}); once more, or see PostgreSQL")
     if "creating a new DuckLake is explicitly disabled" in said:
         return NotReadyError(f"{place}: {NOTHING_PUBLISHED}")
     if "DATA_PATH" in said:

@@ -17,6 +17,7 @@ from kbo_pipeline.errors import (
     SettingsError,
     StorageError,
 )
+from kbo_pipeline.extensions import load_extension
 from kbo_pipeline.ledger import read_chain
 from kbo_pipeline.places import Lake, Place
 from kbo_pipeline.published import open_published
@@ -60,6 +61,15 @@ def test_a_server_that_does_not_answer_is_named_and_its_password_is_not(tmp_path
         attach_to_write(connection, nowhere, "register")
     assert f"host={tmp_path}" in str(raised.value)
     assert SECRET not in str(raised.value)
+
+
+def test_an_extension_that_is_not_installed_is_named_and_not_downloaded() -> None:
+    with (
+        duckdb.connect(":memory:", config={"extension_directory": "/nonexistent"}) as connection,
+        pytest.raises(StorageError, match=r"pip install duckdb-extension-spatial==") as raised,
+    ):
+        load_extension(connection, "spatial")
+    assert "http" not in str(raised.value)
 
 
 def test_a_password_is_nowhere_in_what_a_connection_shows(lake: Lake) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.places import Lake
+from kbo_pipeline.places import S3, Lake
 from kbo_pipeline.settings import Settings, load_settings
 
 SECRET = "s3cret-Pässword"
@@ -100,6 +100,7 @@ def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path)
             name, f"KBO_{name.upper()}"
         ): value
         for name, value in given.items()
+        if name != "s3"
     }
     for settings in (some, load_settings(every, tmp_path)):
         assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
@@ -284,6 +285,24 @@ def test_the_address_of_a_lake_is_taken_apart_and_its_password_never_shown(tmp_p
     for text in (repr(settings), repr(settings.database), f"{settings.database}"):
         assert SECRET not in text
     assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
+
+
+def test_the_account_of_an_s3_server_goes_with_the_lake_and_is_never_shown(tmp_path: Path) -> None:
+    given = {
+        "KBO_DATABASE": "ducklake:postgres:dbname=kbo",
+        "KBO_DATABASE_FILES": "s3://bucket/lake",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+    }
+    settings = load_settings(given, tmp_path)
+    assert isinstance(settings.database, Lake)
+    assert settings.database.s3 == S3("key", SECRET, None, "us-east-1", "http://127.0.0.1:9000")
+    assert (settings.database.files, settings.database_dir) == ("s3://bucket/lake/", None)
+    assert SECRET not in f"{settings!r}{settings.database!r}{settings.database}"
+    assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
+    del given["AWS_SECRET_ACCESS_KEY"]
+    assert refusal(given, tmp_path).startswith("KBO_DATABASE_FILES: s3:// needs ")
 
 
 @pytest.mark.parametrize(
