@@ -21,7 +21,7 @@ from kbo_pipeline.extracts import (
 )
 from kbo_pipeline.files import make_private
 
-SETTLED_SECONDS = 5.0
+SETTLED_SECONDS = 2.0
 """A file that did not change for so long is taken for whole."""
 
 LONGEST_WAIT_SECONDS = 60.0

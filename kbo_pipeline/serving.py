@@ -163,7 +163,7 @@ class _Supervisor:
                 *("kbo_pipeline.defs.code_server", "-m", "kbo_pipeline.definitions"),
                 *(*listen, "--location-name", "kbo_pipeline"),
             ),
-            "daemon": ("dagster._daemon", "run", "-w", str(workspace)),
+            "daemon": ("kbo_pipeline.defs.daemon", "run", "-w", str(workspace)),
             "webserver": (
                 *("kbo_pipeline.defs.webserver", "--host", settings.ui_host),
                 *("--port", str(settings.ui_port)),

@@ -24,14 +24,20 @@ import requests
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.storage.runs import SqlRunStorage
-from dagster._core.storage.tags import GRPC_INFO_TAG, ROOT_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import (
+    AUTO_RETRY_RUN_ID_TAG,
+    GRPC_INFO_TAG,
+    MAX_RETRIES_TAG,
+    ROOT_RUN_ID_TAG,
+    WILL_RETRY_TAG,
+)
 from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from kbo_pipeline import serving
 from kbo_pipeline.children import Children, end_leftovers
-from kbo_pipeline.defs import workers
+from kbo_pipeline.defs import recovery, workers
 from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.defs.looking import look
 from kbo_pipeline.defs.progress import EXTRACT_TAG
@@ -156,7 +162,7 @@ KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
     "worker": lambda pipeline: psutil.Process(worker(pipeline)),
     "code server": lambda pipeline: child(pipeline, CODE_SERVER),
     "what forks workers": lambda pipeline: psutil.Process(psutil.Process(worker(pipeline)).ppid()),
-    "daemon": lambda pipeline: child(pipeline, "dagster._daemon"),
+    "daemon": lambda pipeline: child(pipeline, "kbo_pipeline.defs.daemon"),
     "web server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.webserver"),
 }
 
@@ -192,7 +198,9 @@ def test_what_a_daemon_was_launching_when_it_was_killed_is_begun_by_the_next(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
 ) -> None:
     with kbo_start(pipeline) as (process, server):
-        daemon, code_server = (child(pipeline, name) for name in ("dagster._daemon", CODE_SERVER))
+        daemon, code_server = (
+            child(pipeline, name) for name in ("kbo_pipeline.defs.daemon", CODE_SERVER)
+        )
         daemon.suspend()
         server.launch("stage_extract", EXTRACT)
         (run,) = instance.get_runs()
@@ -222,7 +230,7 @@ def test_the_next_start_takes_over_from_a_killed_one(
         wait_for_more(instance, process)
         at_work = worker(pipeline)
         assert at_work is not None
-        daemon = child(pipeline, "dagster._daemon")
+        daemon = child(pipeline, "kbo_pipeline.defs.daemon")
         process.end(signal.SIGKILL)
         psutil.wait_procs([daemon], timeout=10)
         assert not daemon.is_running()
@@ -507,6 +515,34 @@ def test_what_failed_of_a_lost_connection_is_retried_and_nothing_else(
     assert will_retry(of_postgres)
     assert will_retry(inside)
     assert not any(map(will_retry, (of_data, of_both, too_often, before)))
+
+
+def test_a_retry_that_dagster_has_forgotten_is_taken_up(
+    pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its daemon may read of a failure before the run says so, and never looks again."""
+
+    def add(extract: str, **tags: str) -> str:
+        run = instance.add_run(
+            dg.DagsterRun(
+                job_name="apply_batches",
+                status=dg.DagsterRunStatus.STARTING,
+                tags={EXTRACT_TAG: extract, **tags},
+            )
+        )
+        instance.report_run_failed(run)
+        return run.run_id
+
+    forgotten = add("0240-full")
+    add("0241-update", **{AUTO_RETRY_RUN_ID_TAG: "another"})
+    add("0242-update", **{MAX_RETRIES_TAG: "0"})
+    assert resume_retries(instance) == []  # Dagster may still come to it
+    monkeypatch.setattr(recovery, "_FORGOTTEN_SECONDS", -1.0)
+    assert resume_retries(instance) == [forgotten]
+    monkeypatch.undo()
+    assert resume_retries(instance) == []
+    failures = instance.all_logs(forgotten, of_type=dg.DagsterEventType.RUN_FAILURE)
+    assert len(failures) == 2
 
 
 def _info(error: BaseException | None) -> SerializableErrorInfo | None:

@@ -1,5 +1,7 @@
 """Runs whose process died without a word: Dagster's own launcher never notices some of them."""
 
+import time
+
 import dagster as dg
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
@@ -17,6 +19,7 @@ from kbo_pipeline.settings import Settings
 
 _RUNS_LOOKED_AT = 20
 _NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
+_FORGOTTEN_SECONDS = 15.0  # Dagster looks each five seconds for what it is to retry
 _AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -80,17 +83,20 @@ def resume_retries(instance: dg.DagsterInstance) -> list[str]:
     """Has Dagster retry runs that failed of nothing of theirs, and that it does not retry itself.
 
     One that it could not retry because no code server was there: it tries that once, and gives up
-    for good. And one whose connection to PostgreSQL was lost under Dagster's own code: it takes
-    that for a failure of the step, which it does not retry. Reporting the failure again begins it
-    anew, within the same limit of retries.
+    for good. One whose connection to PostgreSQL was lost under Dagster's own code: it takes that
+    for a failure of the step, which it does not retry. And one that it was going to retry and has
+    forgotten: it reads of the failure before it reads the run, which may not say so yet, and then
+    never looks again (1.13.27). Reporting the failure again begins it anew, within the same limit
+    of retries.
 
     Returns:
         The ids of the runs.
     """
     resumed = []
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
-    for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
-        if run.tags.get(WILL_RETRY_TAG) != "false" or AUTO_RETRY_RUN_ID_TAG in run.tags:
+    for record in instance.get_run_records(failed, limit=_RUNS_LOOKED_AT):
+        run = record.dagster_run
+        if WILL_RETRY_TAG not in run.tags or AUTO_RETRY_RUN_ID_TAG in run.tags:
             continue
         extract = extract_of(run)
         newest = None if extract is None else Progress(instance).newest_runs.get(extract)
@@ -98,7 +104,11 @@ def resume_retries(instance: dg.DagsterInstance) -> list[str]:
             continue
         if not auto_reexecution_should_retry_run(instance, run, None):
             continue
-        if _was_not_retried(instance, run) or _has_lost_postgres(instance, run):
+        if run.tags[WILL_RETRY_TAG] == "true":
+            passes = time.time() - (record.end_time or 0.0) > _FORGOTTEN_SECONDS
+        else:
+            passes = _was_not_retried(instance, run) or _has_lost_postgres(instance, run)
+        if passes:
             instance.report_run_failed(
                 run,
                 "what this run failed of has passed; retried once more",

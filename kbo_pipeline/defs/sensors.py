@@ -15,10 +15,13 @@ from kbo_pipeline.locks import is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.settings import load_settings
 
+CHAIN_SECONDS = 2
+"""Between two looks at what is to be done next; nobody waits much longer for the next run."""
+
 
 @dg.sensor(
     job=apply_batches,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=CHAIN_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Starts applying the next staged extract.",
 )
@@ -41,7 +44,7 @@ def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg
 
 @dg.sensor(
     job=publish_extract,
-    minimum_interval_seconds=5,
+    minimum_interval_seconds=CHAIN_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Publishes the next extract once its batches are all applied.",
 )

@@ -53,6 +53,12 @@ class Ours:
         command = [sys.executable, "-m", "kbo_pipeline.cli", "import", *map(str, zip_files)]
         return measure(command, self._pipeline.environment, self.directory)
 
+    def copy_to(self, directory: Path) -> "Ours":
+        """A copy of all of it, with owners and times; nothing may be at work on it."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", self.directory, directory], check=True)
+        return Ours(directory, self.settings)
+
     @contextmanager
     def instance(self) -> Iterator[dg.DagsterInstance]:
         """Dagster's instance, for looking at what it has noted."""

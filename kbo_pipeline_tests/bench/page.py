@@ -3,15 +3,18 @@
 import datetime
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kbo_pipeline_tests.bench.measuring import Spread
 from kbo_pipeline_tests.bench.sample import Extracts, facts
 from kbo_pipeline_tests.chaos.report import machine
 from kbo_pipeline_tests.pipeline import REPOSITORY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Results = Mapping[str, Sequence[Any]]
 
@@ -22,20 +25,30 @@ _NAMES = {
     "day": "**a day's Update**, from the inbox to published, `kbo start` running",
     "nothing": "**an Update without changes**, likewise",
     "big": "**a big Update**, 7 million changed rows",
-    "pandas": "pandas into DuckDB, a bare load too",
-    "cbe": "PyPI's `cbe` into SQLite, a bare load too, without an index",
-    "full, less memory": "first Full with `KBO_MEMORY_MB=1024`",
-    "day, less memory": "a day's Update with `KBO_MEMORY_MB=1024`, by `kbo import`",
+    "full, less memory": "first Full with `KBO_MEMORY_MB=1024`, once",
+    "day, less memory": "a day's Update with `KBO_MEMORY_MB=1024`, by `kbo import`, once",
+    "big, less memory": "the big Update with `KBO_MEMORY_MB=1024`, once",
 }
-_BARS = {
-    "full": 1.5,
-    "later full": 1.5,
-    "big": 1.5,
+_OTHERS = {
+    "bare": "bare load",
+    "pandas": "pandas, piece by piece, into DuckDB",
+    "cbe": "PyPI's `cbe`: the csv module into SQLite, without an index",
 }
-"""Times the bare load, at most."""
+_BARS = {"full": "1.5", "later full": "1.5", "big": "1.5", "day": "45 s", "nothing": "20 s"}
+"""Times the bare load, or seconds, at most."""
 
+_WORK_BARS = {"day": "0.25"}
+"""Times the bare load, at most, of the work on the register."""
+
+_MS_BARS = {"an enterprise with all its parts": "50", "kbo show, the whole command": "1,500"}
+_MS_BARS["kbo --help, the whole command"] = "500"
+"""Milliseconds, warm, at most."""
+
+_PHASES = ("stage", "apply", "publish")
+_GREY, _ORANGE = "#9db4c8", "#d4572a"
 _PACKAGES = ("duckdb", "dagster", "pandas", "cbe")
 _PLOT = "pictures/performance.png"
+_GROWTH_PLOT = "pictures/growth.png"
 
 
 def where() -> dict[str, str]:
@@ -61,25 +74,31 @@ def read(results: Path) -> dict[str, list[Any]]:
 
 
 def write(file: Path, results: Results, made: Extracts) -> None:
-    """Writes the page, and its plot beside it."""
+    """Writes the page, and its plots beside it."""
     rounds = results["round"]
-    bare = _spread(rounds, "bare", "seconds").middle
     (file.parent / _PLOT).parent.mkdir(exist_ok=True)
     _draw(file.parent / _PLOT, rounds)
+    _draw_growth(file.parent / _GROWTH_PLOT, results)
+    bare = _spread(rounds, "bare", "seconds").middle
     parts = [
         _head(file, results, made),
         f"![Seconds of each, beside the bare load]({_PLOT})\n",
         "## From ZIP to readers\n",
         _imports(rounds, bare),
+        "## Beside what people use\n",
+        "A tenth of the rows, in the same rounds; none of the others keeps history, checks or a"
+        " ledger:\n",
+        _others(rounds),
         "## Where the time goes\n",
         _phases(rounds, bare),
         "## Reading\n",
         _reading(rounds),
         "## Growth\n",
-        "The same day's Update, on registers of three sizes, by `kbo import`:\n",
-        _growth(results["size"][-1], "enterprises"),
-        "A hundredth of the register, and an Update of the same size each day:\n",
-        _growth(results["extracts"][-1], "extracts"),
+        f"![A day's Update as the register grows, and as extracts are published]({_GROWTH_PLOT})\n",
+        "The same number of changes, on registers of three sizes, by `kbo import`:\n",
+        _growth(results["size"], "enterprises"),
+        "A hundredth of the register, with an Update of the same size each day:\n",
+        _growth(results["extracts"], "extracts"),
     ]
     file.write_text("\n".join(parts))
 
@@ -106,41 +125,51 @@ def _imports(rounds: Sequence[Any], bare: float) -> str:
         "what", "seconds", "times the bare load", "bar", "largest process", "file", "written"
     )
     for name, told in _NAMES.items():
-        if name not in rounds[0]:
+        found = [figures[name] for figures in rounds if name in figures]
+        if not found:
             continue
         seconds = _spread(rounds, name, "seconds")
-        figures = rounds[-1][name]
+        written = found[-1].get("written")
         lines.append(
             _row(
                 told,
                 seconds,
                 f"{seconds.middle / bare:.2f}",
-                f"{_BARS[name]}"
-                if name in _BARS
-                else {"day": "45 s", "nothing": "20 s"}.get(name, ""),
-                f"{max(r[name]['peak'] for r in rounds) / 1e9:.2f} GB",
-                f"{figures['file'] / 1e6:,.0f} MB" if "file" in figures else "",
-                f"{figures['written'] / 1e6:,.0f} MB" if figures.get("written") else "",
+                _BARS.get(name, ""),
+                f"{max(figures['peak'] for figures in found) / 1e9:.2f} GB",
+                f"{found[-1]['file'] / 1e6:,.0f} MB" if "file" in found[-1] else "",
+                f"{written / 1e6:,.0f} MB" if written else "",
             )
         )
     return "\n".join(lines) + "\n"
 
 
+def _others(rounds: Sequence[Any]) -> str:
+    bare = _spread(rounds, "bare, a tenth", "seconds").middle
+    lines = _table("what", "seconds", "times the bare load", "file")
+    for name, told in _OTHERS.items():
+        seconds = _spread(rounds, f"{name}, a tenth", "seconds")
+        size = rounds[-1][f"{name}, a tenth"]["file"]
+        lines.append(_row(told, seconds, f"{seconds.middle / bare:.2f}", f"{size / 1e6:,.0f} MB"))
+    return "\n".join(lines) + "\n"
+
+
 def _phases(rounds: Sequence[Any], bare: float) -> str:
-    lines = _table("seconds of", "stage", "apply", "publish", "together", "times the bare load")
+    lines = _table(
+        "seconds of", "stage", "apply", "publish", "together", "times the bare load", "bar"
+    )
     for name, told in _NAMES.items():
-        if "phases" not in rounds[0].get(name, {}):
+        if not any("phases" in figures.get(name, {}) for figures in rounds):
             continue
-        spreads = [
-            _spread(rounds, name, "phases", phase) for phase in ("stage", "apply", "publish")
-        ]
+        spreads = [_spread(rounds, name, "phases", phase) for phase in _PHASES]
         together = _spread(rounds, name, "phases")
-        lines.append(_row(told, *spreads, together, f"{together.middle / bare:.2f}"))
+        ratio = f"{together.middle / bare:.2f}"
+        lines.append(_row(told, *spreads, together, ratio, _WORK_BARS.get(name, "")))
     return "\n".join(lines) + "\n"
 
 
 def _reading(rounds: Sequence[Any]) -> str:
-    lines = _table("milliseconds of", "cold", "warm")
+    lines = _table("milliseconds of", "cold", "warm", "bar, warm")
     for name in rounds[0]["reading"]:
         figures = [
             _spread(rounds, "reading", name, kind, scale=1000)
@@ -148,33 +177,41 @@ def _reading(rounds: Sequence[Any]) -> str:
             else ""
             for kind in ("cold", "warm")
         ]
-        lines.append(_row(name, *figures))
+        lines.append(_row(name, *figures, _MS_BARS.get(name, "")))
     return "\n".join(lines) + "\n"
 
 
-def _growth(rows: Iterable[Mapping[str, float]], subject: str) -> str:
+def _growth(rounds: Sequence[Any], subject: str) -> str:
+    """A table with a line for each register; medians of the rounds."""
     lines = _table(
-        *(subject, "stage", "apply", "publish", "register work", "whole"),
-        *("largest process", "file", "Dagster's tables"),
+        *(subject, *_PHASES, "register work", "whole", "times the first"),
+        *("largest process", "written", "file", "Dagster's tables"),
     )
-    for row in rows:
-        seconds = (f"{row[k]:.2f}" for k in ("stage", "apply", "publish", "register work", "whole"))
+    for place, row in enumerate(rounds[0]):
+        seconds = [_spread(rounds, place, k) for k in (*_PHASES, "register work", "whole")]
+        ratio = seconds[-1].middle / _spread(rounds, 0, "whole").middle
         lines.append(
             _row(
                 f"{row[subject]:,}",
-                *seconds,
-                f"{row['peak'] / 1e9:.2f} GB",
-                f"{row['file'] / 1e6:,.0f} MB",
-                f"{row['dagster'] / 1e6:,.0f} MB",
+                *(f"{spread.middle:.2f}" for spread in seconds[:-1]),
+                seconds[-1],
+                f"{ratio:.2f}",
+                f"{_spread(rounds, place, 'peak').middle / 1e9:.2f} GB",
+                *(
+                    f"{_spread(rounds, place, name).middle / 1e6:,.0f} MB"
+                    for name in ("written", "file", "dagster")
+                ),
             )
         )
     return "\n".join(lines) + "\n"
 
 
-def _spread(rounds: Sequence[Any], *path: str, scale: float = 1.0) -> Spread:
-    """What is at the end of a path in each round; the sum, where that has parts."""
+def _spread(rounds: Sequence[Any], *path: str | int, scale: float = 1.0) -> Spread:
+    """What is at the end of a path in each round that has it; the sum, where that has parts."""
     values = []
     for found in rounds:
+        if isinstance(found, dict) and path[0] not in found:
+            continue
         for name in path:
             found = found[name]
         values.append(scale * (sum(found.values()) if isinstance(found, dict) else found))
@@ -190,20 +227,50 @@ def _row(*cells: object) -> str:
 
 
 def _draw(file: Path, rounds: Sequence[Any]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [name for name in _NAMES if name in rounds[0]]
     seconds = [_spread(rounds, name, "seconds").middle for name in names]
     figure = Figure(figsize=(9, 0.42 * len(names) + 1), dpi=100, layout="constrained")
     axes = figure.subplots()
-    colours = ["#9db4c8" if name in ("bare", "cbe", "pandas") else "#d4572a" for name in names]
+    colours = [_GREY if name == "bare" else _ORANGE for name in names]
     bars = axes.barh(range(len(names)), seconds, color=colours)
     axes.bar_label(bars, fmt="%.0f s", padding=3)
     axes.axvline(seconds[names.index("bare")], color="#333333", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
-    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, file)
+
+
+def _draw_growth(file: Path, results: Results) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
+    for axes, subject, kind in zip(
+        figure.subplots(1, 2), ("enterprises", "extracts"), ("size", "extracts"), strict=True
+    ):
+        rounds = results[kind]
+        places = range(len(rounds[0]))
+        bottom = [0.0 for _ in places]
+        for phase, colour in zip(_PHASES, (_GREY, "#5d7a94", _ORANGE), strict=True):
+            heights = [_spread(rounds, place, phase).middle for place in places]
+            axes.bar(places, heights, bottom=bottom, color=colour, label=phase)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        whole = [_spread(rounds, place, "whole").middle for place in places]
+        axes.plot(places, whole, "o", color="#333333", label="whole")
+        axes.set_xticks(places, [f"{row[subject]:,}" for row in rounds[0]])
+        axes.set_xlabel(subject)
+        axes.set_ylabel("seconds")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    _save(figure, file)
+
+
+def _save(figure: "Figure", file: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(file)

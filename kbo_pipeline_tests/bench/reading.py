@@ -35,7 +35,8 @@ def main(database: Path) -> None:
         cold = _seconds(ask)
         found[name] = {"cold": cold, "warm": median(_seconds(ask) for _ in range(_WARM))}
     found |= _lookups(database, numbers)
-    found["kbo show, the whole command"] = _show(database, numbers[0])
+    found["kbo show, the whole command"] = _command(database, "show", numbers[0])
+    found["kbo --help, the whole command"] = _command(database, "--help")
     print(json.dumps(found))
 
 
@@ -87,14 +88,14 @@ def _lookups(database: Path, numbers: list[str]) -> dict[str, dict[str, float]]:
     }
 
 
-def _show(database: Path, number: str) -> dict[str, float]:
-    def show() -> bytes:
-        command = [sys.executable, "-m", "kbo_pipeline.cli", "show", number]
+def _command(database: Path, *arguments: str) -> dict[str, float]:
+    def run() -> bytes:
+        command = [sys.executable, "-m", "kbo_pipeline.cli", *arguments]
         settings = {"KBO_DATABASE": str(database)}
         return subprocess.run(command, env=settings, stdout=subprocess.PIPE, check=True).stdout
 
     _forget(database)
-    return {"cold": _seconds(show), "warm": median(_seconds(show) for _ in range(_WARM))}
+    return {"cold": _seconds(run), "warm": median(_seconds(run) for _ in range(_WARM))}
 
 
 def _seconds(work: Callable[[], Any]) -> float:

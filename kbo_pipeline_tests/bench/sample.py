@@ -60,7 +60,7 @@ def extracts(directory: Path, enterprises: int) -> Extracts:
         directory: where they are kept, each size in a directory of its own.
         enterprises: how many enterprises the first Full has.
     """
-    day = min(_DAY / enterprises, 0.05)
+    day = _DAY / enterprises
     sample = Sample(
         enterprises=enterprises, seed=7, first_number=_FIRST, change_shares=(day, 0.0, _BIG, day)
     )

@@ -36,7 +36,7 @@ def death_rows() -> list[Row]:
     """The rows of this module."""
     named: list[tuple[str, Victims]] = [
         ("the run worker", lambda stack, chance: stack.workers()),
-        ("the daemon", lambda stack, chance: stack.named("dagster._daemon")),
+        ("the daemon", lambda stack, chance: stack.named("kbo_pipeline.defs.daemon")),
         ("the web server", lambda stack, chance: stack.named("kbo_pipeline.defs.webserver")),
         ("the code server", _code_server),
         ("kbo start alone", lambda stack, chance: [stack.main]),
