@@ -6,6 +6,7 @@ of its steps. The kernel notes each signal in a pipe here, whoever handles it.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ _came = False
 def listen() -> None:
     """Lets SIGTERM do what Ctrl-C does, also in a shell's background; for the main thread."""
     global _pipe
+    sys.unraisablehook = _tell_unless_stopped
     if _pipe is None:
         _pipe, written = os.pipe()
         os.set_blocking(_pipe, False)
@@ -37,6 +39,15 @@ def received() -> bool:
     with suppress(BlockingIOError):
         _came = _came or (_pipe is not None and bool(set(os.read(_pipe, 1024)) & set(_SIGNALS)))
     return _came
+
+
+def _tell_unless_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Does what Python does with what is raised in a destructor, but for what a signal raises.
+
+    That it came is noted; a traceback among the lines of a command that is stopped says nothing.
+    """
+    if isinstance(unraisable.exc_value, Exception) or not received():
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

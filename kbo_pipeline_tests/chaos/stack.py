@@ -27,6 +27,7 @@ FORKING = "multiprocessing.forkserver"
 """Stands in the command line of the process that run workers are forked from, and in theirs."""
 
 _END_SECONDS = 90.0
+_LINES_TOLD = 30  # of a command that says too much
 _SIGNS = ("STEP_START", "ASSET_MATERIALIZATION", "PIPELINE_START")
 _OPEN = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 
@@ -274,7 +275,7 @@ class Ended:
         lines = [line for line in self.errors.splitlines() if not line.startswith("kbo: paused")]
         is_stopped = self.code == 130 and self.refusal.startswith("stopped; ")  # by kbo cancel
         if (self.code not in (0, 1) and not is_stopped) or "Traceback" in self.errors:
-            return [f"{name} ended with {self.code}: {self.refusal}"]
+            return [f"{name} ended with {self.code}: {json.dumps(lines[-_LINES_TOLD:])}"]
         if self.code in (1, 130) and (len(lines) != 1 or not lines[0].startswith("kbo: ")):
             return [f"{name} does not refuse in one line: {json.dumps(lines[:4])}"]
         if "still at work" in self.errors:
