@@ -32,18 +32,24 @@ class Year:
         self._events: list[EventLogEntry] = []
         self._newest: dict[dg.AssetKey, EventLogEntry] = {}
 
-    def import_extract(self, key: ExtractKey, jobs: Sequence[str] = tuple(ASSETS_OF_JOBS)) -> None:
-        """Notes the runs of an extract, with the events of their assets."""
-        batches = [f"{key}-{number:04d}" for number in range(1, self._batches + 1)]
+    def import_extract(
+        self,
+        key: ExtractKey,
+        jobs: Sequence[str] = tuple(ASSETS_OF_JOBS),
+        batches: int | None = None,
+    ) -> None:
+        """Notes the runs of an extract, with the events of their assets; of so many batches."""
+        count = self._batches if batches is None else batches
+        keys = [f"{key}-{number:04d}" for number in range(1, count + 1)]
         register_extract(self._instance, key)
-        register_batches(self._instance, key, batches)
+        register_batches(self._instance, key, keys)
         for job in jobs:
             tags = {EXTRACT_TAG: str(key), "dagster/partition": str(key)}
             partitions = [str(key)]
             if job == "apply_batches":
                 tags = {EXTRACT_TAG: str(key)}
-                tags |= {RANGE_START_TAG: batches[0], RANGE_END_TAG: batches[-1]}
-                partitions = batches
+                tags |= {RANGE_START_TAG: keys[0], RANGE_END_TAG: keys[-1]}
+                partitions = keys
             self.run(job, ASSETS_OF_JOBS[job], partitions, tags)
 
     def run(

@@ -1,5 +1,7 @@
 """What is measured of ours: whole imports through Dagster, with PostgreSQL, as people run them."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,25 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import dagster as dg
 import psutil
 
-from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.extracts import key_in_file_name
 from kbo_pipeline_tests.bench.measuring import Measurement, measure
-from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import free_port
 
 _MOST_SECONDS = 1800.0
 _POLL_SECONDS = 0.05
-_PHASES = {
-    "import_staging": "stage",
-    "apply_to_register": "apply",
-    "publish": "publish",
-}
-"""The steps that work on the register, and what the figures call them."""
-
 _LOWERED = ("KBO_BATCH_ROWS", "KBO_MAX_BATCHES")
 
 
@@ -59,26 +53,21 @@ class Ours:
         subprocess.run(["cp", "-a", self.directory, directory], check=True)
         return Ours(directory, self.settings)
 
-    @contextmanager
-    def instance(self) -> Iterator[dg.DagsterInstance]:
-        """Dagster's instance, for looking at what it has noted."""
-        with self._pipeline.instance() as instance:
-            yield instance
-
     def phases(self, zip_file: Path) -> dict[str, float]:
         """Seconds of the steps that worked on the register for a ZIP, as Dagster has noted them."""
         key = key_in_file_name(zip_file.name)
-        found: dict[str, float] = {}
-        with self.instance() as instance:
-            for run in instance.get_runs(dg.RunsFilter(tags={EXTRACT_TAG: str(key)})):
-                for step in instance.get_run_step_stats(run.run_id):
-                    phase = _PHASES.get(step.step_key)
-                    if phase and step.start_time and step.end_time:
-                        took = step.end_time - step.start_time
-                        found[phase] = found.get(phase, 0.0) + took
-        if found.keys() != set(_PHASES.values()):
-            raise RuntimeError(f"{key}: steps noted: {', '.join(found) or 'none'}")
-        return found
+        return dict(self.records("phases", str(key))["phases"])
+
+    def records(self, what: str, *key: str) -> dict[str, Any]:
+        """What `bench.records` says of this data directory, when it has done what it is told."""
+        command = [sys.executable, "-m", f"{__package__}.records", what, self.directory, *key]
+        done = subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return dict(json.loads(done.stdout.splitlines()[-1]))
 
     @contextmanager
     def served(self) -> Iterator["Served"]:
@@ -124,9 +113,7 @@ class Served:
 
     def wait_until_idle(self) -> None:
         """Waits until no run is at work, so that what comes next is measured alone."""
-        with self.ours.instance() as instance:
-            statuses = [s for s in dg.DagsterRunStatus if s not in _ENDED]
-            _wait(lambda: not instance.get_runs(dg.RunsFilter(statuses=statuses)), self.process)
+        self.ours.records("idle")
 
     def _note_peaks(self, peaks: dict[int, int]) -> None:
         for child in psutil.Process(self.process.pid).children(recursive=True):
@@ -134,9 +121,6 @@ class Served:
                 peaks[child.pid] = max(peaks.get(child.pid, 0), child.memory_info().rss)
             except psutil.NoSuchProcess:
                 continue
-
-
-_ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 
 def _wait(is_so: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
