@@ -158,13 +158,22 @@ def rollback(
     return done
 
 
-def check_rollback(connection: duckdb.DuckDBPyConnection, key: ExtractKey, register: Place) -> None:
+def check_rollback(
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    register: Place,
+    *,
+    lock_timeout: float = 60.0,
+) -> None:
     """Makes sure that an extract may be rolled back; changes nothing.
+
+    Takes what `open_register` takes.
 
     Raises:
         OrderError: another extract is the newest; names it.
+        StorageError: another process keeps the register.
     """
-    with open_register(connection, register) as opened:
+    with open_register(connection, register, lock_timeout=lock_timeout) as opened:
         opened.ledger.check_rollback(key)
 
 

@@ -37,13 +37,16 @@ from sqlalchemy.exc import OperationalError
 
 from kbo_pipeline import serving
 from kbo_pipeline.children import Children, end_leftovers
-from kbo_pipeline.defs import recovery, workers
+from kbo_pipeline.definitions import defs
+from kbo_pipeline.defs import claims, recovery, workers
 from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.defs.looking import look
-from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.defs.partitions import register_batches, register_extract
+from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG
 from kbo_pipeline.defs.recovery import end_dead_runs, resume_retries
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.errors import StorageError
+from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.parts import is_open
 from kbo_pipeline.register import content_hash
@@ -504,8 +507,9 @@ def test_what_failed_of_a_lost_connection_is_retried_and_nothing_else(
     before = add("0145-update", lost)
     add("0145-update")  # somebody has tried since
 
-    assert {*resume_retries(instance)} == {of_postgres, inside}
-    assert resume_retries(instance) == []  # Dagster has them now
+    settings = load_settings(pipeline.environment)
+    assert {*resume_retries(instance, settings)} == {of_postgres, inside}
+    assert resume_retries(instance, settings) == []  # Dagster has them now
 
     def will_retry(run_id: str) -> bool:
         run = instance.get_run_by_id(run_id)
@@ -536,13 +540,33 @@ def test_a_retry_that_dagster_has_forgotten_is_taken_up(
     forgotten = add("0240-full")
     add("0241-update", **{AUTO_RETRY_RUN_ID_TAG: "another"})
     add("0242-update", **{MAX_RETRIES_TAG: "0"})
-    assert resume_retries(instance) == []  # Dagster may still come to it
+    settings = load_settings(pipeline.environment)
+    assert resume_retries(instance, settings) == []  # Dagster may still come to it
     monkeypatch.setattr(recovery, "_FORGOTTEN_SECONDS", -1.0)
-    assert resume_retries(instance) == [forgotten]
+    assert resume_retries(instance, settings) == [forgotten]
     monkeypatch.undo()
-    assert resume_retries(instance) == []
+    assert resume_retries(instance, settings) == []
     failures = instance.all_logs(forgotten, of_type=dg.DagsterEventType.RUN_FAILURE)
     assert len(failures) == 2
+
+
+def test_a_run_that_met_a_command_at_work_is_taken_up_when_that_has_gone(
+    pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that refuses in the end must not leave an extract to nobody."""
+    settings, key = load_settings(pipeline.environment), ExtractKey.parse("0340-full")
+    batch = f"{key}-0001"
+    register_extract(instance, key)
+    register_batches(instance, key, [batch])
+    tags = {EXTRACT_TAG: str(key), RANGE_START_TAG: batch, RANGE_END_TAG: batch}
+    monkeypatch.setattr(claims, "_PATIENCE", 0.0)
+    with claims.claim(settings, key):
+        job = defs.resolve_job_def("apply_batches")
+        run_id = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False).run_id
+        assert run_status(instance, run_id) == dg.DagsterRunStatus.FAILURE
+        assert resume_retries(instance, settings) == []
+    assert resume_retries(instance, settings) == [run_id]
+    assert resume_retries(instance, settings) == []
 
 
 def _info(error: BaseException | None) -> SerializableErrorInfo | None:

@@ -90,14 +90,16 @@ def apply_to_register(
         settings = load_settings()
         keys = [BatchKey.parse(text) for text in context.partition_keys]
         keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))
-        with (
-            duckdb.get_connection() as connection,
-            open_register(connection, settings.register, lock_timeout=WRITER_WAIT) as register,
-        ):
+        with duckdb.get_connection() as connection:
             for extract, group in groupby(keys, key=lambda key: key.extract):
                 batch_keys = list(group)
                 try:
-                    with claimed_for_step(context, settings, extract):
+                    with (  # in this order, as commands do: or each could wait for the other
+                        claimed_for_step(context, settings, extract),
+                        open_register(
+                            connection, settings.register, lock_timeout=WRITER_WAIT
+                        ) as register,
+                    ):
                         yield from _apply_extract(
                             context, settings, register, extract, batch_keys, failures
                         )

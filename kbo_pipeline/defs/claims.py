@@ -1,17 +1,21 @@
 """Who works on an extract: one process at a time, whoever started it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dagster as dg
 
+from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.settings import Settings, load_settings
 
 OWN_RUN = {"kbo/started_by": "kbo"}
 """Tag of the runs that a `kbo` process runs itself."""
+
+BUSY_TAG = "kbo/busy"
+"""Tag of a run that failed because another process worked on its extract: the run's own id."""
 
 StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 
@@ -43,13 +47,20 @@ def claim(settings: Settings, key: ExtractKey, patience: float = _PATIENCE) -> I
 def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) -> Iterator[None]:
     """What `claim` does, for a step of a run; a `kbo` process has claimed it for all its runs.
 
+    A run that fails of it is tagged: it may have had to do what the other process leaves undone.
+
     Raises:
         StorageError: another process works on it; names its process id.
     """
     if OWN_RUN.keys() <= context.run.tags.keys():
         yield
         return
-    with claim(settings, key):
+    with ExitStack() as claimed:
+        try:
+            claimed.enter_context(claim(settings, key, _PATIENCE))
+        except StorageError:
+            context.instance.add_run_tags(context.run.run_id, {BUSY_TAG: context.run.run_id})
+            raise
         yield
 
 

@@ -15,7 +15,7 @@ from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.defs.applying import WRITER_POOL
+from kbo_pipeline.defs.applying import WRITER_POOL, WRITER_WAIT
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
 from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
@@ -163,9 +163,11 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
     """
     with claim(settings, key):
         end_dead_runs_of_commands(instance, settings, key)
-        _wait_for_writer(instance)
+        # Before it waits: a run that is to apply this extract has the writer's place, and waits
+        # for the claim that we hold. When this is refused, it goes on.
         with duckdb.connect(":memory:") as connection:
-            check_rollback(connection, key, settings.register)
+            check_rollback(connection, key, settings.register, lock_timeout=WRITER_WAIT)
+        _wait_for_writer(instance)
         register_extract(instance, key)
         run_job(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
 

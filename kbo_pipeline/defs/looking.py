@@ -71,7 +71,7 @@ def _look(
     end_dead_runs_of_commands(instance, settings)
     for run_id in end_dead_runs(instance, settings, ended_at=ended_at):
         report(f"run {run_id}: its process has died; Dagster takes it up again")
-    for run_id in resume_retries(instance):
+    for run_id in resume_retries(instance, settings):
         report(f"run {run_id}: what it failed of has passed; Dagster takes it up again")
     note_cancelled(instance, settings)
     return next_lost(instance, settings)

@@ -10,7 +10,7 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster_postgres.utils import DagsterPostgresException
 from dagster_shared.error import SerializableErrorInfo
 
-from kbo_pipeline.defs.claims import OWN_RUN, claim_file
+from kbo_pipeline.defs.claims import BUSY_TAG, OWN_RUN, claim_file
 from kbo_pipeline.defs.progress import CANCELLED_TAG, EXTRACT_TAG, Progress, extract_of
 from kbo_pipeline.defs.workers import drop_locks, is_dead
 from kbo_pipeline.extracts import ExtractKey
@@ -79,15 +79,20 @@ def end_dead_runs(
     return ended
 
 
-def resume_retries(instance: dg.DagsterInstance) -> list[str]:
+def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str]:
     """Has Dagster retry runs that failed of nothing of theirs, and that it does not retry itself.
 
     One that it could not retry because no code server was there: it tries that once, and gives up
     for good. One whose connection to PostgreSQL was lost under Dagster's own code: it takes that
     for a failure of the step, which it does not retry. And one that it was going to retry and has
     forgotten: it reads of the failure before it reads the run, which may not say so yet, and then
-    never looks again (1.13.27). Reporting the failure again begins it anew, within the same limit
-    of retries.
+    never looks again (1.13.27). And one that found its extract claimed by a process which has gone
+    since: a command that refused, or was stopped. Reporting the failure again begins it anew,
+    within the same limit of retries.
+
+    Args:
+        instance: where the runs are recorded.
+        settings: say where the claims are.
 
     Returns:
         The ids of the runs.
@@ -106,6 +111,8 @@ def resume_retries(instance: dg.DagsterInstance) -> list[str]:
             continue
         if run.tags[WILL_RETRY_TAG] == "true":
             passes = time.time() - (record.end_time or 0.0) > _FORGOTTEN_SECONDS
+        elif run.tags.get(BUSY_TAG) == run.run_id:
+            passes = not is_locked(claim_file(settings, ExtractKey.parse(str(extract))))
         else:
             passes = _was_not_retried(instance, run) or _has_lost_postgres(instance, run)
         if passes:
