@@ -51,7 +51,8 @@ chromium:
 	apt-get update && apt-get install --yes --no-install-recommends chromium
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
-	$(RUN)/python -m kbo_pipeline_tests.chaos --write docs/reliability.md $(CHAOS)
+	$(RUN)/python -m kbo_pipeline_tests.chaos --results docs/reliability.jsonl \
+		--write docs/reliability.md $(CHAOS)
 
 bench: $(READY) ## measure everything at full size; hours; writes docs/performance.md
 	$(RUN)/pip install --quiet --constraint constraints.txt cbe
