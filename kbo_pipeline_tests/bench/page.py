@@ -27,7 +27,6 @@ _NAMES = {
     "big": "**a big Update**, 7 million changed rows",
     "full, less memory": "first Full with `KBO_MEMORY_MB=1024`, once",
     "day, less memory": "a day's Update with `KBO_MEMORY_MB=1024`, by `kbo import`, once",
-    "big, less memory": "the big Update with `KBO_MEMORY_MB=1024`, once",
 }
 _OTHERS = {
     "bare": "bare load",
@@ -75,7 +74,7 @@ def read(results: Path) -> dict[str, list[Any]]:
 
 def write(file: Path, results: Results, made: Extracts) -> None:
     """Writes the page, and its plots beside it."""
-    rounds = results["round"]
+    rounds = [*results["round"][:-1], {**results["less"][-1], **results["round"][-1]}]
     (file.parent / _PLOT).parent.mkdir(exist_ok=True)
     _draw(file.parent / _PLOT, rounds)
     _draw_growth(file.parent / _GROWTH_PLOT, results)
@@ -229,7 +228,7 @@ def _row(*cells: object) -> str:
 def _draw(file: Path, rounds: Sequence[Any]) -> None:
     from matplotlib.figure import Figure
 
-    names = [name for name in _NAMES if name in rounds[0]]
+    names = [name for name in _NAMES if any(name in figures for figures in rounds)]
     seconds = [_spread(rounds, name, "seconds").middle for name in names]
     figure = Figure(figsize=(9, 0.42 * len(names) + 1), dpi=100, layout="constrained")
     axes = figure.subplots()
