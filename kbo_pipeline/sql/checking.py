@@ -190,16 +190,19 @@ SELECT DISTINCT category FROM (
 
 
 def wrong_check_digits(table: Table, source: str) -> str:
-    """Numbers in current rows of which the last two digits are not 97 - (the first eight % 97)."""
+    """Numbers in current rows of which the last two digits are not 97 - (the first eight % 97).
+
+    Each number once, but only of those: of all, they would not fit into a gigabyte.
+    """
     kinds = ", ".join(f"'{digit}'" for digit in sorted(_DIGITS_CHECKED))
-    numbers = " UNION ".join(
+    numbers = " UNION ALL ".join(
         f"SELECT '{column.name}' AS column_name, {column.name} AS number FROM {source}"
         f" WHERE _is_current AND left({column.name}, 1) IN ({kinds})"
         for column in number_columns(table)
         if not _DIGITS_CHECKED.isdisjoint(column.number)
     )
     return (
-        "SELECT column_name, number, 1 AS occurrences FROM ("
+        "SELECT DISTINCT column_name, number, 1 AS occurrences FROM ("
         "SELECT *, TRY_CAST(replace(number, '.', '') AS BIGINT) AS digits"
         f" FROM ({numbers})) WHERE digits IS NULL OR digits % 100 <> 97 - (digits // 100) % 97"
     )
