@@ -31,7 +31,7 @@ _NAMES = {
 _OTHERS = {
     "bare": "bare load",
     "pandas": "pandas, piece by piece, into DuckDB",
-    "cbe": "PyPI's `cbe`: the csv module into SQLite, without an index",
+    "cbe": "PyPI's `cbe`: pandas into SQLite, without keys and indexes",
 }
 _BARS = {"full": "1.5", "later full": "1.5", "big": "1.5", "day": "45 s", "nothing": "20 s"}
 """Times the bare load, or seconds, at most."""
