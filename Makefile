@@ -54,7 +54,7 @@ chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --results docs/reliability.jsonl \
 		--write docs/reliability.md $(CHAOS)
 
-bench: $(READY) ## measure everything at full size; hours; writes docs/performance.md
+bench: $(READY) ## measure everything at full size, an hour or two; writes docs/performance.md
 	$(RUN)/pip install --quiet --constraint constraints.txt cbe
 	$(RUN)/python -m kbo_pipeline_tests.bench --write docs/performance.md $(BENCH)
 

@@ -18,6 +18,9 @@ from kbo_pipeline_tests.chaos.outcomes import Outcome, Perform, Row, Step
 from kbo_pipeline_tests.chaos.world import World
 
 _MOST_STARTS = 60  # of engines for one import that is killed again and again
+_MOST_LIED_TO = (
+    600  # of engines for one import in which one call of a hundred fails: few get through
+)
 _PATIENCE = 120.0
 _STAGES = {
     "portal.download": "downloading",
@@ -78,7 +81,7 @@ def _lied_to(world: World, row: Row, chance: random.Random, step: Step) -> Outco
     for _ in range(row.times):
         directory = fresh(world, outcome)
         with world.reader(directory) as problems:
-            for _ in range(_MOST_STARTS):
+            for _ in range(_MOST_LIED_TO):
                 code, errors = ended(world.engine(directory, Fault(LIES), chance.randrange(10**6)))
                 if code == 0:
                     break
