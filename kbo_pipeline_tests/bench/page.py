@@ -94,12 +94,18 @@ def write(file: Path, results: Results, made: Extracts) -> None:
         _reading(rounds),
         "## Growth\n",
         f"![A day's Update as the register grows, and as extracts are published]({_GROWTH_PLOT})\n",
-        "The same number of changes, on registers of three sizes, by `kbo import`:\n",
+        "The same number of changes, on registers of three sizes, by `kbo import`,"
+        f" {_rounds(results['size'])}:\n",
         _growth(results["size"], "enterprises"),
-        "A hundredth of the register, with an Update of the same size each day:\n",
+        "A hundredth of the register, with an Update of the same size each day,"
+        f" {_rounds(results['extracts'])}:\n",
         _growth(results["extracts"], "extracts"),
     ]
     file.write_text("\n".join(parts))
+
+
+def _rounds(rounds: Sequence[Any]) -> str:
+    return "once" if len(rounds) == 1 else f"medians of {len(rounds)} rounds"
 
 
 def _head(file: Path, results: Results, made: Extracts) -> str:
