@@ -1,7 +1,7 @@
 """The daemon: Dagster's own, but it looks each second which sensors are due.
 
 Dagster's loop looks each five seconds and has no setting for it (1.13.27). From a ZIP to readers
-three sensors wait for each other: that took seven seconds longer in the mean.
+three sensors wait for each other, so that such a pause counts three times.
 """
 
 from dagster._daemon import sensor

@@ -84,7 +84,7 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
 
     One that it could not retry because no code server was there: it tries that once, and gives up
     for good. One whose connection to PostgreSQL was lost under Dagster's own code: it takes that
-    for a failure of the step, which it does not retry. And one that it was going to retry and has
+    for a failure of the step, which it does not retry. One that it was going to retry and has
     forgotten: it reads of the failure before it reads the run, which may not say so yet, and then
     never looks again (1.13.27). And one that found its extract claimed by a process which has gone
     since: a command that refused, or was stopped. Reporting the failure again begins it anew,

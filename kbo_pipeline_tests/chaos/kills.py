@@ -18,9 +18,7 @@ from kbo_pipeline_tests.chaos.outcomes import Outcome, Perform, Row, Step
 from kbo_pipeline_tests.chaos.world import World
 
 _MOST_STARTS = 60  # of engines for one import that is killed again and again
-_MOST_LIED_TO = (
-    600  # of engines for one import in which one call of a hundred fails: few get through
-)
+_MOST_LIED_TO = 600  # of engines, where one call of a hundred fails: few get through
 _PATIENCE = 120.0
 _STAGES = {
     "portal.download": "downloading",
@@ -128,9 +126,9 @@ def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Out
     """
     outcome = Outcome(row.name, row.times)
     found = dict.fromkeys(_STAGES.values(), 0)
-    each = -(-row.times // len(found))
     if row.times < len(found):  # of the short plan: wherever it happens
         found = {"": 0}
+    each = -(-row.times // len(found))
     while outcome.hits < row.times and not outcome.problems and outcome.imports < _MOST_STARTS:
         directory = fresh(world, outcome)
         kilobytes = chance.randint(500, 8000)
