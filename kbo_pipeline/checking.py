@@ -1,7 +1,7 @@
 """Check: the register is looked at before readers see an extract. No Dagster.
 
-What an extract did not touch is as it was when it was checked, so an Update is judged by the
-entities of which it opened or closed a row. After a Full, everything is looked at.
+What an extract did not touch is as it was when it was checked, so an extract is judged by the
+entities of which it opened or closed a row; the first one by everything.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,8 +19,8 @@ from kbo_pipeline.shared import NOTHING_PUBLISHED
 from kbo_pipeline.sql import checking as checking_sql
 from kbo_pipeline.tables import TABLES, Table
 
-TOUCHED_AT_MOST = 200_000
-"""Entities that an Update may touch before looking at everything is quicker."""
+CHANGED_AT_MOST = 1_000_000
+"""Rows that an extract may open and close before looking at everything is quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def check_register(
         is_staged: its staging file is attached as `staging`.
         max_loss_percent: rows of a table that an Update may take away, 0 to 100.
         accept_loss: a larger loss is a warning only: somebody has accepted it.
-        everything: looks at all rows also after an Update.
+        everything: looks at all rows, whatever the extract touches.
         only: names of checks with the names of their tables; None for all.
 
     Raises:
@@ -88,7 +88,7 @@ def check_register(
     if row is None:
         raise RegisterError(f"{key}: not in import_jobs; import it first")
     subject = Subject(database, key, row[0], None, is_staged, max_loss_percent)
-    if key.type == "update" and not everything:
+    if not everything and _changed_rows(subject) <= CHANGED_AT_MOST:
         subject = replace(subject, touched=_gather_touched(database, key))
     results = []
     for check in CHECKS:
@@ -100,15 +100,17 @@ def check_register(
     return results
 
 
-def _gather_touched(database: Database, key: ExtractKey) -> int | None:
-    """Puts aside what speaks of entities that an extract touches; None when they are too many."""
+def _changed_rows(subject: Subject) -> int:
+    """How many rows of the seven tables the newest extract opened and closed."""
+    return sum(rows.opened + rows.closed for rows in map(subject.rows, TABLES))
+
+
+def _gather_touched(database: Database, key: ExtractKey) -> int:
+    """Puts aside what speaks of entities that an extract touches; returns how many these are."""
     database.execute(checking_sql.create_touched(), number=key.number)
-    touched = database.count(f"SELECT count(*) FROM {checking_sql.TOUCHED}")
-    if touched > TOUCHED_AT_MOST:
-        return None
     for table in TABLES:
         database.execute(checking_sql.create_part(table))
-    return touched
+    return database.count(f"SELECT count(*) FROM {checking_sql.TOUCHED}")
 
 
 def check_published(

@@ -1,7 +1,7 @@
 """One enterprise from the published register, with all that belongs to it, at one extract.
 
 A table is read once, by key, in all versions up to the extract: they are both the state and the
-history. Which numbers may be shown, the views and macros say.
+history. Which numbers may be shown, the table says that the views and macros ask too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,11 +67,11 @@ def look_up(
     """
     asked = dotted(text)
     number = _enterprise_number(database, extracts, asked, extract)
-    primary_name = database.row(sql.VISIBLE, at=extract.number, number=number)
-    if primary_name is None:
+    found = _Reader(database, extracts, extract, language).enterprise(number)
+    if found is None:
         why = _why_not(database, extracts, ENTERPRISE, number, extract)
         raise NotFoundError(why if asked == number else f"{asked}: belongs to {why}")
-    return _Reader(database, extracts, extract, language).enterprise(number, *primary_name)
+    return found
 
 
 def _enterprise_number(
@@ -84,16 +84,20 @@ def _enterprise_number(
     table = table_of(number)
     if table is ENTERPRISE:
         return number
-    row = database.row(sql.visible(table, 1), at=extract.number, number0=number)
-    if row is None:
+    row = database.row(sql.owner(table), at=extract.number, number=number)
+    if row is None or _hidden(database, [number]):
         raise NotFoundError(_why_not(database, extracts, table, number, extract))
-    return str(row[1])
+    return str(row[0])
 
 
-def _is_visible(database: Database, table: Table, number: str, at: int) -> bool:
-    if table is ENTERPRISE:
-        return database.row(sql.VISIBLE, at=at, number=number) is not None
-    return database.row(sql.visible(table, 1), at=at, number0=number) is not None
+def _hidden(database: Database, numbers: Sequence[str]) -> set[str]:
+    """Those of some numbers that `KBO_PRIVACY` leaves out."""
+    found: set[str] = set()
+    if database.row(sql.HIDES) is not None:
+        for bound in sql.pieces("number", numbers):
+            rows = database.execute(sql.hidden(len(bound)), **bound).fetchall()
+            found |= {number for (number,) in rows}
+    return found
 
 
 def _why_not(
@@ -115,7 +119,7 @@ def _why_not(
         known = f"{extracts[-1].key} to {extracts[0].key}"
         return f"{number}: not in the register, in none of the extracts {known}"
     first, last = times[0][0], times[-1][1]
-    if not _is_visible(database, table, number, first):
+    if _hidden(database, [number]):
         return f"{number}: left out by KBO_PRIVACY"
     if first > extract.number:
         return f"{number}: not in the register at extract {extract.number}; it is from {first} on"
@@ -134,11 +138,20 @@ class _Reader:
     extract: PublishedExtract
     language: Language
 
-    def enterprise(self, number: str, name: str, name_language: str | None) -> Enterprise:
-        """Reads an enterprise that may be seen at the extract and has this primary name."""
+    def enterprise(self, number: str) -> Enterprise | None:
+        """Reads an enterprise; None when there is none at the extract, or nobody may see it."""
         versions = {ENTERPRISE: self._versions(ENTERPRISE, ENTERPRISE.key, (number,))}
+        held = self._held(versions[ENTERPRISE])
+        if not held:
+            return None
         for table in sql.UNITS:
-            versions[table] = self._visible(table, self._versions(table, ENTERPRISE.key, (number,)))
+            versions[table] = self._versions(table, ENTERPRISE.key, (number,))
+        units = {row[table.key] for table in sql.UNITS for row in versions[table]}
+        hidden = _hidden(self.database, [number, *sorted(units)])
+        if number in hidden:
+            return None
+        for table in sql.UNITS:
+            versions[table] = [row for row in versions[table] if row[table.key] not in hidden]
         places = [row[table.key] for table in sql.UNITS for row in self._held(versions[table])]
         for table in _PARTS:
             versions[table] = self._versions(table, table.key, (number, *places))
@@ -148,13 +161,15 @@ class _Reader:
             for table, rows in versions.items()
         }
         dates = {extract.number: extract.snapshot_date for extract in self.extracts}
-        (row,) = self._held(versions[ENTERPRISE])
+        (row,) = held
         parts = _Parts(
             {t: _by_key(t, self._held(versions[t])) for t in _PARTS}, meanings, self.language
         )
         term = partial(meanings.term, ENTERPRISE, row)
+        fields = parts.of(number, row)
+        name, name_language = _primary_name(number, fields["names"])
         return Enterprise(
-            **(parts.of(number, row) | {"name": name}),
+            **(fields | {"name": name}),
             primary_name_language=name_language,
             status=term("status"),
             situation=term("juridical_situation"),
@@ -181,19 +196,6 @@ class _Reader:
             names = [column[0] for column in result.description or ()]
             found += [dict(zip(names, values, strict=True)) for values in result.fetchall()]
         return sorted(found, key=lambda row: [str(value) for value in row.values()])
-
-    def _visible(self, table: Table, rows: list[Row]) -> list[Row]:
-        """The versions of numbers that may be shown: of each number all or none."""
-        asked: dict[int, set[str]] = {}
-        for row in rows:
-            at = self.extract.number if self._holds(row) else row["_extract_number"]
-            asked.setdefault(at, set()).add(row[table.key])
-        seen: set[str] = set()
-        for at, numbers in asked.items():
-            for bound in sql.pieces("number", sorted(numbers - seen)):
-                result = self.database.execute(sql.visible(table, len(bound)), at=at, **bound)
-                seen |= {key for key, _ in result.fetchall()}
-        return [row for row in rows if row[table.key] in seen]
 
     def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
         found = []
@@ -279,6 +281,16 @@ def _by_key(table: Table, rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _place(order: Sequence[str], term: Term | None) -> int:
     return order.index(term.code) if term is not None and term.code in order else len(order)
+
+
+def _primary_name(number: str, names: Sequence[Name]) -> tuple[str, str | None]:
+    """The primary name of an enterprise and its language, from its names in their order."""
+    for name in names:
+        code = name.language.code if name.language else None
+        is_official = name.type is not None and name.type.code == NAME_TYPES[0]
+        if is_official and code in _NAME_LANGUAGES and name.text is not None:
+            return name.text, code
+    return number, None
 
 
 def _name_order(name: Name) -> tuple[object, ...]:

@@ -29,6 +29,9 @@ KNOWN_VERSION = "1.0.0"
 _HASHES_AT_ONCE = 2**24
 """Hashes that are sorted at once; each takes eight bytes, twice."""
 
+_ROWS_LOOKED_AT = 2**12
+"""Rows of each batch that are looked at, of large batches, to find where the next one begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Staged:
@@ -307,8 +310,14 @@ def _cut(
     connection: duckdb.DuckDBPyConnection, key: ExtractKey, batch_rows: int, max_batches: int
 ) -> None:
     """Cuts the axis of entity numbers so that no batch is small and none splits an entity."""
-    connection.execute(staging_sql.count_by_entity(key.type, key.operations))
-    connection.execute(staging_sql.COUNT_ALONG_AXIS)
+    rows = sum(
+        _count(connection, staging_sql.staged_rows(table, key.type, operation))
+        for table in TABLES
+        for operation in key.operations
+    )
+    target = batch_target(rows, batch_rows, max_batches)
+    step = max(1, target // _ROWS_LOOKED_AT) if target >= 2 * batch_rows else 1
+    connection.execute(staging_sql.count_along_axis(step))
     records = connection.execute(staging_sql.RECORDS_ALONG_AXIS).fetchnumpy()["records"]
     until = np.cumsum(records)  # rows of the entities up to and with this one
     total = int(until[-1]) if len(until) else 0
@@ -321,19 +330,20 @@ def _cut(
             break
         reached = int(until[last])
         places.append(last + 1)
-    starts = [None]
+    firsts: list[str] = []
     if places:
-        found = connection.execute(staging_sql.entities_at(places)).fetchall()
-        starts += [number for (number,) in found]
+        firsts = [
+            name for (name,) in connection.execute(staging_sql.entities_at(places)).fetchall()
+        ]
     connection.execute(staging_sql.CREATE_BATCH)
-    ranges = zip(starts, [*starts[1:], None], strict=True)
+    ranges = zip([None, *firsts], [*firsts, None], strict=True)
     connection.executemany(
         "INSERT INTO batch VALUES (?, ?, ?)",
         [(number, first, after) for number, (first, after) in enumerate(ranges, start=1)],
     )
-    connection.execute(staging_sql.count_by_batch())
-    for name in ("axis", "counted"):
-        connection.execute(f"DROP TABLE temp.main.{name}")
+    bounds: dict[str, object] = {f"first{n}": first for n, first in enumerate(firsts, start=2)}
+    connection.execute(staging_sql.count_by_batch(key.type, len(firsts) + 1), bounds)
+    connection.execute("DROP TABLE temp.main.axis")
 
 
 def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:

@@ -644,6 +644,16 @@ def test_an_update_is_compared_with_those_of_its_weekday(published: Core, tmp_pa
     assert unusual.sample == (("opened", 100, 10, 8),)
 
 
+def test_a_full_on_a_filled_register_is_judged_by_what_it_changes(
+    published: Core, tmp_path: Path
+) -> None:
+    rows = Register().rows
+    rows["contact"] = [*rows["contact"][1:], (enterprise(0), "ENT", "TEL", "02 999")]
+    published.import_zip(write_extract(tmp_path, LATER_FULL, rows))
+    looked_at = result_of(published, "belongs_to_current_entity", "contact").found.looked_at
+    assert looked_at == "rows of the 1 entities that 0141-full changes"
+
+
 def test_the_published_register_is_looked_at_by_hand(published: Core, tmp_path: Path) -> None:
     with duckdb.connect(":memory:") as connection:
         only = {("loss", "contact"), ("ledger_equals_rows", None)}
@@ -659,14 +669,16 @@ def test_the_published_register_is_looked_at_by_hand(published: Core, tmp_path: 
             check_published(connection, published.database, max_loss_percent=2.0)
 
 
-def test_looking_at_what_an_update_touches_finds_what_looking_at_everything_finds(
+def test_looking_at_what_an_extract_touches_finds_what_looking_at_everything_finds(
     tmp_path: Path,
 ) -> None:
-    """On made-up extracts; what was wrong before an Update is not its own."""
+    """On made-up extracts; what was wrong before an extract is not its own."""
     core = Core(tmp_path / "core", batch_rows=200, max_loss_percent=100)
     before: set[tuple[str, str | None]] = set()
-    zips = write_sample(tmp_path, Sample(enterprises=200, seed=3), 4)
-    for zip_file in zips:
+    sample = Sample(enterprises=200, seed=3)
+    zips = write_sample(tmp_path, sample, 4)
+    later_full = sample.write_full(tmp_path, sample.first_number + 6)
+    for zip_file in (*zips, later_full):
         core.import_zip(zip_file)
         part = failed(core.checks)
         with duckdb.connect(":memory:") as connection:

@@ -26,6 +26,7 @@ from kbo_pipeline.tables import (
     BRANCH,
     CODE,
     CONTACT,
+    DENOMINATION,
     ENTERPRISE,
     ESTABLISHMENT,
     TABLES,
@@ -332,6 +333,21 @@ def test_any_extract_is_cut_into_whole_entities(
         core = Core(Path(name), batch_rows=batch_rows, max_batches=max_batches)
         staged = core.stage(write_extract(Path(name), UPDATE, inserts, deletes))
         check_cut(core, staged, UPDATE, Counter(numbers))
+
+
+def test_large_batches_are_of_like_size_though_only_some_of_their_rows_are_looked_at(
+    tmp_path: Path,
+) -> None:
+    core = Core(tmp_path, batch_rows=1000, max_batches=3)
+    chance = random.Random(1)
+    counts = {f"0200.{n // 1000:03d}.{n % 1000:03d}": chance.randint(1, 5) for n in range(12_000)}
+    numbers = [number for number, count in counts.items() for _ in range(count)]
+    named = [(number, *sound_row(DENOMINATION)[1:]) for number in numbers]
+    staged = core.stage(write_extract(tmp_path, UPDATE, {DENOMINATION.name: named}))
+    check_cut(core, staged, UPDATE, Counter(numbers))
+    rows = [staged.records[DENOMINATION.name, batch.number, "insert"] for batch in staged.batches]
+    assert len(rows) == 3
+    assert max(rows) < 1.02 * min(rows)
 
 
 def test_an_empty_update_is_one_batch(tmp_path: Path) -> None:

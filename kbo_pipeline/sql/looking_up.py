@@ -1,13 +1,14 @@
 """SQL that looks entities up by their number, and what readers may know of them.
 
 Statements on `main` tables filter by the key, which the tables are sorted by; so DuckDB reads some
-thousand rows of each. Whether somebody may see an entity is for the views and macros alone to say.
+thousand rows of each. Whether somebody may see an entity, the table says that the views ask too.
 The register is the default database.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kbo_pipeline.sql.changes import is_enterprise_number, main_names
+from kbo_pipeline.sql.reading import HIDDEN
 from kbo_pipeline.tables import (
     ACTIVITY,
     ADDRESS,
@@ -61,25 +62,24 @@ def versions(table: Table, column: str, count: int) -> str:
     return " UNION ALL ".join(f"{rows} {column} = $number{place}" for place in range(count))
 
 
-def visible(table: Table, count: int) -> str:
-    """Those of so many keys `$number0`, ... that may be seen at `$at`, each with its enterprise.
-
-    For the tables of `UNITS`.
-    """
+def owner(table: Table) -> str:
+    """The enterprise of a key `$number` at `$at`; for the tables of `UNITS`."""
     return (
-        f"SELECT {table.key}, {ENTERPRISE.key} FROM {table.name}_at($at)"
-        f" WHERE {table.key} IN ({_any('number', count)})"
+        f"SELECT {ENTERPRISE.key} FROM main.{table.name} WHERE {table.key} = $number"
+        " AND _extract_number <= $at AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $at)"
     )
 
 
-VISIBLE = (
-    f"SELECT primary_name, primary_name_language FROM {ENTERPRISE.name}_at($at)"
-    f" WHERE {ENTERPRISE.key} = $number"
+HIDES = (
+    "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database()"
+    f" AND schema_name = 'main' AND table_name = '{HIDDEN}'"
 )
-"""The primary name of an enterprise at `$at` and its language; no row when it may not be seen.
+"""Tells whether the register leaves anybody out: no row where it does not."""
 
-Only with `=` does DuckDB read the names of this enterprise alone; with `IN` it reads all of them.
-"""
+
+def hidden(count: int) -> str:
+    """Those of so many keys `$number0`, ... that are left out, where anybody is."""
+    return f"SELECT number FROM main.{HIDDEN} WHERE number IN ({_any('number', count)})"
 
 
 def times(table: Table) -> str:

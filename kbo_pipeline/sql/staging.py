@@ -144,23 +144,21 @@ def _inserted(table: Table, extract_type: ExtractType) -> str:
     return f"FROM {table.name} WHERE {of_operation(extract_type, 'insert')}"
 
 
-def count_by_entity(extract_type: ExtractType, operations: Sequence[Operation]) -> str:
-    """Makes `counted`: rows by table, operation and entity number."""
-    counts = " UNION ALL ".join(
-        f"SELECT '{t.name}' AS table_name, '{operation}' AS operation, {t.key} AS entity_number,"
-        f" count(*) AS records FROM {t.name} WHERE {of_operation(extract_type, operation)}"
-        " GROUP BY ALL"
-        for t in TABLES
-        for operation in operations
+def count_along_axis(step: int) -> str:
+    """Makes `axis`: how many rows of an extract speak of each entity number, in their order.
+
+    Args:
+        step: one row in so many is looked at and stands for all of them, in the order of the
+            files: each time the same ones.
+    """
+    looked_at = " UNION ALL ".join(
+        f"SELECT {t.key} AS entity_number FROM {t.name} WHERE rowid % {step:d} = 0" for t in TABLES
     )
-    return f"CREATE OR REPLACE TEMP TABLE counted AS {counts}"
+    return (
+        f"CREATE OR REPLACE TEMP TABLE axis AS SELECT entity_number, {step:d} * count(*) AS records"
+        f" FROM ({looked_at}) GROUP BY ALL ORDER BY entity_number"
+    )
 
-
-COUNT_ALONG_AXIS = """
-CREATE OR REPLACE TEMP TABLE axis AS SELECT entity_number, sum(records)::BIGINT AS records
-FROM temp.main.counted GROUP BY ALL ORDER BY entity_number
-"""
-"""Makes `axis`: how many rows of an extract speak of each entity number, in their order."""
 
 RECORDS_ALONG_AXIS = "SELECT records FROM temp.main.axis ORDER BY rowid"
 
@@ -178,20 +176,41 @@ CREATE TABLE batch (
 """
 
 
-def count_by_batch() -> str:
-    """Makes `batch_records`: rows by table, batch and operation, and how many are superseded."""
-    superseded = " UNION ALL ".join(
-        f"SELECT '{t.name}' AS table_name, 'insert' AS operation, {t.key} AS entity_number,"
-        f" 0 AS records, 1 AS superseded FROM {t.name} WHERE rowid IN ({_rows_superseded(t)})"
+def batch_number(key: str, batches: int) -> str:
+    """The number of the batch that a key is in; binds `$first2`, `$first3`, ..., their first keys.
+
+    A tree of comparisons: a join would sort all rows.
+    """
+
+    def among(lowest: int, highest: int) -> str:
+        if lowest == highest:
+            return str(lowest)
+        middle = (lowest + highest + 1) // 2
+        below, above = among(lowest, middle - 1), among(middle, highest)
+        return f"CASE WHEN {key} < $first{middle} THEN {below} ELSE {above} END"
+
+    return f"{among(1, batches)}::INTEGER"
+
+
+def count_by_batch(extract_type: ExtractType, batches: int) -> str:
+    """Makes `batch_records`: rows by table, batch and operation, and how many are superseded.
+
+    Takes and binds what `batch_number` does.
+    """
+    operation = "'insert'" if extract_type == "full" else "operation"
+    counts = (
+        f"SELECT '{t.name}' AS table_name, {batch_number(t.key, batches)} AS batch_number,"
+        f" {kind} AS operation, {counted} FROM {t.name} {where} GROUP BY ALL"
         for t in TABLES
+        for kind, counted, where in (
+            (operation, "count(*) AS records, 0 AS superseded", ""),
+            ("'insert'", "0, count(*)", f"WHERE rowid IN ({_rows_superseded(t)})"),
+        )
     )
     return (
         "CREATE TABLE batch_records AS SELECT table_name, batch_number, operation,"
         " sum(records)::BIGINT AS records_count, sum(superseded)::BIGINT AS superseded_count"
-        f" FROM (SELECT *, 0 AS superseded FROM temp.main.counted UNION ALL {superseded})"
-        " JOIN (SELECT entity_number, batch_number FROM temp.main.axis"
-        " ASOF JOIN batch ON entity_number >= coalesce(first_number, '')) USING (entity_number)"
-        " GROUP BY ALL"
+        f" FROM ({' UNION ALL '.join(counts)}) GROUP BY ALL HAVING records_count > 0"
     )
 
 
