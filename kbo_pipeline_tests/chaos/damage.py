@@ -28,23 +28,29 @@ def _flipping(name: str) -> Perform:
     def run(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
         """An engine dies somewhere, a bit changes, the next one mends before readers come back.
 
-        In half of the cases the register is made anew from the kept ZIPs in the end.
+        One after the other dies until there is such a file. In half of the cases the register is
+        made anew from the kept ZIPs in the end.
         """
         outcome = Outcome(row.name, row.times)
         misses = 0
+        directory: Path | None = None
         while outcome.hits < row.times and misses < 100 and not outcome.problems:
-            directory = fresh(world, outcome)
+            directory = directory or fresh(world, outcome)
             fault = Fault(chance.choice(POINTS), chance.randint(1, 4), chance.uniform(0.0, 0.02))
             with world.reader(directory) as problems:
                 code, errors = ended(world.engine(directory, fault, chance.randrange(10**6)))
                 if code not in (0, -signal.SIGKILL):
                     problems.append(f"engine: {errors.strip().splitlines()[-1:]}")
             files = [file for file in _FILES[name](directory) if file.exists()]
-            if files and not problems:
+            if not files and not problems:
+                misses += 1
+                if code == 0:  # all is done, and the file has come and gone
+                    directory = None
+                continue
+            if not problems:
                 flip_a_bit(chance.choice(files), chance)
                 outcome.hits += 1
                 step()
-            misses += not files
             options = ("--rebuild",) if chance.random() < 0.5 else ()
             engine = world.engine(directory, Fault("none"), chance.randrange(10**6), *options)
             assert engine.stdout is not None
@@ -55,6 +61,7 @@ def _flipping(name: str) -> Perform:
                 problems.append(f"engine: {errors.strip().splitlines()[-1:]}")
             problems += misread or world.problems(directory)
             finish(outcome, directory, problems)
+            directory = None
         if outcome.hits < row.times and not outcome.problems:
             outcome.problems.append("there is hardly ever such a file")
         return outcome
