@@ -12,7 +12,10 @@ import pytest
 import requests
 
 from kbo_pipeline.compacting import compact
+from kbo_pipeline.errors import StorageError
 from kbo_pipeline.places import S3
+from kbo_pipeline.published import open_published
+from kbo_pipeline.reading import read_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.shared import attach_to_read
 from kbo_pipeline_tests.core import Core
@@ -88,8 +91,26 @@ def test_a_lake_in_s3_holds_what_a_file_holds_and_its_secret_shows_nowhere(
     nobody = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}  # where nothing listens
     refused = pipeline.run(*command, tmp_path / "no.duckdb", check=False, settings=nobody)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
-    assert refused.stderr.startswith(f"kbo: {lake}: does not answer")
+    assert refused.stderr.startswith(f"kbo: {lake}: its files do not answer (")
     assert not (tmp_path / "no.duckdb").exists()
     for text in (str(shown), repr(lake), *(p.stdout + p.stderr for p in (copied, refused))):
         assert SECRET not in text
         assert "canary-token" not in text
+
+
+def test_files_that_do_not_answer_are_told_from_a_damaged_register(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = Core(tmp_path / "core", batch_rows=10_000, shared=new_lake(tmp_path / "lake"))
+    core.import_zip(SAMPLE.write_full(tmp_path, 140))
+    (tmp_path / "lake").rename(tmp_path / "away")
+    for name, value in core.settings.items():
+        monkeypatch.setenv(name, value)
+    with (
+        duckdb.connect(":memory:") as connection,
+        pytest.raises(StorageError, match="its files do not answer"),
+        open_published(connection, core.readers),
+    ):
+        pass
+    with pytest.raises(StorageError, match="its files do not answer"):
+        read_register()
