@@ -4,11 +4,15 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 LONG ?= long
+# What speaks of the import and of reading what came of it.
+LAKE := end_to_end failed_batches rollback_end_to_end checks_end_to_end cancel_and_pause \
+	portal_end_to_end inbox register register_property rollback views reading reading_commands \
+	searching changes verifying ducklake lake_end_to_end lake_s3
 AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo practice start test test-long test-browser chromium chaos bench bench-small fuzz check audit \
+.PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos bench bench-small fuzz check audit \
 	clean
 
 help: ## list the targets
@@ -36,6 +40,10 @@ test: $(READY) ## run the tests, but for the long ones
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
 	$(RUN)/python -m pytest -n 3 --dist loadfile -m "$(LONG)"
+
+test-lake: $(READY) ## run the tests of the import with the register in a DuckLake
+	TEST_DATABASE=ducklake $(RUN)/python -m pytest -n 2 --dist loadfile --timeout 1800 \
+		$(LAKE:%=kbo_pipeline_tests/test_%.py)
 
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
 	$(RUN)/python -m pytest -m browser kbo_pipeline_tests/test_browser.py

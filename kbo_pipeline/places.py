@@ -138,7 +138,17 @@ def shared_place(name: str, text: str, files: str | None, s3: S3 | None = None) 
         raise SettingsError(
             "KBO_DATABASE_FILES: s3:// needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+    if is_s3 and s3 is not None and not _is_web_server(s3.endpoint):
+        raise SettingsError("AWS_ENDPOINT_URL: expected https://HOST:PORT or http://HOST:PORT")
     return Lake(tuple(sorted(known.items())), password, files, text, s3 if is_s3 else None)
+
+
+def _is_web_server(endpoint: str | None) -> bool:
+    """Tells whether an S3 server's address is one, or none is given: then it is Amazon's."""
+    if endpoint is None:
+        return True
+    parts = urlsplit(endpoint)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
 
 
 def _postgres_keywords(name: str, text: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from kbo_pipeline.ledger import Standing, read_standing
 from kbo_pipeline.places import Place
 from kbo_pipeline.room import check_room_to_keep
 from kbo_pipeline.settings import Privacy
-from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, detach
+from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import is_damage
@@ -80,6 +80,8 @@ def _standing(connection: duckdb.DuckDBPyConnection, database: Place) -> Standin
             f"{database}: a DuckDB file, but no register of this pipeline; move it away"
         ) from None
     except duckdb.IOException as error:
+        if not isinstance(database, Path):
+            raise files_unreachable(database, error) from None
         raise _unreadable(database, error) from None
 
 

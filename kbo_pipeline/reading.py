@@ -20,7 +20,7 @@ from kbo_pipeline.errors import KboError, NotFoundError, NotReadyError, Register
 from kbo_pipeline.lookup import look_up
 from kbo_pipeline.places import Place
 from kbo_pipeline.settings import load_settings
-from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read
+from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, files_unreachable
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import looking_up as sql
 from kbo_pipeline.tables import ALL_TABLES
@@ -76,6 +76,8 @@ def _attach(connection: duckdb.DuckDBPyConnection, place: Place) -> list[tuple[A
     except duckdb.Error as error:
         if isinstance(error, duckdb.CatalogException) and not isinstance(place, Path):
             raise NotFoundError(f"{place}: {NOTHING_PUBLISHED}") from None  # not one publication
+        if isinstance(error, duckdb.IOException) and not isinstance(place, Path):
+            raise files_unreachable(place, error) from None
         raise _unreadable(place, error) from None
 
 

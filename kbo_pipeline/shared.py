@@ -138,3 +138,9 @@ def _explained(place: Shared, error: duckdb.Error) -> Exception:
     if isinstance(error, duckdb.IOException | duckdb.HTTPException):
         return StorageError(f"{place}: does not answer ({said}); kbo doctor says more")
     return RegisterError(f"{place}: {said}")
+
+
+def files_unreachable(place: Shared, error: duckdb.IOException) -> StorageError:
+    """The error where the catalog of a lake answers, and its files cannot be read."""
+    said = str(error).split("\n", 1)[0]
+    return StorageError(f"{place}: its files do not answer ({said}); kbo doctor says more")

@@ -6,11 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import Pipeline
 
 # A job that Dagster has executed in a process leaves SIGTERM there with what SIGINT had: ignored,
 # by whatever it starts later too, where a shell without job control runs us in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is about a file as such, where registers are lakes."""
+    marker = item.get_closest_marker("file_only")
+    if ASKED_FOR and marker is not None:
+        pytest.skip(str(marker.args[0]))
 
 
 @pytest.fixture

@@ -1,17 +1,20 @@
 """Drives the core without Dagster: stage, apply in any order, publish, read back."""
 
+import os
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import duckdb
 
 from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.extracts import ExtractKey, read_extract
 from kbo_pipeline.places import Lake, Place, Shared
-from kbo_pipeline.publishing import publish, rollback
+from kbo_pipeline.publishing import publish, rollback, standing_of
+from kbo_pipeline.reading import PublishedRegister, read_register
 from kbo_pipeline.register import (
     Publication,
     Register,
@@ -22,10 +25,11 @@ from kbo_pipeline.register import (
 )
 from kbo_pipeline.settings import Privacy, load_settings
 from kbo_pipeline.shared import attach
+from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.tables import Table
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
-from kbo_pipeline_tests.lakes import ASKED_FOR, new_lake
+from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
 from kbo_pipeline_tests.zips import Row
 
 
@@ -48,7 +52,7 @@ class Core:
 
     def __post_init__(self) -> None:
         if ASKED_FOR and self.shared is None:
-            self.shared = new_lake(self.directory / "lake")
+            self.shared = lake_of(self.directory)
 
     @property
     def register_file(self) -> Path:
@@ -63,6 +67,14 @@ class Core:
     def readers(self) -> Place:
         """What readers open, wherever it is."""
         return self.shared or self.database
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The variables that name data directory and register."""
+        found = {"KBO_DATA_DIR": str(self.directory)}
+        if isinstance(self.shared, Lake):
+            found |= variables(self.shared)
+        return found
 
     @property
     def staging_dir(self) -> Path:
@@ -150,11 +162,7 @@ class Core:
 
     def mend(self, recorded: Recorded) -> Remedy:
         """Makes register and published file agree; what was found, and what is left to be done."""
-        environment = {"KBO_DATA_DIR": str(self.directory)}
-        if isinstance(self.shared, Lake):
-            environment["KBO_DATABASE"] = self.shared.address
-            environment["KBO_DATABASE_FILES"] = self.shared.files
-        settings = load_settings(environment, self.directory)
+        settings = load_settings(self.settings, self.directory)
         with (
             duckdb.connect(":memory:") as connection,
             open_register_to_copy(connection, self.register, lock_timeout=0.0) as attach,
@@ -169,6 +177,22 @@ class Core:
             return open_to_read(self.shared)
         return duckdb.connect(str(self.database), read_only=True)
 
+    def read_register(self) -> PublishedRegister:
+        """Opens the published register as an analyst does: a file by its path, all else by name."""
+        if self.shared is None:
+            return read_register(self.database)
+        with patch.dict(os.environ, self.settings):
+            return read_register()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether readers have an extract."""
+        return bool(standing_of(self.readers).published)
+
+    def at_work(self) -> duckdb.DuckDBPyConnection:
+        """Opens the register at work for reading, as nobody but a test does."""
+        return open_at_work(self.register)
+
     def content_hash(self) -> str:
         with self.read() as reader:
             return content_hash(reader)
@@ -179,6 +203,24 @@ def open_to_read(place: Shared) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
     connection.execute(f"USE {attach(connection, place, 'published', 'READ_ONLY')}")
     return connection
+
+
+def open_at_work(place: Place) -> duckdb.DuckDBPyConnection:
+    """Opens a register at work for reading, as nobody but a test does."""
+    if isinstance(place, Path):
+        return duckdb.connect(str(place), read_only=True)
+    connection = open_to_read(place)
+    connection.execute(f"USE published.{WORK}")
+    return connection
+
+
+def publication_of(place: Place) -> object:
+    """What every publication changes: which file readers open, or which snapshot of a lake."""
+    if isinstance(place, Path):
+        found = place.stat()
+        return found.st_ino, found.st_mtime_ns
+    with open_to_read(place) as reader:
+        return reader.execute("SELECT id FROM published.current_snapshot()").fetchall()
 
 
 def current_rows(reader: duckdb.DuckDBPyConnection, table: Table) -> list[Row]:

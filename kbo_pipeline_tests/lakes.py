@@ -1,6 +1,6 @@
 """DuckLakes for tests: each with a catalog of its own in one embedded PostgreSQL server.
 
-`TEST_DATABASE=ducklake` lets the tests of the core work on such a one instead of files.
+`TEST_DATABASE=ducklake` lets tests work on such a one instead of files: `make test-lake`.
 """
 
 import atexit
@@ -15,7 +15,8 @@ import psycopg2
 from sqlalchemy import make_url
 
 from kbo_pipeline import postgres
-from kbo_pipeline.places import Lake, lake_files, shared_place
+from kbo_pipeline.files import make_private
+from kbo_pipeline.places import S3, Lake, lake_files, shared_place
 
 _numbers = itertools.count(1)
 
@@ -37,11 +38,25 @@ def _server() -> Path:
     return directory
 
 
-def new_lake(files: Path) -> Lake:
+def lake_of(directory: Path) -> Lake:
+    """The lake of a data directory: the same for all who ask, in other processes too."""
+    files, note = directory / "lake", directory / "lake_address"
+    if note.exists():
+        place = shared_place("KBO_DATABASE", note.read_text(), lake_files(str(files), files))
+        assert isinstance(place, Lake)
+        return place
+    lake = new_lake(files)
+    make_private(directory)
+    note.write_text(lake.address)
+    return lake
+
+
+def new_lake(files: Path | str, s3: S3 | None = None) -> Lake:
     """A lake in which nothing is yet; the server starts when it does not run.
 
     Args:
-        files: where the lake's files go.
+        files: where the lake's files go: a directory, or `s3://BUCKET/PREFIX`.
+        s3: how the latter's server is reached.
     """
     url = make_url(postgres.embedded_server_url(_server()))
     host, name = str(url.query["host"]), f"lake_{os.getpid()}_{next(_numbers)}"
@@ -51,6 +66,12 @@ def new_lake(files: Path) -> Lake:
         cursor.execute(f"CREATE DATABASE {name}")
     connection.close()
     address = f"ducklake:postgres:host={host} user={url.username} dbname={name}"
-    place = shared_place("KBO_DATABASE", address, lake_files(str(files), files))
+    place = shared_place("KBO_DATABASE", address, lake_files(str(files), Path("/")), s3)
     assert isinstance(place, Lake)
     return place
+
+
+def variables(lake: Lake) -> dict[str, str]:
+    """The variables that make a lake the register."""
+    account = lake.s3.environment if lake.s3 is not None else {}
+    return {"KBO_DATABASE": lake.address, "KBO_DATABASE_FILES": lake.files, **account}

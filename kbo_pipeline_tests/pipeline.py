@@ -1,4 +1,7 @@
-"""A whole pipeline in a directory of its own: real processes, real PostgreSQL, real files."""
+"""A whole pipeline in a directory of its own: real processes, real PostgreSQL, real files.
+
+Its register is a file, or with `TEST_DATABASE=ducklake` a lake: what `KBO_DATABASE` names.
+"""
 
 import os
 import shutil
@@ -14,10 +17,18 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.defs.partitions import kbo_batches
+from kbo_pipeline.places import Place
+from kbo_pipeline.published import open_published
+from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import TABLES
+from kbo_pipeline_tests.core import publication_of
+from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
 
 REPOSITORY = Path(__file__).parent.parent
 _OURS = ("KBO_", "DAGSTER_")
+_PATIENCE = 900
+"""Seconds that a command may take; pytest has a limit for the test, which is mostly less."""
 
 
 @dataclass
@@ -36,6 +47,8 @@ class Pipeline:
             "KBO_MAX_LOSS_PERCENT": "100",  # in a small register any loss is many percent
             **self.settings,
         }
+        if ASKED_FOR and "KBO_DATABASE" not in self.settings:
+            self.settings |= variables(lake_of(self.directory))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -45,7 +58,13 @@ class Pipeline:
 
     @property
     def database(self) -> Path:
+        """What readers open, where that is a file."""
         return self.directory / "kbo.duckdb"
+
+    @property
+    def readers(self) -> Place:
+        """What readers open, wherever it is."""
+        return load_settings(self.environment).database
 
     def kbo(
         self, *arguments: str | Path, check: bool = True, cwd: Path = REPOSITORY
@@ -70,7 +89,7 @@ class Pipeline:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=_PATIENCE,
             check=False,
         )
         if check and done.returncode != 0:
@@ -94,9 +113,23 @@ class Pipeline:
             os.environ.clear()
             os.environ.update(before)
 
-    def read(self) -> duckdb.DuckDBPyConnection:
+    @contextmanager
+    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Opens the published register as a reader does."""
-        return duckdb.connect(str(self.database), read_only=True)
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_published(connection, self.readers),
+        ):
+            yield connection
+
+    @property
+    def is_published(self) -> bool:
+        """Whether readers have an extract."""
+        return bool(standing_of(self.readers).published)
+
+    def publication(self) -> object:
+        """What every publication changes."""
+        return publication_of(self.readers)
 
 
 def partition_states(instance: dg.DagsterInstance, extract: str) -> dict[str, dict[str, str]]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import requests
 
+from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kbo_pipeline"}
-PATIENCE = 120.0  # seconds, for a loaded machine
+PATIENCE = 600.0 if ASKED_FOR else 120.0  # seconds, for a loaded machine
 
 
 @dataclass(frozen=True)

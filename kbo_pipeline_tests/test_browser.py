@@ -288,7 +288,7 @@ def in_color(pipeline: Pipeline, *arguments: str) -> str:
 
 def check_register(pipeline: Pipeline, number: int) -> None:
     """All tables are what the generator says of this extract."""
-    wait_until(lambda: pipeline.database.exists(), "the published register")
+    wait_until(lambda: pipeline.is_published, "the published register")
     with pipeline.read() as reader:
         newest = "SELECT max(extract_number) FROM import_jobs WHERE status = 'completed'"
         assert fetch(reader, newest) == number

@@ -33,7 +33,7 @@ from kbo_pipeline.pausing import PAUSED
 from kbo_pipeline.register import open_register, register_lock
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import load_settings
-from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.core import Core, open_at_work
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, run_status
 from kbo_pipeline_tests.processes import Started, started, wait_until
 from kbo_pipeline_tests.server import Server
@@ -78,14 +78,14 @@ def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
     claimed = claim_file(settings, ExtractKey.parse(EXTRACT))
     # The minute's look takes it for an instant.
     wait_until(lambda: not is_locked(claimed), "a free claim")
-    assert not pipeline.database.exists()
+    assert not pipeline.is_published
     status = json.loads(pipeline.kbo("status", EXTRACT, "--json").stdout)
     assert status["status"] == "cancelled"
     assert status["failed_batches"] == []
     assert status["error"] is None
     with (
         exclusive_lock(register_lock(settings.register_file), 60.0),  # the minute's look takes it
-        duckdb.connect(str(settings.register_file), read_only=True) as register,
+        open_at_work(settings.register) as register,
     ):
         assert register.execute("SELECT status FROM import_jobs").fetchall() == [("cancelled",)]
         batches = register.execute(
@@ -167,7 +167,7 @@ def test_the_ledger_learns_of_a_run_that_was_ended_in_the_queue(
         note_cancelled(instance, settings)
         with (
             duckdb.connect(":memory:") as connection,
-            open_register(connection, settings.register_file) as register,
+            open_register(connection, settings.register) as register,
         ):
             return register.ledger.job_status(key)
 

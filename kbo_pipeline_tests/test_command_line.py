@@ -118,7 +118,7 @@ def test_an_extract_that_is_not_there_is_one_line_on_stderr(
     with empty.instance() as instance:
         assert instance.get_runs() == []
         assert instance.get_dynamic_partitions("kbo_extracts") == []
-    assert not empty.database.exists()
+    assert not empty.is_published
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def check_stopped(pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
     places = instance.event_log_storage.get_concurrency_info("register")
     assert places.claimed_slots == []
     assert places.pending_steps == []
-    assert not pipeline.database.exists()
+    assert not pipeline.is_published
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from dagster_k8s.job import construct_dagster_k8s_job
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.parts import CHILDREN
+from kbo_pipeline.places import S3, Lake
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline_tests.pipeline import REPOSITORY
 
@@ -234,6 +235,28 @@ def test_each_container_of_compose_has_settings_that_are_taken(
         )
         # What listens everywhere in the container is on this machine's own address outside of it.
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_the_image_and_the_code_location_of_compose_can_have_a_register_in_a_lake(
+    compose: Any, tmp_path: Path
+) -> None:
+    assert "scale" in str(re.findall(r'"\.\[([\w,]+)\]"', DOCKERFILE))
+    offered = re.findall(r"^# (KBO_\w+)=(.+)$", (DEPLOY / "env.example").read_text(), re.MULTILINE)
+    given = {**dict(offered), "MINIO_ROOT_PASSWORD": "x", "POSTGRES_PASSWORD": "y"}
+    environment = {
+        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given.get(found[1], ""), value)
+        for name, value in compose["services"]["code"]["environment"].items()
+    }
+    database = load_settings(environment, tmp_path).database
+    assert isinstance(database, Lake)
+    assert dict(database.catalog)["host"] in compose["services"]
+    assert (database.files, environment["PGPASSWORD"]) == ("s3://kbo/register/", "y")
+    minio = compose["services"]["minio"]["environment"]
+    endpoint = "http://minio:9000"
+    assert database.s3 == S3(minio["MINIO_ROOT_USER"], "x", None, "us-east-1", endpoint)
+    assert load_settings(
+        {**environment, "KBO_DATABASE": "", "KBO_DATABASE_FILES": ""}, tmp_path
+    ).database == Path("/data/kbo.duckdb")
 
 
 def test_no_secret_stands_in_a_file() -> None:

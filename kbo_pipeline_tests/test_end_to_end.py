@@ -23,12 +23,14 @@ SAMPLE = Sample(enterprises=120, seed=7)
 UPDATES = 5
 
 READER = """
-import json, select, sys, duckdb
-database, expected = sys.argv[1], json.loads(sys.argv[2])
+import json, select, sys
+from kbo_pipeline.reading import read_register
+expected = json.loads(sys.argv[1])
 seen = []
 print("ready", flush=True)
 while not select.select([sys.stdin], [], [], 0.1)[0]:
-    with duckdb.connect(database, read_only=True) as reader:
+    with read_register() as register:
+        reader = register.connection
         number = reader.execute(
             "SELECT max(extract_number) FROM import_jobs WHERE status = 'completed'"
         ).fetchone()[0]
@@ -74,7 +76,8 @@ def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
 ) -> None:
     expected = {n: {t.name: len(state(t, n)) for t in ALL_TABLES} for n in numbers}
     reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(pipeline.database), json.dumps(expected)],
+        [sys.executable, "-c", READER, json.dumps(expected)],
+        env=pipeline.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -137,10 +140,10 @@ def test_a_full_that_differs_from_nothing_adds_no_row_version(
 def test_the_same_extract_twice_does_nothing_and_says_so(
     pipeline: Pipeline, zips: list[Path]
 ) -> None:
-    file = pipeline.database.stat()
+    before = pipeline.publication()
     done = pipeline.kbo("import", zips[0])
     assert done.stdout == "0140-full: already published: nothing to do\n"
-    assert pipeline.database.stat().st_mtime_ns == file.st_mtime_ns
+    assert pipeline.publication() == before
 
 
 def test_an_update_out_of_order_is_refused_with_the_number_that_is_expected(
@@ -148,13 +151,13 @@ def test_an_update_out_of_order_is_refused_with_the_number_that_is_expected(
 ) -> None:
     with pipeline.read() as connection:
         newest = fetch(connection, "SELECT max(extract_number) FROM import_jobs")
-    file = pipeline.database.stat()
+    before = pipeline.publication()
     done = pipeline.kbo("import", SAMPLE.write_update(tmp_path, newest + 2), check=False)
     assert done.returncode == 1
     expected = ExtractKey(newest + 1, "update")
     assert len(done.stderr.splitlines()) == 1
     assert f"{expected} is expected" in done.stderr
-    assert pipeline.database.stat().st_mtime_ns == file.st_mtime_ns
+    assert pipeline.publication() == before
 
 
 def test_a_rename_without_an_enterprise_row_changes_the_primary_name(

@@ -57,7 +57,7 @@ def test_fetch_brings_the_latest_and_imports_nothing(world: World) -> None:
     (name,) = [name for name in world.downloads if name.endswith(".zip")]
     assert name.endswith("_Update.zip") and "_0141_" in name
     assert done.stdout.startswith(f"{world.pipeline.directory / 'downloads' / name}  ")
-    assert not world.pipeline.database.exists()
+    assert not world.pipeline.is_published
     assert world.pipeline.kbo("fetch", "latest").stdout == done.stdout
     assert world.portal.count(Kind.DOWNLOAD) == 1  # it lies there, sound
 

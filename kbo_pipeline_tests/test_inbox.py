@@ -367,7 +367,7 @@ def test_zips_thrown_in_at_random_are_imported_in_order_and_once(tmp_path: Path)
     twin = tmp_path / "a twin's copy.zip"
     twin.write_bytes(files[-1].read_bytes())
     pipeline = Pipeline(tmp_path / "data")
-    pipeline.directory.mkdir()
+    pipeline.directory.mkdir(exist_ok=True)
     inbox = Inbox(pipeline.directory / "inbox")
     dropped = [*files, bad, worse, twin]
     rng.shuffle(dropped)

@@ -37,13 +37,18 @@ from kbo_pipeline_tests.zips import Row, snapshot_date, write_extract
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bakery(tmp_path_factory.mktemp("bakery")).database
+def bakery(tmp_path_factory: pytest.TempPathFactory) -> Core:
+    return make_bakery(tmp_path_factory.mktemp("bakery"))
 
 
 @pytest.fixture
-def register(database: Path) -> Iterator[PublishedRegister]:
-    with read_register(database) as register:
+def database(bakery: Core) -> Path:
+    return bakery.database
+
+
+@pytest.fixture
+def register(bakery: Core) -> Iterator[PublishedRegister]:
+    with bakery.read_register() as register:
         yield register
 
 
@@ -57,12 +62,13 @@ def test_the_register_says_what_it_holds(register: PublishedRegister) -> None:
 
 
 def test_without_a_path_the_register_of_the_settings_is_opened(
-    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bakery: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KBO_DATABASE", str(database))
+    for name, value in bakery.settings.items():
+        monkeypatch.setenv(name, value)
     with read_register() as register:
-        assert register.file == database
+        assert register.file == bakery.readers
 
 
 def test_what_is_no_register_is_an_error_of_one_line(tmp_path: Path) -> None:
@@ -84,9 +90,10 @@ def test_a_register_without_extracts_is_told_from_a_full_one(tmp_path: Path) -> 
     core.import_zip(write_extract(tmp_path, ExtractKey(140, "full"), {}))
     core.rollback(ExtractKey(140, "full"))
     with pytest.raises(NotFoundError, match="no extract is published in it"):
-        read_register(core.database)
+        core.read_register()
 
 
+@pytest.mark.file_only("a file is put into the place of another")
 def test_what_is_open_stays_as_it_is_and_what_is_opened_is_new(
     database: Path, tmp_path: Path
 ) -> None:
@@ -236,6 +243,7 @@ def test_history_tells_what_changed_and_once(register: PublishedRegister) -> Non
     assert told(oldest)[:3] == ("added", "enterprise", BAKER)
 
 
+@pytest.mark.file_only("views of a file are made anew by hand")
 def test_who_may_not_be_shown_is_said_to_be_left_out_and_shows_nowhere(
     database: Path, tmp_path: Path
 ) -> None:
@@ -265,7 +273,7 @@ def test_an_enterprise_may_have_more_units_than_one_statement_asks_for(tmp_path:
     }
     core = Core(tmp_path / "core", batch_rows=100_000)
     core.import_zip(write_extract(tmp_path, ExtractKey(140, "full"), rows))
-    with read_register(core.database) as register:
+    with core.read_register() as register:
         found = register.enterprise(units[-1]).establishments
     assert [(u.number, u.name) for u in found] == [(unit, f"Filiaal {unit}") for unit in units]
 
@@ -275,7 +283,7 @@ def test_enterprises_agree_with_the_macros_at_every_extract(tmp_path: Path) -> N
     for file in write_sample(tmp_path, Sample(enterprises=60, seed=3), updates=3)[:-1]:
         core.import_zip(file)
     compared = 0
-    with read_register(core.database) as register:
+    with core.read_register() as register:
         for extract in register.extracts:
             rows = {
                 table.name: register.state(table.name, extract.number).fetchall()

@@ -21,15 +21,21 @@ SOURCE = "Source: KBO Open Data, FPS Economy; data of 2025-05-23"
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bakery(tmp_path_factory.mktemp("bakery")).database
+def bakery(tmp_path_factory: pytest.TempPathFactory) -> Core:
+    return make_bakery(tmp_path_factory.mktemp("bakery"))
 
 
 @pytest.fixture(autouse=True)
-def surroundings(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(bakery: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KBO_DATABASE", str(database))
+    set_register(bakery, monkeypatch)
     monkeypatch.setenv("COLUMNS", "120")
+
+
+def set_register(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the settings name the published register of a data directory."""
+    for name, value in core.settings.items():
+        monkeypatch.setenv(name, value)
 
 
 def invoke(*arguments: str) -> Result:
@@ -126,7 +132,7 @@ def test_hostile_names_stay_data_in_every_command(
     core.import_zip(
         write_extract(tmp_path, ExtractKey(141, "update"), renamed, {"denomination": [BAKER]})
     )
-    monkeypatch.setenv("KBO_DATABASE", str(core.database))
+    set_register(core, monkeypatch)
     monkeypatch.setenv("COLUMNS", "600")
     for arguments in (("show", BAKER), ("find", "evil"), ("changes", "0141-update")):
         output = invoke(*arguments).output
@@ -142,7 +148,7 @@ def test_show_counts_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.Monk
     }
     core = Core(tmp_path / "core", batch_rows=1000)
     core.import_zip(write_extract(tmp_path, ExtractKey(140, "full"), rows))
-    monkeypatch.setenv("KBO_DATABASE", str(core.database))
+    set_register(core, monkeypatch)
     lines = part(said("show", BAKER), "Establishment units (15)")
     assert lines == [*(f"  {unit}" for unit in units[:10]), "  and 5 more: --all shows them"]
     lines = part(said("show", BAKER, "--all"), "Establishment units (15)")
@@ -229,7 +235,7 @@ def test_what_is_not_there_is_an_error(arguments: list[str], why: str) -> None:
     assert result.output == ""
 
 
-def test_an_error_is_one_line_and_the_code_is_1(database: Path) -> None:
+def test_an_error_is_one_line_and_the_code_is_1() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kbo_pipeline.cli", "show", "12"],
         capture_output=True,

@@ -54,6 +54,7 @@ from kbo_pipeline.sample import Sample
 from kbo_pipeline.serving import runtime_prefix
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations, run_status
 from kbo_pipeline_tests.processes import Started, free_port, processes_of, started, wait_until
 from kbo_pipeline_tests.server import Server
@@ -63,7 +64,8 @@ EXTRACT = "0140-full"
 KBO = ("kbo_pipeline.cli",)
 ROUNDS = int(os.environ.get("RECOVERY_ROUNDS", "1"))
 AWAY_SECONDS = [1, 12] + ([60] if ROUNDS > 1 else [])
-MANY_BATCHES = {"KBO_BATCH_ROWS": "10", "KBO_MAX_BATCHES": "120"}
+# In a lake fewer take as long.
+MANY_BATCHES = {"KBO_BATCH_ROWS": "10", "KBO_MAX_BATCHES": "30" if ASKED_FOR else "120"}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -26,10 +26,9 @@ from kbo_pipeline.register import (
     register_lock,
 )
 from kbo_pipeline.sample.practice import damage
-from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import staging_file
 from kbo_pipeline.tables import CODE, TABLES
-from kbo_pipeline_tests.core import Core, current_rows, open_to_read, rows_of, sorted_rows
+from kbo_pipeline_tests.core import Core, current_rows, rows_of, sorted_rows
 from kbo_pipeline_tests.zips import Row, keys_for, rows_for, write_extract
 
 FULL = ExtractKey(140, "full")
@@ -113,21 +112,9 @@ def apply_some(core: Core, key: ExtractKey, numbers: list[int]) -> list[BatchCha
         return [register.apply(staged, staged.batches[number - 1]) for number in numbers]
 
 
-@contextlib.contextmanager
-def at_work(core: Core) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Opens the register at work, as nobody but a test does."""
-    if core.shared is None:
-        connection = duckdb.connect(str(core.register_file), read_only=True)
-    else:
-        connection = open_to_read(core.shared)
-        connection.execute(f"USE published.{WORK}")
-    with connection:
-        yield connection
-
-
 def ledger(core: Core) -> list[tuple[Any, ...]]:
     """All rows of the ledger, and the hash of what the register holds."""
-    with at_work(core) as connection:
+    with core.at_work() as connection:
         jobs = connection.execute("FROM import_jobs ORDER BY ALL").fetchall()
         batches = connection.execute("FROM import_job_batches ORDER BY ALL").fetchall()
         return [*jobs, *batches, (content_hash(connection),)]
@@ -200,6 +187,7 @@ def test_an_update_waits_while_another_extract_is_half_applied(
     assert ledger(published) == before
 
 
+@pytest.mark.file_only("a lake takes several")
 def test_the_register_is_kept_by_one_process_at_a_time(core: Core) -> None:
     with (
         exclusive_lock(register_lock(core.register_file)),
@@ -211,6 +199,7 @@ def test_the_register_is_kept_by_one_process_at_a_time(core: Core) -> None:
     assert is_transient(caught.value)
 
 
+@pytest.mark.file_only("damage of a lake is PostgreSQL's to find")
 @pytest.mark.parametrize("content", [b"", b"no database" * 1000], ids=["empty", "no database"])
 def test_a_damaged_register_is_refused_for_good(core: Core, content: bytes) -> None:
     core.register_file.parent.mkdir(parents=True)
@@ -258,11 +247,11 @@ def test_another_file_under_a_published_key_is_refused(
 ) -> None:
     other = read_extract(other_file(tmp_path, FULL))
     with duckdb.connect() as connection:
-        assert is_published(connection, published.database, replace(other, key=UPDATE)) is False
-        same = replace(other, sha256=read_published(connection, published.database)[0][1])
-        assert is_published(connection, published.database, same) is True
+        assert is_published(connection, published.readers, replace(other, key=UPDATE)) is False
+        same = replace(other, sha256=read_published(connection, published.readers)[0][1])
+        assert is_published(connection, published.readers, same) is True
         with pytest.raises(OrderError, match="published from another file"):
-            is_published(connection, published.database, other)
+            is_published(connection, published.readers, other)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +463,7 @@ def test_the_ledger_adds_up_to_the_records_of_the_extract(published: Core, tmp_p
 def test_before_a_batch_is_applied_the_ledger_says_pending(core: Core, full: Path) -> None:
     core.stage(full)
     apply_some(core, FULL, [2])
-    with at_work(core) as connection:
+    with core.at_work() as connection:
         states = connection.execute(
             "SELECT batch_number, status, max(attempts) FROM import_job_batches GROUP BY ALL"
             " ORDER BY ALL"
@@ -504,7 +493,7 @@ def test_a_batch_that_is_rolled_back_leaves_nothing_and_is_mended(
     with published.applying(UPDATE) as (register, staged):
         register.ledger.fail(staged, staged.batches[0], 3, str(error.value))
         register.apply(staged, staged.batches[1])
-    with at_work(published) as connection:
+    with published.at_work() as connection:
         states = connection.execute(
             "SELECT DISTINCT batch_number, status, attempts, error_message IS NOT NULL"
             " FROM import_job_batches WHERE job_id = $1 ORDER BY ALL",
@@ -534,23 +523,17 @@ def test_a_batch_that_is_rolled_back_leaves_nothing_and_is_mended(
 
 
 DYING = """
-import duckdb, os, sys
+import os, sys
 from pathlib import Path
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.register import open_register
+from kbo_pipeline_tests.core import Core
 
 def die_in_the_middle(frame, event, argument):
     if event == "return" and frame.f_code.co_name == "_change":
         if (frame.f_locals["table"].name, frame.f_locals["batch"].number) == ("activity", 2):
             os.kill(os.getpid(), 9)
 
-register_file, staging_dir = Path(sys.argv[1]), Path(sys.argv[2])
-key = ExtractKey.parse(sys.argv[3])
-with (
-    duckdb.connect() as connection,
-    open_register(connection, register_file) as register,
-    register.importing(staging_dir, key) as staged,
-):
+with Core(Path(sys.argv[1])).applying(ExtractKey.parse(sys.argv[2])) as (register, staged):
     sys.setprofile(die_in_the_middle)
     for batch in staged.batches:
         register.apply(staged, batch)
@@ -561,7 +544,7 @@ def test_a_process_killed_in_a_batch_leaves_the_batches_before(
     published: Core, update: Path, direct: Direct
 ) -> None:
     published.stage(update)
-    arguments = [str(published.register_file), str(published.staging_dir), str(UPDATE)]
+    arguments = [str(published.directory), str(UPDATE)]
     killed = subprocess.run([sys.executable, "-c", DYING, *arguments], capture_output=True)
     assert (killed.returncode, killed.stderr) == (-9, b"")
     with published.applying(UPDATE) as (register, staged):
@@ -593,6 +576,7 @@ def test_publishing_again_changes_no_file(core: Core, full: Path) -> None:
     assert list(core.staging_dir.iterdir()) == []
 
 
+@pytest.mark.file_only("a lake is no file")
 def test_opening_the_register_again_and_again_does_not_grow_it(published: Core) -> None:
     published.publish(FULL)
     size = published.register_file.stat().st_size
@@ -601,12 +585,14 @@ def test_opening_the_register_again_and_again_does_not_grow_it(published: Core) 
     assert published.register_file.stat().st_size <= size + 2 * 256 * 1024  # two blocks of DuckDB
 
 
+@pytest.mark.file_only("a lake has no second copy")
 def test_a_published_file_that_was_deleted_comes_back(published: Core, direct: Direct) -> None:
     published.database.unlink()
     assert published.publish(FULL).already_published
     assert published.content_hash() == direct.hashes[FULL]
 
 
+@pytest.mark.file_only("the published file is deleted")
 def test_nothing_is_published_while_another_extract_is_half_applied(
     published: Core, update: Path
 ) -> None:
@@ -627,7 +613,7 @@ def test_an_extract_is_published_only_when_every_batch_is_applied(core: Core, fu
     apply_some(core, FULL, [4, 1, 3])
     with pytest.raises(NotReadyError, match="1 of 4 batches are not applied"):
         core.publish(FULL)
-    assert not core.database.exists()
+    assert not core.is_published
     assert staging_file(core.staging_dir, FULL).exists()
 
 
@@ -644,6 +630,7 @@ def _sqlite_file(file: Path) -> None:
         connection.execute("CREATE TABLE import_jobs (id)")
 
 
+@pytest.mark.file_only("a lake is no file")
 @pytest.mark.parametrize(
     "make",
     [
@@ -672,6 +659,7 @@ def test_a_file_that_is_no_register_is_refused_and_left_as_it_is(
     assert published.content_hash() == direct.hashes[FULL]
 
 
+@pytest.mark.file_only("a lake is no file")
 def test_a_directory_in_the_place_of_the_register_is_refused(core: Core, full: Path) -> None:
     core.database.mkdir(parents=True)
     with pytest.raises(RegisterError, match="no file; move it away"):
@@ -679,6 +667,7 @@ def test_a_directory_in_the_place_of_the_register_is_refused(core: Core, full: P
     assert list(core.database.iterdir()) == []
 
 
+@pytest.mark.file_only("damage of a lake is PostgreSQL's to find")
 @pytest.mark.parametrize("size", [0.1, 0.9])
 def test_a_truncated_published_file_is_refused_or_replaced(
     size: float, published: Core, direct: Direct
@@ -713,6 +702,7 @@ connection.close()
 """
 
 
+@pytest.mark.file_only("nobody has a lake open as a file")
 @pytest.mark.parametrize(
     ("mode", "end"), [("read", "closes"), ("write", "closes"), ("write", "dies")]
 )
@@ -739,6 +729,7 @@ def test_whoever_has_the_published_file_open_neither_stops_nor_changes_the_next(
         assert read_published(connection, published.database)[0][0] == UPDATE
 
 
+@pytest.mark.file_only("a lake is no file")
 def test_the_published_file_is_complete_in_itself(published: Core, tmp_path: Path) -> None:
     moved = tmp_path / "moved elsewhere.duckdb"
     shutil.copy(published.database, moved)

@@ -1,6 +1,7 @@
 """Rolling back: the register is what it was before the extract, and the extract can come again."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from kbo_pipeline.extracts import ExtractKey, read_extract
 from kbo_pipeline.publishing import is_published, read_standing_of
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.tables import ALL_TABLES, TABLES
-from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, keys_for, write_extract
 from kbo_pipeline_tests.zips import rows_for as rows_of_tables
 
@@ -48,7 +49,7 @@ def zips(tmp_path: Path) -> dict[ExtractKey, Path]:
 
 def at_work(core: Core) -> str:
     """The hash of what the register at work holds."""
-    with duckdb.connect(str(core.register_file), read_only=True) as connection:
+    with core.at_work() as connection:
         return content_hash(connection)
 
 
@@ -125,9 +126,9 @@ def test_twice_does_nothing_the_second_time(core: Core, zips: dict[ExtractKey, P
     core.import_zip(zips[FULL])
     core.import_zip(zips[UPDATE])
     core.rollback(UPDATE)
-    file = core.database.stat()
+    before = publication_of(core.readers)
     assert core.rollback(UPDATE).already_rolled_back
-    assert core.database.stat().st_ino == file.st_ino
+    assert publication_of(core.readers) == before
 
 
 def test_any_other_extract_is_refused_with_the_reason(
@@ -137,7 +138,7 @@ def test_any_other_extract_is_refused_with_the_reason(
         core.rollback(FULL)
     core.import_zip(zips[FULL])
     core.import_zip(zips[UPDATE])
-    before = core.content_hash(), jobs(core), core.database.stat().st_ino
+    before = core.content_hash(), jobs(core)
     newest = "only the newest extract can be rolled back: 0141-update, which is published;"
     with pytest.raises(OrderError, match=newest):
         core.rollback(FULL)
@@ -167,7 +168,7 @@ def test_one_after_the_other_down_to_an_empty_register(
     core.rollback(FULL)
     assert set(jobs(core).values()) == {"rolled_back"}
     with duckdb.connect() as connection:
-        standing = read_standing_of(connection, core.database)
+        standing = read_standing_of(connection, core.readers)
     assert (standing.newest, standing.rolled_back) == (None, frozenset(zips))
     for key, zip_file in zips.items():
         core.import_zip(zip_file)
@@ -184,7 +185,7 @@ def test_another_zip_under_the_same_key_may_come_after(
     core.import_zip(zips[UPDATE])
     core.rollback(UPDATE)
     with duckdb.connect() as connection:
-        assert not is_published(connection, core.database, read_extract(other))
+        assert not is_published(connection, core.readers, read_extract(other))
     core.import_zip(other)
     straight = Core(tmp_path / "straight")
     straight.import_zip(zips[FULL])
@@ -214,12 +215,13 @@ from pathlib import Path
 import duckdb
 from kbo_pipeline import publishing
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.core import Core, publication_of
 publishing._show = lambda *_: __import__("os")._exit(9)
 Core(Path(sys.argv[1])).rollback(ExtractKey(141, "update"))
 """
 
 
+@pytest.mark.file_only("in a lake readers see it in the same commit")
 @pytest.mark.parametrize("healed_by", ["the command", "a publication"])
 def test_a_crash_before_readers_see_it_is_healed(
     core: Core, zips: dict[ExtractKey, Path], healed_by: str
@@ -243,6 +245,7 @@ def kept(core: Core) -> list[str]:
     return sorted(file.name for file in (core.directory / "work" / "published").glob("*"))
 
 
+@pytest.mark.file_only("a lake keeps no published files")
 def test_the_newest_published_files_are_kept(core: Core, zips: dict[ExtractKey, Path]) -> None:
     core.keep_published = 2
     core.import_zip(zips[FULL])
@@ -265,6 +268,7 @@ def test_the_newest_published_files_are_kept(core: Core, zips: dict[ExtractKey, 
     assert kept(core) == []
 
 
+@pytest.mark.file_only("a lake keeps no published files")
 def test_what_was_rolled_back_is_not_kept(core: Core, zips: dict[ExtractKey, Path]) -> None:
     core.keep_published = 3
     for zip_file in zips.values():
@@ -277,6 +281,7 @@ def test_what_was_rolled_back_is_not_kept(core: Core, zips: dict[ExtractKey, Pat
     assert kept(core) == []
 
 
+@pytest.mark.file_only("a lake keeps no published files")
 def test_without_hard_links_published_files_are_copied(
     core: Core, zips: dict[ExtractKey, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,12 +299,14 @@ def test_without_hard_links_published_files_are_copied(
 
 
 READER = """
-import json, sys, threading, duckdb
+import json, sys, threading
+from kbo_pipeline.reading import read_register
 from kbo_pipeline.register import content_hash
 seen, ended = set(), threading.Event()
 def read():
     while not ended.wait(0.02):
-        with duckdb.connect(sys.argv[1], read_only=True) as connection:
+        with read_register() as register:
+            connection = register.connection
             (status,) = connection.execute(
                 "SELECT status FROM import_jobs WHERE id = '0141-update'").fetchone() or (None,)
             seen.add((status == "completed", content_hash(connection)))
@@ -319,7 +326,8 @@ def test_readers_see_the_one_state_or_the_other_and_no_error(
     core.import_zip(zips[FULL])
     before = core.content_hash()
     process = subprocess.Popen(
-        [sys.executable, "-c", READER, str(core.database)],
+        [sys.executable, "-c", READER],
+        env={**os.environ, **core.settings},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -89,7 +89,8 @@ def test_kbo_rollback_and_kbo_retry_while_a_reader_reads(
         assert len(batches) > 1
         assert_green(instance, batches)
     reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(pipeline.database)],
+        [sys.executable, "-c", READER],
+        env=pipeline.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline import NotFoundError, PublishedRegister, read_register
+from kbo_pipeline import NotFoundError, PublishedRegister
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline_tests.bakery import BAKER, LATE, PERSON, SHOP, STALL, make_bakery
 from kbo_pipeline_tests.core import Core
@@ -14,7 +14,7 @@ from kbo_pipeline_tests.zips import Row, write_extract
 
 @pytest.fixture(scope="module")
 def register(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublishedRegister]:
-    with read_register(make_bakery(tmp_path_factory.mktemp("bakery")).database) as register:
+    with make_bakery(tmp_path_factory.mktemp("bakery")).read_register() as register:
         yield register
 
 
@@ -106,7 +106,7 @@ def test_the_best_matches_come_first_and_no_more_than_asked_for(tmp_path: Path) 
     }
     core = Core(tmp_path / "core", batch_rows=1000)
     core.import_zip(write_extract(tmp_path, ExtractKey(140, "full"), rows))
-    with read_register(core.database) as register:
+    with core.read_register() as register:
         found = [match.name for match in register.find("ster")]
         assert found[0] == "STER"
         assert found[1:3] == ["Ster & Co", "Sterrenbeeld"]

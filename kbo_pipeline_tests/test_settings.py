@@ -301,6 +301,10 @@ def test_the_account_of_an_s3_server_goes_with_the_lake_and_is_never_shown(tmp_p
     assert (settings.database.files, settings.database_dir) == ("s3://bucket/lake/", None)
     assert SECRET not in f"{settings!r}{settings.database!r}{settings.database}"
     assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
+    for wrong in ("127.0.0.1:9000", "minio:9000", "http://", f"http://key:{SECRET}@host"):
+        said = refusal({**given, "AWS_ENDPOINT_URL": wrong}, tmp_path)
+        assert said.startswith("AWS_ENDPOINT_URL: expected https://HOST:PORT")
+        assert SECRET not in said
     del given["AWS_SECRET_ACCESS_KEY"]
     assert refusal(given, tmp_path).startswith("KBO_DATABASE_FILES: s3:// needs ")
 

@@ -19,7 +19,7 @@ from kbo_pipeline.published import renew_views
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.verifying import IN_REGISTER, IN_ZIP, Verification, verify
-from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, rows_for, write_extract
 
 FIRST, UPDATE, SAME = ExtractKey(140, "full"), ExtractKey(141, "update"), ExtractKey(141, "full")
@@ -51,11 +51,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Core:
 
 @pytest.fixture
 def settings(made: Core, tmp_path: Path) -> Settings:
-    """A data directory with a copy of what readers have, and no register at work."""
+    """A data directory with a copy of what readers have, and no register at work.
+
+    A lake is read where it is.
+    """
     data = tmp_path / "data"
     data.mkdir()
-    shutil.copyfile(made.database, data / "kbo.duckdb")
-    return load_settings({"KBO_DATA_DIR": str(data)}, tmp_path)
+    if made.shared is None:
+        shutil.copyfile(made.database, data / "kbo.duckdb")
+    return load_settings(made.settings | {"KBO_DATA_DIR": str(data)}, tmp_path)
 
 
 def full(
@@ -69,7 +73,7 @@ def full(
 def test_a_full_of_a_published_number_is_equal_whichever_it_was_published_from(
     settings: Settings, tmp_path: Path, key: ExtractKey
 ) -> None:
-    before = settings.database_file.read_bytes()
+    before = publication_of(settings.database)
     found = verify(settings, full(tmp_path, key))
     assert found.is_equal
     assert (found.full, found.published) == (key, UPDATE if key == SAME else FIRST)
@@ -79,7 +83,7 @@ def test_a_full_of_a_published_number_is_equal_whichever_it_was_published_from(
         assert (drift.rows_in_zip, drift.rows_in_register) == (expected, expected)
         assert drift.samples == {}
     assert str(found).startswith(f"{found.published}: equal to {key}, ")
-    assert settings.database_file.read_bytes() == before
+    assert publication_of(settings.database) == before
     assert not settings.register_file.exists()
     assert not (settings.work_dir / "verifying").exists()
 
@@ -136,6 +140,7 @@ def test_missing_and_surplus_rows_are_counted_at_both_ends_of_the_axis(
     assert found.drift == 16
 
 
+@pytest.mark.file_only("the published file is changed by hand")
 @pytest.mark.parametrize("doubled", [False, True])
 def test_a_register_that_was_changed_by_hand_is_told(
     settings: Settings, tmp_path: Path, doubled: bool
@@ -153,6 +158,7 @@ def test_a_register_that_was_changed_by_hand_is_told(
     assert found.drift == 1
 
 
+@pytest.mark.file_only("views of a file are made anew by hand")
 def test_nobody_is_left_out_by_the_setting(settings: Settings, tmp_path: Path) -> None:
     assert renew_views(settings.database_file, "legal-persons")
     others = load_settings(
@@ -188,7 +194,8 @@ def test_one_at_a_time(settings: Settings, tmp_path: Path) -> None:
 def test_the_command_ends_with_0_only_when_equal(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KBO_DATA_DIR", str(settings.data_dir))
+    for name, value in settings.environment.items():
+        monkeypatch.setenv(name, value)
     equal = CliRunner().invoke(main, ["verify", str(full(tmp_path))])
     assert (equal.exit_code, equal.stderr) == (0, "")
     assert "0141-update: equal to 0141-full" in equal.stdout

@@ -8,12 +8,14 @@ import dagster as dg
 import duckdb
 import pytest
 
+from kbo_pipeline.copying import copy_register
 from kbo_pipeline.defs.mending import mend
 from kbo_pipeline.errors import RegisterError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.health import check_published
 from kbo_pipeline.nace import SECTIONS, divisions
 from kbo_pipeline.published import has_views, renew_views
+from kbo_pipeline.register import open_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import Privacy, load_settings
 from kbo_pipeline.sql.views import macro_queries, view_queries
@@ -270,9 +272,24 @@ def test_the_source_names_the_newest_extract_and_its_date(core: Core) -> None:
 def legal_persons(core: Core, tmp_path: Path) -> Core:
     """The same register, its views without natural persons."""
     copy = Core(tmp_path)
+    if copy.shared is not None:
+        with duckdb.connect(":memory:") as connection:
+            copy_register(connection, core.readers, copy.shared, privacy="legal-persons")
+        return copy
     copy.database.write_bytes(core.database.read_bytes())
     assert renew_views(copy.database, "legal-persons")
     return copy
+
+
+def shows(core: Core, privacy: Privacy) -> bool:
+    """Tells whether the views are those of a setting."""
+    if core.shared is None:
+        return has_views(core.database, privacy)
+    with (
+        duckdb.connect(":memory:") as connection,
+        open_register(connection, core.shared) as register,
+    ):
+        return register.has_views(privacy)
 
 
 def test_natural_persons_and_what_belonged_to_them_are_left_out(legal_persons: Core) -> None:
@@ -329,18 +346,19 @@ def test_publishing_and_rolling_back_make_the_views_of_the_setting(
 ) -> None:
     core = Core(tmp_path, privacy=privacy)
     core.import_zip(write_extract(tmp_path, FULL, ROWS))
-    assert has_views(core.database, privacy)
+    assert shows(core, privacy)
     update: dict[str, list[Row]] = {"code": CODES, "contact": [(FIRM, "ENT", "WEB", "x")]}
     core.import_zip(write_extract(tmp_path, UPDATE, update))
-    assert has_views(core.database, privacy)
+    assert shows(core, privacy)
     core.rollback(UPDATE)
-    assert has_views(core.database, privacy)
+    assert shows(core, privacy)
     with core.read() as reader:
         assert (PERSON in shown_numbers(reader, "current.contact")) == (privacy == "full")
         (source,) = answer(reader, "FROM current.source")
     assert (source["extract"], source["privacy"]) == ("0140-full", privacy)
 
 
+@pytest.mark.file_only("views of a lake are made by its writer")
 def test_views_are_made_anew_once_and_doctor_says_when_it_is_due(
     core: Core, tmp_path: Path
 ) -> None:
@@ -362,6 +380,7 @@ def test_views_are_made_anew_once_and_doctor_says_when_it_is_due(
     assert not renew_views(tmp_path / "none.duckdb", "full")
 
 
+@pytest.mark.file_only("views of a lake are made by its writer")
 def test_views_of_a_file_from_before_there_were_such_are_made_anew(
     core: Core, tmp_path: Path
 ) -> None:
@@ -379,19 +398,20 @@ def test_views_of_a_file_from_before_there_were_such_are_made_anew(
 def test_what_kbo_start_and_kbo_rebuild_do_makes_them_anew(tmp_path: Path) -> None:
     core = Core(tmp_path)
     core.import_zip(write_extract(tmp_path, FULL, ROWS))
-    settings = {"KBO_DATA_DIR": str(tmp_path), "KBO_PRIVACY": "legal-persons"}
+    settings = core.settings | {"KBO_PRIVACY": "legal-persons"}
     said: list[str] = []
     with dg.DagsterInstance.ephemeral() as instance:
         for _ in range(2):
             mend(instance, load_settings(settings, tmp_path), said.append)
     told, renewed = said  # what is published is told to Dagster; the second time nothing is left
     assert "0140-full: published, and unknown to Dagster" in told
-    assert renewed == f"{core.database}: its views were made anew"
-    assert has_views(core.database, "legal-persons")
+    assert renewed == f"{core.readers}: its views were made anew"
+    assert shows(core, "legal-persons")
     with core.read() as reader:
         assert shown_numbers(reader, "current.enterprise") == {FIRM, BARE}
 
 
+@pytest.mark.file_only("a lake is no file")
 def test_a_file_that_is_no_register_is_not_touched(tmp_path: Path) -> None:
     file = tmp_path / "kbo.duckdb"
     file.write_bytes(b"no DuckDB file" * 1000)
