@@ -8,7 +8,7 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo practice start test test-long test-browser chromium chaos bench bench-small fuzz check audit \
+.PHONY: help setup demo practice start test test-long test-browser chromium chaos soak bench bench-small fuzz check audit \
 	clean
 
 help: ## list the targets
@@ -53,6 +53,9 @@ chromium:
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --results docs/reliability.jsonl \
 		--write docs/reliability.md $(CHAOS)
+
+soak: $(READY) ## workers and readers on a DuckLake, some killed, 15 minutes: SOAK="--minutes 2"
+	$(RUN)/python -m kbo_pipeline_tests.soak $(SOAK)
 
 bench: $(READY) ## measure everything at full size, an hour or two; writes docs/performance.md
 	$(RUN)/pip install --quiet --constraint constraints.txt cbe
