@@ -12,7 +12,8 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos bench bench-small fuzz check audit \
+.PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos soak bench bench-small \
+	bench-lake fuzz check audit \
 	clean
 
 help: ## list the targets
@@ -62,12 +63,18 @@ chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --results docs/reliability.jsonl \
 		--write docs/reliability.md $(CHAOS)
 
+soak: $(READY) ## workers and readers on a DuckLake, some killed, 15 minutes: SOAK="--minutes 2"
+	$(RUN)/python -m kbo_pipeline_tests.soak $(SOAK)
+
 bench: $(READY) ## measure everything at full size, an hour or two; writes docs/performance.md
 	$(RUN)/pip install --quiet --constraint constraints.txt cbe
 	$(RUN)/python -m kbo_pipeline_tests.bench --write docs/performance.md $(BENCH)
 
 bench-small: $(READY) ## measure a hundredth of it, and fail when it got slower
 	$(RUN)/python -m kbo_pipeline_tests.bench.small
+
+bench-lake: $(READY) ## measure a DuckLake with 1, 2 and 4 workers; writes into docs/scale.md
+	$(RUN)/python -m kbo_pipeline_tests.bench.lake --write docs/scale.md $(BENCH)
 
 fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"
 	$(RUN)/pip install --quiet --constraint constraints.txt atheris

@@ -1,6 +1,7 @@
 """Batches: contiguous ranges of entity numbers, and their keys. No SQL."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kbo_pipeline.errors import ExtractError
@@ -47,6 +48,11 @@ class Batch:
     number: int
     first_number: str | None
     next_number: str | None
+
+
+def span_of(batches: Sequence[Batch]) -> Batch:
+    """The range of batches that follow one another, as a batch with the number of the first."""
+    return Batch(batches[0].number, batches[0].first_number, batches[-1].next_number)
 
 
 def batch_target(records: int, batch_rows: int, max_batches: int) -> int:

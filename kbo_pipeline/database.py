@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,9 @@ _LONGEST_WAIT = 2.0
 
 _BESIDE_MB = 400
 """Megabytes that a process takes besides what DuckDB counts: Python, Dagster, fragments."""
+
+_BESIDE_WORKER_MB = 300
+"""The same of a process that only applies: Dagster is not in it."""
 
 SPILL_LIMIT = "20GB"
 """What it spills at most; a hostile extract must not fill the disk."""
@@ -49,12 +52,30 @@ def limits(settings: Settings) -> dict[str, str | int]:
     Args:
         settings: say how much memory there is; the directory to spill to is made.
     """
-    make_private(settings.temporary_dir)
     memory = min(settings.memory_mb * 3 // 4, settings.memory_mb - _BESIDE_MB)
+    return _limits(memory, os.cpu_count() or 1, settings.temporary_dir)
+
+
+def worker_limits(settings: Settings, position: int) -> dict[str, str | int]:
+    """The same for one of `KBO_APPLY_WORKERS`, which share memory and processors.
+
+    Args:
+        settings: say how much there is for all.
+        position: which of them it is, from 0; it spills to a directory of its own, because DuckDB
+            names its files alike in each process.
+    """
+    share = settings.memory_mb // settings.apply_workers
+    memory = min(share * 3 // 4, share - _BESIDE_WORKER_MB)
+    threads = max(1, (os.cpu_count() or 1) // settings.apply_workers)
+    return _limits(memory, threads, settings.temporary_dir / f"apply-{position}")
+
+
+def _limits(memory_mb: int, threads: int, directory: Path) -> dict[str, str | int]:
+    make_private(directory)
     return {
-        "memory_limit": f"{memory}MiB",
-        "threads": os.cpu_count() or 1,
-        "temp_directory": str(settings.temporary_dir),
+        "memory_limit": f"{memory_mb}MiB",
+        "threads": threads,
+        "temp_directory": str(directory),
         "max_temp_directory_size": SPILL_LIMIT,
     }
 
@@ -82,10 +103,10 @@ def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
 class Database:
     """A connection whose statements take their values as keyword arguments."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, *, turn: str | None = None) -> None:
-        """Takes a connection, and what each transaction begins with where several may write."""
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, turns: Sequence[str] = ()) -> None:
+        """Takes a connection, and the statements that take each turn where several may write."""
         self.connection = connection
-        self._turn = turn
+        self._turns = turns
 
     def execute(self, statement: str, **parameters: Any) -> duckdb.DuckDBPyConnection:
         """Executes a statement; each `$name` in it must have its value."""
@@ -100,7 +121,9 @@ class Database:
         row = self.row(statement, **parameters)
         return int(row[0]) if row else 0
 
-    def commit(self, change: Callable[[], Result], *, takes_turn: bool = True) -> Result:
+    def commit(
+        self, change: Callable[[], Result], *, turn: int | None = None, takes_turn: bool = True
+    ) -> Result:
         """Commits what a function does, or nothing of it, and returns what it returns.
 
         Where another writer has committed first, it is called again, on what is there then.
@@ -108,25 +131,28 @@ class Database:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with self.transaction(takes_turn=takes_turn):
+                with self.transaction(turn=turn, takes_turn=takes_turn):
                     return change()
             except duckdb.TransactionException:
-                if self._turn is None or attempt == _ATTEMPTS:
+                if not self._turns or attempt == _ATTEMPTS:
                     raise
                 time.sleep(random.uniform(0, _LONGEST_WAIT * attempt / _ATTEMPTS))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     @contextmanager
-    def transaction(self, *, takes_turn: bool = True) -> Iterator[None]:
+    def transaction(self, *, turn: int | None = None, takes_turn: bool = True) -> Iterator[None]:
         """Commits what the block does, or nothing of it; afterwards no transaction is open.
 
         Args:
-            takes_turn: it conflicts with all others that do, where several may write.
+            turn: any number: where several may write, it conflicts with all whose number has the
+                same turn; None: with all others.
+            takes_turn: it conflicts with others at all.
         """
+        taken = self._turns if turn is None else self._turns[turn % (len(self._turns) or 1) :][:1]
         try:
             self.execute("BEGIN TRANSACTION")
-            if self._turn is not None and takes_turn:
-                self.execute(self._turn)
+            for statement in taken if takes_turn else ():
+                self.execute(statement)
             yield
             self.execute("COMMIT")
         except BaseException:

@@ -3,7 +3,7 @@
 What it says is done is done; Dagster's events only tell of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, cast
@@ -53,16 +53,43 @@ class BatchChange:
 
 
 _OF_OPERATION = (
-    *("table_name", "operation", "started", "completed"),
+    *("table_name", "operation", "records", "started", "completed"),
     *("closed", "opened", "unchanged", "duplicates"),
 )
 
+_COMPLETED = f"(SELECT {', '.join(f'unnest(${name}) AS {name}' for name in _OF_OPERATION)})"
+
+_UPDATE_COMPLETED = f"""
+UPDATE import_job_batches b SET status = 'completed', attempts = $attempts,
+    started_at = to_timestamp(c.started), completed_at = to_timestamp(c.completed),
+    error_message = NULL, rows_closed = c.closed, rows_opened = c.opened,
+    rows_unchanged = c.unchanged, duplicates_dropped = c.duplicates
+FROM {_COMPLETED} c
+WHERE b.job_id = $id AND b.batch_number = $batch AND b.status <> 'completed'
+    AND b.table_name = c.table_name AND b.operation = c.operation AND b.records_count = c.records
+"""
+
+_APPEND_COMPLETED = f"""
+INSERT INTO import_job_batches BY NAME
+SELECT $id AS job_id, c.table_name, $batch AS batch_number, c.operation, 'completed' AS status,
+    c.records AS records_count, $attempts AS attempts, to_timestamp(c.started) AS started_at,
+    to_timestamp(c.completed) AS completed_at, c.closed AS rows_closed, c.opened AS rows_opened,
+    c.unchanged AS rows_unchanged, c.duplicates AS duplicates_dropped
+FROM {_COMPLETED} c
+"""
+
 
 class Ledger:
-    """The tables `import_jobs` and `import_job_batches` of the register at work."""
+    """The tables `import_jobs` and `import_job_batches` of the register at work.
 
-    def __init__(self, database: Database) -> None:
+    In a file, each batch of an extract has its rows from the beginning. In a shared register it has
+    them when it is done, or has failed: several batches are written there at the same time, and
+    those that only append rows are no conflict.
+    """
+
+    def __init__(self, database: Database, *, is_shared: bool) -> None:
         self._database = database
+        self._is_shared = is_shared
 
     def published(self) -> ExtractKey | None:
         """The newest published extract; None when there is none."""
@@ -122,8 +149,10 @@ class Ledger:
     def missing_batches(self, key: ExtractKey) -> int:
         """How many batches of an extract are not applied."""
         return self._database.count(
-            "SELECT count(DISTINCT batch_number) FROM import_job_batches"
-            " WHERE job_id = $id AND status <> 'completed'",
+            "SELECT (SELECT coalesce(sum(total_batches), 0) FROM import_jobs WHERE id = $id)"
+            " - count(*) FROM ("
+            "SELECT batch_number FROM import_job_batches WHERE job_id = $id"
+            " GROUP BY batch_number HAVING bool_and(status = 'completed'))",
             id=str(key),
         )
 
@@ -159,6 +188,8 @@ class Ledger:
             known = None
         if not known:
             self._insert_job(staged)
+        elif self._is_shared:
+            self._forget_unfinished(extract.key)
         self._database.execute(
             "UPDATE import_jobs SET status = 'processing', error_message = NULL,"
             " started_at = coalesce(started_at, now()) WHERE id = $id",
@@ -172,7 +203,7 @@ class Ledger:
 
     def complete_batch(
         self,
-        extract: Extract,
+        staged: Staged,
         batch: Batch,
         changes: Mapping[str, TableChange],
         attempt: int,
@@ -183,19 +214,23 @@ class Ledger:
         Closing counts for the first operation, opening for the last.
 
         Args:
-            extract: the extract.
+            staged: the extract.
             batch: the batch.
             changes: by table name, for all seven.
             attempt: which attempt this is.
             started: when it began, in seconds of the epoch.
+
+        Raises:
+            RegisterError: the job is not open, or no longer what was staged.
         """
-        operations = extract.key.operations
+        extract, operations = staged.extract, staged.extract.key.operations
         columns: dict[str, list[Any]] = {name: [] for name in _OF_OPERATION}
         for name, change in changes.items():
             for operation in operations:
                 closes, opens = operation == operations[0], operation == operations[-1]
+                records = staged.records.get((name, batch.number, operation), 0)
                 row = (
-                    *(name, operation, started, started + change.seconds),
+                    *(name, operation, records, started, started + change.seconds),
                     change.rows_closed if closes else 0,
                     *(change.rows_opened if opens else 0, change.rows_unchanged if opens else 0),
                     change.duplicates_dropped if opens else 0,
@@ -203,21 +238,17 @@ class Ledger:
                 for column, value in zip(columns.values(), row, strict=True):
                     column.append(value)
             started += change.seconds  # one table after the other
-        listed = ", ".join(f"unnest(${name}) AS {name}" for name in columns)
+        if self._is_shared:
+            self._forget_unfinished(extract.key, batch)
+        complete = _APPEND_COMPLETED if self._is_shared else _UPDATE_COMPLETED
         done = self._database.count(
-            "UPDATE import_job_batches b SET status = 'completed', attempts = $attempts,"
-            " started_at = to_timestamp(c.started), completed_at = to_timestamp(c.completed),"
-            " error_message = NULL, rows_closed = c.closed, rows_opened = c.opened,"
-            " rows_unchanged = c.unchanged, duplicates_dropped = c.duplicates"
-            f" FROM (SELECT {listed}) c"
-            " WHERE b.job_id = $id AND b.batch_number = $batch AND b.status <> 'completed'"
-            " AND b.table_name = c.table_name AND b.operation = c.operation",
+            complete,
             id=str(extract.key),
             batch=batch.number,
             attempts=attempt,
             **columns,
         )
-        if done != len(changes) * len(operations):
+        if done != len(changes) * len(operations) or not self._is_open(staged):
             raise RegisterError(
                 f"{extract.key}: batch {batch.number}: its ledger rows are not open; apply"
                 f" {extract.key} again"
@@ -225,21 +256,29 @@ class Ledger:
 
     def fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
         """Notes in the ledger that the last attempt at a batch failed."""
-        self._database.commit(lambda: self._fail(staged, batch, attempt, message))
+        self._database.commit(
+            lambda: self._fail(staged, batch, attempt, message), turn=batch.number
+        )
 
     def _fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
+        key = staged.extract.key
+        if self._is_shared:
+            if self.applied_change(key, batch.number) is not None or not self._is_open(staged):
+                return
+            self._forget_unfinished(key, batch)
+            self._append_open(staged, [batch])
         self._database.execute(
             "UPDATE import_job_batches SET status = 'failed', attempts = $attempts,"
             " error_message = $message"
             " WHERE job_id = $id AND batch_number = $batch AND status <> 'completed'",
-            id=str(staged.extract.key),
+            id=str(key),
             batch=batch.number,
             attempts=attempt,
             message=message,
         )
         self._database.execute(
             "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
-            id=str(staged.extract.key),
+            id=str(key),
             message=f"batch {batch.number}: {message}",
         )
 
@@ -298,18 +337,41 @@ class Ledger:
             names=names_resolved,
         )
 
+    def _is_open(self, staged: Staged) -> bool:
+        """Tells whether batches of this cut may be applied: nobody has ended its job."""
+        row = self._database.row(
+            "SELECT sha256, total_batches FROM import_jobs WHERE id = $id"
+            " AND status NOT IN ('completed', 'rolled_back')",
+            id=str(staged.extract.key),
+        )
+        return row == (staged.extract.sha256, len(staged.batches))
+
     def _same_cut(self, staged: Staged) -> bool:
         """Tells whether the ledger's rows are those of this staging file, batch by batch."""
         extract = staged.extract
         row = self._database.row(
-            "SELECT sha256 FROM import_jobs WHERE id = $id", id=str(extract.key)
+            "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
         )
         rows = self._database.execute(
             "SELECT table_name, batch_number, operation, records_count FROM import_job_batches"
             " WHERE job_id = $id",
             id=str(extract.key),
         ).fetchall()
-        return row == (extract.sha256,) and sorted(rows) == sorted(_ledger_keys(staged))
+        keys = _ledger_keys(staged, staged.batches)
+        is_same = {*rows} <= {*keys} if self._is_shared else sorted(rows) == sorted(keys)
+        return is_same and row == (extract.sha256, len(staged.batches))
+
+    def _forget_unfinished(self, key: ExtractKey, batch: Batch | None = None) -> None:
+        """Removes rows of failed batches, or of one, from the ledger of a shared register.
+
+        Not without a look: removing rows conflicts with the batches that others append.
+        """
+        which = "job_id = $id AND status <> 'completed' AND batch_number = coalesce($batch,"
+        which += " batch_number)"
+        values = {"id": str(key), "batch": batch.number if batch is not None else None}
+        query = f"SELECT count(*) FROM import_job_batches WHERE {which}"
+        if self._database.count(query, **values):
+            self._database.execute(f"DELETE FROM import_job_batches WHERE {which}", **values)
 
     def _forget(self, extract: Extract, *, other_file: bool) -> None:
         """Makes room for another cut of an extract: its batches will find their rows unchanged."""
@@ -343,13 +405,20 @@ class Ledger:
             sha256=extract.sha256,
             batches=len(staged.batches),
         )
+        if not self._is_shared:
+            self._append_open(staged, staged.batches)
+
+    def _append_open(self, staged: Staged, batches: Sequence[Batch]) -> None:
+        """Appends the rows of batches that are not applied."""
         columns = ("table_name", "batch_number", "operation", "records_count")
-        values = zip(*_ledger_keys(staged), strict=True)  # one statement: one file of a lake
+        values = zip(
+            *_ledger_keys(staged, batches), strict=True
+        )  # one statement: one file of a lake
         listed = ", ".join(f"unnest(${name}) AS {name}" for name in columns)
         self._database.execute(
             "INSERT INTO import_job_batches BY NAME SELECT $id AS job_id, 'pending' AS status,"
             f" 0 AS attempts, {listed}",
-            id=str(extract.key),
+            id=str(staged.extract.key),
             **{name: list(column) for name, column in zip(columns, values, strict=True)},
         )
 
@@ -457,10 +526,10 @@ def check_order(key: ExtractKey, published: ExtractKey | None) -> None:
         )
 
 
-def _ledger_keys(staged: Staged) -> list[tuple[str, int, str, int]]:
+def _ledger_keys(staged: Staged, batches: Sequence[Batch]) -> list[tuple[str, int, str, int]]:
     return [
         (t.name, batch.number, operation, staged.records.get((t.name, batch.number, operation), 0))
         for t in TABLES
-        for batch in staged.batches
+        for batch in batches
         for operation in staged.extract.key.operations
     ]

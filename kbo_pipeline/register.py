@@ -6,7 +6,7 @@ written, so batches may come in any order, twice, or after a crash: the result i
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +16,7 @@ import duckdb
 
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.database import Database, new_file
+from kbo_pipeline.differences import Difference, Differences
 from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.files import replace_atomically
@@ -35,15 +36,6 @@ from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
 _LEDGER = ("import_jobs", "import_job_batches")
-
-
-@dataclass(frozen=True, slots=True)
-class _Changes:
-    """How the rows of a table differ in a range: rows to be closed, to be opened, opened before."""
-
-    closing: int = 0
-    opening: int = 0
-    opened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +170,14 @@ class Register:
     def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         """Takes a connection on which the register is attached: the default database."""
         is_file = isinstance(place, Path)
-        self._database = Database(connection, turn=None if is_file else shared_sql.TAKE_TURN)
+        self._database = Database(connection, turns=() if is_file else shared_sql.TAKE_TURNS)
         self._place = place
         self._name = "register"
-        self._found: dict[tuple[str, int], _Changes] = {}  # by table name and batch
+        self._differences = Differences(self._database, is_shared=not is_file)
+        self._found: dict[tuple[str, int], Difference] = {}  # by table name and batch
+        self._is_found: set[int] = set()  # batches
         self._faults: dict[int, str] = {}  # by batch
-        self.ledger = Ledger(self._database)
+        self.ledger = Ledger(self._database, is_shared=not is_file)
 
     def prepare(self, name: str) -> None:
         """Puts tables and ledger in place, without effect where they are; they are the default.
@@ -204,7 +198,7 @@ class Register:
             self._database.execute(f"CREATE SCHEMA IF NOT EXISTS {shared_sql.WORK}")
             self._use_work()
             self._create_tables(is_shared=True)
-            for statement in shared_sql.CREATE_TURN:
+            for statement in shared_sql.PREPARE:
                 self._database.execute(statement)
 
     def _create_tables(self, *, is_shared: bool) -> None:
@@ -233,27 +227,58 @@ class Register:
     def importing(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
         """Opens an extract to be applied: its staging file as `staging`, its job in the ledger.
 
+        What it changes is found once, for all batches.
+
         Raises:
             NotReadyError: it is not staged.
             DamagedError: its staging file is not what was staged.
             OrderError: it does not follow what is published; names what is expected.
             RegisterError: batches of another file of the same key are applied.
         """
-        with open_staged(self._database.connection, staging_dir, key) as staged:
-            self.ledger.open_job(staged)
+        with self.opening(staging_dir, key):
+            pass
         is_adopted = False
         if isinstance(self._place, Path) and key.type == "full" and not self.ledger.has_applied():
             self._adopt(staging_file(staging_dir, key), self._place)
             is_adopted = True
-        with open_staged(self._database.connection, staging_dir, key) as staged:
-            self._faults = self._find_faults(staged)
-            # Once for all batches: none changes anything outside its own range.
-            for table in TABLES:
-                self._find_changes(
-                    table, staged.extract, is_whole=key.type == "full", is_adopted=is_adopted
-                )
-            self._found = self._find_counts(staged, is_adopted=is_adopted)
+        with self.taking_part(staging_dir, key) as staged:
+            self._found = self._differences.find(staged, None, is_adopted=is_adopted)
+            self._is_found = {batch.number for batch in staged.batches}
             yield staged
+
+    @contextmanager
+    def opening(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
+        """Opens an extract that other processes apply; takes what `importing` does.
+
+        Raises what it does.
+        """
+        with open_staged(self._database.connection, staging_dir, key) as staged:
+            self.ledger.open_job(staged)
+            yield staged
+
+    @contextmanager
+    def taking_part(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
+        """Opens an extract whose job is open; what its batches change is still to be found.
+
+        Takes what `importing` does.
+
+        Raises:
+            NotReadyError: it is not staged.
+            DamagedError: its staging file is not what was staged.
+        """
+        with open_staged(self._database.connection, staging_dir, key) as staged:
+            self._faults = self._differences.find_faults(staged)
+            yield staged
+
+    def find(self, staged: Staged, batches: Sequence[Batch]) -> None:
+        """Finds what batches change that follow one another; they can be applied then.
+
+        Args:
+            staged: the extract; from `taking_part`.
+            batches: some of its batches, in number order, without a gap.
+        """
+        self._found = self._differences.find(staged, batches)
+        self._is_found = {batch.number for batch in batches}
 
     def _adopt(self, staged_full: Path, file: Path) -> None:
         """Makes a copy of a staged Full the register in a file, in which nothing is applied.
@@ -286,8 +311,8 @@ class Register:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
 
         Args:
-            staged: the extract, attached as `staging`; from `importing`.
-            batch: one of its batches.
+            staged: the extract, attached as `staging`; from `importing` or `taking_part`.
+            batch: one of its batches; what it changes is found.
             attempt: which attempt this is, for the ledger.
 
         Raises:
@@ -299,7 +324,12 @@ class Register:
             return applied
         if batch.number in self._faults:
             raise RegisterError(self._faults[batch.number])
-        return self._database.commit(lambda: self._apply(staged, batch, attempt))
+        if batch.number not in self._is_found:
+            raise RegisterError(
+                f"{staged.extract.key}: batch {batch.number}: nobody has looked what it changes;"
+                " report this as a defect"
+            )
+        return self._database.commit(lambda: self._apply(staged, batch, attempt), turn=batch.number)
 
     def _apply(self, staged: Staged, batch: Batch, attempt: int) -> BatchChange:
         """Applies a batch in the caller's transaction, unless another writer has done it."""
@@ -314,7 +344,7 @@ class Register:
                 table,
                 extract,
                 batch,
-                self._found.get((table.name, batch.number), _Changes()),
+                self._found.get((table.name, batch.number), Difference()),
                 {
                     operation: staged.records.get((table.name, batch.number, operation), 0)
                     for operation in extract.key.operations
@@ -323,74 +353,15 @@ class Register:
             )
             for table in TABLES
         }
-        self.ledger.complete_batch(extract, batch, changes, attempt, started)
+        self.ledger.complete_batch(staged, batch, changes, attempt, started)
         return BatchChange(changes, already_applied=False)
-
-    def _find_faults(self, staged: Staged) -> dict[int, str]:
-        """What is wrong with the rows of a batch in the staging file, by its number."""
-        counts = " UNION ALL ".join(register_sql.count_staged(table) for table in TABLES)
-        totals = dict(self._database.execute(counts).fetchall())
-        if all(totals[table.name] == staged.table_records(table) for table in TABLES):
-            return {}
-        rows = self._database.execute(register_sql.COUNT_STAGED_BY_BATCH).fetchall()
-        found = {(table, batch): count for table, batch, count in rows}
-        key, faults = staged.extract.key, {}
-        for batch in staged.batches:
-            for table in TABLES:
-                place = (table.name, batch.number)
-                expected = sum(staged.records.get((*place, o), 0) for o in key.operations)
-                if found.get(place, 0) != expected:
-                    faults[batch.number] = (
-                        f"{key}: batch {batch.number}: {table.name}: {expected} rows were staged,"
-                        f" {found.get(place, 0)} are there; stage {key} again"
-                    )
-        return faults
-
-    def _find_changes(
-        self, table: Table, extract: Extract, *, is_whole: bool, is_adopted: bool = False
-    ) -> None:
-        """Puts aside the rows by which an extract and the register differ.
-
-        Args:
-            table: the table.
-            extract: the extract, attached as `staging`.
-            is_whole: it holds all rows of the table.
-            is_adopted: the register was made from it just now.
-        """
-        kind = extract.key.type
-        if is_adopted:
-            self._database.execute(register_sql.no_keys(table))
-        else:
-            self._database.execute(register_sql.find_keys(table, kind, is_whole=is_whole))
-        for statement in register_sql.find_changes(table, kind, is_whole=is_whole):
-            self._database.execute(statement)
-
-    def _find_counts(
-        self, staged: Staged, *, is_adopted: bool
-    ) -> "dict[tuple[str, int], _Changes]":
-        """How much is put aside, by table name and batch; without those in which nothing is."""
-        database, key = self._database, staged.extract.key
-        opened: dict[tuple[str, int], int] = {}
-        if is_adopted:
-            opened = {
-                (table, batch): count - staged.superseded.get((table, batch), 0)
-                for (table, batch, _), count in staged.records.items()
-            }
-        elif key.type == "full":  # it may have been adopted before a crash
-            rows = database.execute(register_sql.COUNT_OPENED_BY_BATCH, number=key.number)
-            opened = {(table, batch): count for table, batch, count in rows.fetchall()}
-        found = {place: _Changes(opened=count) for place, count in opened.items()}
-        counted = database.execute(register_sql.COUNT_CHANGES_BY_BATCH).fetchall()
-        for table, batch, closing, opening in counted:
-            found[table, batch] = _Changes(closing, opening, opened.get((table, batch), 0))
-        return found
 
     def _change(
         self,
         table: Table,
         extract: Extract,
         batch: Batch | None,
-        found: "_Changes",
+        found: Difference,
         records: Mapping[str, int],
         superseded: int,
     ) -> TableChange:
@@ -409,8 +380,11 @@ class Register:
         bounds = register_sql.range_parameters(batch)
         closed = opened = 0
         if found.closing:
-            close = register_sql.close_rows(table, batch)
-            closed = self._database.count(close, **number, **bounds)
+            if self._is_shared and batch is not None:
+                closed = self._database.count(shared_sql.note_closing(table, batch), **bounds)
+            else:
+                close = register_sql.close_rows(table, batch)
+                closed = self._database.count(close, **number, **bounds)
         if found.opening:
             date = {"date": extract.snapshot_date}
             open_ = register_sql.open_rows(table, batch)
@@ -453,10 +427,9 @@ class Register:
                 " are not applied; materialize their partitions first"
             )
         with self._database.transaction():
-            self._find_changes(CODE, extract, is_whole=True)
-            found = _Changes(
-                *self._database.execute(register_sql.count_changes(CODE)).fetchall()[0]
-            )
+            self._close_noted(extract.key)
+            self._differences.find_in(CODE, extract, is_whole=True)
+            found = self._differences.count_in(CODE)
             ((_, rows),) = self._database.execute(register_sql.count_staged(CODE)).fetchall()
             superseded = self._database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
             code = self._change(CODE, extract, None, found, {"insert": rows}, superseded)
@@ -467,6 +440,28 @@ class Register:
             check()
             self.show(privacy)
         return self._publication(extract.key, code, names, already_published=False)
+
+    def _close_noted(self, key: ExtractKey) -> None:
+        """Closes the rows of a shared register that the batches of an extract have noted."""
+        for name, noted in self._noted().items():
+            table = next(table for table in TABLES if table.name == name)
+            closed = self._database.count(shared_sql.close_noted(table), number=key.number)
+            if closed != noted:
+                raise RegisterError(
+                    f"{key}: {name}: {closed} rows closed of {noted} that its batches have noted;"
+                    f" kbo rollback {key}, then import it again"
+                )
+        self._forget_noted()
+
+    def _noted(self) -> dict[str, int]:
+        """How many rows of a shared register are noted to be closed, by table name."""
+        if not self._is_shared:
+            return {}
+        return dict(self._database.execute(shared_sql.COUNT_NOTED).fetchall())
+
+    def _forget_noted(self) -> None:
+        if self._is_shared:
+            self._database.execute(shared_sql.FORGET_NOTED)
 
     def completed_publication(self, key: ExtractKey) -> Publication | None:
         """What publishing an extract did, when that is done already."""
@@ -500,11 +495,13 @@ class Register:
             return Rollback({}, {}, already_rolled_back=True)
         dropped, reopened = {}, {}
         with self._database.transaction():
+            noted = self._noted()
+            self._forget_noted()
             for table in ALL_TABLES:
                 dropped[table.name] = self._database.count(
                     register_sql.drop_versions(table), number=key.number
                 )
-                reopened[table.name] = self._database.count(
+                reopened[table.name] = noted.get(table.name, 0) + self._database.count(
                     register_sql.reopen_versions(table), number=key.number
                 )
             self.ledger.roll_back_job(key)
@@ -567,6 +564,7 @@ class Register:
         with self._database.transaction():
             if is_new and self._database.row(copying_sql.IS_EMPTY) != (True,):
                 raise RegisterError(f"{self._place}: a register is there; name an empty place")
+            self._forget_noted()
             for name in copying_sql.COPIED:
                 self._database.execute(copying_sql.empty(name))
                 self._database.execute(copying_sql.copy(name, source))

@@ -19,6 +19,8 @@ _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAG
 """The variables that do not begin with `KBO_`, by what they set."""
 
 _PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
+_MOST_WORKERS = 16
+_LEAST_WORKER_MB = 512
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
@@ -56,6 +58,8 @@ class Settings:
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
         memory_mb: megabytes that a process may take which imports (`KBO_MEMORY_MB`).
+        apply_workers: processes that apply batches at the same time, to a DuckLake only
+            (`KBO_APPLY_WORKERS`); they share `memory_mb`.
         privacy: who is in views and exports (`KBO_PRIVACY`). The tables below the views, and so the
             published file, hold everything all the same.
     """
@@ -84,6 +88,7 @@ class Settings:
     stale_hours: int
     alert_webhook: str | None
     memory_mb: int
+    apply_workers: int
     privacy: Privacy
 
     def __repr__(self) -> str:
@@ -249,14 +254,31 @@ def load_settings(
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
         memory_mb=reader.number("KBO_MEMORY_MB", 4096, 1024, 10_000_000),
+        apply_workers=reader.number("KBO_APPLY_WORKERS", 1, 1, _MOST_WORKERS),
         privacy=cast(Privacy, reader.choice("KBO_PRIVACY", get_args(Privacy))),
     )
     if settings.database == settings.register_file:
         raise SettingsError(
             f"KBO_DATABASE: {settings.database} is the register at work; name another file"
         )
+    if settings.apply_workers > 1:
+        _check_workers(settings)
     reader.refuse_unknown()
     return settings
+
+
+def _check_workers(settings: Settings) -> None:
+    if not isinstance(settings.database, Lake):
+        raise SettingsError(
+            "KBO_APPLY_WORKERS: only a DuckLake takes several writers at a time; leave it at 1, or"
+            f" move KBO_DATABASE, {settings.database}, to one"
+        )
+    least = settings.apply_workers * _LEAST_WORKER_MB
+    if settings.memory_mb < least:
+        raise SettingsError(
+            f"KBO_APPLY_WORKERS: {settings.apply_workers} workers share KBO_MEMORY_MB and need"
+            f" {least}, it is {settings.memory_mb}; less of these, or more of that"
+        )
 
 
 def _dotenv(file: Path) -> dict[str, str]:

@@ -26,7 +26,7 @@ ASKED_FOR = os.environ.get("TEST_DATABASE") == "ducklake"
 
 
 @functools.cache
-def _server() -> Path:
+def server_directory() -> Path:
     """The directory of the server; it goes when the server has ended."""
     directory = Path(tempfile.mkdtemp(prefix="kbo-lakes-"))
 
@@ -58,7 +58,7 @@ def new_lake(files: Path | str, s3: S3 | None = None) -> Lake:
         files: where the lake's files go: a directory, or `s3://BUCKET/PREFIX`.
         s3: how the latter's server is reached.
     """
-    url = make_url(postgres.embedded_server_url(_server()))
+    url = make_url(postgres.embedded_server_url(server_directory()))
     host, name = str(url.query["host"]), f"lake_{os.getpid()}_{next(_numbers)}"
     connection = psycopg2.connect(host=host, user=url.username, dbname="postgres")
     connection.autocommit = True

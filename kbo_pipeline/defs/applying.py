@@ -1,10 +1,9 @@
-"""The seven register assets: batches of extracts, applied one after the other in one run."""
+"""The seven register assets: batches of extracts, applied in one run."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import groupby
-from types import MappingProxyType
 
 import dagster as dg
 import duckdb
@@ -19,15 +18,10 @@ from tenacity import (
 )
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.apply_pool import ApplyPool
 from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.defs.catalogue import (
-    OWNERS,
-    PREVIEW_ROWS,
-    preview,
-    register_metadata,
-    shown_table,
-    tags,
-)
+from kbo_pipeline.defs.applied import materializations, shown
+from kbo_pipeline.defs.catalogue import OWNERS, register_metadata, tags
 from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried
@@ -43,7 +37,7 @@ from kbo_pipeline.register import (
 from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import TABLES
-from kbo_pipeline.tally import TALLY_COLUMNS, Tally
+from kbo_pipeline.tally import Tally
 from kbo_pipeline.witness import mark_suspect
 
 WRITER_POOL = "register"
@@ -54,6 +48,9 @@ BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
 
 WRITER_WAIT = 900.0
 """Seconds to wait for the register: its holder may be a process that was held up."""
+
+_Outcomes = Generator[tuple[BatchKey, BatchChange | Exception], None, None]
+"""Batches, each with what it did, or why its last attempt failed."""
 
 every_partition = dg.AllPartitionMapping()
 """Lineage only; which batch belongs to which extract is in its key."""
@@ -132,36 +129,114 @@ def _apply_extract(
             if change is None:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
             else:
-                yield from _materializations(key, change)
+                yield from materializations(key, change)
         return
+    is_alone = settings.apply_workers == 1
+    opened = register.importing if is_alone else register.opening
     with (
-        register.importing(settings.staging_dir, extract) as staged,
+        opened(settings.staging_dir, extract) as staged,
         _cancel_noted(context, register, extract),
     ):
-        batches = {batch.number: batch for batch in staged.batches}
-        tally = Tally(len(keys), time.monotonic())
+        numbers = {batch.number for batch in staged.batches}
         for key in keys:
-            if key.number not in batches:
+            if key.number not in numbers:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
-                continue
+        known = [key for key in keys if key.number in numbers]
+        tally = Tally(len(keys), time.monotonic())
+        apply = _one_after_the_other if is_alone else _by_workers
+        with closing(apply(context, settings, register, staged, known)) as outcomes:
+            for done, (key, result) in enumerate(outcomes, start=1):
+                if not isinstance(result, BatchChange):
+                    message = str(result).split("\n", 1)[0]
+                    if is_damage(result):
+                        mark_suspect(settings)
+                        message = f"a file of ours is damaged ({message}); kbo rebuild mends it"
+                    context.log.error(f"{key}: {message}")
+                    failures[str(key)] = message
+                    continue
+                tally.add(result)
+                yield from materializations(
+                    key, result, shown(register, extract, tally, is_last=done == len(known))
+                )
+                context.log.info(tally.line(result, time.monotonic()))
+
+
+def _one_after_the_other(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    register: Register,
+    staged: Staged,
+    keys: Sequence[BatchKey],
+) -> _Outcomes:
+    """Applies batches in this process; yields what became of each."""
+    for key in keys:
+        go_on(context, settings)
+        try:
+            change, is_stopped = _apply_with_retries(context, register, staged, key)
+        except (KboError, duckdb.Error, OSError) as error:
+            yield key, error
+            continue
+        yield key, change
+        if is_stopped:
+            raise dg.DagsterExecutionInterruptedError
+
+
+def _by_workers(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    register: Register,
+    staged: Staged,
+    keys: Sequence[BatchKey],
+) -> _Outcomes:
+    """Applies batches in `KBO_APPLY_WORKERS` processes; yields what becomes of each as it ends.
+
+    Who cancels, pauses or stops the run waits for the batches at work, as with one worker; there
+    is no other that begins.
+    """
+    patience = _patience(context)
+    numbers = {key.number for key in keys}
+    batches = [batch for batch in staged.batches if batch.number in numbers]
+
+    def may_begin() -> bool:
+        try:
             go_on(context, settings)
-            try:
-                change, is_stopped = _apply_with_retries(context, register, staged, key)
-            except (KboError, duckdb.Error, OSError) as error:
-                message = str(error).split("\n", 1)[0]
-                if is_damage(error):
-                    mark_suspect(settings)
-                    message = f"a file of ours is damaged ({message}); kbo rebuild mends it"
-                context.log.error(f"{key}: {message}")
-                failures[str(key)] = message
-                continue
-            tally.add(change)
-            yield from _materializations(
-                key, change, _shown(register, extract, tally, is_last=key is keys[-1])
-            )
-            context.log.info(tally.line(change, time.monotonic()))
-            if is_stopped:
-                raise dg.DagsterExecutionInterruptedError
+        except dg.DagsterExecutionInterruptedError:
+            return False
+        return True
+
+    with ApplyPool(
+        settings,
+        staged.extract.key,
+        batches,
+        attempts=BATCH_ATTEMPTS,
+        first_wait=BATCH_FIRST_WAIT,
+        report=context.log.warning,
+    ) as pool:
+        while True:
+            with interrupts.postponed(patience) as came:
+
+                def look(came: Callable[[], bool] = came) -> None:
+                    if came() and not pool.is_stopped:
+                        pool.stop(patience)
+
+                outcome = pool.next_outcome(may_begin, look)
+                look()
+            if outcome is None:
+                break
+            batch, result = outcome.batch, outcome.result
+            if not isinstance(result, BatchChange):
+                register.ledger.fail(staged, batch, outcome.attempts, str(result))
+            yield BatchKey(staged.extract.key, batch.number), result
+        if pool.is_stopped:
+            raise dg.DagsterExecutionInterruptedError
+
+
+def _patience(context: dg.AssetExecutionContext) -> float:
+    """Seconds for a batch at work when the run is told to stop by Ctrl-C.
+
+    A worker of the daemon is interrupted only after that patience.
+    """
+    return 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else interrupts.PATIENCE
 
 
 @contextmanager
@@ -183,9 +258,8 @@ def _apply_with_retries(
     """Applies a batch; errors that may pass get further attempts. The ledger notes a failure.
 
     An attempt that is told to stop by Ctrl-C may come to its end; the second value tells of that.
-    A worker of the daemon is interrupted only after that patience.
     """
-    patience = 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else interrupts.PATIENCE
+    patience = _patience(context)
     batch = next(batch for batch in staged.batches if batch.number == key.number)
 
     def say(state: RetryCallState) -> None:
@@ -216,46 +290,6 @@ def _apply_with_retries(
         register.ledger.fail(staged, batch, number, str(error).split("\n", 1)[0])
         raise
     raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _shown(
-    register: Register, extract: ExtractKey, tally: Tally, *, is_last: bool
-) -> dict[str, dict[str, dg.MetadataValue]]:
-    """What is shown besides the numbers of a batch, by table: kept small, 64 times an extract.
-
-    The first table tells each time how far all are; the last batch shows some rows of each.
-    """
-    shown: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
-    if is_last:
-        for table in TABLES:
-            shown[table.name]["preview"] = preview(
-                register.opened_rows(table, extract, PREVIEW_ROWS)
-            )
-    shown[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
-    return shown
-
-
-def _materializations(
-    key: BatchKey,
-    change: BatchChange,
-    shown: Mapping[str, Mapping[str, dg.MetadataValue]] = MappingProxyType({}),
-) -> Iterator[dg.AssetMaterialization]:
-    for name, table in change.tables.items():
-        yield dg.AssetMaterialization(
-            name,
-            partition=str(key),
-            metadata={
-                "records": table.records,
-                "rows_closed": table.rows_closed,
-                "rows_opened": table.rows_opened,
-                "rows_changed": table.rows_closed + table.rows_opened,
-                "rows_unchanged": table.rows_unchanged,
-                "duplicates_dropped": table.duplicates_dropped,
-                "seconds": round(table.seconds, 3),
-                "already_applied": change.already_applied,
-                **shown.get(name, {}),
-            },
-        )
 
 
 def _shortened(failures: dict[str, str]) -> str:

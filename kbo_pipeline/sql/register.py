@@ -86,8 +86,11 @@ def range_parameters(batch: Batch | None) -> dict[str, str]:
     return {name: value for name, value in bounds.items() if value is not None}
 
 
-def _in_range(column: str, batch: Batch | None) -> str:
-    """Only the bounds that exist are written, so that DuckDB's zone maps can skip the rest."""
+def in_range(column: str, batch: Batch | None) -> str:
+    """Whether a number is in a batch's range, bound by `range_parameters`; always without one.
+
+    Only the bounds that exist are written, so that DuckDB's zone maps can skip the rest.
+    """
     parts = []
     if batch is not None and batch.first_number is not None:
         parts.append(f"{column} >= $first")
@@ -99,6 +102,11 @@ def _in_range(column: str, batch: Batch | None) -> str:
 def _same_row(table: Table) -> str:
     others = (f"c.{n} IS NOT DISTINCT FROM i.{n}" for n in table.column_names[1:])
     return " AND ".join((f"c.{table.key} = i.{table.key}", *others))
+
+
+def row_hash(table: Table, alias: str) -> str:
+    """The hash of the values of a row; of two that differ it is the same once in 2^64."""
+    return f"hash({_qualified(alias, table)})"
 
 
 def _qualified(alias: str, table: Table) -> str:
@@ -117,7 +125,20 @@ def incoming(table: Table, extract_type: ExtractType) -> str:
     )
 
 
-def find_keys(table: Table, extract_type: ExtractType, *, is_whole: bool) -> str:
+def held(table: Table) -> str:
+    """The current rows of a table, each with its rowid as `row_id`; ends in its condition."""
+    columns = ", ".join(table.column_names)
+    return f"SELECT rowid AS row_id, {columns} FROM {table.name} WHERE _is_current"
+
+
+def find_keys(
+    table: Table,
+    extract_type: ExtractType,
+    held: str,
+    *,
+    is_whole: bool,
+    span: Batch | None = None,
+) -> str:
     """Makes `keys_of_<table>`: of the keys that an extract speaks for, those to be looked at.
 
     What is whole speaks for every key: those are looked at of which the number of rows, or the sum
@@ -127,13 +148,17 @@ def find_keys(table: Table, extract_type: ExtractType, *, is_whole: bool) -> str
     Args:
         table: the table.
         extract_type: what the extract is.
-        is_whole: it holds all rows of the table.
+        held: the query for what the register holds: `held` of this module, or of a shared register.
+        is_whole: the extract holds all rows of the table.
+        span: where is looked; None for the whole axis.
     """
     create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
+    within = in_range(table.key, span)
     if not is_whole:
-        return f"{create} SELECT DISTINCT {table.key} AS key FROM staging.main.{table.name}"
-    held = f"SELECT * FROM {table.name} WHERE _is_current"
-    return f"{create} {differing_keys(table, incoming(table, extract_type), held)}"
+        staged = f"staging.main.{table.name}"
+        return f"{create} SELECT DISTINCT {table.key} AS key FROM {staged} WHERE {within}"
+    new = f"{incoming(table, extract_type)} AND {within}"
+    return f"{create} {differing_keys(table, new, f'{held} AND {within}')}"
 
 
 def differing_keys(table: Table, new: str, old: str) -> str:
@@ -156,7 +181,14 @@ def no_keys(table: Table) -> str:
     return f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} (key VARCHAR)"
 
 
-def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> tuple[str, ...]:
+def find_changes(
+    table: Table,
+    extract_type: ExtractType,
+    held: str,
+    *,
+    is_whole: bool,
+    span: Batch | None = None,
+) -> tuple[str, ...]:
     """Makes `closing_<table>` and `opening_<table>` from `keys_of_<table>`.
 
     `closing_<table>` has the key, the rowid and the hash of each current row that the extract
@@ -165,18 +197,16 @@ def find_changes(table: Table, extract_type: ExtractType, *, is_whole: bool) -> 
     Takes what `find_keys` takes.
     """
     name, key = table.name, table.key
-    columns = ", ".join(table.column_names)
-    of_keys = f"{key} IN (SELECT key FROM temp.main.keys_of_{name})"
+    of_keys = f"{in_range(key, span)} AND {key} IN (SELECT key FROM temp.main.keys_of_{name})"
     removed = "true"
     if not (is_whole or table.unique_key):
         deleted = f"SELECT {key} FROM staging.main.{name} WHERE operation = 'delete'"
         removed = f"c.{key} IN ({deleted})"
     return (
-        f"CREATE OR REPLACE TEMP TABLE old_{name} AS SELECT rowid AS row_id, {columns}"
-        f" FROM {name} WHERE _is_current AND {of_keys}",
+        f"CREATE OR REPLACE TEMP TABLE old_{name} AS {held} AND {of_keys}",
         f"CREATE OR REPLACE TEMP TABLE new_{name} AS {incoming(table, extract_type)} AND {of_keys}",
         f"CREATE OR REPLACE TEMP TABLE closing_{name} AS"
-        f" SELECT c.{key} AS key, c.row_id, hash({_qualified('c', table)}) AS row_hash"
+        f" SELECT c.{key} AS key, c.row_id, {row_hash(table, 'c')} AS row_hash"
         f" FROM temp.main.old_{name} c ANTI JOIN temp.main.new_{name} i ON {_same_row(table)}"
         f" WHERE {removed}",
         f"CREATE OR REPLACE TEMP TABLE opening_{name} AS SELECT i.* FROM temp.main.new_{name} i"
@@ -246,14 +276,17 @@ COUNT_CHANGES_BY_BATCH = _by_batch(
 )
 """Counts what is to be closed and to be opened, by table and batch."""
 
-COUNT_OPENED_BY_BATCH = _by_batch(
-    " UNION ALL ".join(
-        f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
-        f" FROM {table.name} WHERE _extract_number = $number AND _is_current"
-        for table in TABLES
+
+def count_opened_by_batch(span: Batch | None) -> str:
+    """Counts the current rows that the extract has opened, by table and batch; binds `$number`."""
+    return _by_batch(
+        " UNION ALL ".join(
+            f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
+            f" FROM {table.name} WHERE _extract_number = $number AND _is_current"
+            f" AND {in_range(table.key, span)}"
+            for table in TABLES
+        )
     )
-)
-"""Counts the current rows that the extract has opened, by table and batch; binds `$number`."""
 
 
 def close_rows(table: Table, batch: Batch | None) -> str:
@@ -264,9 +297,9 @@ def close_rows(table: Table, batch: Batch | None) -> str:
     return (
         f"UPDATE {table.name} c"
         " SET _deleted_at_extract = $number, _is_current = false"
-        f" FROM (SELECT * FROM temp.main.closing_{table.name} WHERE {_in_range('key', batch)}) o"
-        f" WHERE c.rowid = o.row_id AND c._is_current AND {_in_range(f'c.{table.key}', batch)}"
-        f" AND hash({_qualified('c', table)}) = o.row_hash"
+        f" FROM (SELECT * FROM temp.main.closing_{table.name} WHERE {in_range('key', batch)}) o"
+        f" WHERE c.rowid = o.row_id AND c._is_current AND {in_range(f'c.{table.key}', batch)}"
+        f" AND {row_hash(table, 'c')} = o.row_hash"
     )
 
 
@@ -278,7 +311,7 @@ def open_rows(table: Table, batch: Batch | None) -> str:
     return (
         f"INSERT INTO {table.name}"
         f" SELECT *, $date::DATE, $number::INTEGER, NULL::INTEGER, true"
-        f" FROM temp.main.opening_{table.name} WHERE {_in_range(table.key, batch)}"
+        f" FROM temp.main.opening_{table.name} WHERE {in_range(table.key, batch)}"
         f" ORDER BY {table.key}"
     )
 

@@ -7,28 +7,84 @@ N+1: publishing is the commit that turns a row of the ledger to `completed`.
 
 from collections.abc import Iterator
 
+from kbo_pipeline.batches import Batch
+from kbo_pipeline.sql.register import held as held_in_file
+from kbo_pipeline.sql.register import in_range, row_hash
 from kbo_pipeline.tables import ALL_TABLES, Table
 
 WORK = "work"
 """The schema of the register at work."""
 
-TURN = "import_turn"
-"""One row, changed by every transaction of a writer: of two at a time, one commits.
+TURNS = 16
+"""How many turns there are; so many batches can be written at once.
 
-Without it two of them could append rows of one key: there are no unique keys.
+Each is a table of one row. A batch changes the row of one of them, by its number; whatever is to be
+alone changes all. DuckLake 1.5.5 takes two transactions that change rows of one table for a
+conflict, and two that only append to it not: of two at a time that take the same turn, one commits.
+Without that, two of them could append rows of one key: there are no unique keys.
 """
 
-TAKE_TURN = f"UPDATE {TURN} SET number = number + 1"
+_TURN_TABLES = tuple(f"import_turn_{turn:02d}" for turn in range(TURNS))
+_TURN_BEFORE = "import_turn"
+"""The only turn there was until several batches could be written at once."""
 
-CREATE_TURN = (
-    f"CREATE TABLE IF NOT EXISTS {TURN} (number BIGINT NOT NULL)",
-    f"INSERT INTO {TURN} SELECT 0 WHERE NOT EXISTS (FROM {TURN})",
+TAKE_TURNS = tuple(f"UPDATE {table} SET number = number + 1" for table in _TURN_TABLES)
+
+CLOSING = "closing"
+"""What batches of the extract at work close, noted until its publication does it.
+
+A batch only appends. By key and hash of the row, because DuckLake and MotherDuck write rows anew
+when they compact them; a key has no row twice.
+"""
+
+PREPARE = (
+    f"CREATE TABLE IF NOT EXISTS {CLOSING} (table_name VARCHAR NOT NULL, key VARCHAR NOT NULL,"
+    " row_hash UBIGINT NOT NULL)",
+    *(f"CREATE TABLE IF NOT EXISTS {table} (number BIGINT NOT NULL)" for table in _TURN_TABLES),
+    *(f"INSERT INTO {table} SELECT 0 WHERE NOT EXISTS (FROM {table})" for table in _TURN_TABLES),
+    f"DROP TABLE IF EXISTS {_TURN_BEFORE}",
 )
+"""Makes what only a shared register has, also in one of an earlier version of this package.
+
+Writers of that version stop then: they miss their turn.
+"""
 
 IS_PREPARED = (
     "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database()"
-    f" AND schema_name = '{WORK}' AND table_name = '{TURN}'"
+    f" AND schema_name = '{WORK}' AND table_name = '{_TURN_TABLES[-1]}'"
 )
+
+
+def held(table: Table) -> str:
+    """The current rows of a table, but for those that are noted to be closed."""
+    return (
+        f"{held_in_file(table)} AND NOT EXISTS (SELECT 1 FROM {CLOSING} o"
+        f" WHERE o.table_name = '{table.name}' AND o.key = {table.name}.{table.key}"
+        f" AND o.row_hash = {row_hash(table, table.name)})"
+    )
+
+
+def note_closing(table: Table, batch: Batch | None) -> str:
+    """Notes what `find_changes` found in a range to be closed."""
+    return (
+        f"INSERT INTO {CLOSING} SELECT '{table.name}', key, row_hash"
+        f" FROM temp.main.closing_{table.name} WHERE {in_range('key', batch)}"
+    )
+
+
+def close_noted(table: Table) -> str:
+    """Closes what is noted; binds `$number`."""
+    return (
+        f"UPDATE {table.name} c SET _deleted_at_extract = $number, _is_current = false"
+        f" FROM (SELECT key, row_hash FROM {CLOSING} WHERE table_name = '{table.name}') o"
+        f" WHERE c.{table.key} = o.key AND c._is_current AND c._extract_number < $number"
+        f" AND {row_hash(table, 'c')} = o.row_hash"
+    )
+
+
+COUNT_NOTED = f"SELECT table_name, count(*) FROM {CLOSING} GROUP BY ALL"
+
+FORGET_NOTED = f"DELETE FROM {CLOSING}"
 
 _NEWEST = f"(SELECT max(j.extract_number) FROM {WORK}.import_jobs j WHERE j.status = 'completed')"
 """The newest published extract; `j.` because a macro's parameter has that name too."""

@@ -128,7 +128,7 @@ def _head(file: Path, results: Results, made: Extracts) -> str:
 
 
 def _imports(rounds: Sequence[Any], bare: float) -> str:
-    lines = _table(
+    lines = table(
         *("what", "seconds", "times the bare load", "bar", "to the end"),
         *("largest process", "file", "written"),
     )
@@ -140,7 +140,7 @@ def _imports(rounds: Sequence[Any], bare: float) -> str:
         written = found[-1].get("written")
         whole = _spread(rounds, name, "whole")
         lines.append(
-            _row(
+            row(
                 told,
                 seconds,
                 f"{seconds.middle / bare:.2f}",
@@ -156,16 +156,16 @@ def _imports(rounds: Sequence[Any], bare: float) -> str:
 
 def _others(rounds: Sequence[Any]) -> str:
     bare = _spread(rounds, "bare, a tenth", "seconds").middle
-    lines = _table("what", "seconds", "times the bare load", "file")
+    lines = table("what", "seconds", "times the bare load", "file")
     for name, told in _OTHERS.items():
         seconds = _spread(rounds, f"{name}, a tenth", "seconds")
         size = rounds[-1][f"{name}, a tenth"]["file"]
-        lines.append(_row(told, seconds, f"{seconds.middle / bare:.2f}", f"{size / 1e6:,.0f} MB"))
+        lines.append(row(told, seconds, f"{seconds.middle / bare:.2f}", f"{size / 1e6:,.0f} MB"))
     return "\n".join(lines) + "\n"
 
 
 def _phases(rounds: Sequence[Any], bare: float) -> str:
-    lines = _table(
+    lines = table(
         "seconds of", "stage", "apply", "publish", "together", "times the bare load", "bar"
     )
     for name, told in _NAMES.items():
@@ -174,12 +174,12 @@ def _phases(rounds: Sequence[Any], bare: float) -> str:
         spreads = [_spread(rounds, name, "phases", phase) for phase in _PHASES]
         together = _spread(rounds, name, "phases")
         ratio = f"{together.middle / bare:.2f}"
-        lines.append(_row(told, *spreads, together, ratio, _WORK_BARS.get(name, "")))
+        lines.append(row(told, *spreads, together, ratio, _WORK_BARS.get(name, "")))
     return "\n".join(lines) + "\n"
 
 
 def _reading(rounds: Sequence[Any]) -> str:
-    lines = _table("milliseconds of", "cold", "warm", "bar, warm")
+    lines = table("milliseconds of", "cold", "warm", "bar, warm")
     for name in rounds[0]["reading"]:
         figures = [
             _spread(rounds, "reading", name, kind, scale=1000)
@@ -187,22 +187,22 @@ def _reading(rounds: Sequence[Any]) -> str:
             else ""
             for kind in ("cold", "warm")
         ]
-        lines.append(_row(name, *figures, _MS_BARS.get(name, "")))
+        lines.append(row(name, *figures, _MS_BARS.get(name, "")))
     return "\n".join(lines) + "\n"
 
 
 def _growth(rounds: Sequence[Any], subject: str) -> str:
     """A table with a line for each register; medians of the rounds."""
-    lines = _table(
+    lines = table(
         *(subject, *_PHASES, "register work", "whole", "times the first"),
         *("largest process", "written", "file", "Dagster's tables"),
     )
-    for place, row in enumerate(rounds[0]):
+    for place, register in enumerate(rounds[0]):
         seconds = [_spread(rounds, place, k) for k in (*_PHASES, "register work", "whole")]
         ratio = seconds[-1].middle / _spread(rounds, 0, "whole").middle
         lines.append(
-            _row(
-                f"{row[subject]:,}",
+            row(
+                f"{register[subject]:,}",
                 *(f"{spread.middle:.2f}" for spread in seconds[:-1]),
                 seconds[-1],
                 f"{ratio:.2f}",
@@ -228,11 +228,13 @@ def _spread(rounds: Sequence[Any], *path: str | int, scale: float = 1.0) -> Spre
     return Spread(tuple(values))
 
 
-def _table(*headings: str) -> list[str]:
-    return [_row(*headings), "|" + "---|" * len(headings)]
+def table(*headings: str) -> list[str]:
+    """The first two lines of a table."""
+    return [row(*headings), "|" + "---|" * len(headings)]
 
 
-def _row(*cells: object) -> str:
+def row(*cells: object) -> str:
+    """A line of a table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -250,7 +252,7 @@ def _draw(file: Path, rounds: Sequence[Any]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
-    _save(figure, file)
+    save(figure, file)
 
 
 def _draw_growth(file: Path, results: Results) -> None:
@@ -274,10 +276,11 @@ def _draw_growth(file: Path, results: Results) -> None:
         axes.set_ylabel("seconds")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
-    _save(figure, file)
+    save(figure, file)
 
 
-def _save(figure: "Figure", file: Path) -> None:
+def save(figure: "Figure", file: Path) -> None:
+    """Writes a plot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for axes in figure.axes:

@@ -1,0 +1,36 @@
+"""A reader beside the workers: looks an enterprise up in the lake, again and again.
+
+`python -m kbo_pipeline_tests.bench.lake_reader NUMBER...`, with the settings in the environment.
+When its input ends it prints the seconds of each time as JSON.
+"""
+
+import itertools
+import json
+import sys
+import threading
+import time
+
+from kbo_pipeline import read_register
+
+_TIMES_OPEN = 20
+"""How often a register that is open is asked, before it is opened anew."""
+
+
+def main() -> None:
+    """Reads until standard input ends."""
+    over = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    numbers, seconds = itertools.cycle(sys.argv[1:]), []
+    while not over.is_set():
+        with read_register() as register:
+            for number in itertools.islice(numbers, _TIMES_OPEN):
+                began = time.perf_counter()
+                register.enterprise(number)
+                seconds.append(time.perf_counter() - began)
+                if over.wait(0.05):
+                    break
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main()
