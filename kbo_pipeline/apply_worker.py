@@ -84,9 +84,8 @@ def _listen(tasks: "SimpleQueue[Task]") -> None:
 
 def _work(key: ExtractKey, position: int, tasks: "SimpleQueue[Task]") -> None:
     settings = load_settings()
-    config = dict(worker_limits(settings, position))
     with (
-        duckdb.connect(":memory:", config=config) as connection,
+        duckdb.connect(":memory:", config=dict(worker_limits(settings, position))) as connection,
         open_register(connection, settings.register) as register,
         register.taking_part(settings.staging_dir, key) as staged,
     ):

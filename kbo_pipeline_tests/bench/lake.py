@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -167,7 +168,7 @@ def _growth(directory: Path, enterprises: int, extracts: int) -> dict[str, Any]:
     rows = [{"extracts": 0, "seconds": 0.0, **_size(lake)}]
     for number in range(1, extracts + 1):
         zip_file = sample.write_update(directory, sample.first_number + number)
-        seconds = _seconds(lambda zip_file=zip_file: core.import_zip(zip_file))
+        seconds = _seconds(partial(core.import_zip, zip_file))
         rows.append({"extracts": number, "seconds": seconds, **_size(lake)})
         zip_file.unlink()
         print(f"extract {number}: {seconds:.1f} s", flush=True)
@@ -184,7 +185,8 @@ def _size(lake: Lake) -> dict[str, int]:
 
 def _postgres(lake: Lake, *statements: str, dbname: str = "postgres") -> Sequence[Any]:
     """Executes statements on the server of a lake; what the last one returns."""
-    connection = psycopg2.connect(**{**dict(lake.catalog), "dbname": dbname})
+    keywords: dict[str, Any] = {**dict(lake.catalog), "dbname": dbname}
+    connection = psycopg2.connect(**keywords)
     connection.autocommit = True
     with connection.cursor() as cursor:
         for statement in statements:

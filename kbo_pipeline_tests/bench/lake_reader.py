@@ -19,7 +19,7 @@ _TIMES_OPEN = 20
 def main() -> None:
     """Reads until standard input ends."""
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_the_end, args=(over,), daemon=True).start()
     numbers, seconds = itertools.cycle(sys.argv[1:]), []
     while not over.is_set():
         with read_register() as register:
@@ -30,6 +30,11 @@ def main() -> None:
                 if over.wait(0.05):
                     break
     print(json.dumps(seconds))
+
+
+def _wait_for_the_end(over: threading.Event) -> None:
+    sys.stdin.read()
+    over.set()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Importer:
     """The lake's only importer; tells what it met."""
 
     def __init__(
-        self, root: Path, settings: Settings, sample: Sample, sizes: Sequence[int]
+        self, root: Path, settings: Settings, sample: Sample, sizes: tuple[int, int]
     ) -> None:
         """Begins with nothing imported.
 
@@ -33,9 +33,10 @@ class Importer:
             sample: what is imported.
             sizes: rows a batch holds at least, batches at most.
         """
+        batch_rows, max_batches = sizes
         self._zips, self._settings, self._sample = root / "zips", settings, sample
-        self.file = Core(root / "file", *sizes, shared=None)
-        self.lake = Core(settings.data_dir, *sizes, shared=_shared(settings))
+        self.file = Core(root / "file", batch_rows, max_batches)
+        self.lake = Core(settings.data_dir, batch_rows, max_batches, shared=_shared(settings))
         self.harm: Harm | None = None
         self.pool: ApplyPool | None = None
         self.batches = self.again = 0

@@ -43,7 +43,7 @@ def main() -> None:
     """Reads until standard input ends."""
     database = load_settings().database
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_the_end, args=(over,), daemon=True).start()
     with Path(sys.argv[1]).open("a") as out:
         while not over.wait(_PAUSE):
             began, number, content, error = time.time(), 0, "", ""
@@ -66,6 +66,11 @@ def reads_of(file: Path) -> list[Read]:
     """What a reader has written; a last line that is not whole is left out."""
     lines = file.read_text().splitlines(keepends=True)
     return [Read(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _wait_for_the_end(over: threading.Event) -> None:
+    sys.stdin.read()
+    over.set()
 
 
 if __name__ == "__main__":
