@@ -165,6 +165,17 @@ class Events:
         )
         return int(rows[0][0]) if rows else 0
 
+    def has_begun(self, step: str, extract: str, moment: float) -> bool:
+        """Whether a step of an extract has begun after a moment, in seconds of the epoch."""
+        rows = self._rows(
+            "SELECT count(*) FROM event_logs WHERE dagster_event_type = 'STEP_START'"
+            " AND step_key = %s AND timestamp > to_timestamp(%s) AT TIME ZONE 'UTC'"
+            " AND run_id IN (SELECT run_id FROM run_tags"
+            " WHERE key = 'kbo/extract' AND value = %s)",
+            (step, moment, extract),
+        )
+        return rows is None or bool(rows[0][0])
+
     def started_run(self) -> str | None:
         """The id of a run of the daemon that is at work."""
         rows = self._rows("SELECT run_id FROM runs WHERE status = 'STARTED'", ())
