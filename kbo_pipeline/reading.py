@@ -76,12 +76,13 @@ def _attach(connection: duckdb.DuckDBPyConnection, place: Place) -> list[tuple[A
     except duckdb.Error as error:
         if isinstance(error, duckdb.CatalogException) and not isinstance(place, Path):
             raise NotFoundError(f"{place}: {NOTHING_PUBLISHED}") from None  # not one publication
-        if isinstance(error, duckdb.IOException) and not isinstance(place, Path):
-            raise files_unreachable(place, error) from None
-        raise _unreadable(place, error) from None
+        raise unreadable(place, error) from None
 
 
-def _unreadable(place: Place, error: duckdb.Error) -> RegisterError:
+def unreadable(place: Place, error: duckdb.Error) -> KboError:
+    """What is to be said where a published register is there and its content cannot be read."""
+    if isinstance(error, duckdb.IOException) and not isinstance(place, Path):
+        return files_unreachable(place, error)
     said = str(error).split("\n", 1)[0]
     return RegisterError(
         f"{place}: cannot be read as a published register ({said}); kbo doctor says more"

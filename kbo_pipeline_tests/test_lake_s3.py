@@ -104,7 +104,14 @@ def test_files_that_do_not_answer_are_told_from_a_damaged_register(
     lake = new_lake(tmp_path / "lake")
     core = Core(tmp_path / "core", batch_rows=10_000, shared=lake)
     core.import_zip(SAMPLE.write_full(tmp_path, 140))
-    with duckdb.connect(":memory:") as connection:  # a small ledger is in the catalog until then
+    (tmp_path / "lake").rename(tmp_path / "away")
+    # The ledger of a small lake is in its catalog until it is compacted: the rows are not.
+    show = ("-m", "kbo_pipeline.cli", "show", next(SAMPLE.rows("enterprise", 140))[0])
+    shown = Pipeline(tmp_path / "data", variables(lake)).run(*map(str, show), check=False)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (1, 1)
+    assert shown.stderr.startswith(f"kbo: {lake}: its files do not answer (")
+    (tmp_path / "away").rename(tmp_path / "lake")
+    with duckdb.connect(":memory:") as connection:
         compact(connection, lake, keep_days=0)
     (tmp_path / "lake").rename(tmp_path / "away")
     for name, value in core.settings.items():

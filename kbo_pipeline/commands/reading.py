@@ -1,6 +1,8 @@
 """`kbo show`, `kbo find` and `kbo changes`: what the published register says."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -181,10 +183,18 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _register() -> "PublishedRegister":
-    from kbo_pipeline.reading import read_register
+@contextmanager
+def _register() -> Iterator["PublishedRegister"]:
+    """The published register; where it cannot be read any more, the block ends with one line."""
+    import duckdb
 
-    return read_register()
+    from kbo_pipeline.reading import read_register, unreadable
+
+    with read_register() as register:
+        try:
+            yield register
+        except (duckdb.IOException, duckdb.SerializationException) as error:
+            raise unreadable(register.file, error) from None
 
 
 def _text(text: str) -> "RenderableType":
