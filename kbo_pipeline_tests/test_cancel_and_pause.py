@@ -91,7 +91,8 @@ def check_cancelled(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
         batches = register.execute(
             "SELECT status, count(*) FROM import_job_batches GROUP BY status ORDER BY status"
         ).fetchall()
-    assert [name for name, _ in batches] == ["completed", "pending"]
+    to_come = ["pending"] if isinstance(settings.register, Path) else []  # a lake has no such rows
+    assert [name for name, _ in batches] == ["completed", *to_come]
     done = int(batches[0][1])
     assert done % 7 == 0
     assert status["overall"]["completed"] == done

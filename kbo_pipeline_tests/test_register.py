@@ -469,10 +469,8 @@ def test_before_a_batch_is_applied_the_ledger_says_pending(core: Core, full: Pat
             " ORDER BY ALL"
         ).fetchall()
         job = connection.execute("SELECT status, completed_at FROM import_jobs").fetchall()
-    assert states == [
-        *((1, "pending", 0), (2, "completed", 1)),
-        *((3, "pending", 0), (4, "pending", 0)),
-    ]
+    to_come = [] if core.shared else [(number, "pending", 0) for number in (1, 3, 4)]
+    assert states == sorted([*to_come, (2, "completed", 1)])  # a lake has rows of what is done
     assert job == [("processing", None)]
 
 
