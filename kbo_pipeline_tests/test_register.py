@@ -401,6 +401,11 @@ def test_the_ledger_has_the_columns_that_are_public(published: Core) -> None:
         for table, columns in LEDGER.items():
             found = [row[0] for row in reader.execute(f"DESCRIBE {table}").fetchall()]
             assert [name for name in found if name in columns] == columns
+
+
+@pytest.mark.file_only("DuckLake has no keys; turns keep what they would")
+def test_the_ledger_has_unique_keys(published: Core) -> None:
+    with published.read() as reader:
         keys = reader.execute(
             "SELECT table_name, constraint_column_names FROM duckdb_constraints()"
             " WHERE constraint_type = 'PRIMARY KEY' ORDER BY table_name"
