@@ -64,7 +64,7 @@ class Pipeline:
     @property
     def readers(self) -> Place:
         """What readers open, wherever it is."""
-        return load_settings(self.environment).database
+        return load_settings({"KBO_DATA_DIR": str(self.directory), **self.environment}).database
 
     def kbo(
         self, *arguments: str | Path, check: bool = True, cwd: Path = REPOSITORY

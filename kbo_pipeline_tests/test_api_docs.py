@@ -118,6 +118,7 @@ def check_like(found: Any, shown: Any, place: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
+@pytest.mark.rare
 def test_each_command_and_the_program_do_what_they_say(tmp_path: Path) -> None:
     pipeline = Pipeline(
         tmp_path / "data",

@@ -241,6 +241,7 @@ def test_a_full_in_the_inbox_whose_number_is_published_is_kept_to_be_compared(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
+@pytest.mark.rare
 def test_by_themselves_a_dropped_full_is_compared_and_publications_are_exported(
     made: Path, tmp_path: Path
 ) -> None:
