@@ -60,6 +60,10 @@ def read_answer(line: bytes) -> BatchChange | KboError:
     return BatchChange(tables, already_applied=said["already_applied"])
 
 
+_ANSWERED = (KboError, duckdb.Error, OSError)
+"""What is told to whoever asked, as where one works alone; a defect of ours ends with its trace."""
+
+
 def main() -> None:
     """Answers tasks until there are no more."""
     # Ctrl-C reaches all processes of a terminal: the one that started this one decides.
@@ -72,7 +76,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
     try:
         _work(key, position, tasks)
-    except Exception as error:
+    except _ANSWERED as error:
         _end_with(error)
 
 
@@ -96,7 +100,7 @@ def _work(key: ExtractKey, position: int, tasks: "SimpleQueue[Task]") -> None:
             try:
                 found = _find(register, staged, batches, task, found)
                 change = register.apply(staged, batches[task.batch], attempt=task.attempt)
-            except Exception as error:
+            except _ANSWERED as error:
                 _end_with(error)
             _answer(asdict(change))
 

@@ -22,14 +22,13 @@ from rich.table import Table
 from kbo_pipeline.places import Lake
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import Settings, load_settings
-from kbo_pipeline_tests.core import open_to_read
 from kbo_pipeline_tests.lakes import new_lake, server_directory
 from kbo_pipeline_tests.soak.harm import Harm
 from kbo_pipeline_tests.soak.importing import Importer
 from kbo_pipeline_tests.soak.reader import Read, reads_of
 
 _TWICE = (
-    "SELECT count(*) FROM (SELECT 1 FROM work.import_job_batches"
+    "SELECT count(*) FROM (SELECT 1 FROM import_job_batches"
     " GROUP BY job_id, table_name, batch_number, operation HAVING count(*) > 1)"
 )
 _TOLD = 10
@@ -121,7 +120,7 @@ def _print(importer: Importer, harm: Harm, reads: list[Read]) -> list[str]:
         for read in reads
         if not read.error and importer.contents.get(read.number) != read.content
     ]
-    with open_to_read(importer.lake.readers) as reader:  # type: ignore[arg-type]
+    with importer.lake.at_work() as reader:
         ((twice,),) = reader.execute(_TWICE).fetchall()
     is_equal = importer.lake.content_hash() == importer.file.content_hash()
     problems = [*importer.errors, *errors, *mixed]
