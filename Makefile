@@ -8,6 +8,8 @@ LONG ?= long
 LAKE := end_to_end failed_batches rollback_end_to_end checks_end_to_end cancel_and_pause \
 	portal_end_to_end inbox register register_property rollback views reading reading_commands \
 	searching changes verifying ducklake lake_end_to_end lake_s3
+# What speaks of runs that apply batches: with several workers too.
+LAKE_WORKERS := end_to_end failed_batches cancel_and_pause
 AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -45,6 +47,8 @@ test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come
 test-lake: $(READY) ## run the tests of the import with the register in a DuckLake
 	TEST_DATABASE=ducklake $(RUN)/python -m pytest -n 2 --dist loadfile --timeout 1800 \
 		$(LAKE:%=kbo_pipeline_tests/test_%.py)
+	TEST_DATABASE=ducklake TEST_APPLY_WORKERS=2 $(RUN)/python -m pytest -n 2 --dist loadfile --timeout 1800 \
+		$(LAKE_WORKERS:%=kbo_pipeline_tests/test_%.py)
 
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
 	$(RUN)/python -m pytest -m browser kbo_pipeline_tests/test_browser.py

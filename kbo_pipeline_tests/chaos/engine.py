@@ -7,12 +7,13 @@ earlier one left, and ends with 0 when all that the portal offers is published.
 import argparse
 import random
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kbo_pipeline.settings import load_settings
-from kbo_pipeline_tests.chaos.faults import Fault, install
+from kbo_pipeline_tests.chaos.faults import MADE_UP, Fault, install
 
 if TYPE_CHECKING:
     from kbo_pipeline.batches import Batch
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--fault", default="none")
     parser.add_argument("--at", type=int, default=1)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--attempts", type=int, default=1, help="of the import, as a run retries")
     parser.add_argument("--rebuild", action="store_true", help="in the end, from the kept ZIPs")
     options = parser.parse_args()
     # DuckDB imports it for the first bound value, and needs it for nothing here.
@@ -53,7 +55,13 @@ def main() -> None:
     mend(settings)
     print("mended", flush=True)
     install(Fault(options.fault, options.at, options.delay), chance)
-    import_all(options.directory, options.portal_url, chance)
+    for left in reversed(range(options.attempts)):
+        try:
+            import_all(options.directory, options.portal_url, chance)
+            break
+        except Exception as error:
+            if not left or MADE_UP not in "".join(traceback.format_exception(error)):
+                raise
     if options.rebuild:
         rebuild(settings)
 

@@ -30,6 +30,9 @@ NEAR_COMMIT = "near a commit"
 LIES = "told that it failed"
 """One of a hundred database calls raises after it has done what it was asked."""
 
+MADE_UP = "made up: "
+"""Stands in what a lie says, so that it is told from a failure."""
+
 ROOM_TAKEN = "room is taken"
 """Somebody else fills the disk after it was found large enough."""
 
@@ -210,6 +213,6 @@ def _lie(chance: random.Random) -> None:
 
     def perhaps(_: Any, statement: str, *rest: Any) -> None:
         if chance.random() < 0.01:
-            raise duckdb.IOException(f"made up: {statement[:40]} has worked")
+            raise duckdb.IOException(f"{MADE_UP}{statement[:40]} has worked")
 
     _around(Database, "execute", after=perhaps)
