@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 LONG ?= long
 # What speaks of the import and of reading what came of it.
 LAKE := end_to_end failed_batches rollback_end_to_end checks_end_to_end cancel_and_pause \
-	portal_end_to_end inbox register register_property rollback views reading reading_commands \
+	register register_property rollback views reading reading_commands \
 	searching changes verifying ducklake lake_end_to_end lake_s3
 # What speaks of runs that apply batches: with several workers too.
 LAKE_WORKERS := end_to_end failed_batches cancel_and_pause

@@ -105,7 +105,10 @@ def serve(
         # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
         runtime = Path(tempfile.mkdtemp(prefix=prefix))
         try:
-            with _ended_by_signals() as check_stopped, _children(settings, part) as children:
+            with (
+                _ended_by_signals() as check_stopped,
+                _children(settings, part, runtime) as children,
+            ):
                 _Supervisor(
                     settings, children, runtime, report, recover, part=part, read_only=read_only
                 ).run(lost, check_stopped)
@@ -328,10 +331,12 @@ def _ended_by_signals() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _children(settings: Settings, part: Part | None) -> Iterator[Children]:
+def _children(settings: Settings, part: Part | None, runtime: Path) -> Iterator[Children]:
     """Ends all children that were started, when the block ends."""
-    # What they could not find out alone: paths that were relative, values of `.env`.
-    children = Children(settings, {**os.environ, **settings.environment}, part)
+    # What they could not find out alone: paths that were relative, values of `.env`. Temporary
+    # files where they go with us, since who is killed leaves them.
+    environment = {**os.environ, **settings.environment, "TMPDIR": str(runtime)}
+    children = Children(settings, environment, part)
     try:
         yield children
     finally:

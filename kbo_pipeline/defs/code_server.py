@@ -5,6 +5,7 @@ anything is done. Here they are forked from a process that has imported it, and 
 """
 
 import multiprocessing
+import tempfile
 from multiprocessing import forkserver
 from typing import Any
 
@@ -29,6 +30,9 @@ class CodeServer(server.DagsterApiServer):
 
 def main() -> None:
     """Does what `dagster api grpc` does, with its options."""
+    # Its socket without a directory of its own: the path of one has 104 bytes at most on macOS.
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config["tempdir"] = tempfile.gettempdir()
     multiprocessing.set_forkserver_preload(IMPORTED)
     forkserver.ensure_running()
     server.DagsterApiServer = CodeServer  # type: ignore[misc]  # of which its command makes one
