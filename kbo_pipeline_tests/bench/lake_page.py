@@ -103,5 +103,6 @@ def _draw(file: Path, rounds: Sequence[Any], growth: Mapping[str, Any]) -> None:
     for axes in (left, right):
         axes.set_ylabel("seconds")
         axes.set_ylim(bottom=0)
-    left.legend(frameon=False)
+    left.set_ylim(top=left.get_ylim()[1] * 1.15)  # room for the legend
+    left.legend(frameon=False, loc="upper center", ncols=2)
     save(figure, file)
