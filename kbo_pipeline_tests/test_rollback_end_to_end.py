@@ -119,7 +119,7 @@ def test_kbo_rollback_and_kbo_retry_while_a_reader_reads(
         assert_green(instance, batches)
     out, errors = reader.communicate("stop\n", timeout=60)
     assert (reader.returncode, errors) == (0, "")
-    seen = {tuple(pair) for pair in json.loads(out)}
+    seen = {tuple(pair) for pair in json.loads(out.splitlines()[-1])}
     assert seen <= {(False, before), (True, after)}
 
 
