@@ -340,4 +340,5 @@ def test_readers_see_the_one_state_or_the_other_and_no_error(
         core.rollback(UPDATE)
     out, errors = process.communicate("stop\n", timeout=60)
     assert (process.returncode, errors) == (0, "")
-    assert {tuple(pair) for pair in json.loads(out.splitlines()[-1])} <= {(False, before), (True, after)}
+    last = out.splitlines()[-1]
+    assert {tuple(pair) for pair in json.loads(last)} <= {(False, before), (True, after)}
