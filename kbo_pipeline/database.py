@@ -22,11 +22,15 @@ _ATTEMPTS = 30
 _LONGEST_WAIT = 2.0
 """Seconds that it waits at most between two attempts; at random, and longer each time."""
 
-_BESIDE_MB = 400
+_BESIDE_MB = 460
 """Megabytes that a process takes besides what DuckDB counts: Python, Dagster, fragments."""
 
 _BESIDE_WORKER_MB = 300
 """The same of a process that only applies: Dagster is not in it."""
+
+_MB_OF_THREAD = 512
+"""Megabytes without which one more thread of DuckDB is not worth it: each keeps rows of its own,
+which it cannot spill."""
 
 SPILL_LIMIT = "20GB"
 """What it spills at most; a hostile extract must not fill the disk."""
@@ -66,7 +70,7 @@ def worker_limits(settings: Settings, position: int) -> dict[str, str | int]:
     """
     share = settings.memory_mb // settings.apply_workers
     memory = min(share * 3 // 4, share - _BESIDE_WORKER_MB)
-    threads = max(1, (os.cpu_count() or 1) // settings.apply_workers)
+    threads = (os.cpu_count() or 1) // settings.apply_workers
     return _limits(memory, threads, settings.temporary_dir / f"apply-{position}")
 
 
@@ -74,7 +78,7 @@ def _limits(memory_mb: int, threads: int, directory: Path) -> dict[str, str | in
     make_private(directory)
     return {
         "memory_limit": f"{memory_mb}MiB",
-        "threads": threads,
+        "threads": max(1, min(threads, memory_mb // _MB_OF_THREAD)),
         "temp_directory": str(directory),
         "max_temp_directory_size": SPILL_LIMIT,
     }

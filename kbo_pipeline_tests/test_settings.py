@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline.database import connect
 from kbo_pipeline.errors import SettingsError
 from kbo_pipeline.places import S3, Lake
 from kbo_pipeline.settings import Settings, load_settings
@@ -369,3 +370,17 @@ def test_several_apply_workers_need_a_lake_and_memory(tmp_path: Path) -> None:
     said = refusal({**lake, "KBO_MEMORY_MB": "1024"}, tmp_path)
     assert "KBO_APPLY_WORKERS: 4 workers share KBO_MEMORY_MB and need 2048" in said
     assert "KBO_APPLY_WORKERS" in refusal({**lake, "KBO_APPLY_WORKERS": "17"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "limit", "most_threads"), [(1024, "564.0 MiB", 1), (4096, "3.0 GiB", 6)]
+)
+def test_duckdb_gets_a_part_of_the_memory_and_no_more_threads_than_it_is_enough_for(
+    tmp_path: Path, megabytes: int, limit: str, most_threads: int
+) -> None:
+    settings = load_settings({"KBO_MEMORY_MB": str(megabytes)}, tmp_path)
+    with connect(settings) as connection:
+        found = connection.execute(
+            "SELECT current_setting('memory_limit'), current_setting('threads')"
+        ).fetchone()
+    assert found == (limit, min(os.cpu_count() or 1, most_threads))

@@ -91,9 +91,11 @@ def contradictions(table: Table, source: str, *, is_counted: bool) -> str:
             are looked for only among keys that have rows of several extracts.
     """
     row = ", ".join(table.column_names)
+    # In a register of one extract there is none: nothing is grouped then.
     of_several = (
-        f"{table.key} IN (SELECT {table.key} FROM {source} GROUP BY ALL"
-        " HAVING min(_extract_number) <> max(_extract_number))"
+        f"{table.key} IN (SELECT {table.key} FROM {source}"
+        f" WHERE (SELECT min(_extract_number) <> max(_extract_number) FROM {source})"
+        " GROUP BY ALL HAVING min(_extract_number) <> max(_extract_number))"
         if is_counted
         else "true"
     )

@@ -134,7 +134,8 @@ def _disk_full(world: World, row: Row, chance: random.Random, step: Step) -> Out
     each = -(-row.times // len(found))
     while outcome.hits < row.times and not outcome.problems and outcome.imports < _MOST_STARTS:
         directory = fresh(world, outcome)
-        kilobytes = chance.randint(500, 8000)
+        # At first less than the first ZIP every other time, which has 27 of them.
+        kilobytes = chance.choice((chance.randint(12, 24), chance.randint(500, 8000)))
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(directory)],
             check=True,
