@@ -1,8 +1,10 @@
 """Stage: from a ZIP to the extract's own DuckDB file, typed and cut into batches. No Dagster."""
 
 import datetime
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import cast
 
 import duckdb
 import numpy as np
+from numpy.typing import NDArray
 
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
 from kbo_pipeline.database import lock_down, new_file
@@ -26,8 +29,15 @@ from kbo_pipeline.unpacking import Unpacked, unpack
 KNOWN_VERSION = "1.0.0"
 """The version of KBO's format that this was made for; others are read too, with a warning."""
 
-_HASHES_AT_ONCE = 2**24
-"""Hashes that are sorted at once; each takes eight bytes, twice."""
+_HASHES_AT_ONCE = 2**26
+"""Hashes that are sorted at once; each takes eight bytes."""
+
+_ROWS_FETCHED = 2**21
+"""Rows whose hashes come from DuckDB at once."""
+
+_LANE_BITS = 2
+_LANES = 2**_LANE_BITS
+"""By their first bits, hashes are sorted side by side."""
 
 _ROWS_LOOKED_AT = 2**12
 """Rows of each batch that are looked at, of large batches, to find where the next one begins."""
@@ -271,18 +281,43 @@ def _note_superseded(
     connection: duckdb.DuckDBPyConnection, table: Table, kind: ExtractType
 ) -> None:
     """Notes which rows are there twice; sorting hashes finds them ten times as fast as grouping."""
-    rows = _count(connection, staging_sql.staged_rows(table, kind, "insert"))
+    rows = _count(connection, staging_sql.count_rows(table))
     parts = 1 + rows // _HASHES_AT_ONCE
-    for part in range(parts):
-        values: dict[str, object] = {"part": part, "parts": parts}
-        found = connection.execute(staging_sql.row_hashes(table, kind), values).fetchnumpy()
-        hashes = np.asarray(found["row_hash"])
-        hashes.sort()
-        several = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        if len(several):
-            connection.execute(
-                staging_sql.note_superseded(table, kind), {"several": several.tolist()}
-            )
+    several = [_several(connection, table, kind, rows, part, parts) for part in range(parts)]
+    if any(len(found) for found in several):
+        connection.execute(
+            staging_sql.note_superseded(table, kind), {"several": np.concatenate(several).tolist()}
+        )
+
+
+def _several(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    kind: ExtractType,
+    rows: int,
+    part: int,
+    parts: int,
+) -> NDArray[np.uint64]:
+    """Of one part of the hashes those that several rows have."""
+    statement = staging_sql.row_hashes(table, kind)
+    lanes = [np.empty(rows, np.uint64) for _ in range(_LANES)]  # takes memory where it is filled
+    lengths = [0] * _LANES
+    for first in range(0, rows, _ROWS_FETCHED):
+        values = {"part": part, "parts": parts, "first": first, "next": first + _ROWS_FETCHED}
+        hashes = np.asarray(connection.execute(statement, values).fetchnumpy()["row_hash"])
+        lane_of = hashes >> np.uint64(64 - _LANE_BITS)
+        for number, lane in enumerate(lanes):
+            found = hashes[lane_of == number]
+            lane[lengths[number] : lengths[number] + len(found)] = found
+            lengths[number] += len(found)
+    filled = [lane[:length] for lane, length in zip(lanes, lengths, strict=True)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(_repeated, filled)))
+
+
+def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
 def _faults(unpacked: Unpacked) -> Iterator[Fault]:

@@ -16,6 +16,9 @@ VERSION_COLUMNS = (
 )
 """What each register table has besides the columns of its CSV."""
 
+_BLOCK_LENGTH = 7
+"""Characters by which keys are compared together: `0123.45` stands for some 25 enterprises."""
+
 _OPERATIONS = "'delete', 'insert'"
 STATUSES = "('pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"
 
@@ -162,10 +165,25 @@ def find_keys(
 
 
 def differing_keys(table: Table, new: str, old: str) -> str:
-    """The keys whose rows in two queries on a table differ, by their number and their hashes."""
+    """The keys whose rows in two queries on a table differ, by their number and their hashes.
+
+    Keys that begin alike are compared together first: there are fewer groups then, and as a rule
+    next to none differs.
+    """
+    block = f"left({table.key}, {_BLOCK_LENGTH})"
+    of_blocks = f"{block} IN (SELECT key FROM blocks)"
+    keys = (f"SELECT * FROM ({query}) WHERE {of_blocks}" for query in (new, old))
+    return (
+        f"WITH blocks AS MATERIALIZED ({_differing(table, block, new, old)})"
+        f" {_differing(table, table.key, *keys)}"
+    )
+
+
+def _differing(table: Table, key: str, new: str, old: str) -> str:
+    """The values of an expression of which the rows in two queries on a table differ."""
     row = ", ".join(table.column_names)
     new, old = (
-        f"SELECT {table.key} AS key, count(*) AS rows_of_key, sum(hash({row})) AS row_hash"
+        f"SELECT {key} AS key, count(*) AS rows_of_key, sum(hash({row})) AS row_hash"
         f" FROM ({query}) GROUP BY ALL"
         for query in (new, old)
     )

@@ -73,6 +73,11 @@ def staged_rows(table: Table, extract_type: ExtractType, operation: Operation) -
     return f"SELECT count(*) FROM {table.name} WHERE {of_operation(extract_type, operation)}"
 
 
+def count_rows(table: Table) -> str:
+    """Counts the rows that were staged, of all operations."""
+    return f"SELECT count(*) FROM {table.name}"
+
+
 def unsound_values(table: Table, extract_type: ExtractType) -> list[str]:
     """Counts, once by statement, the rows that do not name what a column of theirs names."""
     inserted = of_operation(extract_type, "insert")
@@ -111,13 +116,15 @@ CREATE_SUPERSEDED = "CREATE TABLE superseded (table_name VARCHAR, row_id BIGINT)
 
 
 def row_hashes(table: Table, extract_type: ExtractType) -> str:
-    """The hashes of the inserted rows, one part of `$parts`; rows that are equal have the same.
+    """The hashes of the inserted rows from `$first` to before `$next`; equal rows have the same.
 
-    Where a key has one row at most, those of the keys.
+    Where a key has one row at most, those of the keys. One part of `$parts` of them, so that one
+    is in memory at a time.
     """
     return (
         f"SELECT row_hash FROM (SELECT hash({_identity(table)}) AS row_hash"
-        f" {_inserted(table, extract_type)}) WHERE row_hash % $parts::UBIGINT = $part::UBIGINT"
+        f" {_inserted(table, extract_type)} AND rowid >= $first AND rowid < $next)"
+        " WHERE row_hash % $parts::UBIGINT = $part::UBIGINT"
     )
 
 
@@ -127,12 +134,12 @@ def note_superseded(table: Table, extract_type: ExtractType) -> str:
     Where a key has one row at most, the last one of a key supersedes those before. Only rows are
     compared whose hash is among `$several`.
     """
-    stays = "max(rowid)" if table.unique_key else "min(rowid)"
-    identity, inserted = _identity(table), _inserted(table, extract_type)
-    several = f"hash({identity}) IN (SELECT unnest($several::UBIGINT[]))"
+    identity = _identity(table)
+    first = "rowid DESC" if table.unique_key else "rowid"
     return (
-        f"INSERT INTO superseded SELECT '{table.name}', rowid {inserted} AND {several}"
-        f" AND rowid NOT IN (SELECT {stays} {inserted} AND {several} GROUP BY {identity})"
+        f"INSERT INTO superseded SELECT '{table.name}', rowid {_inserted(table, extract_type)}"
+        f" AND hash({identity}) IN (SELECT unnest($several::UBIGINT[]))"
+        f" QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {first}) > 1"
     )
 
 
