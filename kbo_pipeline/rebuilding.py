@@ -123,6 +123,7 @@ def _import(
             staging_dir,
             batch_rows=settings.batch_rows,
             max_batches=settings.max_batches,
+            memory_mb=settings.memory_mb,
         )
     with (
         connect() as connection,

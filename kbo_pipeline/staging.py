@@ -29,8 +29,7 @@ from kbo_pipeline.unpacking import Unpacked, unpack
 KNOWN_VERSION = "1.0.0"
 """The version of KBO's format that this was made for; others are read too, with a warning."""
 
-_HASHES_AT_ONCE = 2**26
-"""Hashes that are sorted at once; each takes eight bytes."""
+_HASH_BYTES = 8
 
 _ROWS_FETCHED = 2**21
 """Rows whose hashes come from DuckDB at once."""
@@ -85,6 +84,7 @@ def stage(
     *,
     batch_rows: int,
     max_batches: int,
+    memory_mb: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> Staged:
     """Makes the staging file of an extract: complete under its name, or not there at all.
@@ -96,6 +96,7 @@ def stage(
         directory: where staging files go.
         batch_rows: rows a batch holds at least, when there are that many.
         max_batches: batches at most.
+        memory_mb: megabytes that the process may take; an eighth of it are for hashes of rows.
         report: takes a line of progress.
 
     Raises:
@@ -113,7 +114,7 @@ def stage(
             unpacked = unpack(zip_file, extract.key, unpacked_dir)
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
-                warnings = _load(connection, extract, unpacked)
+                warnings = _load(connection, extract, unpacked, memory_mb)
                 _cut(connection, extract.key, batch_rows, max_batches)
                 _describe(connection, extract)
                 connection.execute("CHECKPOINT staging")
@@ -234,7 +235,9 @@ def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] =
     )
 
 
-def _load(connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked) -> list[str]:
+def _load(
+    connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked, memory_mb: int
+) -> list[str]:
     """Fills the staged tables, and makes sure that they hold what the files do; returns warnings.
 
     The fast ways only say that something is wrong; what it is, the exact reading finds.
@@ -242,7 +245,7 @@ def _load(connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unp
     reason = "a file with other records or headers than KBO's"
     if not unpacked.faults and all(file.is_regular for file in unpacked.files.values()):
         try:
-            reason = _load_tables(connection, extract, unpacked)
+            reason = _load_tables(connection, extract, unpacked, memory_mb)
         except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
             reason = " ".join(str(error).split())[:400]
         if not reason:
@@ -252,7 +255,7 @@ def _load(connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unp
 
 
 def _load_tables(
-    connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked
+    connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked, memory_mb: int
 ) -> str:
     """Fills the staged tables and counts along; says what does not fit, or nothing."""
     kind = extract.key.type
@@ -273,16 +276,16 @@ def _load_tables(
                 return f"{table.name}: a number that is none"
     connection.execute(staging_sql.CREATE_SUPERSEDED)
     for table in ALL_TABLES:
-        _note_superseded(connection, table, kind)
+        _note_superseded(connection, table, kind, memory_mb)
     return ""
 
 
 def _note_superseded(
-    connection: duckdb.DuckDBPyConnection, table: Table, kind: ExtractType
+    connection: duckdb.DuckDBPyConnection, table: Table, kind: ExtractType, memory_mb: int
 ) -> None:
     """Notes which rows are there twice; sorting hashes finds them ten times as fast as grouping."""
     rows = _count(connection, staging_sql.count_rows(table))
-    parts = 1 + rows // _HASHES_AT_ONCE
+    parts = 1 + rows * _HASH_BYTES // (memory_mb * 2**20 // 8)
     several = [_several(connection, table, kind, rows, part, parts) for part in range(parts)]
     if any(len(found) for found in several):
         connection.execute(

@@ -156,6 +156,7 @@ def verify(
                     directory,
                     batch_rows=1,
                     max_batches=1,
+                    memory_mb=settings.memory_mb,
                 )
             with connect(settings) as connection:
                 return _compare(connection, settings, extract, directory, report)

@@ -109,6 +109,7 @@ class Core:
                 self.staging_dir,
                 batch_rows=self.batch_rows,
                 max_batches=self.max_batches,
+                memory_mb=1024,
             )
 
     @contextmanager

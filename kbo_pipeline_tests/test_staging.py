@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from kbo_pipeline import staging
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey, Operation, read_extract
@@ -239,6 +240,27 @@ def test_staging_twice_gives_the_same(tmp_path: Path) -> None:
             rows = {t.name: staged_rows(connection, t, "insert") for t in ALL_TABLES}
             results.append((staged, rows))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("memory_for", [1, 20, 10_000])
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+def test_rows_are_found_twice_wherever_they_stand(
+    at_once: int, memory_for: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many hashes come and are sorted at once: rows side by side, and far apart."""
+    rows: list[Row] = [(f"0200.{n // 1000:03}.{n % 1000:03}", "TEL", "TEL", "1") for n in range(60)]
+    again = [rows[59], rows[0], rows[1], rows[30], rows[30]]
+    keys = [sound_row(ENTERPRISE, number) for number in range(60)]
+    content = {"contact": [*rows, *again], "enterprise": [*keys, keys[7], keys[59]]}
+    zip_file = write_extract(tmp_path, FULL, content)
+    monkeypatch.setattr(staging, "_ROWS_FETCHED", at_once)
+    monkeypatch.setattr(staging, "_HASH_BYTES", 128 * 2**20 // memory_for)
+    core = Core(tmp_path)
+    core.stage(zip_file)
+    with core.staged(FULL) as (connection, _):
+        found = connection.execute("FROM staging.superseded ORDER BY ALL").fetchall()
+    contact = [("contact", row) for row in range(60, 65)]
+    assert found == [*contact, ("enterprise", 7), ("enterprise", 59)]
 
 
 def test_what_the_file_says_of_itself_is_what_staging_said(tmp_path: Path) -> None:
@@ -570,6 +592,7 @@ def test_a_connection_that_has_staged_reaches_nothing_but_the_staging_directory(
             core.staging_dir,
             batch_rows=3,
             max_batches=8,
+            memory_mb=1024,
         )
         for statement in (
             f"FROM read_csv('{secret}')",

@@ -74,6 +74,7 @@ def import_staging(
                 settings.staging_dir,
                 batch_rows=settings.batch_rows,
                 max_batches=settings.max_batches,
+                memory_mb=settings.memory_mb,
                 report=lambda line: context.log.info(f"{key}: {line}"),
             )
         for warning in staged.warnings:
