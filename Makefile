@@ -14,9 +14,8 @@ AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos soak bench bench-small \
-	bench-lake fuzz check audit \
-	clean
+.PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos soak year bench bench-small \
+	bench-lake fuzz check audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,6 +65,9 @@ chromium:
 chaos: $(READY) ## let everything die, and write docs/reliability.md
 	$(RUN)/python -m kbo_pipeline_tests.chaos --results docs/reliability.jsonl \
 		--write docs/reliability.md $(CHAOS)
+
+year: $(READY) ## how long pages and sensors take after 400 daily extracts
+	$(RUN)/python -m pytest -s -m rare kbo_pipeline_tests/test_year.py
 
 soak: $(READY) ## workers and readers on a DuckLake, some killed, 15 minutes: SOAK="--minutes 2"
 	$(RUN)/python -m kbo_pipeline_tests.soak $(SOAK)

@@ -1,6 +1,6 @@
 """A year of daily extracts: how long sensors and pages take.
 
-`pytest -s` with this file prints the figures; `YEAR_EXTRACTS` is how many there are.
+`make year` prints the figures, as docs/design.md has them; `YEAR_EXTRACTS` is how many there are.
 """
 
 import os
@@ -121,12 +121,17 @@ def test_a_year_of_extracts_is_as_quick_as_the_first_days(
         print(f"{len(taken)} removed: median {median:.3f} s, {taken[-1]:.3f} s at most")
         found[f"{EXTRACTS}, {KEEP} kept"] = measured(instance, server, next_one)
         print(f"{rows(instance, 'event_logs')} events, {rows(instance, 'runs')} runs")
-    for name in found["5 extracts"]:
-        figures = ", ".join(f"{when}: {those[name] * 1000:.0f} ms" for when, those in found.items())
-        print(f"{name}: {figures}")
+    print_table(found)
     for name, day_one in found["5 extracts"].items():
         assert found[f"{EXTRACTS}, {KEEP} kept"][name] < 3 * day_one + 0.25, name
     assert len(ASSETS_OF_JOBS) * KEEP + 10 > rows_of_runs(pipeline)
+
+
+def print_table(found: dict[str, dict[str, float]]) -> None:
+    """Milliseconds of what was measured: a row for each thing, a column for each time."""
+    print(f"\n| milliseconds of | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
+    for name in next(iter(found.values())):
+        print(f"| {name} | {' | '.join(f'{those[name] * 1000:.0f}' for those in found.values())} |")
 
 
 def rows_of_runs(pipeline: Pipeline) -> int:
