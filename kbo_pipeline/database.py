@@ -44,20 +44,10 @@ _NO_EXTENSIONS = (
 STORAGE_VERSION = "v1.4.0"
 """The oldest DuckDB that reads our files. It packs text twice as fast as the format before 1.3."""
 
-ROW_GROUP_SIZE = 30_720
-"""Rows that are packed together, a quarter of DuckDB's own number: who looks for an enterprise
-unpacks less, and so does a batch."""
-
-NO_VACUUM: dict[str, str | bool | int | float | list[str]] = {"max_vacuum_tasks": 0}
-"""Keeps a checkpoint from joining small groups of rows: once a row of a Full was dropped, DuckDB
-would write the whole register anew. Next to no row is ever dropped."""
-
 
 def new_file(file: Path) -> str:
     """What ATTACH is told of a file that is made when it is not there."""
-    if file.exists():
-        return ""
-    return f" (STORAGE_VERSION '{STORAGE_VERSION}', ROW_GROUP_SIZE {ROW_GROUP_SIZE})"
+    return "" if file.exists() else f" (STORAGE_VERSION '{STORAGE_VERSION}')"
 
 
 def limits(settings: Settings) -> dict[str, str | int]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.blocks import check_blocks
-from kbo_pipeline.database import NO_VACUUM
 from kbo_pipeline.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import Standing, read_standing
@@ -104,13 +103,13 @@ def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
 
 
 def make_views(file: Path, privacy: Privacy) -> None:
-    """Makes the views of a register that nobody has open; its rows stay where they lie.
+    """Makes the views of a register that nobody has open.
 
     Args:
         file: the register.
         privacy: who is in its views.
     """
-    with duckdb.connect(str(file), config=NO_VACUUM) as connection:
+    with duckdb.connect(str(file)) as connection:
         for statement in create_views(privacy):
             connection.execute(statement)
         connection.execute("CHECKPOINT")

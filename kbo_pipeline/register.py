@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.batches import Batch
-from kbo_pipeline.database import NO_VACUUM, Database, new_file
+from kbo_pipeline.database import Database, new_file
 from kbo_pipeline.differences import Difference, Differences
 from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.extracts import Extract, ExtractKey
@@ -162,8 +162,6 @@ def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     connection.execute("USE register")
     # Publishing checkpoints once; by default each batch of a Full would.
     connection.execute("SET wal_autocheckpoint = '4GB'")
-    for name, value in NO_VACUUM.items():
-        connection.execute(f"SET {name} = {value}")
 
 
 class Register:

@@ -109,6 +109,9 @@ def stage(
     with exclusive_lock(directory / f"{extract.key}.lock"):
         shutil.rmtree(unpacked_dir, ignore_errors=True)
         make_private(unpacked_dir)
+        # A checkpoint would join groups of rows that are not full, and write many anew: what is
+        # read two times is not worth that. Where a Full becomes the register, it is done then.
+        connection.execute("SET max_vacuum_tasks = 0")
         lock_down(connection, directory)
         try:
             unpacked = unpack(zip_file, extract.key, unpacked_dir)

@@ -106,14 +106,14 @@ class Target:
         try:
             self._connection.execute("USE staging")
             try:
-                staging._load(self._connection, self._extract, unpacked)
+                staging._load(self._connection, self._extract, unpacked, 1024)
             except RejectedError as error:
                 assert list(error.faults) == faults[: len(error.faults)], (error.faults, faults)
                 assert faults, error
                 return
             assert not faults, faults
             found = self._connection.execute(
-                "SELECT id, start_date, enterprise_number FROM staged.branch ORDER BY rowid"
+                "SELECT id, start_date, enterprise_number FROM staging.branch ORDER BY rowid"
             ).fetchall()
         finally:
             self._connection.execute("USE memory")
