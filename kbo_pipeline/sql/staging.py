@@ -135,11 +135,13 @@ def note_superseded(table: Table, extract_type: ExtractType) -> str:
     compared whose hash is among `$several`.
     """
     identity = _identity(table)
-    first = "rowid DESC" if table.unique_key else "rowid"
+    stays = "max(row_id)" if table.unique_key else "min(row_id)"
     return (
-        f"INSERT INTO superseded SELECT '{table.name}', rowid {_inserted(table, extract_type)}"
-        f" AND hash({identity}) IN (SELECT unnest($several::UBIGINT[]))"
-        f" QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {first}) > 1"
+        f"INSERT INTO superseded WITH found AS MATERIALIZED (SELECT rowid AS row_id, {identity}"
+        f" {_inserted(table, extract_type)}"
+        f" AND hash({identity}) IN (SELECT unnest($several::UBIGINT[])))"
+        f" SELECT '{table.name}', row_id FROM found"
+        f" WHERE row_id NOT IN (SELECT {stays} FROM found GROUP BY {identity})"
     )
 
 
