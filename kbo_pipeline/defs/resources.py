@@ -57,7 +57,7 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
     except (SQLAlchemyError, DagsterPostgresException) as error:
         # As interrupted, and not as failed: failed steps are not retried after a crash.
         raise dg.DagsterExecutionInterruptedError from error
-    except Exception as error:
+    except Exception as error:  # each goes on: as an interruption, to be retried, or as a failure
         if isinstance(error.__cause__, dg.DagsterExecutionInterruptedError):  # DuckDB wraps it
             if _is_stopped(context):
                 raise dg.Failure(description="stopped", allow_retries=False) from None

@@ -73,11 +73,6 @@ def staged_rows(table: Table, extract_type: ExtractType, operation: Operation) -
     return f"SELECT count(*) FROM {table.name} WHERE {of_operation(extract_type, operation)}"
 
 
-def count_rows(table: Table) -> str:
-    """Counts the rows that were staged, of all operations."""
-    return f"SELECT count(*) FROM {table.name}"
-
-
 def unsound_values(table: Table, extract_type: ExtractType) -> list[str]:
     """Counts, once by statement, the rows that do not name what a column of theirs names."""
     inserted = of_operation(extract_type, "insert")
