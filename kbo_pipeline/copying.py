@@ -12,7 +12,7 @@ from kbo_pipeline.errors import NotReadyError, RegisterError
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import read_chain
 from kbo_pipeline.places import Place
-from kbo_pipeline.published import make_views, open_published
+from kbo_pipeline.published import open_published
 from kbo_pipeline.register import content_hash, open_register, register_lock
 from kbo_pipeline.settings import Privacy
 from kbo_pipeline.shared import NOTHING_PUBLISHED
@@ -55,7 +55,6 @@ def copy_register(
         with replace_atomically(target) as temporary:
             found = _copy(connection, source, temporary, privacy, report, is_new=True)
             register_lock(temporary).unlink()  # ours: nobody else knows the file yet
-            make_views(temporary, privacy)
         return found
     return _copy(connection, source, target, privacy, report, is_new=True)
 

@@ -1,7 +1,7 @@
 """What readers open: reading it; and of a file: its views, replacing it. No Dagster.
 
-Its tables are those of the register at work, byte by byte. Its views are made for it alone, after
-`KBO_PRIVACY`.
+It is the register at work, byte by byte, as that was when it was published; only where
+`KBO_PRIVACY` has changed since, its views are made for it alone.
 """
 
 import shutil
@@ -86,7 +86,7 @@ def _standing(connection: duckdb.DuckDBPyConnection, database: Place) -> Standin
 
 
 def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
-    """Puts a copy of a register, with its views made anew, into its place for readers.
+    """Puts a copy of a register into its place for readers, with the views that it should have.
 
     Args:
         file: the register at work, which must be detached; or `database` itself.
@@ -99,20 +99,12 @@ def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
     check_blocks(file)
     with replace_atomically(database) as temporary:
         shutil.copyfile(file, temporary)
-        make_views(temporary, privacy)
-
-
-def make_views(file: Path, privacy: Privacy) -> None:
-    """Makes the views of a register that nobody has open.
-
-    Args:
-        file: the register.
-        privacy: who is in its views.
-    """
-    with duckdb.connect(str(file)) as connection:
-        for statement in create_views(privacy):
-            connection.execute(statement)
-        connection.execute("CHECKPOINT")
+        if has_views(temporary, privacy):
+            return
+        with duckdb.connect(str(temporary)) as connection:
+            for statement in create_views(privacy):
+                connection.execute(statement)
+            connection.execute("CHECKPOINT")
 
 
 def has_views(database: Path, privacy: Privacy) -> bool:

@@ -133,6 +133,6 @@ def _import(
         for batch in staged.batches:
             register.apply(staged, batch)
             report(f"{key}: batch {batch.number} of {len(staged.batches)}")
-        register.complete(staged)
+        register.complete(staged, privacy=settings.privacy)
         register.checkpoint()
     shutil.rmtree(staging_dir)

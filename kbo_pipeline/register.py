@@ -162,6 +162,9 @@ def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     connection.execute("USE register")
     # Publishing checkpoints once; by default each batch of a Full would.
     connection.execute("SET wal_autocheckpoint = '4GB'")
+    # Of a table's rows, those of some hundred others are looked for before more of them is read;
+    # with more of them, looking takes longer than it saves.
+    connection.execute("SET dynamic_or_filter_threshold = 1000")
 
 
 class Register:
@@ -413,7 +416,7 @@ class Register:
         Args:
             staged: the extract, attached as `staging`.
             check: is called when all that is done and not committed; nothing is when it raises.
-            privacy: who is in the views of a shared register.
+            privacy: who is in the views.
 
         Raises:
             NotReadyError: batches are missing; names how many.
@@ -485,7 +488,7 @@ class Register:
 
         Args:
             key: the extract.
-            privacy: who is in the views of a shared register.
+            privacy: who is in the views.
 
         Raises:
             OrderError: another extract is the newest; names it.
@@ -514,22 +517,21 @@ class Register:
             self._database.execute("FORCE CHECKPOINT register")
 
     def has_views(self, privacy: Privacy) -> bool:
-        """Tells whether the views of a shared register are those that would be made for it now."""
-        expected = mark(privacy, tuple(shared_sql.published_views()))
+        """Tells whether the views of the register are those that would be made for it now."""
         with self._in_main():
-            return self._database.row(READ_MARK) == (expected,)
+            return self._database.row(READ_MARK) == (mark(privacy, self._below_views()),)
+
+    def _below_views(self) -> tuple[str, ...]:
+        return tuple(shared_sql.published_views()) if self._is_shared else ()
 
     def show(self, privacy: Privacy) -> None:
         """Makes what readers see besides the rows: views, and who is left out of them.
 
-        Part of the caller's transaction. Without effect on a file, which is copied for readers:
-        the copy gets them.
+        Part of the caller's transaction. A copy for readers has them from there.
         """
-        if not self._is_shared:
-            return
         statements = fill_hidden(privacy)
         if not self.has_views(privacy):
-            statements = create_views(privacy, tuple(shared_sql.published_views()))
+            statements = create_views(privacy, self._below_views())
         with self._in_main():
             for statement in statements:
                 self._database.execute(statement)
@@ -552,7 +554,7 @@ class Register:
 
         Args:
             source: what that register is attached as.
-            privacy: who is in the views of a shared register.
+            privacy: who is in the views.
             check: is called when all is done and not committed, with what readers will see as the
                 default database; nothing is done when it raises.
             is_new: nothing may be there.

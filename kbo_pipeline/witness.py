@@ -366,7 +366,7 @@ def mend_files(
     if remedy.show:
         with attach() as opened:
             if remedy.undo is not None:
-                opened.rollback(remedy.undo)
+                opened.rollback(remedy.undo, settings.privacy)
             opened.checkpoint()
         show_to_readers(register, settings.database, settings.privacy)
 

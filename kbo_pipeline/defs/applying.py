@@ -24,7 +24,7 @@ from kbo_pipeline.defs.applied import materializations, shown
 from kbo_pipeline.defs.catalogue import OWNERS, register_metadata, tags
 from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
-from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried
+from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried, told
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.errors import KboError
 from kbo_pipeline.extracts import ExtractKey
@@ -147,10 +147,9 @@ def _apply_extract(
         with closing(apply(context, settings, register, staged, known)) as outcomes:
             for done, (key, result) in enumerate(outcomes, start=1):
                 if not isinstance(result, BatchChange):
-                    message = str(result).split("\n", 1)[0]
+                    message = told(result).split("\n", 1)[0]
                     if is_damage(result):
                         mark_suspect(settings)
-                        message = f"a file of ours is damaged ({message}); kbo rebuild mends it"
                     context.log.error(f"{key}: {message}")
                     failures[str(key)] = message
                     continue

@@ -15,6 +15,7 @@ from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
+from kbo_pipeline.errors import KboError
 from kbo_pipeline.faults import RejectedError
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
@@ -67,7 +68,15 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
         if is_transient(error):
             raise
         faults = {"faults": fault_table(error.faults)} if isinstance(error, RejectedError) else {}
-        raise dg.Failure(description=str(error), metadata=faults, allow_retries=False) from error
+        raise dg.Failure(description=told(error), metadata=faults, allow_retries=False) from error
+
+
+def told(error: Exception) -> str:
+    """What is said of an error; of a file that DuckDB finds damaged, what mends it too."""
+    if is_damage(error) and not isinstance(error, KboError):
+        first_line = str(error).split("\n", 1)[0]
+        return f"a file of ours is damaged ({first_line}); kbo rebuild mends it"
+    return str(error)
 
 
 def go_on(context: StepContext, settings: Settings) -> None:
