@@ -102,6 +102,7 @@ def start(read_only: bool, only: "Part | None") -> None:
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
     from kbo_pipeline.extracts import read_extract
+    from kbo_pipeline.postgres import start_ahead
     from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
@@ -109,6 +110,8 @@ def import_command(zips: tuple[Path, ...]) -> None:
         ((zip_file, read_extract(zip_file)) for zip_file in zips),
         key=lambda item: (item[1].key.number, item[1].key.type),
     )
+    if settings.postgres_url is None:  # beside the imports that follow, which take two seconds
+        start_ahead(settings.postgres_dir)
     from kbo_pipeline.defs.importing import import_extract, open_instance
 
     with open_instance(settings) as instance:

@@ -27,7 +27,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -116,6 +116,19 @@ def embedded_server_url(directory: Path) -> str:
                 f"{directory}: the embedded PostgreSQL cannot be used: {error}; give the directory"
                 " to the user who runs this, or set DAGSTER_POSTGRES_URL"
             ) from error
+
+
+def start_ahead(directory: Path) -> None:
+    """Begins to start the server in `directory`, while the caller does something else.
+
+    What goes wrong is said to whoever asks for its URL.
+    """
+
+    def start() -> None:
+        with suppress(StorageError):
+            embedded_server_url(directory)
+
+    threading.Thread(target=start, daemon=True).start()
 
 
 class _Server:

@@ -24,7 +24,7 @@ from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
 from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
-from kbo_pipeline.unpacking import Unpacked, unpack
+from kbo_pipeline.unpacking import Unpacked, made_ahead, unpack
 
 KNOWN_VERSION = "1.0.0"
 """The version of KBO's format that this was made for; others are read too, with a warning."""
@@ -309,12 +309,9 @@ def _several(
     parts: int,
 ) -> NDArray[np.uint64]:
     """Of one part of the hashes those that several rows have."""
-    statement = staging_sql.row_hashes(table, kind)
     lanes = [np.empty(rows, np.uint64) for _ in range(_LANES)]  # takes memory where it is filled
     lengths = [0] * _LANES
-    for first in range(0, rows, _ROWS_FETCHED):
-        values = {"part": part, "parts": parts, "first": first, "next": first + _ROWS_FETCHED}
-        hashes = np.asarray(connection.execute(statement, values).fetchnumpy()["row_hash"])
+    for hashes in made_ahead(_hashes(connection, table, kind, rows, part, parts)):
         lane_of = hashes >> np.uint64(64 - _LANE_BITS)
         for number, lane in enumerate(lanes):
             found = hashes[lane_of == number]
@@ -323,6 +320,21 @@ def _several(
     filled = [lane[:length] for lane, length in zip(lanes, lengths, strict=True)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(_repeated, filled)))
+
+
+def _hashes(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    kind: ExtractType,
+    rows: int,
+    part: int,
+    parts: int,
+) -> Iterator[NDArray[np.uint64]]:
+    """The hashes of one part, piece by piece."""
+    statement = staging_sql.row_hashes(table, kind)
+    for first in range(0, rows, _ROWS_FETCHED):
+        values = {"part": part, "parts": parts, "first": first, "next": first + _ROWS_FETCHED}
+        yield np.asarray(connection.execute(statement, values).fetchnumpy()["row_hash"])
 
 
 def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from kbo_pipeline.archives import Archive, Member, open_archive
 from kbo_pipeline.extracts import ExtractKey, Operation
@@ -17,6 +18,8 @@ from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table
 
 Role = tuple[Table, Operation]
 """What a file says: which rows of which table go, or come."""
+
+Chunk = TypeVar("Chunk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def unpack(zip_file: Path, key: ExtractKey, directory: Path) -> Unpacked:
         target = directory / f"{table.name}_{operation}.csv"
         counter = RecordCounter()
         with target.open("wb") as out:
-            for chunk in counter.counted(_made_ahead(archive.read(member))):
+            for chunk in counter.counted(made_ahead(archive.read(member))):
                 out.write(chunk)
         header = read_header(target, member.name, expected_columns(table, operation))
         return CsvFile(target, member.name, header, counter.result())
@@ -108,15 +111,15 @@ def unpack(zip_file: Path, key: ExtractKey, directory: Path) -> Unpacked:
     return Unpacked(files, faults, warnings)
 
 
-def _made_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, each inflated while the one before is counted and written.
+def made_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, each made while its taker is at work on the one before.
 
     Three quarters of a Full are one member: without that, a single core works at it at last.
     """
-    with ThreadPoolExecutor(max_workers=1) as inflater:
-        following = inflater.submit(next, chunks, None)
+    with ThreadPoolExecutor(max_workers=1) as maker:
+        following = maker.submit(next, chunks, None)
         while (chunk := following.result()) is not None:
-            following = inflater.submit(next, chunks, None)
+            following = maker.submit(next, chunks, None)
             yield chunk
 
 

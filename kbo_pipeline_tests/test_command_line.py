@@ -218,10 +218,10 @@ def test_an_import_that_is_stopped_or_killed_goes_on_where_it_was(
     pipeline = Pipeline(tmp_path, {"KBO_MAX_BATCHES": "12"})  # another cut, the same content
     with pipeline.instance() as instance:
         staging = run_of(instance, "stage_extract", "STARTED")
-        planning = run_of(instance, "apply_batches", "NOT_STARTED")
+        beginning = run_of(instance, "apply_batches", "NOT_STARTED", "STARTED")
         for moment, has_come, number in (
             ("staging", staging, signal.SIGTERM),
-            ("planning", planning, signal.SIGINT),
+            ("beginning to apply", beginning, signal.SIGINT),
             ("applying", applied(instance, 3), signal.SIGINT),
         ):
             with started(pipeline, *KBO, "import", big_zip) as process:

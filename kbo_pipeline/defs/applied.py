@@ -1,9 +1,11 @@
 """What Dagster is told of a batch that is applied."""
 
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import dagster as dg
+from dagster._core.events import DagsterEventBatchMetadata
 
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.catalogue import PREVIEW_ROWS, preview, shown_table
@@ -31,14 +33,26 @@ def shown(
     return found
 
 
+def reported(
+    context: dg.AssetExecutionContext, found: Sequence[dg.AssetMaterialization]
+) -> Iterator[dg.DagsterEvent]:
+    """Reports the events of a batch together: our storage has all of them then, or none."""
+    step, together = context.get_step_execution_context(), str(uuid.uuid4())
+    for place, materialization in enumerate(found, start=1):
+        is_last = place == len(found)
+        yield dg.DagsterEvent.asset_materialization(
+            step, materialization, DagsterEventBatchMetadata(together, is_last)
+        )
+
+
 def materializations(
     key: BatchKey,
     change: BatchChange,
     more: Mapping[str, Mapping[str, dg.MetadataValue]] = MappingProxyType({}),
-) -> Iterator[dg.AssetMaterialization]:
+) -> list[dg.AssetMaterialization]:
     """The seven events of a batch, with its numbers and what else is shown, by table."""
-    for name, table in change.tables.items():
-        yield dg.AssetMaterialization(
+    return [
+        dg.AssetMaterialization(
             name,
             partition=str(key),
             metadata={
@@ -53,3 +67,5 @@ def materializations(
                 **more.get(name, {}),
             },
         )
+        for name, table in change.tables.items()
+    ]

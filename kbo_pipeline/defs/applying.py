@@ -20,7 +20,7 @@ from tenacity import (
 from kbo_pipeline import interrupts
 from kbo_pipeline.apply_pool import ApplyPool
 from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.defs.applied import materializations, shown
+from kbo_pipeline.defs.applied import materializations, reported, shown
 from kbo_pipeline.defs.catalogue import OWNERS, register_metadata, tags
 from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
@@ -80,7 +80,7 @@ every_partition = dg.AllPartitionMapping()
 )
 def apply_to_register(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
-) -> Iterator[dg.AssetMaterialization]:
+) -> Iterator[dg.DagsterEvent]:
     """Applies batches: each in one transaction, on past one that fails, nothing twice."""
     failures: dict[str, str] = {}
     with permanent_errors_not_retried(context):
@@ -120,7 +120,7 @@ def _apply_extract(
     extract: ExtractKey,
     keys: Sequence[BatchKey],
     failures: dict[str, str],
-) -> Iterator[dg.AssetMaterialization]:
+) -> Iterator[dg.DagsterEvent]:
     """Applies the batches of one extract; notes in `failures` those that failed."""
     if register.ledger.job_status(extract) == "completed":
         context.log.info(f"{extract}: already published: nothing to do")
@@ -129,7 +129,7 @@ def _apply_extract(
             if change is None:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
             else:
-                yield from materializations(key, change)
+                yield from reported(context, materializations(key, change))
         return
     is_alone = settings.apply_workers == 1
     opened = register.importing if is_alone else register.opening
@@ -154,9 +154,8 @@ def _apply_extract(
                     failures[str(key)] = message
                     continue
                 tally.add(result)
-                yield from materializations(
-                    key, result, shown(register, extract, tally, is_last=done == len(known))
-                )
+                more = shown(register, extract, tally, is_last=done == len(known))
+                yield from reported(context, materializations(key, result, more))
                 context.log.info(tally.line(result, time.monotonic()))
 
 
