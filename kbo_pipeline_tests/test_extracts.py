@@ -16,6 +16,7 @@ from kbo_pipeline.errors import ExtractError
 from kbo_pipeline.extracts import (
     Extract,
     ExtractKey,
+    _hashed_once,
     key_in_file_name,
     read_extract,
 )
@@ -200,6 +201,21 @@ def test_meta_is_read_with_and_without_bom_and_crlf(
         source_file=zip_file.name,
         sha256=sha256(zip_file.read_bytes()).hexdigest(),
     )
+
+
+def test_a_large_zip_is_hashed_again_when_it_has_changed_and_only_then(tmp_path: Path) -> None:
+    zip_file = write_extract(tmp_path, FULL, ROWS)
+    with zipfile.ZipFile(zip_file, "a") as archive:
+        archive.writestr("other.bin", bytes(2**25))
+    for change in (0, 1):
+        content = bytearray(zip_file.read_bytes())
+        content[-(2**24)] ^= change  # a byte of that member
+        with zip_file.open("r+b") as file:
+            file.write(content)
+        for _ in range(2):
+            before = _hashed_once.cache_info().hits
+            assert read_extract(zip_file).sha256 == sha256(content).hexdigest()
+        assert _hashed_once.cache_info().hits == before + 1
 
 
 def test_the_name_of_a_daily_zip_follows_from_its_meta(tmp_path: Path) -> None:
