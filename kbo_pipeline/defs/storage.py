@@ -120,6 +120,8 @@ def migrate(instance: DagsterInstance, report: Callable[[str], None]) -> None:
 class _RunStorage(PostgresRunStorage):
     """The first storage that `dagster instance migrate` comes to."""
 
+    _has_run_stats = False
+
     def upgrade(self) -> None:
         """Drops the view, whose columns PostgreSQL would not alter; the next start makes it."""
         with self.connect() as connection:
@@ -130,8 +132,6 @@ class _RunStorage(PostgresRunStorage):
         """Tells what does not change any more; Dagster's own asks it with each query of runs."""
         self._has_run_stats = self._has_run_stats or super().has_run_stats_index_cols()
         return self._has_run_stats
-
-    _has_run_stats = False
 
 
 class _EventLogStorage(PostgresEventLogStorage):
