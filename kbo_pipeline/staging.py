@@ -293,25 +293,20 @@ def _note_superseded(
 ) -> None:
     """Notes which rows are there twice; sorting hashes finds them ten times as fast as grouping."""
     parts = 1 + rows * _HASH_BYTES // (memory_mb * 2**20 // 8)
-    several = [_several(connection, table, kind, rows, part, parts) for part in range(parts)]
+    several = [
+        _several(_hashes(connection, table, kind, rows, part, parts), rows) for part in range(parts)
+    ]
     if any(len(found) for found in several):
         connection.execute(
             staging_sql.note_superseded(table, kind), {"several": np.concatenate(several).tolist()}
         )
 
 
-def _several(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    kind: ExtractType,
-    rows: int,
-    part: int,
-    parts: int,
-) -> NDArray[np.uint64]:
-    """Of one part of the hashes those that several rows have."""
+def _several(pieces: Iterator[NDArray[np.uint64]], rows: int) -> NDArray[np.uint64]:
+    """Of one part of the hashes of so many rows, piece by piece, those that several have."""
     lanes = [np.empty(rows, np.uint64) for _ in range(_LANES)]  # takes memory where it is filled
     lengths = [0] * _LANES
-    for hashes in made_ahead(_hashes(connection, table, kind, rows, part, parts)):
+    for hashes in made_ahead(pieces):
         lane_of = hashes >> np.uint64(64 - _LANE_BITS)
         for number, lane in enumerate(lanes):
             found = hashes[lane_of == number]
