@@ -23,6 +23,7 @@ help: ## list the targets
 setup: $(READY) ## install everything into .venv
 
 $(READY): pyproject.toml setup.cfg constraints.txt
+	@echo "installing everything into $(VENV); this takes 1 to 2 minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --constraint constraints.txt setuptools
 	$(RUN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'

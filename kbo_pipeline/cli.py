@@ -49,7 +49,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Keeps Belgium's company register (KBO Open Data) complete and current on this machine.
 
-    Settings come from the environment and from a .env file; see the README.
+    Settings come from the environment and from a .env file; docs/operating.md lists them.
     """
     from kbo_pipeline.privacy import open_secrets
 

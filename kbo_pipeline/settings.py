@@ -415,5 +415,6 @@ class _Reader:
                 close = difflib.get_close_matches(
                     name, self._known | {*_OTHER_VARIABLES.values()}, n=1
                 )
-                hint = f"did you mean {close[0]}?" if close else "see 'Configuration' in the README"
+                listed = "docs/operating.md, 'Settings', lists all"
+                hint = f"did you mean {close[0]}?" if close else listed
                 raise SettingsError(f"{name}: unknown setting; {hint}")

@@ -123,6 +123,7 @@ def test_the_checks_of_commands_see_what_is_wrong() -> None:
 
 RUN_ELSEWHERE = {
     "make demo": ".ci/run",
+    "make test": ".ci/run",
     "make start": "test_portal_end_to_end.py, without the portal's real address",
     "git pull": "nothing of ours",
     "psql": "test_queue.py, which reads the view as kbo_reader",

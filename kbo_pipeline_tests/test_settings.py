@@ -249,7 +249,7 @@ def test_a_working_directory_with_a_question_mark_is_refused_too(tmp_path: Path)
         ("KBO_DATADIR", "did you mean KBO_DATA_DIR?"),
         ("KBO_USER", "did you mean KBO_USERNAME?"),
         ("KBO_PORTAL_URI", "did you mean KBO_PORTAL_URL?"),
-        ("KBO_XYZZY_QUUX_42", "see 'Configuration' in the README"),
+        ("KBO_XYZZY_QUUX_42", "docs/operating.md, 'Settings', lists all"),
     ],
 )
 @pytest.mark.parametrize("in_file", [False, True])
