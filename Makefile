@@ -13,6 +13,8 @@ LAKE_WORKERS := end_to_end failed_batches cancel_and_pause
 AUDIT := build/audit
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Python does not look for modules in the working directory first. The tests are found at the end of its path.
+export PYTHONSAFEPATH = 1
 
 .PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos soak year bench bench-small \
 	bench-lake fuzz check audit clean
@@ -27,6 +29,7 @@ $(READY): pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --constraint constraints.txt setuptools
 	$(RUN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	echo '$(CURDIR)' > "$$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kbo_pipeline_tests.pth"
 	touch $(READY)
 
 demo: $(READY) ## import made-up extracts and show what is in the register

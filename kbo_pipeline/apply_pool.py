@@ -11,7 +11,6 @@ import random
 import selectors
 import shutil
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import BatchChange
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql.shared import TURNS
+from kbo_pipeline.tied import tied_command
 
 _LOOK_SECONDS = 1.0
 """How often it is asked whether to stop, while nothing happens."""
@@ -193,7 +193,7 @@ class ApplyPool:
     def _start(self, position: int) -> _Worker:
         module = ("kbo_pipeline.apply_worker", str(self._key), str(position))
         process = subprocess.Popen(
-            [sys.executable, "-m", "kbo_pipeline.tied", str(os.getpid()), *module],
+            tied_command(*module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **self._settings.environment},

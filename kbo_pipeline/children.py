@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ import psutil
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.files import make_private
 from kbo_pipeline.settings import Settings
+from kbo_pipeline.tied import tied_command
 
 _STOP_SECONDS = 20.0
 _CLOCK_SECONDS = 2.0  # by which the start of a process may differ between two looks at it
@@ -55,7 +55,7 @@ class Children:
         make_private(log.parent)
         with log.open("ab") as out:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "kbo_pipeline.tied", str(os.getpid()), *arguments],
+                tied_command(*arguments),
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -164,6 +164,7 @@ class _Supervisor:
         self._arguments = {
             "code": (
                 *("kbo_pipeline.defs.code_server", "-m", "kbo_pipeline.definitions"),
+                "--empty-working-directory",  # or else Dagster looks there for modules first
                 *(*listen, "--location-name", "kbo_pipeline"),
             ),
             "daemon": ("kbo_pipeline.defs.daemon", "run", "-w", str(workspace)),

@@ -26,6 +26,7 @@ from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import ALL_TABLES
+from kbo_pipeline.tied import tied_command
 
 _DIRECTORY = Path("data/demo")
 _UPDATES = 3
@@ -81,10 +82,7 @@ def _served() -> Iterator[subprocess.Popen[bytes]]:
     """Runs `kbo start` until the block ends."""
     with (_DIRECTORY / "start.log").open("wb") as log:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "kbo_pipeline.tied", str(os.getpid())),
-                *("kbo_pipeline.cli", "start"),
-            ],
+            tied_command("kbo_pipeline.cli", "start"),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
