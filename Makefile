@@ -11,12 +11,13 @@ LAKE := end_to_end failed_batches rollback_end_to_end checks_end_to_end cancel_a
 # What speaks of runs that apply batches: with several workers too.
 LAKE_WORKERS := end_to_end failed_batches cancel_and_pause
 AUDIT := build/audit
+NEWEST := build/newest
 AUDIT_SERVICE ?= pypi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Python does not look for modules in the working directory first. The tests are found at the end of its path.
 export PYTHONSAFEPATH = 1
 
-.PHONY: help setup demo practice start test test-long test-lake test-browser chromium chaos soak year bench bench-small \
+.PHONY: help setup demo practice start test test-newest test-long test-lake test-browser chromium chaos soak year bench bench-small \
 	bench-lake fuzz check audit clean
 
 help: ## list the targets
@@ -43,6 +44,13 @@ start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 
 test: $(READY) ## run the tests, but for the long ones
 	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not browser"
+
+test-newest: ## run the tests with the newest of everything that pyproject.toml allows
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager setuptools --editable '.[dev]'
+	$(NEWEST)/bin/pip freeze --exclude kbo_pipeline | diff constraints.txt - || true
+	touch $(NEWEST)/.ready
+	$(MAKE) test VENV=$(NEWEST)
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
 	$(RUN)/python -m pytest -n 3 --dist loadfile -m "$(LONG)"
