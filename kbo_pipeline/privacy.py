@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+from kbo_pipeline.env_file import read_env_file
+from kbo_pipeline.errors import SettingsError
 from kbo_pipeline.findings import Finding
 from kbo_pipeline.settings import Settings
 
@@ -21,9 +23,10 @@ def open_secrets(root: Path | None = None) -> str | None:
     file = (root or Path.cwd()) / ".env"
     if not file.is_file() or not stat.S_IMODE(file.stat().st_mode) & _READ_OR_WRITE:
         return None
-    from dotenv import dotenv_values  # only where there is a file: the import costs start-up time
-
-    values = dotenv_values(file, interpolate=False)
+    try:
+        values = read_env_file(file)
+    except SettingsError:
+        return None  # the command says so itself, if it needs a setting
     names = ", ".join(name for name in _SECRETS if values.get(name))
     return f"{file}: other users can read {names} in it; chmod 600 {file}" if names else None
 

@@ -3,12 +3,13 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args, overload
 from urllib.parse import urlsplit
 
+from kbo_pipeline.env_file import read_env_file
 from kbo_pipeline.errors import SettingsError
 from kbo_pipeline.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
 
@@ -18,6 +19,7 @@ Privacy = Literal["full", "legal-persons"]
 _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}
 """The variables that do not begin with `KBO_`, by what they set."""
 
+_OURS = ("KBO_", "DAGSTER_")
 _PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
 _MOST_WORKERS = 16
 _LEAST_WORKER_MB = 512
@@ -221,7 +223,7 @@ def load_settings(
         SettingsError: a `KBO_` variable is unknown, or a value is malformed; names the variable.
     """
     root = Path.cwd() if root is None else root.absolute()
-    values = _dotenv(root / ".env")
+    values = read_env_file(root / ".env")
     values.update(os.environ if environment is None else environment)
     reader = _Reader(values, root)
     data_dir = reader.path("KBO_DATA_DIR", root / "data")
@@ -279,17 +281,6 @@ def _check_workers(settings: Settings) -> None:
             f"KBO_APPLY_WORKERS: {settings.apply_workers} workers share KBO_MEMORY_MB and need"
             f" {least}, it is {settings.memory_mb}; less of these, or more of that"
         )
-
-
-def _dotenv(file: Path) -> dict[str, str]:
-    if not file.is_file():
-        return {}
-    from dotenv import dotenv_values  # only where there is a file: the import costs start-up time
-
-    try:
-        return {name: value or "" for name, value in dotenv_values(file, interpolate=False).items()}
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
 
 
 def _s3(reader: "_Reader") -> S3 | None:
@@ -410,11 +401,17 @@ class _Reader:
         return float(text)
 
     def refuse_unknown(self) -> None:
+        known = self._known | {*_OTHER_VARIABLES.values()}
+        listed = "docs/operating.md, 'Settings', lists all"
         for name in sorted(self._values):
-            if name.startswith("KBO_") and name not in self._known:
-                close = difflib.get_close_matches(
-                    name, self._known | {*_OTHER_VARIABLES.values()}, n=1
-                )
-                listed = "docs/operating.md, 'Settings', lists all"
-                hint = f"did you mean {close[0]}?" if close else listed
+            if name != name.upper() and name.upper() in known and name.upper().startswith(_OURS):
+                raise SettingsError(f"{name}: names of settings are in capitals: {name.upper()}")
+            if name.startswith("KBO_") and name not in known:
+                close = difflib.get_close_matches(name.removeprefix("KBO_"), _endings(known), n=1)
+                hint = f"did you mean KBO_{close[0]}?" if close else listed
                 raise SettingsError(f"{name}: unknown setting; {hint}")
+
+
+def _endings(names: Collection[str]) -> list[str]:
+    """What tells one name of ours from another: all begin alike."""
+    return [name.removeprefix("KBO_") for name in names if name.startswith("KBO_")]

@@ -1,0 +1,82 @@
+"""The `.env` file, read strictly: what would be dropped or cut in silence is refused by its line.
+
+No value is ever in a message: it may be a password.
+"""
+
+import io
+import re
+import stat
+from pathlib import Path
+
+from kbo_pipeline.errors import SettingsError
+
+_OURS = ("KBO_", "DAGSTER_")
+_READ = (*_OURS, "AWS_")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_QUOTE_IT = "put the value between single quotes, or its comment on a line of its own"
+
+
+def read_env_file(file: Path) -> dict[str, str]:
+    """The variables of a `.env` file; none where there is no file, or a directory of that name.
+
+    What other programs read from it may look as they like, as long as each line can be read.
+
+    Raises:
+        SettingsError: it cannot be read; or a line cannot, or a value of ours would be cut, or
+            a name differs from one of ours in its letters' case. Names the file and the line.
+    """
+    text = _text(file)
+    if text is None:
+        return {}
+    from dotenv.parser import parse_stream  # only where there is a file: it costs start-up time
+
+    values: dict[str, str] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        original = binding.original.string
+        blank = len(original) - len(original.lstrip())
+        line = binding.original.line + len(re.findall(r"\r\n|\n|\r", original[:blank]))
+        where = f"{file}: line {line}"
+        if binding.error or (binding.key is not None and binding.value is None):
+            raise SettingsError(
+                f"{where} cannot be read: expected NAME=value, with a value that has quotes or"
+                " line breaks in it between single quotes, or # before a comment"
+            )
+        if binding.key is None or binding.value is None:
+            continue  # a comment, or the end
+        _check(where, binding.key, binding.value, original.strip())
+        values[binding.key] = binding.value
+    return values
+
+
+def _check(where: str, name: str, value: str, written: str) -> None:
+    """Refuses what is meant for us and would be taken for something else."""
+    upper = name.upper()
+    if "KBO" in upper and not _NAME.fullmatch(name):
+        raise SettingsError(f"{where}: its name holds other characters than letters, digits and _")
+    if name != upper and upper.startswith(_OURS):
+        raise SettingsError(f"{where}: {name}: names are in capitals: {upper}")
+    if not name.startswith(_READ):
+        return
+    text = written.partition("=")[2]
+    if text.lstrip()[:1] not in ("'", '"') and re.search(r"\s#", text):
+        raise SettingsError(f"{where}: the value of {name} would end before the #; {_QUOTE_IT}")
+    if re.search(r"[\r\n]", value):
+        raise SettingsError(f"{where}: the value of {name} goes on in the next line; end its quote")
+
+
+def _text(file: Path) -> str | None:
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):  # some call a directory of Python packages so
+            return None
+        if stat.S_ISFIFO(mode):  # to open it would wait for who writes there
+            raise SettingsError(f"{file}: a pipe; a file is expected")
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if not file.is_symlink():
+            return None
+        raise SettingsError(f"{file}: leads to a file that is not there") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
