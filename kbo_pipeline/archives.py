@@ -2,7 +2,8 @@
 
 zipfile reads the directory; it accepts bytes before, between and after the parts, two members of
 one name, overlapping ones, and believes sizes. So that no two programs can see different things in
-one file, each byte of it has to belong to exactly one part (APPNOTE 4.3.6). No DuckDB, no Dagster.
+one file, each byte of it has to belong to exactly one part (APPNOTE 4.3.6). A folder around all CSV
+files, and what a Mac adds when somebody packs them again, is passed over. No DuckDB, no Dagster.
 """
 
 import stat
@@ -31,6 +32,7 @@ _MAX_DIRECTORY = 1 << 20  # bytes: MAX_MEMBERS entries with long names
 _END, _END_64, _LOCATOR = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _END_FIELDS, _END_64_FIELDS = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_FIELDS, _LOCAL_FIELDS = struct.Struct("<4sLQL"), struct.Struct("<4s5H3L2H")
+_EMPTY_DEFLATED = 5  # bytes: two, or with a stored block five
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _STREAMED = 0x8  # sizes and CRC come after the data
 _UTF8 = 0x800
@@ -67,7 +69,9 @@ class Archive:
 
     Attributes:
         file: where it lies.
-        members: by name in lower case.
+        members: by name in lower case, without the one folder that the CSV files may lie in; the
+            name of a member beside that folder begins with a slash. Folders themselves, and what a
+            Mac adds, are left out.
     """
 
     file: Path
@@ -99,7 +103,7 @@ def open_archive(file: Path) -> Archive:
             with zipfile.ZipFile(stream) as archive:
                 entries = archive.infolist()
             _check_entries(file, entries)
-            members = _lay_out(file, stream, entries, directory_at)
+            members = _by_name(file, _lay_out(file, stream, entries, directory_at))
     except _UNREADABLE as error:
         raise _refused(file, f"no sound ZIP ({error})") from None
     return Archive(file, members)
@@ -149,18 +153,20 @@ def _check_entries(file: Path, entries: list[zipfile.ZipInfo]) -> None:
     for entry in entries:
         name = entry.orig_filename
         shown = ascii(name[:80])
-        path = PurePosixPath(name)
+        path = _path(name)
         drive = len(name) > 1 and name[1] == ":"
         if not name or not name.isprintable():
             raise _refused(file, f"member {shown}: a name that cannot be shown")
-        if "\\" in name or drive or path.is_absolute() or ".." in path.parts:
+        if drive or path.is_absolute() or ".." in path.parts:
             raise _refused(file, f"member {shown}: a name that leads elsewhere")
-        if name.lower() in seen:
-            raise _refused(file, f"member {name.lower()} stands in it twice")
-        seen.add(name.lower())
+        if str(path).lower() in seen:
+            raise _refused(file, f"member {str(path).lower()} stands in it twice")
+        seen.add(str(path).lower())
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):
-            raise _refused(file, f"member {shown}: a link or directory, no plain file")
+        if kind not in (0, stat.S_IFDIR if _is_folder(name) else stat.S_IFREG):
+            raise _refused(file, f"member {shown}: neither a plain file nor a folder")
+        if _is_folder(name) and (entry.file_size or entry.compress_size > _EMPTY_DEFLATED):
+            raise _refused(file, f"member {shown}: a folder that has content itself")
         if entry.flag_bits & _ENCRYPTED:
             raise _refused(file, f"member {shown}: encrypted")
         if entry.flag_bits & ~_READ:
@@ -210,7 +216,9 @@ def _lay_out(
         at = start + entry.compress_size
         if flags & _STREAMED:
             at += _descriptor_length(file, stream, entry, at)
-        members[entry.filename.lower()] = Member(
+        if _is_passed_over(entry.orig_filename):
+            continue
+        members[str(_path(entry.orig_filename)).lower()] = Member(
             entry.filename,
             start,
             entry.compress_size,
@@ -221,6 +229,37 @@ def _lay_out(
     if at != directory_at:
         raise _refused(file, "bytes that belong to no member, or a member that runs on too far")
     return members
+
+
+def _path(name: str) -> PurePosixPath:
+    """The name without what one program writes and another does not: `./`, back-slashes."""
+    return PurePosixPath(name.replace("\\", "/"))
+
+
+def _is_folder(name: str) -> bool:
+    return name.endswith(("/", "\\"))
+
+
+def _is_passed_over(name: str) -> bool:
+    """Folders themselves, and what a Mac packs beside people's files."""
+    *folders, last = (part.lower() for part in _path(name).parts or (".",))
+    is_of_mac = "__macosx" in folders or last == ".ds_store" or last.startswith("._")
+    return _is_folder(name) or is_of_mac
+
+
+def _by_name(file: Path, members: Mapping[str, Member]) -> dict[str, Member]:
+    """The members without the one folder that the CSV files lie in, if they lie in one."""
+    folders = sorted({path.rpartition("/")[0] for path in members if path.endswith(".csv")})
+    if len(folders) > 1:
+        places = " and ".join(ascii(f[:80]) if f else "in none" for f in folders[:3])
+        raise _refused(file, f"its CSV files lie in {len(folders)} folders ({places}), not in one")
+    if not folders or not folders[0]:
+        return dict(members)
+    inside = f"{folders[0]}/"
+    return {
+        path.removeprefix(inside) if path.startswith(inside) else f"/{path}": member
+        for path, member in members.items()
+    }
 
 
 def _descriptor_length(file: Path, stream: IO[bytes], entry: zipfile.ZipInfo, at: int) -> int:

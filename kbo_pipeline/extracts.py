@@ -112,7 +112,6 @@ def read_extract(zip_file: Path) -> Extract:
             raise ValueError(
                 f"SnapshotDate {snapshot_date:%d-%m-%Y} is in the future; see the clock here"
             )
-        _check_day(zip_file, timestamp.date())
     return Extract(key, snapshot_date, timestamp, version, zip_file.name, _sha256(zip_file))
 
 
@@ -130,6 +129,35 @@ def key_in_file_name(name: str) -> ExtractKey | None:
     if match is None or int(match["number"]) == 0:
         return None
     return ExtractKey(int(match["number"]), cast(ExtractType, match["type"].lower()))
+
+
+def zips_in(directory: Path) -> list[tuple[ExtractKey, Path]]:
+    """The ZIPs in a directory that are named as KBO names them, in whichever case, by name.
+
+    Args:
+        directory: need not be there.
+    """
+    if not directory.is_dir():
+        return []
+    named = ((key_in_file_name(file.name), file) for file in sorted(directory.iterdir()))
+    return [(key, file) for key, file in named if key is not None]
+
+
+def odd_day(extract: Extract) -> str | None:
+    """What is odd in the day in a ZIP's name; None when nothing is, or the name is not KBO's.
+
+    KBO names a ZIP after the day, or formerly the month, on which it published it. That is the day
+    on which it was made, or the next; over a weekend it can be later.
+    """
+    match = _FILE_NAME.fullmatch(extract.source_file)
+    if match is None:
+        return None
+    named, day = match["date"], extract.timestamp.date()
+    form = "%Y_%m_%d" if len(named) > len("yyyy_mm") else "%Y_%m"
+    near = (day + datetime.timedelta(days=shift) for shift in (-1, 0, 1))
+    if named in {f"{other:{form}}" for other in near}:
+        return None
+    return f"made on {day:%d-%m-%Y}, as meta.csv says; the file name says {named}"
 
 
 def damage(file: Path) -> str | None:
@@ -170,7 +198,8 @@ def _parse_meta(archive: Archive) -> Mapping[str, str]:
 
 def _key_in(zip_file: Path, meta: Mapping[str, str]) -> ExtractKey:
     with _meta_errors(zip_file):
-        key = ExtractKey.parse(f"{meta['ExtractNumber']:0>4}-{meta['ExtractType'].lower()}")
+        number = meta["ExtractNumber"].lstrip("0")
+        key = ExtractKey.parse(f"{number:0>4}-{meta['ExtractType'].lower()}")
     named = key_in_file_name(zip_file.name)
     if named is not None and named != key:
         raise ExtractError(
@@ -187,18 +216,6 @@ def _moment(
         with suppress(ValueError):  # there is no such day
             return datetime.datetime.strptime(text, form)
     raise ValueError(f"{name} {text[:40]!r} is not as KBO writes it, or no such day")
-
-
-def _check_day(zip_file: Path, day: datetime.date) -> None:
-    """KBO names a ZIP after the day, or formerly the month, on which it was made."""
-    match = _FILE_NAME.fullmatch(zip_file.name)
-    if match is None:
-        return
-    named = match["date"]
-    form = "%Y_%m_%d" if len(named) > len("yyyy_mm") else "%Y_%m"
-    near = (day + datetime.timedelta(days=shift) for shift in (-1, 0, 1))
-    if named not in {f"{other:{form}}" for other in near}:
-        raise ValueError(f"made on {day:%d-%m-%Y}, the file name says {named}")
 
 
 @contextmanager

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kbo_pipeline.errors import ExtractError, NotReadyError, SettingsError
-from kbo_pipeline.extracts import Extract, ExtractKey, damage, key_in_file_name, read_extract
+from kbo_pipeline.extracts import (
+    Extract,
+    ExtractKey,
+    damage,
+    key_in_file_name,
+    read_extract,
+    zips_in,
+)
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import exclusive_lock, zip_lock
@@ -83,8 +90,7 @@ def latest_key(settings: Settings) -> ExtractKey:
 
 def kept_zips(settings: Settings, key: ExtractKey) -> list[Path]:
     """The files of an extract in the downloads directory, by name; more than one is an accident."""
-    files = settings.downloads_dir.glob("*.zip")
-    return sorted(file for file in files if key_in_file_name(file.name) == key)
+    return [file for found, file in zips_in(settings.downloads_dir) if found == key]
 
 
 def kept_zip(settings: Settings, key: ExtractKey) -> Path:
@@ -145,10 +151,9 @@ def remove_old_zips(settings: Settings, published: Sequence[ExtractKey], now: fl
     if full is None:
         return []
     removed = []
-    for file in sorted(settings.downloads_dir.glob("*.zip")):
-        key = key_in_file_name(file.name)
+    for key, file in zips_in(settings.downloads_dir):
         is_old = now - file.stat().st_mtime > settings.keep_zips_days * 86_400
-        if is_old and key is not None and key.number < full:
+        if is_old and key.number < full:
             file.unlink(missing_ok=True)
             removed.append(file)
     return removed

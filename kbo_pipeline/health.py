@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.errors import ExtractError, KboError, RegisterError, StorageError
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.extracts import ExtractKey, zips_in
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.ledger import Standing
 from kbo_pipeline.locks import exclusive_lock, holder
@@ -58,9 +58,8 @@ def check_directories(settings: Settings) -> Iterator[Finding]:
 def check_disks(settings: Settings) -> Iterator[Finding]:
     """Whether the next import will have room, as large as the newest ZIPs that are kept."""
     newest: dict[str, tuple[ExtractKey, Path]] = {}
-    for file in settings.downloads_dir.glob("*.zip"):
-        key = key_in_file_name(file.name)
-        if key is not None and (key.type not in newest or newest[key.type][0].number < key.number):
+    for key, file in zips_in(settings.downloads_dir):
+        if key.type not in newest or newest[key.type][0].number < key.number:
             newest[key.type] = (key, file)
     if not newest:
         yield from _too_small(room_now(settings), "error", "whatever comes next")

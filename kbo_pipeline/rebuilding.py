@@ -9,7 +9,7 @@ import duckdb
 
 from kbo_pipeline.copying import replace_shared
 from kbo_pipeline.errors import NotReadyError
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name, read_extract
+from kbo_pipeline.extracts import ExtractKey, read_extract, zips_in
 from kbo_pipeline.fetching import fetch_zip
 from kbo_pipeline.files import move_into_place
 from kbo_pipeline.published import show_to_readers
@@ -55,8 +55,7 @@ def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> lis
 
 def kept_keys(settings: Settings) -> set[ExtractKey]:
     """The extracts whose ZIPs are in the downloads directory, by their names."""
-    found = (key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip"))
-    return {key for key in found if key is not None}
+    return {key for key, _ in zips_in(settings.downloads_dir)}
 
 
 def rebuild_register(

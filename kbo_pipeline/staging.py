@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
 from kbo_pipeline.database import lock_down, new_file
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType
+from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType, odd_day
 from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
 from kbo_pipeline.files import make_private, replace_atomically
 from kbo_pipeline.locks import exclusive_lock, is_locked
@@ -348,6 +348,8 @@ def _odd(connection: duckdb.DuckDBPyConnection, extract: Extract) -> Iterator[st
     """What is odd in the rows, or in the extract as a whole, and does no harm."""
     if extract.version != KNOWN_VERSION:
         yield f"meta.csv: Version {extract.version[:20]!r}; {KNOWN_VERSION} is what is known"
+    if (day := odd_day(extract)) is not None:
+        yield f"{extract.source_file}: {day}"
     for table in TABLES:
         if table.unique_key and (found := _count(connection, staging_sql.differing_rows(table))):
             yield f"{table.name}: of {found} numbers two different rows; the later of each counts"

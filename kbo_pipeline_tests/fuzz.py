@@ -11,6 +11,7 @@ for bytes that lead to new places in the code. It begins with the cases of docs/
 import argparse
 import csv
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -49,6 +50,7 @@ DICTIONARY = (
     *("9.000.006.626", "0257.883.408", "01-09-1995", "29-02-2023", "StartDate", "Id"),
     *("PK\\x01\\x02", "PK\\x03\\x04", "PK\\x05\\x06", "PK\\x06\\x06", "PK\\x06\\x07", "meta.csv"),
 )
+_LEFT_OUT = r"[/\\]$|(^|[/\\])(__MACOSX[/\\]|\._[^/\\]*$|\.DS_Store$)"  # folders, a Mac's own
 _STRUCTURE = ("number", "date")  # words in faults of values; all others are of records
 
 
@@ -75,7 +77,9 @@ class Target:
         assert len(contents) <= MAX_MEMBERS
         assert sum(map(len, contents.values())) <= MAX_BYTES
         with zipfile.ZipFile(self.file) as other:
-            assert contents == {name: other.read(name) for name in other.namelist()}
+            assert all(content == other.read(name) for name, content in contents.items())
+            left_out = {*other.namelist()} - {*contents}
+        assert all(re.search(_LEFT_OUT, name, re.IGNORECASE) for name in left_out), left_out
 
     def csv(self, data: bytes) -> None:
         """Any bytes as a CSV file, or as what follows its header."""

@@ -5,16 +5,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.fetching import fetch_zip
+from kbo_pipeline.fetching import fetch_zip, kept_zip, latest_key, remove_old_zips
+from kbo_pipeline.rebuilding import kept_keys
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import Effect, Fault, Kind, StandInPortal
 from kbo_pipeline.settings import load_settings
-from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.pipeline import Pipeline, fetch
+from kbo_pipeline_tests.zips import pack_in_folder
 
 FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
 
@@ -99,6 +102,47 @@ def test_a_sound_zip_that_lies_there_is_used_without_asking_anybody(
     shutil.copy(file, downloads)
     assert world.fetch(FULL) == downloads / file.name
     assert world.portal.requests == []
+
+
+def test_names_in_upper_case_are_names_too(world: World, made: Path) -> None:
+    """Some servers and programs write them so."""
+    settings = load_settings(world.pipeline.settings)
+    settings.downloads_dir.mkdir(parents=True)
+    for file in made.iterdir():
+        shutil.copy(file, settings.downloads_dir / file.name.upper())
+        shutil.move(world.offered / file.name, world.offered / file.name.upper())
+    kept = settings.downloads_dir / next(made.glob("*0140*")).name.upper()
+    assert world.fetch(FULL) == kept_zip(settings, FULL) == kept
+    assert world.portal.requests == []
+    assert kept_keys(settings) == {FULL, UPDATE}
+    assert len(remove_old_zips(settings, [ExtractKey(142, "full")], 4e9)) == 2
+    assert kept_keys(settings) == set()
+    assert latest_key(settings) == UPDATE
+    assert world.fetch(UPDATE).name.endswith("_UPDATE.ZIP")
+
+
+@pytest.mark.long
+def test_a_zip_that_somebody_has_packed_again_and_named_is_imported_and_used_again(
+    world: World, made: Path
+) -> None:
+    full, update = (next(world.offered.glob(pattern)) for pattern in ("*0140*", "*0141*"))
+    pack_in_folder(full)
+    update = update.rename(world.offered / "KboOpenData_0141_2025_10_31_Update.ZIP")
+    pack_in_folder(update)
+    world.pipeline.kbo("import", full, update)
+    with world.pipeline.read() as connection:
+        number = fetch(connection, "SELECT max(extract_number) FROM import_jobs")
+    assert number == 141
+    with world.pipeline.instance() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("import_staging_enterprise"))
+    assert event is not None and event.asset_materialization is not None
+    warnings = str(event.asset_materialization.metadata["warnings"].value)
+    assert f"{update.name}: made on " in warnings
+    assert "the file name says 2025_10_31" in warnings
+    before = world.pipeline.publication()
+    said = world.pipeline.kbo("rebuild", "--from-zips").stdout
+    assert "0140-full to 0141-update; history begins with 0140-full" in said
+    assert world.pipeline.publication() != before
 
 
 def test_a_damaged_zip_that_lies_there_is_replaced_whatever_its_name(

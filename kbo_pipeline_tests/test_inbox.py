@@ -24,7 +24,7 @@ from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.processes import at_once, noise_in_logs
 from kbo_pipeline_tests.server import Server, running_server
-from kbo_pipeline_tests.zips import write_extract
+from kbo_pipeline_tests.zips import pack_in_folder, write_extract
 
 ZIPS = int(os.environ.get("INBOX_ZIPS", "5"))
 FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
@@ -359,6 +359,8 @@ def stage_runs(server: Server) -> Counter[str]:
 def test_zips_thrown_in_at_random_are_imported_in_order_and_once(tmp_path: Path) -> None:
     rng = random.Random(4)
     files = write_zips(tmp_path / "zips", ZIPS)
+    files[1] = files[1].rename(files[1].with_suffix(".ZIP"))
+    pack_in_folder(files[2])
     keys = ["0140-full", *(f"{140 + n:04d}-update" for n in range(1, ZIPS))]
     bad = tmp_path / "zips" / "KboOpenData_0139_2025_10_04_Update.zip"
     bad.write_text("<html>Please log in</html>")
@@ -380,9 +382,11 @@ def test_zips_thrown_in_at_random_are_imported_in_order_and_once(tmp_path: Path)
         thrown = time.monotonic()
 
         def is_done() -> bool:
-            return len(list(inbox.done_dir.glob("*.zip"))) == ZIPS + 1 and (
-                len(list(inbox.rejected_dir.glob("*.zip"))) == 2
+            done, rejected = (
+                [name for name in files_in(directory) if name.lower().endswith(".zip")]
+                for directory in (inbox.done_dir, inbox.rejected_dir)
             )
+            return (len(done), len(rejected)) == (ZIPS + 1, 2)
 
         wait_for(
             is_done, 60 + 40 * ZIPS, lambda: (messages(server)[:3], server.runs("stage_extract"))

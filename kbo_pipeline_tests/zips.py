@@ -121,3 +121,16 @@ def _table_members(
         return {f"{table.name}.csv": rows}
     keys = csv_text(table.columns[:1], [(k,) for k in deletes.get(table.name, ())])
     return {f"{table.name}_delete.csv": keys, f"{table.name}_insert.csv": rows}
+
+
+def pack_in_folder(zip_file: Path) -> None:
+    """Writes a ZIP anew as a Mac does: the files in a folder, and files of its own beside it."""
+    with zipfile.ZipFile(zip_file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    folder = zip_file.stem
+    with zipfile.ZipFile(zip_file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir(folder)
+        for name, content in contents.items():
+            archive.writestr(f"{folder}/{name}", content)
+            archive.writestr(f"__MACOSX/{folder}/._{name}", b"\0\5\x16\7")
+        archive.writestr(f"{folder}/.DS_Store", b"\0\0\0\1Bud1")

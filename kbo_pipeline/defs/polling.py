@@ -15,7 +15,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.errors import KboError, LoginRefusedError, PortalError
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.extracts import ExtractKey, zips_in
 from kbo_pipeline.fetching import open_portal
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
@@ -161,8 +161,8 @@ def _ask(settings: Settings, progress: Progress, before: Poll | None) -> Poll:
 
 
 def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now: float) -> Poll:
-    kept = {key_in_file_name(file.name) for file in settings.downloads_dir.glob("*.zip")}
-    offered = {offer.key for offer in offers} | {key for key in kept if key is not None}
+    kept = {key for key, _ in zips_in(settings.downloads_dir)}
+    offered = {offer.key for offer in offers} | kept
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
     standing = standing_of(settings.database)  # the ledger knows, whoever imported
     published = newest_published(standing, progress)

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.extracts import ExtractKey, zips_in
 from kbo_pipeline.sample.answers import (
     BASE,
     LOGIN,
@@ -187,8 +187,7 @@ class StandInPortal:
             return self._sessions.get(session, 0.0) > time.monotonic()
 
     def _files(self) -> dict[str, ExtractKey]:
-        named = {file.name: key_in_file_name(file.name) for file in self._directory.glob("*.zip")}
-        return {name: key for name, key in sorted(named.items()) if key is not None}
+        return {file.name: key for key, file in zips_in(self._directory)}
 
     def _listing(self) -> Answer:
         q = self.quote

@@ -55,6 +55,7 @@ def _metas() -> list[Case]:
             f"ExtractNumber {text!r}": meta(ExtractNumber=text)
             for text in ("", "0", "-141", "+141", " 141", "141.0", "14l", "\u0661\u0664\u0661")
         },
+        "ExtractNumber 142 with zeros before it": meta(ExtractNumber="00000142"),
         "ExtractNumber of 99 digits": meta(ExtractNumber="9" * 99),
         "ExtractNumber of another extract": meta(ExtractNumber="142"),
         **{f"ExtractType {text!r}": meta(ExtractType=text) for text in ("", "delta", "full")},
@@ -67,9 +68,6 @@ def _metas() -> list[Case]:
             f"ExtractTimestamp {text!r}": meta(ExtractTimestamp=text)
             for text in ("", "23-05-2025", "23-05-2025 24:00:00", "23-05-2025 7:40:18")
         },
-        "ExtractTimestamp of another day than the file name": meta(
-            ExtractTimestamp="26-05-2025 07:40:18"
-        ),
     }
     return [member_case(f"meta.csv: {name}", "meta.csv", text) for name, text in wrong.items()]
 

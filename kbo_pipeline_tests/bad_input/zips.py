@@ -33,6 +33,8 @@ def _whole_files() -> list[Case]:
         "two ZIPs in one file": lambda good: good + good,
         "a ZIP without members": lambda good: _END + bytes(18),
         "a comment that is shorter than it says": lambda good: good[:-2] + b"\5\0abc",
+        "a comment that holds the end of a ZIP": lambda good: _commented(good, _END + bytes(18)),
+        "a comment that begins like the end of a ZIP": lambda good: _commented(good, _END + b"."),
         "one of several parts": lambda good: _patched(good, _END, 4, b"\1\0"),
         "a directory that begins elsewhere": lambda good: _shifted_directory(good),
         "a directory of 4 GB": lambda good: _patched(good, _END, 12, b"\xff\xff\xff\xff"),
@@ -48,6 +50,10 @@ def _whole_files() -> list[Case]:
         Case("a directory", _make_directory),
         Case("a name with a line break, of no file", lambda d: ("import", d / "a\nb.zip")),
     ]
+
+
+def _commented(good: bytes, comment: bytes) -> bytes:
+    return good[:-2] + struct.pack("<H", len(comment)) + comment
 
 
 def _make_directory(directory: Path) -> Sequence[str | Path]:
@@ -82,6 +88,11 @@ def _members() -> list[Case]:
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "/etc/passwd")
 
+    def linked_folder(archive: zipfile.ZipFile) -> None:
+        info = zipfile.ZipInfo("folder/")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "")
+
     def many(archive: zipfile.ZipFile) -> None:
         for number in range(65 - len(archive.infolist())):
             archive.writestr(f"{number}.txt", "")
@@ -104,11 +115,17 @@ def _members() -> list[Case]:
         archive_case("the same member twice, in other case", named("Contact_INSERT.csv")),
         archive_case("meta.csv twice", named("meta.csv")),
         archive_case("a symbolic link", linked),
-        archive_case("a directory in it", lambda archive: archive.mkdir("folder")),
+        archive_case("CSV files in a folder and in none", named("folder/enterprise_insert.csv")),
+        Case("CSV files in two folders", _two_folders),
+        archive_case("a folder that has content", named("folder/")),
+        archive_case("a folder that is a symbolic link", linked_folder),
+        archive_case("a folder with the name of a file", lambda a: a.mkdir("Contact_INSERT.csv")),
+        archive_case("the same member twice, with a back-slash", named(".\\meta.csv")),
         archive_case("an absolute name", named("/etc/passwd")),
         archive_case("a name that leads up", named("../../etc/passwd")),
         archive_case("a name that leads up in its middle", named("a/../../b")),
-        archive_case("a name with a back-slash", named("..\\windows.csv")),
+        archive_case("a name that leads up with a back-slash", named("..\\windows.csv")),
+        archive_case("a name of another computer", named("\\\\server\\share\\x.csv")),
         archive_case("a name with a drive", named("C:x.csv")),
         archive_case("a name with a NUL", nul),
         archive_case("a name with a line break", named("a\nb.csv")),
@@ -134,6 +151,17 @@ def _members() -> list[Case]:
         ),
         Case("8.9 GB in all, as it says", _too_much),
     ]
+
+
+def _two_folders(directory: Path) -> Sequence[str | Path]:
+    file = update(directory)
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for folder in ("0141", "0142"):
+            for name, content in contents.items():
+                archive.writestr(f"{folder}/{name}", content)
+    return ("import", file)
 
 
 def _contents() -> list[Case]:
