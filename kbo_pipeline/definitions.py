@@ -7,6 +7,7 @@ from kbo_pipeline.defs.applying import apply_to_register
 from kbo_pipeline.defs.change_report import change_report
 from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.compacting import compact_lake, compact_weekly
+from kbo_pipeline.defs.configuration import AT_IMPORT
 from kbo_pipeline.defs.download import extract_zip
 from kbo_pipeline.defs.exporting import export_when_published, parquet_export
 from kbo_pipeline.defs.inbox import inbox_sensor
@@ -26,9 +27,8 @@ from kbo_pipeline.defs.sensors import apply_when_staged, publish_when_applied
 from kbo_pipeline.defs.staging import import_staging
 from kbo_pipeline.defs.verifying import full_verification, verify_when_at_hand
 from kbo_pipeline.places import Lake
-from kbo_pipeline.settings import load_settings
 
-_IS_LAKE = isinstance(load_settings().database, Lake)
+_IS_LAKE = isinstance(AT_IMPORT.database, Lake)
 
 defs = dg.Definitions(
     assets=[
@@ -61,6 +61,6 @@ defs = dg.Definitions(
         export_when_published,
         verify_when_at_hand,
     ],
-    resources={"duckdb": duckdb_resource(load_settings())},
+    resources={"duckdb": duckdb_resource(AT_IMPORT)},
     executor=dg.in_process_executor,  # the default one starts a second Python for each step
 )

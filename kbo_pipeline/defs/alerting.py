@@ -7,6 +7,7 @@ import time
 import dagster as dg
 
 from kbo_pipeline.alerts import Alert, post
+from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
 from kbo_pipeline.defs.progress import ROLLBACK_JOB, STAGED, Progress, extract_of, is_retried
@@ -14,7 +15,7 @@ from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.settings import Settings
 
 _RUNS_LOOKED_AT = 50
 _PATIENCE_SECONDS = 600.0

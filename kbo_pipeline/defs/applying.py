@@ -34,7 +34,7 @@ from kbo_pipeline.register import (
     is_transient,
     open_register,
 )
-from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import Staged, is_damage
 from kbo_pipeline.tables import TABLES
 from kbo_pipeline.tally import Tally
@@ -83,8 +83,7 @@ def apply_to_register(
 ) -> Iterator[dg.DagsterEvent]:
     """Applies batches: each in one transaction, on past one that fails, nothing twice."""
     failures: dict[str, str] = {}
-    with permanent_errors_not_retried(context):
-        settings = load_settings()
+    with permanent_errors_not_retried(context) as settings:
         keys = [BatchKey.parse(text) for text in context.partition_keys]
         keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))
         with duckdb.get_connection() as connection:

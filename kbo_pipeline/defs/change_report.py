@@ -39,8 +39,8 @@ def change_report(
     extract before this begins, and whatever becomes of it.
     """
     with (
-        permanent_errors_not_retried(context),
-        claimed_partition(context) as (settings, key),
+        permanent_errors_not_retried(context) as settings,
+        claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):
         started = time.monotonic()

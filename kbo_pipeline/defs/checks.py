@@ -10,7 +10,6 @@ from kbo_pipeline.checks import CHECKS
 from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import Table
 
 ACCEPT_LOSS_TAG = "kbo/accept_loss"
@@ -56,9 +55,8 @@ def check_published_register(
     """
     if context.run.asset_selection:
         return
-    settings = load_settings()
     with (
-        permanent_errors_not_retried(context.op_execution_context),
+        permanent_errors_not_retried(context.op_execution_context) as settings,
         duckdb.get_connection() as connection,
     ):
         key, results = check_published(

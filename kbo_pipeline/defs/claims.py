@@ -9,7 +9,7 @@ import dagster as dg
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.settings import Settings
 
 OWN_RUN = {"kbo/started_by": "kbo"}
 """Tag of the runs that a `kbo` process runs itself."""
@@ -65,13 +65,13 @@ def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) 
 
 
 @contextmanager
-def claimed_partition(context: StepContext) -> Iterator[tuple[Settings, ExtractKey]]:
-    """The settings and the extract of a step's partition, which is claimed until the block ends.
+def claimed_partition(context: StepContext, settings: Settings) -> Iterator[ExtractKey]:
+    """The extract of a step's partition, which is claimed until the block ends.
 
     Raises:
         ExtractError: the partition is no extract.
         StorageError: another process works on it; names its process id.
     """
-    settings, key = load_settings(), ExtractKey.parse(context.partition_key)
+    key = ExtractKey.parse(context.partition_key)
     with claimed_for_step(context, settings, key):
-        yield settings, key
+        yield key

@@ -8,7 +8,6 @@ from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.errors import SettingsError
 from kbo_pipeline.places import Lake
-from kbo_pipeline.settings import load_settings
 
 
 @dg.op(
@@ -18,8 +17,10 @@ from kbo_pipeline.settings import load_settings
 )
 def compact_files(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
     """Makes small files large ones and removes what no reader needs any more."""
-    with permanent_errors_not_retried(context), duckdb.get_connection() as connection:
-        settings = load_settings()
+    with (
+        permanent_errors_not_retried(context) as settings,
+        duckdb.get_connection() as connection,
+    ):
         if not isinstance(settings.database, Lake):
             raise SettingsError(f"KBO_DATABASE: {settings.database} is no DuckLake to compact")
         done = compact(connection, settings.database)

@@ -49,7 +49,10 @@ def extract_zip(
     from the portal unless it is here already, and is kept, so that the register can be made again
     from it.
     """
-    with permanent_errors_not_retried(context), claimed_partition(context) as (settings, key):
+    with (
+        permanent_errors_not_retried(context) as settings,
+        claimed_partition(context, settings) as key,
+    ):
         started = time.monotonic()
         if config.source_file:
             file, extract = keep_zip(settings, key, Path(config.source_file))

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from kbo_pipeline.defs.catalogue import OWNERS, export_metadata, table_of, tags
+from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import export_parquet
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress
@@ -12,7 +13,6 @@ from kbo_pipeline.errors import RegisterError
 from kbo_pipeline.exporting import export
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import load_settings
 
 
 @dg.asset(
@@ -32,8 +32,7 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
     there. Only the newest published extract can be exported. `KBO_PRIVACY` says whether natural
     persons are in it.
     """
-    with permanent_errors_not_retried(context):
-        settings = load_settings()
+    with permanent_errors_not_retried(context) as settings:
         done = export(
             settings,
             settings.export_dir,

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_retried, newest_published
@@ -30,7 +31,7 @@ from kbo_pipeline.ledger import check_order
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import has_extract, standing_of
-from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.settings import Settings
 from kbo_pipeline.verifying import published_at
 
 INBOX_TAG = "kbo/inbox"

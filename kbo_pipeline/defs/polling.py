@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress, newest_published
@@ -22,7 +23,7 @@ from kbo_pipeline.locks import is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.planning import plan_imports
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from kbo_pipeline.portal import Offer, Portal
@@ -85,7 +86,7 @@ def read_poll(instance: dg.DagsterInstance) -> Poll | None:
 
 @dg.sensor(
     job=stage_extract,
-    minimum_interval_seconds=min(_TICK_SECONDS, load_settings().poll_seconds),
+    minimum_interval_seconds=min(_TICK_SECONDS, AT_IMPORT.poll_seconds),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Asks the portal for new extracts and starts importing those that are due.",
 )

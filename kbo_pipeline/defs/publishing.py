@@ -21,6 +21,7 @@ from kbo_pipeline.defs.catalogue import (
 )
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG, evaluated
 from kbo_pipeline.defs.claims import claimed_partition
+from kbo_pipeline.defs.configuration import AT_IMPORT
 from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
@@ -28,7 +29,6 @@ from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.places import Place
 from kbo_pipeline.published import open_published
 from kbo_pipeline.publishing import publish
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.tables import CODE, TABLES
 
 
@@ -59,7 +59,7 @@ from kbo_pipeline.tables import CODE, TABLES
             tags=tags("publish"),
             metadata=published_metadata(),
             freshness_policy=dg.FreshnessPolicy.time_window(
-                fail_window=timedelta(hours=load_settings().stale_hours)
+                fail_window=timedelta(hours=AT_IMPORT.stale_hours)
             ),
             description="The register as readers see it: one DuckDB file, replaced whole at each"
             " publication. Materialized when all batches of an extract are applied, primary names"
@@ -78,8 +78,8 @@ def publish_assets(
     accepted_by = context.run.tags.get(ACCEPT_LOSS_TAG)
     accepted: dict[str, str] = {}
     with (
-        permanent_errors_not_retried(context),
-        claimed_partition(context) as (settings, key),
+        permanent_errors_not_retried(context) as settings,
+        claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):
 

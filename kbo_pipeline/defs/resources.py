@@ -15,7 +15,7 @@ from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
-from kbo_pipeline.errors import KboError
+from kbo_pipeline.errors import KboError, SettingsError
 from kbo_pipeline.faults import RejectedError
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
@@ -34,8 +34,10 @@ def duckdb_resource(settings: Settings) -> DuckDBResource:
 
 
 @contextmanager
-def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
-    """Lets errors that may pass reach the retry policy, and fails at once for all others.
+def permanent_errors_not_retried(context: StepContext) -> Iterator[Settings]:
+    """Yields the settings of a step, which are loaded here and nowhere else.
+
+    Lets errors that may pass reach the retry policy, and fails at once for all others.
 
     A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
     policy would begin it again. Any other interruption goes on to Dagster, which takes the run up
@@ -46,9 +48,12 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
     """
     try:
         settings = load_settings()
+    except SettingsError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+    try:
         hold_run(settings, context.run)
         go_on(context, settings)
-        yield
+        yield settings
     except dg.Failure:
         raise
     except dg.DagsterExecutionInterruptedError:
@@ -64,7 +69,7 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[None]:
                 raise dg.Failure(description="stopped", allow_retries=False) from None
             raise error.__cause__ from None
         if is_damage(error):
-            mark_suspect(load_settings())
+            mark_suspect(settings)
         if is_transient(error):
             raise
         faults = {"faults": fault_table(error.faults)} if isinstance(error, RejectedError) else {}

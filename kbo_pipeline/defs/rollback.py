@@ -22,8 +22,8 @@ _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 def undo_extract(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
     """Undoes the extract in one transaction, publishes the state before, forgets its partitions."""
     with (
-        permanent_errors_not_retried(context),
-        claimed_partition(context) as (settings, key),
+        permanent_errors_not_retried(context) as settings,
+        claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):
         context.instance.add_run_tags(context.run.run_id, {EXTRACT_TAG: str(key)})

@@ -51,8 +51,8 @@ def import_staging(
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Loads the CSV files of an extract into its own DuckDB file and cuts it into batches."""
     with (
-        permanent_errors_not_retried(context),
-        claimed_partition(context) as (settings, key),
+        permanent_errors_not_retried(context) as settings,
+        claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):
         zip_file = kept_zip(settings, key)

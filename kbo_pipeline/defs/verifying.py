@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kbo_pipeline.defs.catalogue import OWNERS, table_of, tags, verification_metadata
+from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import verify_full
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress
@@ -16,7 +17,6 @@ from kbo_pipeline.fetching import kept_zip, kept_zips
 from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.rebuilding import kept_keys
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.verifying import Verification, published_at, verify
 
 CHECK = "register_equals_full"
@@ -47,8 +47,8 @@ def full_verification(
     All rows of all tables, in both directions. The Full has to lie in the downloads directory:
     drop it into the inbox, or `kbo fetch` it. Then this runs by itself, once.
     """
-    with permanent_errors_not_retried(context):
-        settings, key = load_settings(), ExtractKey.parse(context.partition_key)
+    with permanent_errors_not_retried(context) as settings:
+        key = ExtractKey.parse(context.partition_key)
         zip_file = kept_zip(settings, ExtractKey(key.number, "full"))
         said: set[str] = set()
 
