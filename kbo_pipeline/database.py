@@ -111,6 +111,11 @@ class Database:
         """Takes a connection, and the statements that take each turn where several may write."""
         self.connection = connection
         self._turns = turns
+        self._first: Callable[[], None] | None = None
+
+    def before_first_write(self, change: Callable[[], None]) -> None:
+        """Lets the next transaction begin with a change, and each one until one has committed."""
+        self._first = change
 
     def execute(self, statement: str, **parameters: Any) -> duckdb.DuckDBPyConnection:
         """Executes a statement; each `$name` in it must have its value."""
@@ -157,8 +162,11 @@ class Database:
             self.execute("BEGIN TRANSACTION")
             for statement in taken if takes_turn else ():
                 self.execute(statement)
+            if self._first is not None:
+                self._first()
             yield
             self.execute("COMMIT")
+            self._first = None
         except BaseException:
             with suppress(duckdb.TransactionException):  # there is none: a commit has worked
                 self.execute("ROLLBACK")

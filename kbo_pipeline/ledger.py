@@ -328,6 +328,14 @@ class Ledger:
             id=str(key),
         )
 
+    def reopen_job(self, key: ExtractKey) -> None:
+        """Marks an extract as not begun, without batches; part of the caller's transaction."""
+        self._database.execute("DELETE FROM import_job_batches WHERE job_id = $id", id=str(key))
+        self._database.execute(
+            "UPDATE import_jobs SET status = 'pending', error_message = NULL WHERE id = $id",
+            id=str(key),
+        )
+
     def complete_job(self, key: ExtractKey, names_resolved: int) -> None:
         """Marks an extract as published; part of the caller's transaction."""
         self._database.execute(

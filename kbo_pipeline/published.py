@@ -12,11 +12,13 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.blocks import check_blocks
+from kbo_pipeline.database import Database
 from kbo_pipeline.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import Standing, read_standing
 from kbo_pipeline.places import Place
 from kbo_pipeline.room import check_room_to_keep
+from kbo_pipeline.schema import check, hide, migrate, show_to_reader
 from kbo_pipeline.settings import Privacy
 from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
 from kbo_pipeline.sql import literal
@@ -48,10 +50,14 @@ def open_published(connection: duckdb.DuckDBPyConnection, database: Place) -> It
         name = "published"
     else:
         name = attach_to_read(connection, database, "published")
+    shown = name
     try:
-        connection.execute(f"USE {name}")
-        yield _standing(connection, database)
+        with _explained(database):
+            shown = show_to_reader(connection, name, database)
+            standing = read_standing(connection)
+        yield standing
     finally:
+        hide(connection, shown)
         detach(connection, name)
 
 
@@ -70,9 +76,11 @@ def _attach_file(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
         raise _unreadable(database, error) from None
 
 
-def _standing(connection: duckdb.DuckDBPyConnection, database: Place) -> Standing:
+@contextmanager
+def _explained(database: Place) -> Iterator[None]:
+    """Turns what DuckDB says of a place that is no register into errors that name it."""
     try:
-        return read_standing(connection)
+        yield
     except (duckdb.CatalogException, duckdb.BinderException):
         if not isinstance(database, Path):  # the first import is on its way
             raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}") from None
@@ -102,8 +110,12 @@ def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
         if has_views(temporary, privacy):
             return
         with duckdb.connect(str(temporary)) as connection:
-            for statement in create_views(privacy):
-                connection.execute(statement)
+            check(connection, database)
+            opened = Database(connection)
+            with opened.transaction():
+                migrate(opened)
+                for statement in create_views(privacy):
+                    opened.execute(statement)
             connection.execute("CHECKPOINT")
 
 

@@ -91,6 +91,7 @@ def publish(
                         ledger.fail_job(key, str(error))
                         raise
             elif (ledger.published(), ledger.half_applied()) == (key, None):
+                opened.migrate()
                 look(is_staged=False, accept_loss=True)  # to tell of it: nothing stops it now
             opened.checkpoint()
             standing, half_applied = ledger.standing(), ledger.half_applied()

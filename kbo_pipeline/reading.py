@@ -19,6 +19,7 @@ from kbo_pipeline.enterprises import Enterprise, Language, Match, PublishedExtra
 from kbo_pipeline.errors import KboError, NotFoundError, NotReadyError, RegisterError
 from kbo_pipeline.lookup import look_up
 from kbo_pipeline.places import Place
+from kbo_pipeline.schema import show_to_reader
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, files_unreachable
 from kbo_pipeline.sql import literal
@@ -69,7 +70,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, place: Place) -> list[tuple[A
             connection.execute(f"ATTACH {literal(place)} AS {name} (READ_ONLY, TYPE duckdb)")
         else:
             name = attach_to_read(connection, place, "register")
-        connection.execute(f"USE {name}")
+        show_to_reader(connection, name, place)
         return connection.execute(sql.EXTRACTS).fetchall()
     except NotReadyError as error:
         raise NotFoundError(str(error)) from None

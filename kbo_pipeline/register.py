@@ -14,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline import schema
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.database import Database, new_file
 from kbo_pipeline.differences import Difference, Differences
@@ -173,7 +174,8 @@ class Register:
     def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         """Takes a connection on which the register is attached: the default database."""
         is_file = isinstance(place, Path)
-        self._database = Database(connection, turns=() if is_file else shared_sql.TAKE_TURNS)
+        turns = () if is_file else shared_sql.TAKE_TURNS
+        self._database = Database(connection, turns=turns)
         self._place = place
         self._name = "register"
         self._differences = Differences(self._database, is_shared=not is_file)
@@ -183,32 +185,49 @@ class Register:
         self.ledger = Ledger(self._database, is_shared=not is_file)
 
     def prepare(self, name: str) -> None:
-        """Puts tables and ledger in place, without effect where they are; they are the default.
+        """Makes the register the default, an empty one of today where there is none.
 
         Args:
-            name: what the register is attached as.
+            name: what it is attached as.
+
+        Raises:
+            RegisterError: it is newer than this program.
         """
-        if isinstance(self._place, Path):
-            self._database.commit(lambda: self._create_tables(is_shared=False))
-            return
         self._name = name
-        self._database.execute(f"USE {name}")
-        self._database.commit(self._prepare_shared, takes_turn=False)
-        self._use_work()
+        if self._is_shared:
+            self._database.execute(f"USE {name}")
+            self._database.commit(self._prepare_shared, takes_turn=False)
+            self._use_work()
+        elif not schema.is_register(self._database.connection):
+            self._database.commit(lambda: schema.create(self._database, is_shared=False))
+        schema.check(self._database.connection, self._place)
+        self._database.before_first_write(self._migrate)
 
     def _prepare_shared(self) -> None:
         if self._database.row(shared_sql.IS_PREPARED) is None:
             self._database.execute(f"CREATE SCHEMA IF NOT EXISTS {shared_sql.WORK}")
             self._use_work()
-            self._create_tables(is_shared=True)
+            if not schema.is_register(self._database.connection):
+                schema.create(self._database, is_shared=True)
             for statement in shared_sql.PREPARE:
                 self._database.execute(statement)
 
-    def _create_tables(self, *, is_shared: bool) -> None:
-        for table in ALL_TABLES:
-            self._database.execute(register_sql.create_register_table(table))
-        for statement in register_sql.create_ledger(is_shared=is_shared):
-            self._database.execute(statement)
+    def _migrate(self) -> None:
+        """Makes the register one of today; part of the transaction of the first write.
+
+        What is half applied was applied without the values of a new column: it is undone, and its
+        batches are to be applied again, from a ZIP that is staged anew.
+        """
+        if not schema.migrate(self._database):
+            return
+        half_applied = self.ledger.half_applied()
+        if half_applied is not None:
+            self._undo(half_applied)
+            self.ledger.reopen_job(half_applied)
+
+    def migrate(self) -> None:
+        """Makes the register one of today now, for those who read it only."""
+        self._database.commit(lambda: None)
 
     @property
     def _is_shared(self) -> bool:
@@ -305,7 +324,7 @@ class Register:
                     for statement in register_sql.NOT_OF_THE_REGISTER:
                         database.execute(statement)
                     for name in _LEDGER:
-                        database.execute(f"INSERT INTO {name} FROM temp.main.kept_{name}")
+                        database.execute(f"INSERT INTO {name} BY NAME FROM temp.main.kept_{name}")
                     self.checkpoint()
         finally:
             _attach(database.connection, file)
@@ -496,20 +515,25 @@ class Register:
         self.ledger.check_rollback(key)
         if self.ledger.job_status(key) == "rolled_back":
             return Rollback({}, {}, already_rolled_back=True)
-        dropped, reopened = {}, {}
         with self._database.transaction():
-            noted = self._noted()
-            self._forget_noted()
-            for table in ALL_TABLES:
-                dropped[table.name] = self._database.count(
-                    register_sql.drop_versions(table), number=key.number
-                )
-                reopened[table.name] = noted.get(table.name, 0) + self._database.count(
-                    register_sql.reopen_versions(table), number=key.number
-                )
+            dropped, reopened = self._undo(key)
             self.ledger.roll_back_job(key)
             self.show(privacy)
         return Rollback(dropped, reopened, already_rolled_back=False)
+
+    def _undo(self, key: ExtractKey) -> tuple[dict[str, int], dict[str, int]]:
+        """Lets the rows be what they were before an extract; says how many it had changed."""
+        dropped, reopened = {}, {}
+        noted = self._noted()
+        self._forget_noted()
+        for table in ALL_TABLES:
+            dropped[table.name] = self._database.count(
+                register_sql.drop_versions(table), number=key.number
+            )
+            reopened[table.name] = noted.get(table.name, 0) + self._database.count(
+                register_sql.reopen_versions(table), number=key.number
+            )
+        return dropped, reopened
 
     def checkpoint(self) -> None:
         """Moves the whole write-ahead log into the file; a shared register has none."""
@@ -585,8 +609,8 @@ class Register:
 
     def _use_work(self) -> None:
         """Lets names mean the register at work."""
-        schema = f".{shared_sql.WORK}" if self._is_shared else ""
-        self._database.execute(f"USE {self._name}{schema}")
+        at_work = f".{shared_sql.WORK}" if self._is_shared else ""
+        self._database.execute(f"USE {self._name}{at_work}")
 
 
 def content_hash(connection: duckdb.DuckDBPyConnection) -> str:

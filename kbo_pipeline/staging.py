@@ -21,8 +21,10 @@ from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType, odd_day
 from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
 from kbo_pipeline.files import make_private, replace_atomically
 from kbo_pipeline.locks import exclusive_lock, is_locked
+from kbo_pipeline.schema import OWN_COLUMNS, layout_of
 from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
+from kbo_pipeline.sql.schema import SCHEMA_VERSION
 from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.unpacking import Unpacked, made_ahead, unpack
 
@@ -148,12 +150,23 @@ def open_staged(
             raise
         raise DamagedError(f"{file}: damaged ({_first_line(error)}); stage {key} again") from None
     try:
+        if not _is_of_today(connection):
+            raise DamagedError(f"{file}: staged by another version; stage {key} again")
         staged = read_staged(connection)
         if staged.extract.key != key:
             raise RegisterError(f"{file}: holds {staged.extract.key}; stage {key} again")
         yield staged
     finally:
         connection.execute("DETACH staging")
+
+
+def is_staged(directory: Path, key: ExtractKey) -> bool:
+    """Tells whether the staging file of an extract is there, sound as far as opening it shows."""
+    try:
+        with duckdb.connect(":memory:") as connection, open_staged(connection, directory, key):
+            return True
+    except (NotReadyError, RegisterError):
+        return False
 
 
 def discard_staged(directory: Path, newest: int) -> None:
@@ -210,12 +223,24 @@ def attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None
         connection.execute("DETACH staging")
 
 
+def _is_of_today(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Tells whether the attached staging file has the layout that this program gives one."""
+    layout = layout_of(connection, "staging", "main")
+    if "schema_version" not in layout.get("extract", ()):
+        return False
+    row = connection.execute(staging_sql.READ_VERSION).fetchone()
+    return row == (SCHEMA_VERSION,) and all(
+        layout.get(table.name, {}).keys() - OWN_COLUMNS - {"operation"} == {*table.column_names}
+        for table in ALL_TABLES
+    )
+
+
 def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] = ()) -> Staged:
     """Reads what the attached staging file says of itself; the warnings are put with it."""
-    row = connection.execute("FROM staging.extract").fetchone()
+    row = connection.execute(staging_sql.READ_EXTRACT).fetchone()
     if row is None:
         raise RegisterError("the staging file says nothing of its extract; stage it again")
-    _, number, kind, snapshot_date, timestamp, version, source_file, sha256 = row
+    number, kind, snapshot_date, timestamp, version, source_file, sha256 = row
     extract = Extract(
         ExtractKey(number, cast(ExtractType, kind)),
         cast(datetime.date, snapshot_date),
@@ -403,7 +428,7 @@ def _cut(
 def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
     connection.execute(staging_sql.CREATE_EXTRACT)
     connection.execute(
-        "INSERT INTO extract VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO extract VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             str(extract.key),
             extract.key.number,
@@ -413,6 +438,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
             extract.version,
             extract.source_file,
             extract.sha256,
+            SCHEMA_VERSION,
         ],
     )
     for table in ALL_TABLES:

@@ -22,11 +22,12 @@ from kbo_pipeline.places import Place, Shared
 from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.publishing import kept_files
 from kbo_pipeline.register import Register
+from kbo_pipeline.schema import check
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.shared import attach_to_read, detach
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.shared import WORK
-from kbo_pipeline.staging import is_damage
+from kbo_pipeline.staging import is_damage, is_staged
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Testim
 
 
 def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Testimony:
+    check(connection, file)
     half_applied = connection.execute(
         "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
     ).fetchone()
@@ -410,17 +412,21 @@ def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
 
 
 def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:
-    """The staging files that are not what was staged, by extract."""
+    """The staging files that are not what this program would have staged, by extract."""
     found = {}
     for file in sorted(settings.staging_dir.glob("*.duckdb")):
         key = key_or_none(file.stem)
+        if key is None:
+            continue
         try:
             check_blocks(file)
         except FileNotFoundError:  # published meanwhile
             continue
         except DamagedError:
-            if key is not None:
-                found[key] = file
+            found[key] = file
+            continue
+        if not is_staged(settings.staging_dir, key) and file.exists():
+            found[key] = file
     return found
 
 

@@ -36,7 +36,7 @@ from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.ledger import check_order
 from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
 from kbo_pipeline.settings import Settings
-from kbo_pipeline.staging import staging_file
+from kbo_pipeline.staging import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
 _NO_RETRY = {"dagster/max_retries": "0"}
@@ -101,7 +101,7 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
             run_job(instance, PUBLISH_JOB, key, partition_key=str(key), assets=[REPORTED])
             return ["change report"]
         done: list[str] = []
-        if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
+        if key not in progress.staged or not is_staged(settings.staging_dir, key):
             run_job(instance, "stage_extract", key, partition_key=str(key))
             done.append("staging")
         done += _finish(instance, key)
@@ -130,7 +130,7 @@ def publish_extract(
         if key in progress.published or key in dict(standing.published):
             return False
         check_order(key, standing.newest)
-        if key not in progress.staged or not staging_file(settings.staging_dir, key).is_file():
+        if key not in progress.staged or not is_staged(settings.staging_dir, key):
             raise NotReadyError(f"{key}: not staged; kbo import ZIP or kbo retry {key} does it")
         missing = progress.missing_batches(key)
         if missing:

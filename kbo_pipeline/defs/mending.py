@@ -98,7 +98,7 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         for line in remedy.said:
             report(line)
         for key in damaged:
-            report(f"{key}: its staging file is damaged and goes")
+            report(f"{key}: its staging file is damaged or of another version, and goes")
         # First: who is killed from here on leaves a note of what has to come again.
         add_lost(settings, _to_retry(instance, remedy, damaged))
         try:

@@ -152,9 +152,11 @@ WHERE e._is_current AND (e._extract_number = $number OR e.{ENTERPRISE.key} IN (
 """
 """Counts the current entities whose primary name was resolved anew for an extract."""
 
+_VERSION = ("_snapshot_date", "_extract_number", "_deleted_at_extract", "_is_current")
+
 CONTENT_OF_TABLES = " UNION ALL ".join(
-    f"SELECT '{t.name}' AS table_name, count(*) AS row_count, sum(hash(t))::VARCHAR AS row_hash"
-    f" FROM {t.name} t"
+    f"SELECT '{t.name}' AS table_name, count(*) AS row_count,"
+    f" sum(hash({', '.join((*t.column_names, *_VERSION))}))::VARCHAR AS row_hash FROM {t.name}"
     for t in ALL_TABLES
 )
-"""Counts and hashes all row versions of each table, whatever their order in the file."""
+"""Counts and hashes all row versions of each table, whatever the order of rows and columns."""

@@ -32,7 +32,7 @@ def create_register_table(table: Table) -> str:
 
 
 def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
-    """Creates the ledger, when it is not there; without constraints where an engine has none.
+    """Creates the ledger as the first release had it; without constraints where there are none.
 
     A shared register has none: there, taking turns does what unique keys do here.
     """
@@ -44,7 +44,7 @@ def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
     operation = f"VARCHAR NOT NULL{unless_shared(f' CHECK (operation IN ({_OPERATIONS}))')}"
     return (
         f"""
-CREATE TABLE IF NOT EXISTS import_jobs (
+CREATE TABLE import_jobs (
     id VARCHAR NOT NULL{unless_shared(" PRIMARY KEY")},
     extract_number INTEGER NOT NULL,
     extract_type VARCHAR NOT NULL,
@@ -62,7 +62,7 @@ CREATE TABLE IF NOT EXISTS import_jobs (
 )
 """,
         f"""
-CREATE TABLE IF NOT EXISTS import_job_batches (
+CREATE TABLE import_job_batches (
     job_id VARCHAR NOT NULL,
     table_name VARCHAR NOT NULL,
     batch_number INTEGER NOT NULL,
@@ -328,8 +328,8 @@ def open_rows(table: Table, batch: Batch | None) -> str:
     In the order of their keys, so that DuckDB's zone maps can skip what nobody asks for.
     """
     return (
-        f"INSERT INTO {table.name}"
-        f" SELECT *, $date::DATE, $number::INTEGER, NULL::INTEGER, true"
+        f"INSERT INTO {table.name} BY NAME SELECT *, $date::DATE AS _snapshot_date,"
+        " $number::INTEGER AS _extract_number, true AS _is_current"
         f" FROM temp.main.opening_{table.name} WHERE {in_range(table.key, batch)}"
         f" ORDER BY {table.key}"
     )

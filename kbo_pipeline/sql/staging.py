@@ -221,9 +221,17 @@ def count_by_batch(extract_type: ExtractType, batches: int) -> str:
 CREATE_EXTRACT = """
 CREATE TABLE extract (
     extract_key VARCHAR, extract_number INTEGER, extract_type VARCHAR, snapshot_date DATE,
-    extract_timestamp TIMESTAMP, version VARCHAR, source_file VARCHAR, sha256 VARCHAR
+    extract_timestamp TIMESTAMP, version VARCHAR, source_file VARCHAR, sha256 VARCHAR,
+    schema_version INTEGER
 )
 """
+
+READ_EXTRACT = """
+SELECT extract_number, extract_type, snapshot_date, extract_timestamp, version, source_file, sha256
+FROM staging.extract
+"""
+
+READ_VERSION = "SELECT schema_version FROM staging.extract"
 
 
 def staging_view(table: Table, extract_type: ExtractType) -> str:
