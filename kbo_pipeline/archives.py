@@ -96,6 +96,8 @@ def open_archive(file: Path) -> Archive:
         ExtractError: no such file, no sound ZIP, or one that is not to be unpacked.
     """
     if not file.is_file():
+        if file.is_dir():
+            raise ExtractError(f"{file}: a directory; name the ZIPs in it: {file}/*.zip")
         raise ExtractError(f"{file}: no such file")
     try:
         with file.open("rb") as stream:

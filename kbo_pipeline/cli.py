@@ -6,11 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline import interrupts
 from kbo_pipeline.commands import copying, exporting, reading
 from kbo_pipeline.commands.console import (
     extract_key,
@@ -19,8 +18,8 @@ from kbo_pipeline.commands.console import (
     report_line,
     sample_bar,
 )
+from kbo_pipeline.commands.group import Commands
 from kbo_pipeline.commands.status import status
-from kbo_pipeline.errors import KboError
 
 if TYPE_CHECKING:
     from kbo_pipeline.extracts import ExtractKey
@@ -28,23 +27,7 @@ if TYPE_CHECKING:
     from kbo_pipeline.parts import Part
 
 
-class _Commands(click.Group):
-    """Turns errors that are raised on purpose, Ctrl-C and SIGTERM into one line and a code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        interrupts.listen()
-        try:
-            return super().invoke(ctx)
-        except KboError as error:
-            click.echo(f"kbo: {' '.join(str(error).split())}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            interrupts.ignore_further()
-            click.echo("kbo: stopped; kbo status says how far it came", err=True)
-            sys.exit(130)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kbo_pipeline")
 def main() -> None:
     """Keeps Belgium's company register (KBO Open Data) complete and current on this machine.

@@ -16,7 +16,8 @@
     │   └── PortalRefusedError   it refuses one address, or points to another server
     └── StorageError       PostgreSQL or the disk does not answer as it must
 
-Every message is one line that names the thing, the place and the next step.
+Every message is one line that names the thing, the place and the next step. Errors of the system
+and of libraries become such a line in `boundary.py`.
 """
 
 

@@ -5,6 +5,7 @@ The profile of each enterprise comes along: Parquet has no views, and most peopl
 
 import datetime
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
@@ -110,7 +111,7 @@ def export(
         RegisterError: the published file is no register.
         StorageError: another export is at work, or there is no room.
     """
-    directory = directory.resolve()
+    directory = Path(os.path.realpath(directory))
     _check_replaceable(directory)
     with (
         exclusive_lock(settings.work_dir / "export.lock"),

@@ -104,7 +104,7 @@ def embedded_server_url(directory: Path) -> str:
     Raises:
         StorageError: the server does not start; names the directory and the log.
     """
-    directory = directory.resolve()
+    directory = Path(os.path.realpath(directory))  # a loop is said where it is opened
     with _guard:
         if _ended:
             raise StorageError(f"{directory}: this process is ending; start a new one")
@@ -125,7 +125,7 @@ def start_ahead(directory: Path) -> None:
     """
 
     def start() -> None:
-        with suppress(StorageError):
+        with suppress(StorageError, OSError):
             embedded_server_url(directory)
 
     threading.Thread(target=start, daemon=True).start()

@@ -141,13 +141,11 @@ def _rooms(needs: Mapping[Path, int]) -> list[Room]:
     for directory, needed in needs.items():
         there = existing(directory)
         places.setdefault(os.stat(there).st_dev, []).append((there, needed))
+    usages = {device: shutil.disk_usage(shares[0][0]) for device, shares in places.items()}
     return [
-        Room(
-            shares[0][0],
-            sum(share for _, share in shares) + _SPARE,
-            shutil.disk_usage(shares[0][0]).free,
-        )
-        for shares in places.values()
+        Room(shares[0][0], sum(share for _, share in shares) + _SPARE, usages[device].free)
+        for device, shares in places.items()
+        if usages[device].total > 0  # /proc and the like: what is made there says why it cannot be
     ]
 
 
@@ -163,6 +161,6 @@ def _check(what: str, needs: Iterable[Room]) -> None:
 
 def existing(directory: Path) -> Path:
     """The directory, or the nearest above it that is there."""
-    while not directory.exists():
+    while not os.path.lexists(directory):
         directory = directory.parent
     return directory

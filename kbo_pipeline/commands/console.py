@@ -50,7 +50,11 @@ def sample_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Shows a bar; yields what moves it: the words beside it, how much is done, of how much."""
     from rich.progress import Progress
 
-    with Progress(console=_console(), transient=True) as bar:
+    console = _console()
+    if not console.is_terminal:  # a bar would leave an empty line
+        yield lambda description, done, total: None
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task("writing")
 
         def show(description: str, done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
+from dagster._core.instance.ref import InstanceRef
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
@@ -39,6 +40,15 @@ from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
+_NOT_CAPTURED = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
+"""What a step prints is for the terminal alone. To keep it too, Dagster would start four processes
+a step; Ctrl-C reaches them as well, and two of them answer with a traceback."""
+
 _NO_RETRY = {"dagster/max_retries": "0"}
 """The daemon must not take up what a person sees fail, or stops."""
 
@@ -48,7 +58,8 @@ def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
     """The Dagster instance of these settings; its storage runs until the process ends."""
     prepare_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
-    with DagsterInstance.get() as instance:
+    ref = InstanceRef.from_dir(str(settings.dagster_home), overrides=_NOT_CAPTURED)
+    with DagsterInstance.from_ref(ref) as instance:
         yield instance
 
 

@@ -10,6 +10,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import interrupts
+from kbo_pipeline.boundary import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.database import limits
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
@@ -81,7 +82,7 @@ def told(error: Exception) -> str:
     if is_damage(error) and not isinstance(error, KboError):
         first_line = str(error).split("\n", 1)[0]
         return f"a file of ours is damaged ({first_line}); kbo rebuild mends it"
-    return str(error)
+    return OUT_OF_MEMORY if type(error).__name__ in OUT_OF_MEMORY_CLASSES else str(error)
 
 
 def go_on(context: StepContext, settings: Settings) -> None:

@@ -7,6 +7,7 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.boundary import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, extract_of, is_retried
 from kbo_pipeline.errors import NotReadyError
@@ -124,6 +125,8 @@ def failure_message(event: dg.DagsterEvent) -> str:
     error = data.error
     while error is not None and error.cause is not None:
         error = error.cause
+    if error is not None and error.cls_name in OUT_OF_MEMORY_CLASSES:
+        return OUT_OF_MEMORY
     return error.message.strip().split("\n", 1)[0] if error else "failed without a message"
 
 

@@ -1,0 +1,128 @@
+"""What all commands have in common: help by task, and each error as one line and a code."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from kbo_pipeline import interrupts
+from kbo_pipeline.boundary import in_one_line, line_of
+
+_TASKS = {
+    "Read": ("show", "find", "changes", "export"),
+    "Import": ("start", "import", "fetch", "status", "sample"),
+    "Operate": ("pause", "resume", "cancel", "publish", "rollback", "verify", "copy-register"),
+    "Repair": ("doctor", "retry", "rebuild"),
+}
+"""Commands by what people want to do, in the order of the help; others come last."""
+
+_AT_WORK = ("import", "retry", "publish", "rollback", "rebuild")
+"""Commands that are found stopped halfway by `kbo status`."""
+
+
+class Commands(click.Group):
+    """The group of all commands; where it ends, no traceback but that of a fault of ours."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "kbo",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command; standing alone, ends the process with its code."""
+        if not standalone_mode:
+            return super().main(args, "kbo", complete_var, standalone_mode=False, **extra)
+        _show_what_can_be_shown()
+        try:
+            code = super().main(args, "kbo", complete_var, standalone_mode=False, **extra)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.ClickException as error:
+            code = _fail(_of_usage(error), error.exit_code)
+        except click.Abort:
+            code = _fail("stopped", 130)
+        except Exception as error:
+            line = line_of(error)
+            if line is None:
+                raise
+            code = _fail(line, 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that the context names; Ctrl-C and SIGTERM are a line and a code."""
+        interrupts.listen()
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            interrupts.ignore_further()
+            is_at_work = ctx.invoked_subcommand in _AT_WORK
+            how_far = "; kbo status says how far it came" if is_at_work else ""
+            sys.exit(_fail(f"stopped{how_far}", 130))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of a name; for another one, an error that names what is like it.
+
+        Raises:
+            click.UsageError: there is no such command.
+        """
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise click.UsageError(f"no command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands by task, each with its first sentence."""
+        left = self.list_commands(ctx)
+        listed = {name for names in _TASKS.values() for name in names}
+        others = tuple(name for name in left if name not in listed)
+        for task, names in {**_TASKS, "Other": others}.items():
+            there = [name for name in names if name in left]
+            rows = [(name, self.commands[name].get_short_help_str(limit=500)) for name in there]
+            if rows:
+                with formatter.section(task):
+                    formatter.write_dl(rows)
+
+
+def _show_what_can_be_shown() -> None:
+    """What the terminal cannot show is a question mark there, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _of_usage(error: click.ClickException) -> str:
+    """What is wrong with an option or argument, where, and how to find out what is right."""
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return message
+    command = context.command_path.removeprefix("kbo").strip()
+    place = f"{command}: " if command else ""
+    return f"{place}{message[:1].lower()}{message[1:]}; see {context.command_path} --help"
+
+
+def _fail(line: str, code: int) -> int:
+    """Says a line, if anybody can hear it; returns the code."""
+    with suppress(OSError):  # where stderr is full or closed, the code says it
+        click.echo(f"kbo: {in_one_line(line)}", err=True)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # Python would try it once more, at the end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return code
