@@ -10,9 +10,12 @@ from kbo_pipeline.extracts import ExtractKey
 _KEY = re.compile(r"(.+)-(\d{4,9})")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class BatchKey:
-    """Names one batch of an extract; as text `0141-update-0001`, the key of its partition."""
+    """Names one batch of an extract; as text `0141-update-0001`, the key of its partition.
+
+    The order is that of their extracts, and of the batches in them.
+    """
 
     extract: ExtractKey
     number: int

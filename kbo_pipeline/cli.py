@@ -85,14 +85,17 @@ def start(read_only: bool, only: "Part | None") -> None:
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
     from kbo_pipeline.extracts import read_extract
+    from kbo_pipeline.planning import import_order
     from kbo_pipeline.postgres import start_ahead
+    from kbo_pipeline.publishing import standing_of
     from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
-    extracts = sorted(
-        ((zip_file, read_extract(zip_file)) for zip_file in zips),
-        key=lambda item: (item[1].key.number, item[1].key.type),
+    extracts = [(zip_file, read_extract(zip_file)) for zip_file in zips]
+    order = import_order(
+        {extract.key for _, extract in extracts}, standing_of(settings.database).newest
     )
+    extracts.sort(key=lambda item: order.index(item[1].key))
     if settings.postgres_url is None:  # beside the imports that follow, which take two seconds
         start_ahead(settings.postgres_dir)
     from kbo_pipeline.defs.importing import import_extract, open_instance

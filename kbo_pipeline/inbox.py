@@ -218,12 +218,11 @@ def settled(arrived: Sequence[Dropped], now: float) -> list[Dropped]:
 
 def in_number_order(dropped: Sequence[Dropped]) -> list[Dropped]:
     """Puts ZIPs in the order in which they are imported; those that are no extract come last."""
-
-    def order(one: Dropped) -> tuple[int, bool, str]:
-        key = _key_of(one.path)
-        return (key.number, key.type == "full", one.name) if key else (1 << 62, True, one.name)
-
-    return sorted(dropped, key=order)
+    keys = {one: _key_of(one.path) for one in dropped}
+    named = sorted(dropped, key=lambda one: one.name)
+    extracts = [(key, one) for one in named if (key := keys[one]) is not None]
+    extracts.sort(key=lambda item: item[0])
+    return [*(one for _, one in extracts), *(one for one in named if keys[one] is None)]
 
 
 def shown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import groupby
 
 from kbo_pipeline.errors import OrderError
 from kbo_pipeline.extracts import ExtractKey
@@ -13,19 +14,39 @@ def next_to_apply(
 ) -> ExtractKey | None:
     """The staged extract that follows what is published; None when none does.
 
-    The lowest number comes first; of one number the Update, because it costs less than the Full.
-
     Args:
         staged: extracts that are staged and not published.
         published: the newest published extract.
     """
-    for key in sorted(staged, key=lambda key: (key.number, key.type == "full")):
+    for key in sorted(staged):
         try:
             check_order(key, published)
         except OrderError:
             continue
         return key
     return None
+
+
+def import_order(keys: Collection[ExtractKey], published: ExtractKey | None) -> list[ExtractKey]:
+    """Puts extracts that are all to be imported in order.
+
+    Of a Full and an Update of one number, the Full comes first where only it follows what was
+    imported before; the other one has nothing left to do then.
+
+    Args:
+        keys: the extracts.
+        published: the newest published extract.
+    """
+    ordered: list[ExtractKey] = []
+    for _, group in groupby(sorted(keys), key=lambda key: key.number):
+        same = list(group)
+        first = next_to_apply(same, published)
+        if first is not None:
+            same.remove(first)
+            same.insert(0, first)
+            published = first
+        ordered += same
+    return ordered
 
 
 @dataclass(frozen=True, slots=True)

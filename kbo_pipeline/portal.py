@@ -217,4 +217,4 @@ def offers_in(page: str) -> list[Offer]:
         key = key_in_file_name(link) if link.isascii() else None
         if key is not None:
             offers[key] = Offer(key, link)
-    return sorted(offers.values(), key=lambda offer: (offer.key.number, offer.key.type == "full"))
+    return sorted(offers.values(), key=lambda offer: offer.key)

@@ -208,7 +208,7 @@ def kept_files(register_file: Path) -> list[Path]:
     """The older published files that are kept, the newest first."""
     files = register_file.with_name("published").glob("*.duckdb")
     keys = {file: key for file in files if (key := key_or_none(file.stem)) is not None}
-    return sorted(keys, key=lambda file: keys[file].number, reverse=True)
+    return sorted(keys, key=lambda file: keys[file], reverse=True)
 
 
 def _remove_kept(directory: Path, standing: Standing, keep: int) -> None:

@@ -33,7 +33,7 @@ def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> lis
         NotReadyError: no line of ZIPs leads there; names one that is missing.
     """
     line: list[ExtractKey] = []
-    for key in sorted(kept, key=lambda key: (key.number, key.type == "full")):
+    for key in sorted(kept):
         if newest is not None and key.number > newest.number:
             break
         follows = bool(line) and line[-1].number == key.number - 1

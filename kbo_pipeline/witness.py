@@ -121,7 +121,7 @@ def read_lost(settings: Settings) -> list[ExtractKey]:
     if not file.exists():
         return []
     keys = (key_or_none(line) for line in file.read_text().splitlines())
-    return sorted({key for key in keys if key is not None}, key=lambda key: key.number)
+    return sorted({key for key in keys if key is not None})
 
 
 def add_lost(settings: Settings, keys: Iterable[ExtractKey]) -> None:
@@ -293,10 +293,7 @@ def _judge_records(files: Remedy, truth: Testimony, recorded: Recorded) -> Remed
     """What is to be done to Dagster's records, once the register says what `truth` says."""
     chain = {link.key: link for link in truth.chain}
     newest = truth.newest.number if truth.newest else -1
-    forget = sorted(
-        (key for key in recorded.published if key not in chain and key.number > newest),
-        key=lambda key: key.number,
-    )
+    forget = sorted(key for key in recorded.published if key not in chain and key.number > newest)
     forget += [key for key in recorded.published if key in truth.rolled_back and key not in forget]
     forget += [key for key in recorded.applied if key in truth.rolled_back and key not in forget]
     lost = [key for key in forget if key not in truth.rolled_back]
@@ -408,7 +405,7 @@ def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
         else:
             work = published = _read_shared(connection, settings.database)
     found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
-    return max(found - work.rolled_back, key=lambda key: key.number, default=None)
+    return max(found - work.rolled_back, default=None)
 
 
 def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:

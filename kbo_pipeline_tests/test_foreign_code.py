@@ -53,10 +53,12 @@ def test_the_trap_shows_what_is_executed(planted: Planted) -> None:
     assert {"__main__", "click"} <= planted.executed
 
 
-@pytest.mark.parametrize("module", ["kbo_pipeline.cli", "kbo_pipeline.defs.webserver"])
-def test_a_child_executes_none(planted: Planted, module: str) -> None:
+def test_a_child_executes_none(planted: Planted) -> None:
     done = subprocess.run(
-        tied_command(module, "--help"), cwd=planted.directory, capture_output=True, check=False
+        tied_command("kbo_pipeline.cli", "--help"),
+        cwd=planted.directory,
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, planted.executed) == (0, set()), done.stderr
 

@@ -10,18 +10,26 @@ from kbo_pipeline.alerts import Alert, post
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
-from kbo_pipeline.defs.progress import ROLLBACK_JOB, STAGED, Progress, extract_of, is_retried
+from kbo_pipeline.defs.progress import (
+    ROLLBACK_JOB,
+    STAGED,
+    Progress,
+    extract_of,
+    is_retried,
+    job_of,
+    runs_about,
+)
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings
 
-_RUNS_LOOKED_AT = 50
+_RUNS_LOOKED_AT = 50  # about no extract that is known
 _PATIENCE_SECONDS = 600.0
 _MARK = "kbo/alert/"
 _LOGGED, _POSTED = "logged", "posted"
-_JOBS = ("stage_extract", "apply_batches", "publish_extract", "__ASSET_JOB")
+_JOBS = ("stage_extract", "apply_batches", "publish_extract", "materialize")
 
 
 @dg.sensor(
@@ -52,8 +60,8 @@ def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
                 break
             _mark(context.instance, alert, _POSTED)
     said = [*map(str, fresh), *([problem] if problem else [])]
-    known = f"{len(alerts)} known" if alerts else "nothing to tell"
-    return dg.SkipReason(" | ".join(said) if said else known)
+    told = f"told before: {' | '.join(map(str, alerts))}" if alerts else "nothing to tell"
+    return dg.SkipReason(" | ".join(said) or told)
 
 
 def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> list[Alert]:
@@ -76,19 +84,23 @@ def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> 
 
 def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     """The failed imports that nobody has brought to their end since, one for each error."""
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
     newest = progress.newest_published
-    passed = {str(key) for key in progress.known if newest and key.number <= newest.number}
-    passed |= {str(key) for key in progress.cancelled}  # a run at its start ends as failed then
+    ahead = {key for key in progress.known if newest is None or key.number > newest.number}
+    ahead -= progress.cancelled  # a run at its start ends as failed then
+    known = {str(key) for key in progress.known}
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
+    others = instance.get_runs(failed, limit=_RUNS_LOOKED_AT)
+    runs = runs_about(instance, ahead, failed.statuses)
+    runs += [run for run in others if extract_of(run) not in known]
     alerts: dict[str, Alert] = {}
-    for run in instance.get_runs(failed, limit=_RUNS_LOOKED_AT):
-        extract = extract_of(run)
-        if run.job_name not in _JOBS or extract in passed or is_retried(instance, run):
+    for run in runs:
+        extract, job = extract_of(run), job_of(run)
+        if job not in _JOBS or is_retried(instance, run):
             continue
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
-        event = f"failed:{extract}:{run.job_name}:{digest}"
-        alerts[event] = Alert(event, "failed", extract, run.job_name, error, what_helps(run))
+        event = f"failed:{extract}:{job}:{digest}"
+        alerts[event] = Alert(event, "failed", extract, job, error, what_helps(run))
     return list(alerts.values())
 
 
@@ -97,7 +109,7 @@ def what_helps(run: dg.DagsterRun) -> str:
     extract = extract_of(run)
     if run.job_name == ROLLBACK_JOB:
         return f"mend the cause, then kbo rollback {extract}"
-    if INBOX_TAG in run.tags and run.job_name == "stage_extract":
+    if INBOX_TAG in run.tags and job_of(run) == "stage_extract":
         return "see inbox/rejected, and drop a mended ZIP into the inbox"
     return f"mend the cause, then kbo retry {extract}" if extract else "see the run in the UI"
 
@@ -133,7 +145,7 @@ def gap_below_staged(settings: Settings, progress: Progress) -> tuple[ExtractKey
     above = [key for key in progress.staged if newest is None or key.number > newest.number]
     if not above or progress.next_to_apply is not None:
         return None
-    first = min(above, key=lambda key: key.number)
+    first = min(above)
     missing = f"{newest.number + 1:04d}-update" if newest else "a Full"
     error = f"{first} is staged and waits for {missing}"
     helps = "get its ZIP or a later Full, then kbo import ZIP"
@@ -159,7 +171,7 @@ def _rolled_back(
         if key.number < first.number
         and (key.number == newest.number + 1 if newest else key.type == "full")
     ]
-    return min(between, key=lambda key: key.number, default=None)
+    return min(between, default=None)
 
 
 def stale_register(

@@ -84,8 +84,7 @@ def apply_to_register(
     """Applies batches: each in one transaction, on past one that fails, nothing twice."""
     failures: dict[str, str] = {}
     with permanent_errors_not_retried(context) as settings:
-        keys = [BatchKey.parse(text) for text in context.partition_keys]
-        keys.sort(key=lambda key: (key.extract.number, key.extract.type, key.number))
+        keys = sorted(BatchKey.parse(text) for text in context.partition_keys)
         with duckdb.get_connection() as connection:
             for extract, group in groupby(keys, key=lambda key: key.extract):
                 batch_keys = list(group)

@@ -93,7 +93,7 @@ def _check_at_work(instance: dg.DagsterInstance, settings: Settings, key: Extrac
         return
     if key in progress.published:
         raise NotReadyError(f"{key}: published: nothing is at work; nothing was done")
-    newest = progress.newest_runs.get(str(key))
+    newest = progress.newest_run(key)
     if key in progress.cancelled:
         raise NotReadyError(f"{key}: cancelled already; kbo retry {key} goes on")
     if newest is None or (newest.is_failure and not is_retried(instance, newest)):
@@ -171,7 +171,7 @@ def _is_sensor_at_work(instance: dg.DagsterInstance, marked_at: float) -> bool:
 
 def _mark(instance: dg.DagsterInstance, key: ExtractKey) -> None:
     """Notes on the newest run that nothing goes on after it by itself."""
-    newest = Progress(instance).newest_runs.get(str(key))
+    newest = Progress(instance).newest_run(key)
     if newest is not None:
         instance.add_run_tags(
             newest.run_id, {CANCELLED_TAG: newest.run_id, WILL_RETRY_TAG: "false"}

@@ -27,6 +27,7 @@ from kbo_pipeline.defs.progress import (
     Progress,
     extract_of,
     is_retried,
+    job_of,
     newest_published,
 )
 from kbo_pipeline.defs.status import error_of_run
@@ -201,7 +202,7 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
     healthy = 0
     for run in installation.progress.unfinished_runs:
         extract = extract_of(run)
-        name = f"run {run.run_id[:8]} ({run.job_name})"
+        name = f"run {run.run_id[:8]} ({job_of(run)})"
         if run.status in _WAITING:
             record = instance.get_run_record_by_id(run.run_id)
             seconds = time.time() - record.create_timestamp.timestamp() if record else 0.0
@@ -239,8 +240,8 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
 def check_failed_runs(installation: Installation) -> Iterator[Finding]:
     """Whether an import, a rollback or a report has failed that nobody has taken up since."""
     instance, progress = installation.instance, installation.progress
-    for text, run in sorted(progress.newest_runs.items()):
-        key = key_or_none(text)
+    for text, record in sorted(progress.newest_runs.items()):
+        key, run = key_or_none(text), record.dagster_run
         if key is None or not run.is_failure or is_retried(instance, run):
             continue
         is_passed = run.job_name != ROLLBACK_JOB and not installation.is_ahead(key)
@@ -250,7 +251,7 @@ def check_failed_runs(installation: Installation) -> Iterator[Finding]:
             continue
         if key in progress.cancelled or installation.is_claimed(key):
             continue
-        what = "change_report" if is_passed else run.job_name
+        what = "change_report" if is_passed else job_of(run)
         said = f"{what} failed: {error_of_run(instance, run)}"
         yield Finding("warning" if is_passed else "error", text, said, what_helps(run))
 
@@ -293,7 +294,7 @@ def check_extracts(installation: Installation) -> Iterator[Finding]:
     ahead = (key for key in progress.known if installation.is_ahead(key))
     found = [
         finding
-        for key in sorted(ahead, key=lambda key: (key.number, key.type))
+        for key in sorted(ahead)
         if (finding := _of_extract(installation, key, following)) is not None
     ]
     yield from found
@@ -309,7 +310,7 @@ def _of_extract(
     if key in progress.cancelled:
         helps = f"kbo retry {key} goes on, kbo rollback {key} undoes what is applied"
         return Finding("warning", str(key), "cancelled: it waits, and so do later ones", helps)
-    newest = progress.newest_runs.get(str(key))
+    newest = progress.newest_run(key)
     is_at_work = any(extract_of(run) == str(key) for run in progress.unfinished_runs)
     if newest is None or newest.is_failure or is_at_work or installation.is_claimed(key):
         return None

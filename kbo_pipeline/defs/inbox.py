@@ -12,7 +12,7 @@ from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_retried, newest_published
+from kbo_pipeline.defs.progress import Progress, is_retried, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
@@ -121,7 +121,7 @@ class _Tick:
             return
         standing = standing_of(self.settings.database)
         staged = []
-        for key in sorted(self.at_work, key=_in_order):
+        for key in sorted(self.at_work):
             if self._is_staged(key, standing.published, now):
                 staged.append(key)
         self._explain(staged, newest_published(standing, self.progress))
@@ -304,8 +304,8 @@ class _Tick:
                 self.waiting.append(f"{key}, which is being applied")
 
     def _is_failed(self, key: ExtractKey) -> bool:
-        runs = self.instance.get_runs(dg.RunsFilter(tags={EXTRACT_TAG: str(key)}), limit=1)
-        return any(run.is_failure and not is_retried(self.instance, run) for run in runs)
+        run = self.progress.newest_run(key)
+        return run is not None and run.is_failure and not is_retried(self.instance, run)
 
     def _finish(self, dropped: Dropped, note: str | None) -> None:
         try:
@@ -325,10 +325,6 @@ class _Tick:
 def _claim_id(dropped: Dropped, extract: Extract) -> str:
     """Names a claim: the same ZIP, dropped once more after it was rejected, is another."""
     return f"{extract.key}:{extract.sha256[:12]}:{dropped.changed_at_ns}"
-
-
-def _in_order(key: ExtractKey) -> tuple[int, bool]:
-    return key.number, key.type == "full"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -185,11 +185,7 @@ def _to_retry(
     found = {*remedy.lost, *remedy.lost_batches, *damaged}
     if remedy.restore or remedy.undo is not None:
         found |= {key for key in (progress.next_to_apply, remedy.undo) if key is not None}
-    return [
-        key
-        for key in sorted(found, key=lambda key: key.number)
-        if key in progress.known and key not in progress.cancelled
-    ]
+    return [key for key in sorted(found) if key in progress.known and key not in progress.cancelled]
 
 
 def _recorded_hash(instance: dg.DagsterInstance, key: ExtractKey) -> str | None:

@@ -36,10 +36,7 @@ def register_batches(
 def batches_by_extract(instance: dg.DagsterInstance) -> dict[ExtractKey, list[str]]:
     """The batch keys of each extract, in number order; keys that are none of ours are left out."""
     keys = (batch_or_none(text) for text in instance.get_dynamic_partitions("kbo_batches"))
-    ordered = sorted(
-        (key for key in keys if key is not None),
-        key=lambda key: (key.extract.number, key.extract.type, key.number),
-    )
+    ordered = sorted(key for key in keys if key is not None)
     return {
         extract: [str(key) for key in group]
         for extract, group in groupby(ordered, key=lambda key: key.extract)

@@ -1,14 +1,19 @@
 """How far each extract is, as Dagster's storage knows it; the register stays closed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
+from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
+from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+from dagster._core.storage.tags import MAX_RETRIES_TAG, PARTITION_NAME_TAG, WILL_RETRY_TAG
+from sqlalchemy import or_, select
 
 from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
+from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
 from kbo_pipeline.errors import ExtractError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import Standing
@@ -30,7 +35,9 @@ ROLLBACK_JOB = "rollback_extract"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 
-_RUNS_LOOKED_AT = 200
+_EXTRACT_TAGS = (EXTRACT_TAG, PARTITION_NAME_TAG, RANGE_START_TAG)
+"""The tags that say which extract a run is about; the first that is there counts."""
+
 STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 """The asset whose materialization says that an extract is staged."""
 
@@ -80,7 +87,7 @@ class Progress:
     @property
     def newest_published(self) -> ExtractKey | None:
         """The newest published extract."""
-        return max(self.published, key=lambda key: key.number, default=None)
+        return max(self.published, default=None)
 
     @property
     def next_to_apply(self) -> ExtractKey | None:
@@ -104,23 +111,31 @@ class Progress:
         return list(self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)))
 
     @cached_property
-    def newest_runs(self) -> Mapping[str, dg.DagsterRun]:
+    def newest_runs(self) -> Mapping[str, dg.RunRecord]:
         """The newest run of each extract, by its key."""
-        newest: dict[str, dg.DagsterRun] = {}
-        for run in self.instance.get_runs(limit=_RUNS_LOOKED_AT):
-            extract = extract_of(run)
-            if extract is not None:
-                newest.setdefault(extract, run)
-        return newest
+        return self._newest_runs(_run_ids(self.instance))
+
+    def newest_run(self, key: ExtractKey) -> dg.DagsterRun | None:
+        """The newest run about an extract; None when there is none."""
+        record = self._newest_runs(_run_ids(self.instance, [key])).get(str(key))
+        return record.dagster_run if record is not None else None
 
     @cached_property
     def cancelled(self) -> set[ExtractKey]:
         """Unpublished extracts that somebody has cancelled, and nobody has taken up since."""
+        unpublished = self.known - self.published.keys()
+        newest = self._newest_runs(_run_ids(self.instance, unpublished))
         return {
             key
-            for key in self.known - self.published.keys()
-            if (run := self.newest_runs.get(str(key))) is not None and _is_cancelled(run)
+            for key in unpublished
+            if (record := newest.get(str(key))) is not None and is_cancelled(record.dagster_run)
         }
+
+    def _newest_runs(self, run_ids: Mapping[str, list[str]]) -> Mapping[str, dg.RunRecord]:
+        wanted = [ids[0] for ids in run_ids.values()]
+        records = _records(self.instance, wanted)
+        found = {record.dagster_run.run_id: record for record in records}
+        return {text: found[ids[0]] for text, ids in run_ids.items() if ids[0] in found}
 
     @cached_property
     def staging_failures(self) -> Mapping[ExtractKey, list[float]]:
@@ -128,13 +143,14 @@ class Progress:
 
         Of extracts that were not staged since; retries that Dagster makes by itself included.
         """
-        failed = dg.RunsFilter(job_name="stage_extract", statuses=[dg.DagsterRunStatus.FAILURE])
         found: dict[ExtractKey, list[float]] = {}
-        for record in self.instance.get_run_records(failed, limit=_RUNS_LOOKED_AT):
-            text = extract_of(record.dagster_run)
-            key = next((key for key in self.known if str(key) == text), None)
-            if key is not None and key not in self.staged:
-                found.setdefault(key, []).append(record.end_time or record.start_time or 0.0)
+        run_ids = _run_ids(self.instance, self.known - self.staged.keys())
+        wanted = [run_id for ids in run_ids.values() for run_id in ids]
+        for record in _records(self.instance, wanted, [dg.DagsterRunStatus.FAILURE]):
+            if record.dagster_run.job_name != "stage_extract":
+                continue
+            key = ExtractKey.parse(str(extract_of(record.dagster_run)))
+            found.setdefault(key, []).append(record.end_time or record.start_time or 0.0)
         return found
 
     def applied(self, key: ExtractKey) -> dict[str, dict[str, int]]:
@@ -176,11 +192,97 @@ def newest_published(standing: Standing, progress: Progress) -> ExtractKey | Non
 
 def extract_of(run: dg.DagsterRun) -> str | None:
     """The key of the extract that a run is about, whoever started it."""
-    if EXTRACT_TAG in run.tags:
-        return run.tags[EXTRACT_TAG]
-    partition = run.tags.get("dagster/partition") or run.tags.get(RANGE_START_TAG)
+    return _extract_in(run.tags)
+
+
+def _extract_in(tags: Mapping[str, str]) -> str | None:
+    partition = next((tags[name] for name in _EXTRACT_TAGS if tags.get(name)), None)
     batch = batch_or_none(partition) if partition else None
     return str(batch.extract) if batch else partition
+
+
+def runs_about(
+    instance: dg.DagsterInstance,
+    keys: Collection[ExtractKey],
+    statuses: Collection[dg.DagsterRunStatus] = (),
+) -> list[dg.DagsterRun]:
+    """The runs about extracts, the newest first, whoever started them.
+
+    Args:
+        instance: where they are recorded.
+        keys: the extracts.
+        statuses: of which status; all without it.
+    """
+    run_ids = [run_id for ids in _run_ids(instance, keys).values() for run_id in ids]
+    return [record.dagster_run for record in _records(instance, run_ids, statuses)]
+
+
+def _records(
+    instance: dg.DagsterInstance,
+    run_ids: Collection[str],
+    statuses: Collection[dg.DagsterRunStatus] = (),
+) -> list[dg.RunRecord]:
+    """The records of these runs, the newest first; of some statuses only where they are given."""
+    if not run_ids:  # which Dagster refuses in a filter
+        return []
+    wanted = dg.RunsFilter(run_ids=list(run_ids), statuses=list(statuses))
+    return list(instance.get_run_records(wanted))
+
+
+def _run_ids(
+    instance: dg.DagsterInstance, keys: Collection[ExtractKey] | None = None
+) -> Mapping[str, list[str]]:
+    """The ids of the runs about extracts, the newest first, by extract.
+
+    However many newer ones there are: a look at the newest runs alone would take an extract whose
+    runs are older for one that has none.
+
+    Args:
+        instance: where they are recorded.
+        keys: the extracts; all of which there are runs without it.
+    """
+    if keys is not None and not keys:
+        return {}
+    tags = RunTagsTable.c
+    query = (
+        select(tags.run_id, tags.key, tags.value)
+        .join(RunsTable, RunsTable.c.run_id == tags.run_id)
+        .where(tags.key.in_(_EXTRACT_TAGS))
+        .order_by(RunsTable.c.id.desc())
+    )
+    if keys is not None:
+        of_keys = or_(
+            tags.value.in_([str(key) for key in keys]),
+            *(tags.value.like(f"{key}-%") for key in keys),  # batches
+        )
+        about = select(tags.run_id).where(tags.key.in_(_EXTRACT_TAGS), of_keys)
+        query = query.where(tags.run_id.in_(about))
+    storage = instance.run_storage
+    assert isinstance(storage, SqlRunStorage)
+    tags_of_runs: dict[str, dict[str, str]] = {}
+    with storage.connect() as connection:
+        for run_id, name, value in connection.execute(query):
+            tags_of_runs.setdefault(run_id, {})[name] = value
+    wanted = None if keys is None else {str(key) for key in keys}
+    found: dict[str, list[str]] = {}
+    for run_id, of_run in tags_of_runs.items():
+        extract = _extract_in(of_run)
+        if extract is not None and (wanted is None or extract in wanted):
+            found.setdefault(extract, []).append(run_id)
+    return found
+
+
+def job_of(run: dg.DagsterRun) -> str:
+    """The job that a run is of; for one of the UI or of a backfill the job with its assets.
+
+    Dagster calls all of those `__ASSET_JOB`. One that no job has the assets of is `materialize`, as
+    in the view `kbo_queue`.
+    """
+    if run.job_name != IMPLICIT_ASSET_JOB_NAME:
+        return run.job_name
+    names = {asset.to_user_string() for asset in run.asset_selection or ()}
+    jobs = (job for job, assets in ASSETS_OF_JOBS.items() if names and names <= {*assets})
+    return next(jobs, "materialize")
 
 
 def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
@@ -195,7 +297,7 @@ def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return instance.run_retries_enabled and run.tags.get(MAX_RETRIES_TAG) != "0"
 
 
-def _is_cancelled(run: dg.DagsterRun) -> bool:
+def is_cancelled(run: dg.DagsterRun) -> bool:
     """Whether the run says that its extract was cancelled.
 
     A run of the daemon is canceled by people only. One of a `kbo` command also by Ctrl-C, which is

@@ -3,20 +3,20 @@
 from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.extracts import ExtractKey
 
-_AHEAD = 2_000_000_000  # more than any extract number has digits for
+_AHEAD = 2_000_000_000  # more than twice what an extract number has digits for
 
 
 def queue_tags(key: ExtractKey, *, is_staged: bool) -> dict[str, str]:
     """Tags of a run about an extract.
 
-    The lowest number comes first; and what is staged before what is still to be staged, or else
+    The first in order comes first; and what is staged before what is still to be staged, or else
     five runs that stage would hold up the register.
 
     Args:
         key: the extract.
         is_staged: the run applies or publishes.
     """
-    priority = (_AHEAD if is_staged else 0) - key.number
+    priority = (_AHEAD if is_staged else 0) - 2 * key.number - (key.type == "full")
     return {EXTRACT_TAG: str(key), "dagster/priority": str(priority)}
 
 

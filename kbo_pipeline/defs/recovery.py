@@ -11,13 +11,12 @@ from dagster_postgres.utils import DagsterPostgresException
 from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline.defs.claims import BUSY_TAG, OWN_RUN, claim_file
-from kbo_pipeline.defs.progress import CANCELLED_TAG, EXTRACT_TAG, Progress, extract_of
+from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_cancelled
 from kbo_pipeline.defs.workers import drop_locks, is_dead
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.settings import Settings
 
-_RUNS_LOOKED_AT = 20
 _NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
 _FORGOTTEN_SECONDS = 15.0  # Dagster looks each five seconds for what it is to retry
 _AT_WORK = [
@@ -98,21 +97,18 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
         The ids of the runs.
     """
     resumed = []
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
-    for record in instance.get_run_records(failed, limit=_RUNS_LOOKED_AT):
+    for extract, record in Progress(instance).newest_runs.items():
         run = record.dagster_run
-        if WILL_RETRY_TAG not in run.tags or AUTO_RETRY_RUN_ID_TAG in run.tags:
+        if not run.is_failure or is_cancelled(run):
             continue
-        extract = extract_of(run)
-        newest = None if extract is None else Progress(instance).newest_runs.get(extract)
-        if newest is None or newest.run_id != run.run_id or CANCELLED_TAG in run.tags:
+        if WILL_RETRY_TAG not in run.tags or AUTO_RETRY_RUN_ID_TAG in run.tags:
             continue
         if not auto_reexecution_should_retry_run(instance, run, None):
             continue
         if run.tags[WILL_RETRY_TAG] == "true":
             passes = time.time() - (record.end_time or 0.0) > _FORGOTTEN_SECONDS
         elif run.tags.get(BUSY_TAG) == run.run_id:
-            passes = not is_locked(claim_file(settings, ExtractKey.parse(str(extract))))
+            passes = not is_locked(claim_file(settings, ExtractKey.parse(extract)))
         else:
             passes = _was_not_retried(instance, run) or _has_lost_postgres(instance, run)
         if passes:

@@ -1,7 +1,6 @@
 """The sensor that keeps Dagster's storage and the disk from growing for ever."""
 
 import time
-from collections.abc import Iterator, Sequence
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
@@ -12,7 +11,7 @@ from kbo_pipeline.defs.claims import claim
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import batch_or_none
-from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, Progress
+from kbo_pipeline.defs.progress import RANGE_END_TAG, Progress, runs_about
 from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.fetching import remove_old_zips
@@ -55,7 +54,7 @@ def old_extracts(progress: Progress, keep: int) -> list[ExtractKey]:
         return []
     first_kept = published[-keep]
     old = (key for key in progress.known if key.number < first_kept)
-    return sorted(old, key=lambda key: (key.number, key.type))
+    return sorted(old)
 
 
 def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> bool:
@@ -63,7 +62,7 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
 
     Its own partition goes last: a process that is killed before leaves the rest to the next tick.
     """
-    runs = list(_runs_about(instance, key))
+    runs = runs_about(instance, [key])
     if any(run.status in NOT_FINISHED_STATUSES for run in runs):
         return False
     try:
@@ -78,26 +77,6 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     except StorageError:
         return False
     return True
-
-
-def _runs_about(instance: dg.DagsterInstance, key: ExtractKey) -> Iterator[dg.DagsterRun]:
-    """All runs about an extract, whoever started them."""
-    batches: Sequence[str] = [
-        text
-        for text in instance.get_dynamic_partitions("kbo_batches")
-        if text.startswith(f"{key}-")
-    ]
-    named: list[dict[str, str | Sequence[str]]] = [
-        {EXTRACT_TAG: str(key)},
-        {"dagster/partition": [str(key), *batches]},
-    ]
-    if batches:
-        named.append({RANGE_START_TAG: batches})
-    found: dict[str, dg.DagsterRun] = {}
-    for tags in named:
-        for run in instance.get_runs(dg.RunsFilter(tags=tags)):
-            found[run.run_id] = run
-    yield from found.values()
 
 
 def _is_about_later(run: dg.DagsterRun, key: ExtractKey) -> bool:

@@ -9,7 +9,7 @@ from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of
+from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of, job_of
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
@@ -18,8 +18,8 @@ from kbo_pipeline.publishing import check_rollback, rollback
 _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
-@dg.op(pool=WRITER_POOL, out=dg.Out(dg.Nothing))
-def undo_extract(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
+@dg.op(name="rollback", pool=WRITER_POOL, out=dg.Out(dg.Nothing))
+def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
     """Undoes the extract in one transaction, publishes the state before, forgets its partitions."""
     with (
         permanent_errors_not_retried(context) as settings,
@@ -59,7 +59,7 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
             continue
         if run.status not in _WAITING:
             raise NotReadyError(
-                f"{key}: run {run.run_id} ({run.job_name}) is at work on it; wait for it or"
+                f"{key}: run {run.run_id} ({job_of(run)}) is at work on it; wait for it or"
                 " terminate it in the UI"
             )
         context.instance.report_run_canceled(run, f"{key} was rolled back")
@@ -74,4 +74,4 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
 )
 def rollback_extract() -> None:
     """Undoes one extract."""
-    undo_extract()
+    rollback_op()

@@ -9,14 +9,13 @@ from dagster import DagsterInstance
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.boundary import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.defs.partitions import kbo_batches
-from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, extract_of, is_retried
+from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, is_retried, job_of, runs_about
 from kbo_pipeline.errors import NotReadyError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.status import BatchPlace, ExtractStatus, State, TableProgress
 from kbo_pipeline.tables import TABLES
 
-_RUNS_LOOKED_AT = 50
-_APPLYING = ("apply_batches", "__ASSET_JOB")
+_APPLYING = ("apply_batches", "materialize")
 
 
 def newest_extract(instance: DagsterInstance) -> ExtractKey:
@@ -33,7 +32,7 @@ def newest_extract(instance: DagsterInstance) -> ExtractKey:
         if key not in progress.published and (published is None or key.number > published.number)
     ]
     if waiting:
-        return min(waiting, key=lambda key: (key.number, key.type))
+        return min(waiting)
     if published is None:
         raise NotReadyError("no extract yet; start with kbo import ZIP")
     return published
@@ -50,7 +49,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
     applied = progress.applied(key)
     batches = progress.batches.get(key, [])
-    runs = _runs_of(instance, key)
+    runs = runs_about(instance, [key])
     running = next((run for run in runs if not run.is_finished), None)
     failed = _failed(instance, batches)
     done = key in progress.published
@@ -71,7 +70,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
         if batch not in applied[table.name]
     ]
     places = _first_of_each_batch(open_places)
-    at_work = running is not None and bool(places) and running.job_name in _APPLYING
+    at_work = running is not None and bool(places) and job_of(running) in _APPLYING
     status: State = (
         "completed"
         if done
@@ -109,7 +108,7 @@ def is_over(instance: DagsterInstance, found: ExtractStatus) -> bool:
     """
     if found.status in ("completed", "cancelled"):
         return True
-    newest = Progress(instance).newest_runs.get(found.job_id)
+    newest = Progress(instance).newest_run(ExtractKey.parse(found.job_id))
     if newest is None or found.status == "processing":
         return False
     if found.status == "failed":
@@ -171,12 +170,6 @@ def _stage(
     if key not in progress.staged or key not in progress.batches:
         return "staging"
     return "applying" if batches_open else "publishing"
-
-
-def _runs_of(instance: DagsterInstance, key: ExtractKey) -> list[dg.DagsterRun]:
-    """The runs about an extract, the newest first, whoever started them."""
-    newest = instance.get_runs(limit=_RUNS_LOOKED_AT)
-    return [run for run in newest if extract_of(run) == str(key)]
 
 
 def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
