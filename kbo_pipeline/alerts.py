@@ -1,10 +1,13 @@
 """What people are told without asking, and how it reaches their webhook. No Dagster."""
 
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from kbo_pipeline.errors import StorageError
+from kbo_pipeline.files import make_private
 
 Kind = Literal["failed", "gap", "stale", "refused"]
 
@@ -38,6 +41,23 @@ class Alert:
     def to_json(self) -> dict[str, Any]:
         """What the webhook gets; `text` is for those that show one line, such as Slack's."""
         return {**asdict(self), "text": str(self)}
+
+
+def write_down(alert: Alert, file: Path) -> None:
+    """Adds an alert to the log of alerts, a line with the time.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    now = datetime.now().astimezone()
+    try:
+        make_private(file.parent)
+        with file.open("a", encoding="utf-8") as log:
+            log.write(f"{now:%Y-%m-%d %H:%M:%S %z} {alert}\n")
+    except OSError as error:
+        raise StorageError(
+            f"{file}: cannot be written ({error.strerror}); see its permissions and its disk"
+        ) from None
 
 
 def post(alert: Alert, webhook: str) -> None:

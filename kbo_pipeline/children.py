@@ -18,6 +18,7 @@ import psutil
 
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.files import make_private
+from kbo_pipeline.logs import log_file
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.tied import tied_command
 
@@ -47,7 +48,7 @@ class Children:
 
     def log(self, name: str) -> Path:
         """Where a child writes what it has to say."""
-        return self.settings.work_dir / "logs" / f"{name}.log"
+        return log_file(self.settings, name)
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Starts `python -m ARGUMENTS`; for the main thread, with which the child would die."""

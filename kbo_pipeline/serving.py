@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,13 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.logs import (
+    alert_log,
+    log_file,
+    put_aside,
+    remove_old,
+    remove_old_outputs,
+)
 from kbo_pipeline.parts import CHILDREN, Part, check_part, check_port, is_open, reached, suffix
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import drop_lost
@@ -34,6 +41,8 @@ _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5
 _LOOK_SECONDS = 30.0  # between two looks at runs whose worker has died
 _LAUNCHED_SECONDS = 12.0  # after a daemon's death it is clear whether a run of its was begun
+_TIDY_SECONDS = 10.0  # between two looks at how large logs are
+_REMOVAL_SECONDS = 3600.0  # between two searches for what runs have printed long ago
 _SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code server
 _DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
 _DEATHS_SECONDS = 150.0
@@ -132,6 +141,25 @@ def runtime_prefix(settings: Settings, part: Part | None = None) -> str:
     return f"kbo{suffix(part)}-{identity.read_text()}-"
 
 
+def tidy_logs(settings: Settings, names: Iterable[str], report: Callable[[str], None]) -> None:
+    """Puts aside logs that are large, and removes what was put aside long ago.
+
+    Args:
+        settings: say where logs are and how long they stay.
+        names: the processes with a log; with the code location come alerts, and PostgreSQL's own.
+        report: takes a line on each log that cannot be put aside.
+    """
+    files = [log_file(settings, name) for name in names]
+    if "code" in names:
+        files += [alert_log(settings), settings.postgres_dir / "log"]
+    for file in files:
+        try:
+            put_aside(file)
+            remove_old(file, settings.keep_logs_days, time.time())
+        except OSError as error:
+            report(f"{file}: cannot be put aside ({error.strerror}); it is tried again")
+
+
 class _Supervisor:
     """Starts the children in order, watches them, and starts again what has died."""
 
@@ -179,6 +207,8 @@ class _Supervisor:
         self._ended_at = time.time()  # of all run workers launched before
         self._is_settled = True
         self._next_look = time.monotonic() + _LOOK_SECONDS
+        self._next_tidying = time.monotonic()
+        self._next_removal = time.monotonic()
 
     def run(self, lost: ExtractKey | None, check_stopped: Callable[[], None]) -> None:
         """Returns by an exception only.
@@ -214,6 +244,7 @@ class _Supervisor:
                     self._start(name)
             if self._part in (None, "code"):
                 self._look_for_dead_runs()
+            self._tidy_logs()
             check_stopped()
             time.sleep(_CHECK_SECONDS)
 
@@ -273,6 +304,18 @@ class _Supervisor:
             except Exception as error:  # whatever it is, mostly PostgreSQL: it passes
                 first_line = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
                 self._report(f"looking for dead runs failed: {first_line}; it is tried again")
+
+    def _tidy_logs(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_tidying:
+            self._next_tidying = now + _TIDY_SECONDS
+            tidy_logs(self._settings, [*CHILDREN[self._part], _RETRY], self._report)
+        if now >= self._next_removal and self._part in (None, "code"):
+            self._next_removal = now + _REMOVAL_SECONDS
+            try:
+                remove_old_outputs(self._settings, time.time())
+            except OSError as error:
+                self._report(f"{error.filename}: cannot be removed ({error.strerror})")
 
     def _retry(self, key: ExtractKey | None) -> None:
         """Brings an extract to its end in a process of its own, one at a time."""
@@ -336,7 +379,12 @@ def _children(settings: Settings, part: Part | None, runtime: Path) -> Iterator[
     """Ends all children that were started, when the block ends."""
     # What they could not find out alone: paths that were relative, values of `.env`. Temporary
     # files where they go with us, since who is killed leaves them.
-    environment = {**os.environ, **settings.environment, "TMPDIR": str(runtime)}
+    environment = {
+        "DAGSTER_DAEMON_LOG_LEVEL": "warning",  # or else three lines a second of what is not due
+        **os.environ,
+        **settings.environment,
+        "TMPDIR": str(runtime),
+    }
     children = Children(settings, environment, part)
     try:
         yield children

@@ -55,6 +55,8 @@ class Settings:
         keep_extracts: extracts of which Dagster keeps partitions, runs and events
             (`KBO_KEEP_EXTRACTS`).
         keep_zips_days: how long ZIPs stay that are not needed any more (`KBO_KEEP_ZIPS_DAYS`).
+        keep_logs_days: how long logs stay that were put aside, and what runs and sensors have
+            printed (`KBO_KEEP_LOGS_DAYS`).
         max_loss_percent: rows of a table that an Update may take away and be published unasked, in
             percent (`KBO_MAX_LOSS_PERCENT`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
@@ -86,6 +88,7 @@ class Settings:
     keep_published: int
     keep_extracts: int
     keep_zips_days: int
+    keep_logs_days: int
     max_loss_percent: float
     stale_hours: int
     alert_webhook: str | None
@@ -252,6 +255,7 @@ def load_settings(
         keep_published=reader.number("KBO_KEEP_PUBLISHED", 2, 1, 30),
         keep_extracts=reader.number("KBO_KEEP_EXTRACTS", 60, 2, 10_000),
         keep_zips_days=reader.number("KBO_KEEP_ZIPS_DAYS", 40, 1, 36_500),
+        keep_logs_days=reader.number("KBO_KEEP_LOGS_DAYS", 14, 1, 36_500),
         max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),

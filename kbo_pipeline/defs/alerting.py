@@ -6,7 +6,7 @@ import time
 
 import dagster as dg
 
-from kbo_pipeline.alerts import Alert, post
+from kbo_pipeline.alerts import Alert, post, write_down
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
@@ -22,6 +22,7 @@ from kbo_pipeline.defs.progress import (
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.errors import RegisterError, StorageError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.logs import alert_log
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings
 
@@ -44,10 +45,15 @@ def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     alerts = due_alerts(context.instance, settings, time.time())
     marks = _marks(context.instance, alerts)
     fresh = [alert for alert in alerts if alert.event not in marks]
+    problems = []
     for alert in fresh:
         context.log.warning(str(alert))
+        try:
+            write_down(alert, alert_log(settings))
+        except StorageError as error:
+            problems.append(f"{error}; the next tick tries again")
+            break
         _mark(context.instance, alert, _LOGGED)
-    problem = None
     if settings.alert_webhook is not None:
         for alert in alerts:
             if marks.get(alert.event) == _POSTED:
@@ -55,11 +61,12 @@ def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             try:
                 post(alert, settings.alert_webhook)
             except StorageError as error:
-                problem = f"{error}; the next tick tries again"
-                context.log.warning(problem)
+                problems.append(f"{error}; the next tick tries again")
                 break
             _mark(context.instance, alert, _POSTED)
-    said = [*map(str, fresh), *([problem] if problem else [])]
+    for problem in problems:
+        context.log.warning(problem)
+    said = [*map(str, fresh), *problems]
     told = f"told before: {' | '.join(map(str, alerts))}" if alerts else "nothing to tell"
     return dg.SkipReason(" | ".join(said) or told)
 

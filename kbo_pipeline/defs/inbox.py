@@ -73,9 +73,9 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
         tick.waiting.append(str(error))
     except OSError as error:
         tick.waiting.append(f"{settings.inbox_dir}: {error.strerror}; see its permissions")
-    context.log.info(str(tick))
     if not tick.requests:
         return dg.SkipReason(str(tick))
+    context.log.info(str(tick))  # a file each: a tick without runs has its reason instead
     return dg.SensorResult(
         run_requests=tick.requests,
         dynamic_partitions_requests=[

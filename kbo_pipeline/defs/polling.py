@@ -109,9 +109,9 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
         context.instance.run_storage.set_cursor_values({_STORED_AS: json.dumps(asdict(poll))})
     due = [ExtractKey.parse(text) for text in poll.due]
     startable = [key for key in due if _is_startable(settings, progress, key)]
-    context.log.info(str(poll))
     if not startable:
         return dg.SkipReason(str(poll))
+    context.log.info(str(poll))
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(

@@ -69,6 +69,7 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
         with claim(settings, key, patience=0.0):
             for run in runs:
                 if not _is_about_later(run, key):
+                    instance.compute_log_manager.delete_logs(prefix=[run.run_id])
                     instance.delete_run(run.run_id)
             forget_extract(instance, key, with_zip=True)
             remove_report(settings, key)
