@@ -4,13 +4,13 @@ The kinds are declared in `kinds.py`. All functions read a published register th
 database of a connection, and see what its readers may see.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import duckdb
 
-from kbo_pipeline.errors import NotFoundError
+from kbo_pipeline.enterprises import PublishedExtract
+from kbo_pipeline.extract_names import ExtractName, named
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.kinds import KINDS
 from kbo_pipeline.sql import changes as changes_sql
@@ -42,34 +42,25 @@ class Change:
     after: str | None
 
 
-def published_key(connection: duckdb.DuckDBPyConnection, extract: int | str) -> ExtractKey:
-    """The published extract that a number such as 141, or a key such as `0141-update`, names.
+def published_key(connection: duckdb.DuckDBPyConnection, extract: ExtractName) -> ExtractKey:
+    """The published extract that a number such as 141, a key or a date names.
 
     Raises:
-        ExtractError: the text is no key of an extract.
-        NotFoundError: it is not published; names what is.
+        ExtractError: the text is no name of an extract.
+        NotFoundError: it is not published; says what is.
     """
     rows = connection.execute(looking_up_sql.EXTRACTS).fetchall()
-    published = [ExtractKey(number, kind) for _, number, kind, _ in rows]
-    is_number = not isinstance(extract, str) or bool(re.fullmatch("[0-9]{1,9}", extract))
-    number = int(extract) if is_number else ExtractKey.parse(str(extract)).number
-    found = next((key for key in published if key.number == number), None)
-    if found is not None and (is_number or str(found) == extract):
-        return found
-    known = f"{published[-1]} to {published[0]} are" if published else "nothing is yet"
-    if found is not None:
-        known = f"{found} is"
-    raise NotFoundError(f"{extract}: not among the published extracts; {known}")
+    return ExtractKey.parse(named([PublishedExtract(*row) for row in rows], extract).key)
 
 
 def count_changes(
-    connection: duckdb.DuckDBPyConnection, extract: int | str
+    connection: duckdb.DuckDBPyConnection, extract: ExtractName
 ) -> dict[tuple[str, str], int]:
     """Counts the entities that an extract changed, by table and kind; all kinds, in their order.
 
     Args:
         connection: a published register.
-        extract: the number or key of a published extract.
+        extract: a published extract, by number, key or date.
 
     Raises:
         NotFoundError: the extract is not published.
@@ -81,7 +72,7 @@ def count_changes(
 
 
 def changed_entities(
-    connection: duckdb.DuckDBPyConnection, extract: int | str
+    connection: duckdb.DuckDBPyConnection, extract: ExtractName
 ) -> duckdb.DuckDBPyRelation:
     """What an extract changed, as a relation with one row for each kind of change of each entity.
 
@@ -91,7 +82,7 @@ def changed_entities(
 
     Args:
         connection: a published register.
-        extract: the number or key of a published extract.
+        extract: a published extract, by number, key or date.
 
     Raises:
         NotFoundError: the extract is not published.
@@ -100,12 +91,17 @@ def changed_entities(
     return connection.sql(changes_sql.CHANGED_ENTITIES, params={"number": number})
 
 
-def iterate_changes(connection: duckdb.DuckDBPyConnection, extract: int | str) -> Iterator[Change]:
+def iterate_changes(
+    connection: duckdb.DuckDBPyConnection, extract: ExtractName
+) -> Iterator[Change]:
     """What `changed_entities` says, as one `Change` after the other.
+
+    Nothing else may be asked of the connection before the last one is read.
 
     Raises:
         NotFoundError: the extract is not published.
     """
-    relation = changed_entities(connection, extract)  # now: an error is not to wait for a reader
-    pieces = iter(lambda: relation.fetchmany(_FETCHED), [])
+    number = published_key(connection, extract).number  # now: an error does not wait for a reader
+    result = connection.execute(changes_sql.CHANGED_ENTITIES, {"number": number})
+    pieces = iter(lambda: result.fetchmany(_FETCHED), [])
     return (Change(*row) for rows in pieces for row in rows)

@@ -1,11 +1,15 @@
 """The published register as analysts and developers read it: `read_register`. No Dagster.
 
 Readers never meet the writer: the file is replaced as a whole, and what is open stays as it is.
+
+A connection of DuckDB holds one result at a time, for whichever thread fetches it. So each question
+is asked on a connection of its own to the one database that is open.
 """
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +21,7 @@ from kbo_pipeline.changes import Change
 from kbo_pipeline.database import Database
 from kbo_pipeline.enterprises import Enterprise, Language, Match, PublishedExtract
 from kbo_pipeline.errors import KboError, NotFoundError, NotReadyError, RegisterError
+from kbo_pipeline.extract_names import ExtractName, named, state_at
 from kbo_pipeline.lookup import look_up
 from kbo_pipeline.places import Place
 from kbo_pipeline.schema import show_to_reader
@@ -51,7 +56,7 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
     # path the file that the first of them found there, also after it was replaced.
     connection = duckdb.connect(":memory:")
     try:
-        rows = _attach(connection, place)
+        name, rows = _attach(connection, place)
     except KboError:
         connection.close()
         raise
@@ -59,19 +64,21 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
         connection.close()
         raise NotFoundError(f"{place}: no extract is published in it; kbo start or kbo import does")
     extracts = tuple(PublishedExtract(*row) for row in rows)
-    return PublishedRegister(place, connection, extracts)
+    return PublishedRegister(place, extracts, connection, name)
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, place: Place) -> list[tuple[Any, ...]]:
-    """Attaches a published register as the default database; its extracts."""
+def _attach(
+    connection: duckdb.DuckDBPyConnection, place: Place
+) -> tuple[str, list[tuple[Any, ...]]]:
+    """Attaches a published register as the default database; its name there, and its extracts."""
     try:
         if isinstance(place, Path):
             name = "register"
             connection.execute(f"ATTACH {literal(place)} AS {name} (READ_ONLY, TYPE duckdb)")
         else:
             name = attach_to_read(connection, place, "register")
-        show_to_reader(connection, name, place)
-        return connection.execute(sql.EXTRACTS).fetchall()
+        shown = show_to_reader(connection, name, place)
+        return shown, connection.execute(sql.EXTRACTS).fetchall()
     except NotReadyError as error:
         raise NotFoundError(str(error)) from None
     except duckdb.Error as error:
@@ -92,21 +99,24 @@ def unreadable(place: Place, error: duckdb.Error) -> KboError:
 
 @dataclass(frozen=True)
 class PublishedRegister:
-    """A published register that is open for reading.
+    """A published register that is open for reading, by as many threads at once as one likes.
 
-    Where an extract is asked for, it is the number or the key of a published one: 141, `141` or
-    `0141-update`; None is the newest. Others are an error, never an empty answer.
+    Where an extract is asked for, it is the number, the key or the date of a published one: 141,
+    `141`, `0141-update`, `2025-10-05` or a `date`; None is the newest. The state at a date is that
+    of the last extract up to it. Others are an error, never an empty answer.
 
     Attributes:
         file: the DuckDB file, or the place that is none.
-        connection: DuckDB, with the register as the default database: for SQL of your own, with
-            the views and macros of docs/data.md. Relations of it live as long as it does.
         extracts: the published extracts, the newest first.
     """
 
     file: Place
-    connection: duckdb.DuckDBPyConnection
     extracts: tuple[PublishedExtract, ...]
+    _opened: duckdb.DuckDBPyConnection = field(repr=False, compare=False)
+    _name: str = field(repr=False, compare=False)
+    _of_thread: threading.local = field(
+        default_factory=threading.local, init=False, repr=False, compare=False
+    )
 
     def __enter__(self) -> "PublishedRegister":
         return self
@@ -120,28 +130,52 @@ class PublishedRegister:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; relations that come from it cannot be read any more."""
-        self.connection.close()
+        """Closes the file; connections to it and relations cannot be read any more."""
+        self._opened.close()
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """DuckDB, with the register as the default database: for SQL of your own.
+
+        The views and macros of docs/data.md are there. Each thread has one of its own, the same
+        each time; what else is asked of the register does not disturb what was asked of it.
+        """
+        if not hasattr(self._of_thread, "connection"):
+            self._of_thread.connection = self._connect()
+        found: duckdb.DuckDBPyConnection = self._of_thread.connection
+        return found
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        """Another connection to what is open; `USE` does not come along by itself."""
+        connection = self._opened.cursor()
+        connection.execute(f"USE {self._name}")
+        return connection
+
+    @contextmanager
+    def _database(self) -> Iterator[Database]:
+        """A connection for one question and its answer."""
+        with self._connect() as connection:
+            yield Database(connection)
 
     @property
     def source(self) -> str:
         """What whoever shows the data has to say: where it is from, and of which day."""
         return self.extracts[0].source
 
-    def extract(self, extract: int | str | None = None) -> PublishedExtract:
-        """The published extract that a number or key names; the newest for None.
+    def extract(self, extract: ExtractName | None = None) -> PublishedExtract:
+        """The published extract that a number, key or date names; the newest for None.
 
         Raises:
-            NotFoundError: it is not published.
-            ExtractError: the text is neither a number nor a key.
+            NotFoundError: it is not published, or two are of that date.
+            ExtractError: the text is neither a number nor a key nor a date.
         """
-        if extract is None:
-            return self.extracts[0]
-        key = changes.published_key(self.connection, extract)
-        return next(found for found in self.extracts if found.number == key.number)
+        return self.extracts[0] if extract is None else named(self.extracts, extract)
+
+    def _state_at(self, at: ExtractName | None) -> PublishedExtract:
+        return self.extracts[0] if at is None else state_at(self.extracts, at)
 
     def enterprise(
-        self, number: str, at: int | str | None = None, language: Language = "nl"
+        self, number: str, at: ExtractName | None = None, language: Language = "nl"
     ) -> Enterprise:
         """The enterprise of a number, with all that belongs to it, and its history.
 
@@ -155,7 +189,8 @@ class PublishedRegister:
         Raises:
             NotFoundError: there is none, or it may not be shown; says which, and what to do.
         """
-        return look_up(self._database, self.extracts, number, self.extract(at), language)
+        with self._database() as database:
+            return look_up(database, self.extracts, number, self._state_at(at), language)
 
     def find(
         self,
@@ -183,13 +218,16 @@ class PublishedRegister:
             NotFoundError: neither `text` nor `zipcode` nor `nace` says what to look for.
         """
         criteria = searching.Criteria(text, zipcode, nace, nace_version, status, limit)
-        return searching.find(self._database, criteria, self.extracts[0])
+        with self._database() as database:
+            return searching.find(database, criteria, self.extracts[0])
 
-    def state(self, table: str, at: int | str | None = None) -> duckdb.DuckDBPyRelation:
+    def state(self, table: str, at: ExtractName | None = None) -> duckdb.DuckDBPyRelation:
         """The rows of a table at an extract, as a relation of DuckDB.
 
         It is not read before it is asked for rows, so `filter`, `aggregate` and `order` cost what
-        they need, on 36 million rows too; `.df()`, `.arrow()` and `.fetchall()` give them.
+        they need, on 36 million rows too; `.df()`, `.arrow()` and `.fetchall()` give them. It has
+        a connection of its own, with the relations that are made of it: these are for one thread at
+        a time, and cannot be joined with those of another call; `sql` joins.
 
         Raises:
             NotFoundError: there is no such table, or the extract is not published.
@@ -199,32 +237,38 @@ class PublishedRegister:
             raise NotFoundError(
                 f"{table!r}: no table of the register; there are {', '.join(names)}"
             )
-        return self.connection.table_function(f"{table}_at", [self.extract(at).number])
+        return self._connect().table_function(f"{table}_at", [self._state_at(at).number])
 
-    def changes(self, extract: int | str) -> Iterator[Change]:
+    def sql(self, query: str, **values: Any) -> duckdb.DuckDBPyRelation:
+        """What a query gives, as a relation of DuckDB with a connection of its own.
+
+        Args:
+            query: one SELECT, with the views and macros of docs/data.md.
+            values: of each `$name` in it.
+        """
+        return self._connect().sql(query, params=values or None)
+
+    def changes(self, extract: ExtractName) -> Iterator[Change]:
         """What an extract changed, entity by entity, each change by its kind (docs/changes.md).
 
         Raises:
             NotFoundError: the extract is not published.
         """
-        return changes.iterate_changes(self.connection, extract)
+        return changes.iterate_changes(self._connect(), extract)
 
-    def changed_entities(self, extract: int | str) -> duckdb.DuckDBPyRelation:
+    def changed_entities(self, extract: ExtractName) -> duckdb.DuckDBPyRelation:
         """The same as a relation of DuckDB, for `.df()`, `.arrow()` and what is counted.
 
         Raises:
             NotFoundError: the extract is not published.
         """
-        return changes.changed_entities(self.connection, extract)
+        return changes.changed_entities(self._connect(), extract)
 
-    def count_changes(self, extract: int | str) -> dict[tuple[str, str], int]:
+    def count_changes(self, extract: ExtractName) -> dict[tuple[str, str], int]:
         """How many entities an extract changed, by table and kind; all kinds, in their order.
 
         Raises:
             NotFoundError: the extract is not published.
         """
-        return changes.count_changes(self.connection, extract)
-
-    @cached_property
-    def _database(self) -> Database:
-        return Database(self.connection)
+        with self._database() as database:
+            return changes.count_changes(database.connection, extract)

@@ -12,8 +12,15 @@ import duckdb
 import pytest
 
 import kbo_pipeline
-from kbo_pipeline import NotFoundError, PublishedRegister, RegisterError, read_register
-from kbo_pipeline.enterprises import HistoryEvent
+from kbo_pipeline import (
+    ExtractError,
+    NotFoundError,
+    PublishedRegister,
+    RegisterError,
+    read_register,
+)
+from kbo_pipeline.enterprises import HistoryEvent, PublishedExtract
+from kbo_pipeline.extract_names import named, state_at
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.tables import ALL_TABLES
@@ -164,6 +171,45 @@ def test_an_enterprise_that_is_not_there_is_an_error_that_says_why(
     with pytest.raises(NotFoundError, match=why) as caught:
         register.enterprise(number, at)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("at", ["2025-05-22", snapshot_date(141)])
+def test_a_state_may_be_asked_for_by_its_date(
+    register: PublishedRegister, at: str | datetime.date
+) -> None:
+    assert register.enterprise(BAKER, at).extract.number == register.extract(at).number == 141
+    assert register.state("enterprise", at).count("*").fetchall() == [(4,)]
+    assert register.count_changes(at) == register.count_changes(141)
+
+
+def test_a_day_without_an_extract_has_the_state_of_the_day_before(tmp_path: Path) -> None:
+    core = Core(tmp_path / "core")
+    for number in (140, 143):
+        core.import_zip(write_extract(tmp_path, ExtractKey(number, "full"), {}))
+    day = snapshot_date(142)
+    with core.read_register() as register:
+        assert register.enterprise(BAKER, day).extract.number == 140
+        with pytest.raises(NotFoundError, match=f"^{day}: no published extract is of that day; "):
+            register.extract(day)
+        for unknown in (snapshot_date(139), snapshot_date(144)):
+            with pytest.raises(NotFoundError, match=f"^{unknown}: the state of that day is not"):
+                register.state("enterprise", unknown)
+
+
+@pytest.mark.parametrize("name", ["2025-13-01", "2025-02-30", "x", "", "2025-1-1", "140-full"])
+def test_what_names_no_extract_is_refused(register: PublishedRegister, name: str) -> None:
+    with pytest.raises(ExtractError):
+        register.extract(name)
+    with pytest.raises(ExtractError):
+        register.enterprise(BAKER, name)
+
+
+def test_two_extracts_of_one_day_must_be_named() -> None:
+    day = datetime.date(2025, 10, 5)
+    extracts = [PublishedExtract(f"{n:04d}-update", n, "update", day) for n in (142, 141)]
+    with pytest.raises(NotFoundError, match=r"^2025-10-05: 0141-update and 0142-update are"):
+        named(extracts, day)
+    assert state_at(extracts, "2025-10-05").number == 142
 
 
 def test_an_enterprise_has_all_that_belongs_to_it(register: PublishedRegister) -> None:
