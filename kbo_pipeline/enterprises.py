@@ -106,7 +106,7 @@ class Entity:
         name: the primary name of an enterprise; of others a name in the same choice of languages,
             or else the number.
         names: all names, the most official ones first.
-        addresses: all addresses, those that are struck off last.
+        addresses: all addresses, those that are struck off last, of these the newest first.
         contacts: all contacts.
         activities: the newest version of NACE first, in it the main ones first.
     """
@@ -188,7 +188,10 @@ class Enterprise(Entity):
 
     @property
     def seat(self) -> Address | None:
-        """The address of its seat; None for natural persons, who have none in the data."""
+        """The address of its seat, a valid one if there is any, or else the one struck off last.
+
+        None for natural persons, who have none in the data.
+        """
         return next((a for a in self.addresses if a.type and a.type.code == "REGO"), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -210,6 +213,7 @@ class Match:
         status: KBO's code.
         zipcode: of its seat; None when it has none.
         municipality: of its seat, in Dutch or else in French.
+        struck_off: when that address was struck off; None while it is valid.
         matched_number: what has the name that matched: itself, or an establishment unit or branch.
         matched_name: that name; None when no name was searched for.
     """
@@ -219,5 +223,6 @@ class Match:
     status: str | None
     zipcode: str | None
     municipality: str | None
+    struck_off: datetime.date | None
     matched_number: str
     matched_name: str | None

@@ -23,7 +23,7 @@ from kbo_pipeline.room import check_room_to_export
 from kbo_pipeline.settings import Privacy, Settings
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.profile import source
-from kbo_pipeline.sql.reading import fill_hidden
+from kbo_pipeline.sql.reading import fill_shown
 from kbo_pipeline.sql.views import export_queries
 
 MANIFEST = "manifest.json"
@@ -128,7 +128,7 @@ def export(
             )
         check_room_to_export(directory, settings.database, settings.temporary_dir)
         if settings.privacy != "full":
-            connection.execute(*fill_hidden(settings.privacy, "TEMP TABLE"))
+            connection.execute(*fill_shown(settings.privacy, "TEMP TABLE"))
         queries = export_queries(settings.privacy)
         tables = {}
         with replace_directory(directory) as unfinished:

@@ -92,12 +92,13 @@ def _enterprise_number(
 
 def _hidden(database: Database, numbers: Sequence[str]) -> set[str]:
     """Those of some numbers that `KBO_PRIVACY` leaves out."""
-    found: set[str] = set()
-    if database.row(sql.HIDES) is not None:
-        for bound in sql.pieces("number", numbers):
-            rows = database.execute(sql.hidden(len(bound)), **bound).fetchall()
-            found |= {number for (number,) in rows}
-    return found
+    if database.row(sql.HIDES) is None:
+        return set()
+    shown: set[str] = set()
+    for bound in sql.pieces("number", numbers):
+        rows = database.execute(sql.shown(len(bound)), **bound).fetchall()
+        shown |= {number for (number,) in rows}
+    return {*numbers} - shown
 
 
 def _why_not(
@@ -228,13 +229,12 @@ class _Parts:
             return self.rows[table].get(number, [])
 
         names = sorted(map(self._name, held(DENOMINATION)), key=_name_order)
-        addresses = map(self._address, held(ADDRESS))
         return {
             "number": number,
             "start_date": row["start_date"],
             "name": next((name.text for name in names if name.text), number),
             "names": tuple(names),
-            "addresses": tuple(sorted(addresses, key=lambda a: a.struck_off is not None)),
+            "addresses": tuple(map(self._address, sorted(held(ADDRESS), key=_address_order))),
             "contacts": tuple(map(self._contact, held(CONTACT))),
             "activities": tuple(sorted(map(self._activity, held(ACTIVITY)), key=_activity_order)),
         }
@@ -295,6 +295,13 @@ def _primary_name(number: str, names: Sequence[Name]) -> tuple[str, str | None]:
 
 def _name_order(name: Name) -> tuple[object, ...]:
     return (_place(NAME_TYPES, name.type), _place(_NAME_LANGUAGES, name.language), name.text or "")
+
+
+def _address_order(row: Row) -> tuple[object, ...]:
+    """As `sql.reading.address_order` has it, which chooses the seat in views and searches."""
+    struck_off = row["date_striking_off"]
+    values = ((row[name] is None, row[name]) for name in ADDRESS.column_names[1:])
+    return (struck_off is not None, -struck_off.toordinal() if struck_off else 0, *values)
 
 
 def _activity_order(activity: Activity) -> tuple[object, ...]:

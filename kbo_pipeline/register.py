@@ -31,7 +31,7 @@ from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import reading as reading_sql
 from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql import shared as shared_sql
-from kbo_pipeline.sql.reading import fill_hidden
+from kbo_pipeline.sql.reading import fill_shown
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
@@ -553,7 +553,7 @@ class Register:
 
         Part of the caller's transaction. A copy for readers has them from there.
         """
-        statements = fill_hidden(privacy)
+        statements = fill_shown(privacy)
         if not self.has_views(privacy):
             statements = create_views(privacy, self._below_views())
         with self._in_main():

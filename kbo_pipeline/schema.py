@@ -16,7 +16,7 @@ from kbo_pipeline.database import Database
 from kbo_pipeline.errors import RegisterError
 from kbo_pipeline.places import Place
 from kbo_pipeline.sql import schema as schema_sql
-from kbo_pipeline.sql.reading import HIDDEN
+from kbo_pipeline.sql.reading import HIDDEN_BEFORE, SHOWN
 from kbo_pipeline.sql.register import VERSION_COLUMNS, create_ledger, create_register_table
 from kbo_pipeline.sql.schema import MIGRATIONS, SCHEMA_VERSION, VERSION_TABLE
 from kbo_pipeline.sql.shared import WORK
@@ -115,7 +115,7 @@ def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Plac
     layout = layout_of(connection, name, "main")
     today = _todays_layout()
     is_whole = all(columns.keys() <= layout.get(table, {}).keys() for table, columns in today)
-    if is_whole or not _has_ledger(layout):
+    if (is_whole and HIDDEN_BEFORE not in layout) or not _has_ledger(layout):
         connection.execute(f"USE {name}")
         return name
     connection.execute(schema_sql.attach_empty(_SHOWN))
@@ -124,7 +124,8 @@ def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Plac
         for table, columns in today:
             there = layout.get(table, {}).keys()
             connection.execute(schema_sql.show_older(table, f"{name}.main", columns, there))
-        for statement in create_views("legal-persons" if HIDDEN in layout else "full"):
+        leaves_out = bool({SHOWN, HIDDEN_BEFORE} & layout.keys())
+        for statement in create_views("legal-persons" if leaves_out else "full"):
             connection.execute(statement)
     except duckdb.Error:
         hide(connection, _SHOWN)

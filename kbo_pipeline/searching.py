@@ -1,6 +1,7 @@
 """Finds current enterprises by name, place and activity. No Dagster."""
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from kbo_pipeline.database import Database
@@ -60,7 +61,7 @@ def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> li
         values["status"] = criteria.status
     found = database.execute(sql.find(len(words), values.keys()), **values).fetchall()
     numbers = [number for number, _, _ in found]
-    described: dict[str, tuple[str, str, str | None, str | None, str | None]] = {}
+    described: dict[str, tuple[str, str, str | None, str | None, str | None, date | None]] = {}
     for bound in sql.pieces("number", numbers):
         rows = database.execute(sql.described(len(bound)), **bound).fetchall()
         described |= {row[0]: row for row in rows}

@@ -14,7 +14,7 @@ from kbo_pipeline.errors import SettingsError
 from kbo_pipeline.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
 
 Privacy = Literal["full", "legal-persons"]
-"""Who is in views and exports: all, or all but natural persons and what belongs to them."""
+"""Who is in views and exports: all, or known legal persons and what belongs to them alone."""
 
 _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}
 """The variables that do not begin with `KBO_`, by what they set."""

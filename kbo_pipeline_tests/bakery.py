@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.sql.reading import HIDDEN
+from kbo_pipeline.sql.reading import SHOWN
 from kbo_pipeline.sql.views import create_views
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
@@ -129,4 +129,4 @@ def leave_out(database: Path, numbers: Iterable[str]) -> None:
         for statement in create_views("legal-persons"):
             connection.execute(statement)
         rows = [[number] for number in numbers]
-        connection.executemany(f"INSERT INTO {HIDDEN} VALUES (?)", rows)
+        connection.executemany(f"DELETE FROM {SHOWN} WHERE number = ?", rows)

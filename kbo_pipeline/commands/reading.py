@@ -94,6 +94,8 @@ def find(
         table.add_column(name, overflow="fold")
     for match in found:
         place = f"{match.zipcode or ''} {match.municipality or ''}".strip()
+        if match.struck_off is not None:
+            place += f" (struck off on {match.struck_off})"
         other = match.matched_name if match.matched_name != match.name else None
         if match.matched_number != match.enterprise_number:
             other = f"{match.matched_name} ({match.matched_number})"

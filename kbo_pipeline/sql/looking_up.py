@@ -8,7 +8,8 @@ The register is the default database.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kbo_pipeline.sql.changes import is_enterprise_number, main_names
-from kbo_pipeline.sql.reading import HIDDEN
+from kbo_pipeline.sql.profile import SEAT
+from kbo_pipeline.sql.reading import SHOWN, address_order
 from kbo_pipeline.tables import (
     ACTIVITY,
     ADDRESS,
@@ -72,14 +73,14 @@ def owner(table: Table) -> str:
 
 HIDES = (
     "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database()"
-    f" AND schema_name = 'main' AND table_name = '{HIDDEN}'"
+    f" AND schema_name = 'main' AND table_name = '{SHOWN}'"
 )
 """Tells whether the register leaves anybody out: no row where it does not."""
 
 
-def hidden(count: int) -> str:
-    """Those of so many keys `$number0`, ... that are left out, where anybody is."""
-    return f"SELECT number FROM main.{HIDDEN} WHERE number IN ({_any('number', count)})"
+def shown(count: int) -> str:
+    """Those of so many keys `$number0`, ... that are shown, where anybody is left out."""
+    return f"SELECT number FROM main.{SHOWN} WHERE number IN ({_any('number', count)})"
 
 
 def times(table: Table) -> str:
@@ -172,7 +173,7 @@ def find(words: int, values: Collection[str]) -> str:
         f"WITH units AS ({_CURRENT_UNITS}), found AS ({found})"
         f" SELECT {ENTERPRISE.key}, entity_number, denomination FROM ("
         f"SELECT DISTINCT ON ({ENTERPRISE.key}) * FROM found WHERE {' AND '.join(conditions)}"
-        f" ORDER BY {ENTERPRISE.key}, rank, length(plain), entity_number, plain)"
+        f" ORDER BY {ENTERPRISE.key}, rank, length(plain), entity_number, plain, denomination)"
         f" ORDER BY rank, length(plain), plain, {ENTERPRISE.key} LIMIT $limit"
     )
 
@@ -181,15 +182,17 @@ def described(count: int) -> str:
     """Name, status and seat of so many current enterprises `$number0`, ... that may be seen."""
     numbers = _any("number", count)
     names = f'(SELECT * FROM "current".{DENOMINATION.name} WHERE {DENOMINATION.key} IN ({numbers}))'
-    municipality = "coalesce(municipality_nl, municipality_fr)"
-    seat = f"min(struct_pack(zipcode := zipcode, municipality := {municipality})) AS seat"
+    seats = (
+        f"SELECT s.{ADDRESS.key}, min({address_order('s')}) AS seat"
+        f" FROM \"current\".{ADDRESS.name} s WHERE s.type_of_address = '{SEAT}'"
+        f" AND s.{ADDRESS.key} IN ({numbers}) GROUP BY s.{ADDRESS.key}"
+    )
     return (
         f"SELECT e.{ENTERPRISE.key}, coalesce(n.main_name, e.{ENTERPRISE.key}), e.status,"
-        f" a.seat.zipcode, a.seat.municipality FROM main.{ENTERPRISE.name} e"
+        " a.seat.zipcode, coalesce(a.seat.municipality_nl, a.seat.municipality_fr),"
+        f" a.seat.date_striking_off FROM main.{ENTERPRISE.name} e"
         f" LEFT JOIN ({main_names(names)}) n ON n.{DENOMINATION.key} = e.{ENTERPRISE.key}"
-        f' LEFT JOIN (SELECT {ADDRESS.key}, {seat} FROM "current".{ADDRESS.name}'
-        " WHERE type_of_address = 'REGO' AND date_striking_off IS NULL"
-        f" AND {ADDRESS.key} IN ({numbers}) GROUP BY {ADDRESS.key}) a"
+        f" LEFT JOIN ({seats}) a"
         f" ON a.{ADDRESS.key} = e.{ENTERPRISE.key}"
         f" WHERE e._is_current AND e.{ENTERPRISE.key} IN ({numbers})"
     )

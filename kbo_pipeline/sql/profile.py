@@ -5,7 +5,7 @@ As in `sql/reading.py`, each query is whole by itself and reads the tables in `m
 
 from kbo_pipeline.nace import LEVELS, divisions
 from kbo_pipeline.settings import Privacy
-from kbo_pipeline.sql.reading import CURRENT, chosen_name, state
+from kbo_pipeline.sql.reading import CURRENT, address_order, chosen_name, state
 from kbo_pipeline.tables import (
     ACTIVITY,
     ADDRESS,
@@ -24,7 +24,9 @@ PUBLIC_SEARCH = "https://kbopub.economie.fgov.be/kbopub/toonondernemingps.html?o
 """KBO's own page on an enterprise; its number without dots follows."""
 
 _LANGUAGES = ("NL", "FR", "DE")
-_SEAT = "REGO"
+SEAT = "REGO"
+"""The type of the address of an enterprise's seat."""
+
 _CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
 """The first of these that an enterprise has is looked at for its main activity."""
 
@@ -82,10 +84,9 @@ def _other_names(holds: str) -> str:
 
 
 def _seats(holds: str) -> str:
-    values = ", ".join(f"{name} := s.{name}" for name in ADDRESS.column_names[2:])
     return (
-        f"SELECT s.{ADDRESS.key}, min(struct_pack({values})) AS seat FROM main.{ADDRESS.name} s"
-        f" WHERE s.type_of_address = '{_SEAT}' AND {holds.format('s')} GROUP BY s.{ADDRESS.key}"
+        f"SELECT s.{ADDRESS.key}, min({address_order('s')}) AS seat FROM main.{ADDRESS.name} s"
+        f" WHERE s.type_of_address = '{SEAT}' AND {holds.format('s')} GROUP BY s.{ADDRESS.key}"
     )
 
 

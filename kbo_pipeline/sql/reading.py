@@ -5,7 +5,7 @@ Each query is whole by itself: it reads the tables in `main` and no view, so tha
 """
 
 from kbo_pipeline.settings import Privacy
-from kbo_pipeline.tables import ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
+from kbo_pipeline.tables import ADDRESS, ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
 
 PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
 """KBO's language codes in the order in which a primary name is chosen."""
@@ -18,14 +18,20 @@ _NAME_COLUMNS = (
     "primary_name_de",
 )
 
-_NATURAL_PERSON = "1"  # type_of_enterprise
+_LEGAL_PERSON = "2"  # type_of_enterprise
 
-HIDDEN = "natural_person_number"
-"""The numbers of natural persons, their establishment units and branches, where they are left out.
+SHOWN = "legal_person_number"
+"""The numbers of legal persons, their establishment units and branches, where only these are shown.
 
 A table of the published file; an export, which only reads that, has a temporary one. Gathered once,
-because a query on a single enterprise would take a second otherwise.
+because a query on a single enterprise would take a second otherwise. What is not in it is left out,
+whether it is a natural person's or nobody knows whose.
 """
+
+HIDDEN_BEFORE = "natural_person_number"
+"""What registers of earlier versions have in its place: the numbers of natural persons alone."""
+
+_FAR_DAY = "9999-12-31"
 
 CURRENT = "{0}._is_current"
 """Whether a row version holds at the newest extract, for an alias."""
@@ -38,39 +44,57 @@ AT = (
 
 
 def visible(table: Table, alias: str, privacy: Privacy) -> str:
-    """Whether a row may be shown: nothing in it is the number of what belongs to a natural person.
-
-    Who was a natural person in any extract counts as one; what belonged to one in any extract too.
-    """
+    """Whether a row may be shown: all numbers in it are of legal persons, or of what is theirs."""
     numbers = [column.name for column in table.columns if column.number]
     if privacy == "full" or not numbers:
         return "true"
     return " AND ".join(
-        f"NOT EXISTS (SELECT 1 FROM {HIDDEN} h WHERE h.number = {alias}.{name})" for name in numbers
+        f"EXISTS (SELECT 1 FROM {SHOWN} h WHERE h.number = {alias}.{name})" for name in numbers
     )
 
 
-def fill_hidden(privacy: Privacy, kind: str = "TABLE") -> tuple[str, ...]:
-    """Makes the table `HIDDEN` of who is left out; drops it where nobody is.
+def fill_shown(privacy: Privacy, kind: str = "TABLE") -> tuple[str, ...]:
+    """Makes the table `SHOWN` of who is shown; drops it where everybody is.
+
+    A legal person is one in all its row versions; what belongs to it belonged to legal persons in
+    all of its own. A number that is in several tables must be shown by each.
 
     Args:
-        privacy: who is left out.
+        privacy: who is shown.
         kind: `TABLE`, or `TEMP TABLE` beside a register that is only read.
     """
+    drop = f"DROP TABLE IF EXISTS {HIDDEN_BEFORE}"
     if privacy == "full":
-        return (f"DROP TABLE IF EXISTS {HIDDEN}",)
+        return (drop, f"DROP TABLE IF EXISTS {SHOWN}")
     persons = (
-        f"SELECT {ENTERPRISE.key} AS number FROM main.{ENTERPRISE.name}"
-        f" WHERE type_of_enterprise = '{_NATURAL_PERSON}'"
+        f"SELECT {ENTERPRISE.key} AS number,"
+        f" bool_and(coalesce(type_of_enterprise = '{_LEGAL_PERSON}', false)) AS is_legal"
+        f" FROM main.{ENTERPRISE.name} GROUP BY {ENTERPRISE.key}"
     )
     owned = (
-        f"SELECT {table.key} FROM main.{table.name} WHERE {ENTERPRISE.key} IN ({persons})"
+        f"SELECT s.{table.key}, coalesce(p.is_legal, false) FROM main.{table.name} s"
+        f" LEFT JOIN persons p ON p.number = s.{ENTERPRISE.key}"
         for table in TABLES
         if ENTERPRISE.key in table.column_names[1:]
     )
-    every = " UNION ALL ".join((persons, *owned))
+    every = " UNION ALL ".join(("SELECT * FROM persons", *owned))
     return (
-        f"CREATE OR REPLACE {kind} {HIDDEN} AS SELECT DISTINCT number FROM ({every}) ORDER BY 1",
+        *((drop,) if kind == "TABLE" else ()),
+        f"CREATE OR REPLACE {kind} {SHOWN} AS WITH persons AS MATERIALIZED ({persons})"
+        f" SELECT number FROM ({every}) GROUP BY number HAVING bool_and(is_legal) ORDER BY number",
+    )
+
+
+def address_order(alias: str) -> str:
+    """Which address of several goes first, as a value to sort by: the smallest one does.
+
+    A valid one before those that are struck off, of these the one that was last; then by columns.
+    """
+    struck_off = f"{alias}.date_striking_off"
+    values = ", ".join(f"{name} := {alias}.{name}" for name in ADDRESS.column_names[1:])
+    return (
+        f"struct_pack(is_struck_off := {struck_off} IS NOT NULL,"
+        f" days := coalesce(DATE '{_FAR_DAY}' - {struck_off}, 0), {values})"
     )
 
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from kbo_pipeline.settings import Privacy
 from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.profile import activity_described, nace, profile, source
-from kbo_pipeline.sql.reading import AT, CURRENT, changes, fill_hidden, state
+from kbo_pipeline.sql.reading import AT, CURRENT, changes, fill_shown, state
 from kbo_pipeline.tables import ALL_TABLES, ENTERPRISE
 
 PROFILE = "enterprise_profile"
@@ -70,7 +70,7 @@ def mark(privacy: Privacy, below: Sequence[str] = ()) -> str:
 
 
 def _statements(privacy: Privacy) -> Iterator[str]:
-    yield from fill_hidden(privacy)
+    yield from fill_shown(privacy)
     yield 'CREATE SCHEMA IF NOT EXISTS "current"'
     for name, query in view_queries(privacy).items():
         yield f'CREATE OR REPLACE VIEW "current".{name} AS {query}'
