@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kbo_pipeline.usual import LEAST_PAST
+
 _THIS, _PAST, _USUAL = "#d4572a", "#9db4c8", "#333333"
 _INCHES, _DOTS = (9.0, 3.6), 100
 _COLOURS = 48  # a palette makes the file a third as large
@@ -32,6 +34,12 @@ class Bars:
     labels: Sequence[str]
     totals: Sequence[int]
     tables: dict[str, Sequence[int]]
+
+    @property
+    def usual(self) -> float | None:
+        """The median of the extracts before; None while too few are known to call it usual."""
+        past = self.totals[:-1]
+        return statistics.median(past) if len(past) >= LEAST_PAST else None
 
 
 def draw(bars: Bars, cache: Path) -> bytes:
@@ -60,15 +68,16 @@ def _draw_totals(axes: Any, bars: Bars) -> None:
     last = len(bars.totals) - 1
     colours = [_PAST] * last + [_THIS]
     axes.bar(range(last + 1), bars.totals, color=colours)
-    if last:
-        usual = statistics.median(bars.totals[:-1])
-        axes.axhline(usual, color=_USUAL, linewidth=0.8, linestyle="--")
+    title = "rows closed or opened"
+    if bars.usual is not None:
+        title += "; dashed: usual"
+        axes.axhline(bars.usual, color=_USUAL, linewidth=0.8, linestyle="--")
     axes.set_yscale("symlog", linthresh=10)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     shown = sorted({0, last // 2, last})
     axes.set_xticks(shown, [bars.labels[i] for i in shown], fontsize=8)
-    axes.set_title("rows closed or opened; dashed: usual", fontsize=9)
+    axes.set_title(title, fontsize=9)
     _clean(axes)
 
 

@@ -13,6 +13,7 @@ from kbo_pipeline.changes import iterate_changes
 from kbo_pipeline.defs.alerting import due_alerts
 from kbo_pipeline.errors import NotFoundError, NotReadyError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.plotting import Bars, draw
 from kbo_pipeline.report_page import escaped
 from kbo_pipeline.report_reading import EXAMPLES, ChangeReport
 from kbo_pipeline.sample import Sample
@@ -140,6 +141,17 @@ def test_pages_and_plots_are_small(settings: Settings) -> None:
         assert sizes.keys() == {"report.md", "plot.png", "changes.parquet"}
         assert 1000 < sizes["plot.png"] < 30_000
         assert sizes["report.md"] < 20_000
+
+
+def test_a_plot_calls_nothing_usual_while_fewer_than_8_are_known(tmp_path: Path) -> None:
+    def bars(*totals: int) -> Bars:
+        labels = [f"{number:04d}" for number in range(len(totals))]
+        return Bars("a title", labels, totals, {"activity": totals})
+
+    few, enough = bars(*range(10, 17), 500), bars(*range(10, 18), 500)
+    assert (bars(5).usual, few.usual, enough.usual) == (None, None, 13.5)
+    for drawn in (few, enough):
+        assert draw(drawn, tmp_path).startswith(b"\x89PNG")
 
 
 def test_names_do_not_spoil_the_page() -> None:

@@ -69,8 +69,8 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
     name=ROLLBACK_JOB,
     partitions_def=kbo_extracts,
     description="Undoes the newest extract, published or half applied: readers see the state"
-    " before it, and its partitions are missing again. Materialize them, or kbo retry, to import"
-    " it again.",
+    " before it, and its partitions are missing again, those of its batches gone until it is"
+    " staged again. Materialize them, or kbo retry, to import it again.",
 )
 def rollback_extract() -> None:
     """Undoes one extract."""
