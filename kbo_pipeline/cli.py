@@ -1,6 +1,5 @@
 """The command line: parse, one call, print. Heavy imports wait until a command needs them."""
 
-import json
 import sys
 import time
 from collections import Counter
@@ -14,14 +13,18 @@ from kbo_pipeline.commands import copying, exporting, reading
 from kbo_pipeline.commands.console import (
     extract_key,
     pause_told,
+    print_json,
     progress_bar,
     report_line,
     sample_bar,
+    with_source,
 )
 from kbo_pipeline.commands.group import Commands
 from kbo_pipeline.commands.status import status
+from kbo_pipeline.errors import KboError
 
 if TYPE_CHECKING:
+    from kbo_pipeline.enterprises import PublishedExtract
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.findings import Finding
     from kbo_pipeline.parts import Part
@@ -254,7 +257,7 @@ def rebuild(from_zips: bool) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: source, and data.")
 def doctor(as_json: bool) -> None:
     """Look for what is wrong, and say what to do about it.
 
@@ -269,7 +272,7 @@ def doctor(as_json: bool) -> None:
 
     if as_json:
         found = list(diagnose(settings))
-        click.echo(json.dumps([finding.to_json() for finding in found], indent=2))
+        print_json(with_source(_newest_published(), [finding.to_json() for finding in found]))
     else:
         found = _print_findings(diagnose(settings))
     if any(finding.severity == "error" for finding in found):
@@ -291,6 +294,17 @@ def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
         )
     for file in files:
         click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
+
+
+def _newest_published() -> "PublishedExtract | None":
+    """The newest extract that readers have; None where they have none, which is a finding too."""
+    from kbo_pipeline.reading import read_register
+
+    try:
+        with read_register() as register:
+            return register.extracts[0]
+    except KboError:
+        return None
 
 
 def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":

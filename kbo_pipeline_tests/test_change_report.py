@@ -217,7 +217,7 @@ def test_a_report_that_fails_neither_hides_the_extract_nor_stops_the_next(
         settings = load_settings(pipeline.environment, tmp_path)
         assert due_alerts(instance, settings, 0.0) == []
         assert materializations(instance, "change_report") == {}
-    found = json.loads(pipeline.kbo("doctor", "--json", check=False).stdout)
+    found = json.loads(pipeline.kbo("doctor", "--json", check=False).stdout)["data"]
     (finding,) = [f for f in found if f["subject"] == "0141-update"]
     assert finding["severity"] == "warning"
     assert finding["text"].startswith("change_report failed: ")

@@ -504,6 +504,8 @@ def test_kbo_doctor_ends_with_0_for_warnings_and_with_1_for_errors(
         done = pipeline.kbo("doctor", "--json", check=False)
     assert done.returncode == 1
     assert done.stderr == ""
-    (error,) = [one for one in json.loads(done.stdout) if one["severity"] == "error"]
+    printed = json.loads(done.stdout)
+    assert printed["source"]["extract"] == "0140-full"
+    (error,) = [one for one in printed["data"] if one["severity"] == "error"]
     assert error["subject"] == "0141-update"
     assert error["remedy"] == "mend the cause, then kbo retry 0141-update"

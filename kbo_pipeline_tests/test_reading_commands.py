@@ -181,8 +181,11 @@ def test_find_lists_the_best_matches_and_says_when_there_are_more() -> None:
 
 def test_find_prints_json_for_programs() -> None:
     found = json.loads(invoke("find", "--zipcode", "2017", "--nace", "47", "--json").output)
-    assert [match["enterprise_number"] for match in found] == [PERSON]
-    assert json.loads(invoke("find", "nobody at all", "--json").output) == []
+    assert [match["enterprise_number"] for match in found["data"]] == [PERSON]
+    assert found["source"]["line"] == SOURCE
+    assert found["source"]["snapshot_date"] in SOURCE
+    nothing = json.loads(invoke("find", "nobody at all", "--json").output)
+    assert nothing == {"source": found["source"], "data": []}
 
 
 def test_changes_are_counted_and_then_listed() -> None:
@@ -214,9 +217,10 @@ def test_changes_list_as_many_of_a_kind_as_asked_for() -> None:
 
 def test_changes_print_all_of_them_as_json() -> None:
     found = json.loads(invoke("changes", "0142-update", "--json").output)
-    assert found["extract"] == "0142-update"
-    assert {"table": "branch", "kind": "stopped", "entities": 1} in found["counts"]
-    assert [change["entity_number"] for change in found["changes"]] == [FOREIGN, "9.000.006.626"]
+    assert found["source"]["extract"] == "0142-update"
+    data = found["data"]
+    assert {"table": "branch", "kind": "stopped", "entities": 1} in data["counts"]
+    assert [change["entity_number"] for change in data["changes"]] == [FOREIGN, "9.000.006.626"]
 
 
 @pytest.mark.parametrize(

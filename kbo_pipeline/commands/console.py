@@ -1,9 +1,10 @@
 """What commands have in common: arguments, bars and lines of progress on the terminal."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
     from rich.console import Console
 
+    from kbo_pipeline.enterprises import PublishedExtract
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.settings import Settings
 
@@ -24,6 +26,28 @@ def extract_key(text: str | None) -> "ExtractKey | None":
     from kbo_pipeline.extracts import ExtractKey
 
     return None if text is None else ExtractKey.parse(text)
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON in ASCII, which any terminal can show and any program reads."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, Any]:
+    """What `--json` prints of data: beside it, which published extract it comes from.
+
+    Args:
+        published: the extract; None where none is.
+        data: what is asked for.
+    """
+    source = None
+    if published is not None:
+        source = {
+            "extract": published.key,
+            "snapshot_date": published.snapshot_date,
+            "line": published.source,
+        }
+    return {"source": source, "data": data}
 
 
 def _console() -> "Console":

@@ -1,6 +1,5 @@
 """`kbo export` and `kbo verify`: parse, one call, print."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from kbo_pipeline.commands.console import print_json
 
 if TYPE_CHECKING:
     from kbo_pipeline.verifying import Verification
@@ -50,7 +51,7 @@ def verify(zip_file: Path, as_json: bool) -> None:
     with _bar() as report:
         found = verifying.verify(settings, zip_file, report=report)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        print_json(found.to_json())
     else:
         _print_verification(found)
     if not found.is_equal:

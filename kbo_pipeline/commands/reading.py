@@ -1,13 +1,14 @@
 """`kbo show`, `kbo find` and `kbo changes`: what the published register says."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from kbo_pipeline.commands.console import print_json, with_source
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -42,7 +43,7 @@ def show(number: str, at: str | None, lang: "Language", show_all: bool, as_json:
     with _register() as register:
         enterprise = register.enterprise(number, at, lang)
     if as_json:
-        _print_json(enterprise.to_json())
+        print_json(enterprise.to_json())
         return
     from kbo_pipeline.commands.page import page
 
@@ -80,10 +81,10 @@ def find(
             status=status,
             limit=limit + 1,  # to see whether there are more
         )
-        source = register.source
+        newest = register.extracts[0]
     more, found = len(found) > limit, found[:limit]
     if as_json:
-        _print_json([asdict(match) for match in found])
+        print_json(with_source(newest, [asdict(match) for match in found]))
         return
     from rich.table import Table
 
@@ -107,7 +108,7 @@ def find(
     _print(table)
     if more:
         click.echo("there are more: --limit shows them")
-    click.echo(source)
+    click.echo(newest.source)
 
 
 @click.command()
@@ -126,17 +127,14 @@ def changes(extract: str, limit: int, as_json: bool) -> None:
         published = register.extract(extract)
         counts = register.count_changes(published.number)
         if as_json:
-            _print_json(
-                {
-                    "extract": published.key,
-                    "source": published.source,
-                    "counts": [
-                        {"table": table, "kind": kind, "entities": count}
-                        for (table, kind), count in counts.items()
-                    ],
-                    "changes": [asdict(change) for change in register.changes(published.number)],
-                }
-            )
+            data = {
+                "counts": [
+                    {"table": table, "kind": kind, "entities": count}
+                    for (table, kind), count in counts.items()
+                ],
+                "changes": [asdict(change) for change in register.changes(published.number)],
+            }
+            print_json(with_source(published, data))
             return
         _print_changes(register, published.key, counts, limit)
     click.echo(published.source)
@@ -213,7 +211,3 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(highlight=False, emoji=False)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))

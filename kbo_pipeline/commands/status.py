@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kbo_pipeline import interrupts
-from kbo_pipeline.commands.console import extract_key
+from kbo_pipeline.commands.console import extract_key, print_json
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -114,7 +114,7 @@ def _shower(*, as_json: bool) -> "Iterator[Callable[[ExtractStatus], None]]":
 
 def _print(found: "ExtractStatus", *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
         return
     from rich.console import Console
 
