@@ -110,13 +110,30 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
+class _Response(http.client.HTTPResponse):
+    def begin(self) -> None:
+        """Reads on after what only announces the answer (103): else each later answer is shifted.
+
+        http.client reads on after 100 alone. The `Watch` of the request ends it, should no answer
+        follow.
+        """
+        super().begin()
+        while 100 <= self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]  # else it begins no more
+            super().begin()
+
+
 class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
     def request(self, *args: Any, **kwargs: Any) -> None:
         super().request(*args, **kwargs)
         _take(self)
 
 
 class _TLSConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
     def request(self, *args: Any, **kwargs: Any) -> None:
         super().request(*args, **kwargs)
         _take(self)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import requests
 
+from kbo_pipeline.content_coding import is_coded
 from kbo_pipeline.errors import ExtractError, StorageError
 from kbo_pipeline.extracts import ExtractKey, damage, read_extract
 from kbo_pipeline.files import move_into_place
@@ -21,6 +22,10 @@ from kbo_pipeline.web import BrokenError, Report, Web
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 _STRONG_ETAG = re.compile(r'"[!-~]{1,200}"')
+MAX_ZIP_BYTES = 4 << 30
+"""What a ZIP may come to; a Full of KBO is 313 MB, with its members stored 2.2 GB."""
+
+_ROOM_BYTES = 8 << 20  # after so many it is seen whether there is room for more
 _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, [0-9A-Za-z: ]{10,40} GMT")
 
 
@@ -75,25 +80,28 @@ class Download:
         self._forget_part()  # of a process that died right after the rename
         return True
 
-    def fetch(self) -> bool | None:
+    def fetch(self, *, is_fresh: bool) -> bool:
         """Fetches the ZIP, in as many attempts as it takes and the limits allow.
 
+        Args:
+            is_fresh: the session has just begun, so that a status of 401 or 403 is an error.
+
         Returns:
-            True; None when the server sends a page instead: the session is over.
+            False when the server sends a page instead, or 401 or 403: the session is over.
 
         Raises:
             PortalError: no sound ZIP came.
-            ExtractError: it is another extract.
+            ExtractError: it is another extract, or longer than any.
             StorageError: it cannot be written.
         """
-        return self._web.retrying(self._fetch_once, self._report)
+        return self._web.retrying(lambda: self._fetch_once(is_fresh), self._report)
 
-    def _fetch_once(self) -> bool | None:
+    def _fetch_once(self, is_fresh: bool) -> bool:
         noted = self._read_note()
         try:
             is_whole = noted is not None and self._size() == noted.length
-            if not is_whole and not self._receive(noted):
-                return None
+            if not is_whole and not self._receive(noted, is_fresh):
+                return False
             self._check()
             move_into_place(self._part, self._target)
         except OSError as error:
@@ -103,13 +111,16 @@ class Download:
         self._forget_part()
         return True
 
-    def _receive(self, noted: _Resumable | None) -> bool:
+    def _receive(self, noted: _Resumable | None, is_fresh: bool) -> bool:
         """Brings the part to its full length; False when a page came instead."""
         start = self._size() if noted else 0
         headers = {}
         if noted and start:
             headers = {"Range": f"bytes={start}-", "If-Range": noted.validator}
-        with self._web.opened(self._url, headers, allowed=(416,)) as response:
+        allowed = (416,) if is_fresh else (401, 403, 416)
+        with self._web.opened(self._url, headers, allowed=allowed) as response:
+            if response.status_code in (401, 403):
+                return False
             if response.status_code == 416 or not _continues(response, start, noted):
                 self._forget_part()
                 raise BrokenError(f"{self._target.name}: cannot be continued, starts over")
@@ -139,19 +150,42 @@ class Download:
     def _start_over(self, response: requests.Response, head: bytes, length: int | None) -> None:
         self._forget_part()
         if length is not None:
+            self._check_length(length)
             check_room_to_keep(self._target.name, self._target.parent, length)
         self._part.write_bytes(head)
         validator = _validator(response)
         if validator is not None and length is not None:
             self._note.write_text(json.dumps(asdict(_Resumable(validator, length))))
 
+    def _check_length(self, length: int) -> None:
+        if length > MAX_ZIP_BYTES:
+            self._forget_part()
+            raise ExtractError(
+                f"{self._target.name}: {length:,} bytes or more; {MAX_ZIP_BYTES:,} at most are"
+                " fetched, more than any extract has; see with a browser what the portal offers"
+            )
+
+    def _check_room(self) -> None:
+        """Makes sure that more can come, and else makes room of what nobody can go on with."""
+        try:
+            check_room_to_keep(self._target.name, self._target.parent, 0)
+        except StorageError:
+            if self._read_note() is None:
+                self._forget_part()
+            raise
+
     def _append(self, chunks: Iterator[bytes], start: int, length: int | None) -> None:
         began = shown = time.monotonic()
+        seen = 0
         with self._part.open("ab") as out:
             if start:
                 self._report(f"{self._target.name}: continues at {start / 1e6:,.1f} MB")
             for chunk in chunks:
                 out.write(chunk)
+                if out.tell() - seen >= _ROOM_BYTES:
+                    seen = out.tell()
+                    self._check_length(seen)
+                    self._check_room()
                 now = time.monotonic()
                 if now - shown >= 1.0:
                     shown = now
@@ -206,7 +240,7 @@ def _continues(response: requests.Response, start: int, noted: _Resumable | None
     if response.status_code != 206:
         return True
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if match is None or noted is None:
+    if match is None or noted is None or _is_coded(response):
         return False
     etag = response.headers.get("ETag", noted.validator)
     if noted.validator.startswith('"') and etag != noted.validator:
@@ -216,7 +250,7 @@ def _continues(response: requests.Response, start: int, noted: _Resumable | None
 
 def _validator(response: requests.Response) -> str | None:
     """What to send as If-Range, if the server lets downloads be continued."""
-    if response.headers.get("Accept-Ranges", "").strip().lower() != "bytes":
+    if response.headers.get("Accept-Ranges", "").strip().lower() != "bytes" or _is_coded(response):
         return None
     for name in ("ETag", "Last-Modified"):
         text = response.headers.get(name, "")
@@ -231,8 +265,13 @@ def _is_validator(text: str) -> bool:
 
 
 def _content_length(response: requests.Response) -> int | None:
-    text = response.headers.get("Content-Length", "")
+    text = "" if _is_coded(response) else response.headers.get("Content-Length", "")
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _is_coded(response: requests.Response) -> bool:
+    """Whether what is sent is not what the ZIP holds: its length and ranges are of no use then."""
+    return is_coded(response.headers.get("Content-Encoding", ""))
 
 
 def _is_page(response: requests.Response, head: bytes) -> bool:

@@ -18,6 +18,7 @@ from kbo_pipeline.extracts import (
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import exclusive_lock, zip_lock
+from kbo_pipeline.refusals import Refusals
 from kbo_pipeline.room import check_room_to_keep
 from kbo_pipeline.settings import Settings
 
@@ -38,7 +39,29 @@ def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
         )
     from kbo_pipeline.portal import Portal  # run workers that find their ZIP need no requests
 
-    return Portal(settings.portal_url, settings.username, settings.password, limits=limits)
+    return Portal(
+        settings.portal_url,
+        settings.username,
+        settings.password,
+        memory=_refusals_file(settings),
+        limits=limits,
+    )
+
+
+def next_login_at(settings: Settings) -> float | None:
+    """When the account may be tried again, in seconds of the epoch; None when it may be now.
+
+    That is at once when the portal has not refused it, and when another account is set meanwhile.
+
+    Raises:
+        StorageError: the file that remembers it cannot be read.
+    """
+    account = (settings.portal_url, settings.username or "", settings.password or "")
+    return Refusals(_refusals_file(settings), *account).next_at()
+
+
+def _refusals_file(settings: Settings) -> Path:
+    return settings.work_dir / "portal-refused.json"
 
 
 def fetch_zip(settings: Settings, key: ExtractKey, report: Callable[[str], None]) -> Path:

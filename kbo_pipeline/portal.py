@@ -2,47 +2,40 @@
 
 The portal may answer 200 to a session that has ended, and then with its login page. So nothing
 counts as an answer before it looks like the right one: a list has extracts, a ZIP starts as ZIPs
-do. Anything else leads to one fresh login; if that does not help, it is an error, never "no
-updates".
+do. Where a login leads to says nothing: the list alone decides whether we are in. Anything else
+leads to one fresh login; if that does not help, it is an error, never "no updates".
 """
 
 import datetime
-import hashlib
-import html
-import math
-import os
 import re
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from kbo_pipeline.downloads import Download
-from kbo_pipeline.errors import ExtractError, LoginRefusedError, PortalError
+from kbo_pipeline.errors import ExtractError, LoginRefusedError, PortalError, PortalRefusedError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import exclusive_lock, is_locked, zip_lock
-from kbo_pipeline.web import Page, Report, Web
+from kbo_pipeline.pages import read_page
+from kbo_pipeline.refusals import Refusals
+from kbo_pipeline.web import Page, Report, Web, same_server
 
 __all__ = ["Limits", "Offer", "Portal", "offers_in"]
-
-T = TypeVar("T")
 
 DAYS_ON_SERVER = 31
 """How long KBO keeps an extract on its server, about."""
 
 _LOGIN = "/static/j_spring_security_check"
+_SIGN_UP = "/signup?form=&lang=en"  # which public clients visit for its cookies
 _LIST = "/affiliation/xml/?files"
+_OFFICIAL_LIST = f"https://kbopub.economie.fgov.be/kbo-open-data{_LIST}"
 _FILES = "/affiliation/xml/files/"
-_LINK = re.compile(r"""\bhref\s*=\s*(?:"files/([^"<>]*)"|'files/([^'<>]*)')""", re.IGNORECASE)
-_LOGIN_PAGE = re.compile(r"j_spring_security_check|j_password")
-
-# A portal may lock an account after a few refusals, and a sensor asks every hour: what was refused
-# is not tried again by this process for a day. Digests only, salted: no password stays here.
-_refused: dict[bytes, float] = {}
-_REFUSED_SECONDS = 86_400.0
-_SALT = os.urandom(16)
+_LOGIN_PATH = re.compile(r"log-?in|sign-?in", re.IGNORECASE)
+_ERROR = re.compile(r"error|fail|denied|invalid|incorrect|locked|disabled", re.IGNORECASE)
+_SESSION_ID = re.compile(r";jsessionid=[^/;]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +45,12 @@ class Offer:
     Attributes:
         key: which extract.
         file_name: of its ZIP; always a plain KBO name.
+        url: where the list says that it lies; None: where KBO's always did.
     """
 
     key: ExtractKey
     file_name: str
+    url: str | None = None
 
     @property
     def expires_date(self) -> datetime.date | None:
@@ -81,7 +76,13 @@ class Portal:
     """The portal, with a session that is made when needed. For one thread at a time."""
 
     def __init__(
-        self, base_url: str, username: str, password: str, *, limits: Limits | None = None
+        self,
+        base_url: str,
+        username: str,
+        password: str,
+        *,
+        memory: Path | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Connects to nothing yet.
 
@@ -89,6 +90,8 @@ class Portal:
             base_url: of the portal, as in `KBO_PORTAL_URL`.
             username: of the account.
             password: of the account; goes to that server only, and in no message.
+            memory: the file that remembers when an account was refused, for all processes; None:
+                this object alone remembers it.
             limits: how long to wait for what.
 
         Raises:
@@ -97,9 +100,8 @@ class Portal:
         self._limits = Limits() if limits is None else limits
         self._base_url = base_url
         self._web = Web(base_url, self._limits)
-        self._account = {"j_username": username, "j_password": password}
-        account = "\0".join((base_url, username, password)).encode()
-        self._digest = hashlib.sha256(_SALT + account).digest()
+        self._form = {"j_username": username, "j_password": password}
+        self._refusals = Refusals(memory, base_url, username, password)
         self._has_session = False
 
     def __enter__(self) -> "Portal":
@@ -127,13 +129,12 @@ class Portal:
             PortalError: no list, or one without extracts even after a fresh login.
         """
         with self._web.within(within):
-            offers = self._with_session(self._listed)
-        if offers is None:
-            raise PortalError(
-                f"GET {self._web.base_path}{_LIST}: lists no extracts, even after a fresh login;"
-                " try again later, or see with a browser whether the account may read them"
-            )
-        return offers
+            if self._has_session:
+                with suppress(PortalRefusedError):  # which the fresh session meets again, or not
+                    listing = self._read_list()
+                    if listing.offers:
+                        return listing.offers
+            return self._log_in()
 
     def download(self, offer: Offer, directory: Path, report: Report) -> Path:
         """Puts the ZIP of an extract into a directory, complete and checked.
@@ -153,68 +154,123 @@ class Portal:
             StorageError: the disk is full, or another process holds the file for too long.
         """
         target = directory / offer.file_name
-        url = self._web.url(_FILES + offer.file_name)
+        known = self._web.url(_FILES + offer.file_name)
+        url = known if offer.url is None else same_server(self._base_url, offer.url)
+        if url is None:
+            raise PortalRefusedError(
+                f"{offer.file_name}: lies on another server, where no account of KBO's portal"
+                " belongs; fetch it with a browser and use kbo import"
+            )
         download = Download(self._web, url, offer.key, target, report)
         lock = zip_lock(directory, offer.key)
         if is_locked(lock):
             report(f"{target.name}: another process fetches it; waiting")
         with exclusive_lock(lock, timeout=self._limits.lock_wait):
-            if not download.is_there() and not self._with_session(download.fetch):
-                raise PortalError(
-                    f"{target.name}: the portal sends a page instead of the ZIP, even after a fresh"
-                    " login; try again later, or fetch it with a browser and use kbo import"
-                )
+            if not download.is_there() and not (
+                self._has_session and download.fetch(is_fresh=False)
+            ):
+                self._log_in()
+                if not download.fetch(is_fresh=True):
+                    raise PortalError(
+                        f"{target.name}: the portal sends a page instead of the ZIP, even after a"
+                        " fresh login; try again later, or fetch it with a browser and use kbo"
+                        " import"
+                    )
         return target
 
-    def _listed(self) -> list[Offer] | None:
-        return offers_in(self._web.page(self._web.url(_LIST)).text) or None
-
-    def _with_session(self, ask: Callable[[], T | None]) -> T | None:
-        """What `ask` brings; after nothing, what it brings with a fresh session."""
-        if not self._has_session:
-            self._log_in()
-        answer = ask()
-        if answer is None:
-            self._log_in()
-            answer = ask()
-        return answer
-
-    def _log_in(self) -> None:
+    def _log_in(self) -> list[Offer]:
+        """Begins a session; returns the list, which alone tells whether it is one."""
         self._has_session = False
-        if time.monotonic() - _refused.get(self._digest, -math.inf) > _REFUSED_SECONDS:
+        with self._refusals.locked(min(self._limits.lock_wait, self._limits.total)):
+            next_at = self._refusals.next_at()
+            if next_at is not None:
+                raise self._refused("it did when it was asked last", next_at)
             self._web.forget_cookies()
-            page = self._web.post_form(self._web.url(_LOGIN), self._account)
-            if page.status == 200 and self._is_inside(page):
+            landing = self._web.post_form(self._web.url(_LOGIN), self._form)
+            listing = self._list_after(landing)
+            if listing.offers:
+                self._refusals.forget()
                 self._has_session = True
-                return
-            if page.status != 401 and not _LOGIN_PAGE.search(page.text):
-                raise PortalError(
-                    f"POST {self._web.base_path}{_LOGIN}: leads to {page.path}, which is neither"
-                    " inside nor the login page; try again later, or sign in with a browser"
-                )
-            _refused[self._digest] = time.monotonic()
-        raise LoginRefusedError(
-            f"POST {self._web.base_path}{_LOGIN}: the portal refuses the account; check"
-            " KBO_USERNAME and KBO_PASSWORD by signing in with a browser, then start again (if not,"
-            " the next attempt is in a day)"
+                return listing.offers
+            if listing.refusal is not None:
+                raise self._refused(listing.refusal, self._refusals.note())
+        raise PortalError(
+            f"GET {self._web.base_path}{_LIST}: lists no extracts, even after a fresh login;"
+            " try again later, or see with a browser whether the account may read them"
         )
 
-    def _is_inside(self, page: Page) -> bool:
-        """Whether a login ended where only accounts get: the status says nothing, it is 200."""
-        path = page.path.removeprefix(self._web.base_path)
-        signing_up = path == "/signup" and "form" in re.split("[&=]", page.query)
-        inside = path.startswith("/affiliation/") or signing_up
-        return inside and not _LOGIN_PAGE.search(page.text)
+    def _list_after(self, landing: Page) -> "_Listing":
+        """The list after a login; whatever page that has led to, it may be one."""
+        if landing.status == 401 and not landing.trail:
+            return _Listing([], "the login answers 401")
+        for place in landing.trail:
+            if _ERROR.search(self._below_base(place)):
+                listing = _Listing([])
+                with suppress(PortalError):  # it refuses the account, whatever is wrong besides
+                    listing = self._read_list()
+                return _Listing(listing.offers, f"the login leads to {place.partition('?')[0]}")
+        listing = self._read_list()
+        if not listing.offers:
+            self._web.page(self._web.url(_SIGN_UP), allowed=range(400, 600))
+            listing = self._read_list()
+        return listing
+
+    def _read_list(self) -> "_Listing":
+        page = self._web.page(self._web.url(_LIST), allowed=(401, 403))
+        refusal = None
+        if page.status in (401, 403):
+            refusal = f"the list answers {page.status}"
+        elif _LOGIN_PATH.search(self._below_base(page.path)) or read_page(page.text, "").is_login:
+            refusal = "the list is the login page, right after a login"
+        return _Listing(offers_in(page.text, page.url), refusal)
+
+    def _below_base(self, place: str) -> str:
+        return place.removeprefix(self._web.base_path)
+
+    def _refused(self, reason: str, next_at: float) -> LoginRefusedError:
+        at = datetime.datetime.fromtimestamp(next_at, datetime.UTC)
+        return LoginRefusedError(
+            f"POST {self._web.base_path}{_LOGIN}: the portal refuses the account: {reason}; check"
+            " KBO_USERNAME and KBO_PASSWORD by signing in with a browser (next attempt at"
+            f" {at:%Y-%m-%d %H:%M} UTC, or when they have changed)",
+            wait=max(0.0, next_at - time.time()),
+        )
 
 
-def offers_in(page: str) -> list[Offer]:
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What came as the list.
+
+    Attributes:
+        offers: the extracts in it.
+        refusal: why it is none that an account gets; None when it may be one.
+    """
+
+    offers: list[Offer]
+    refusal: str | None = None
+
+
+def offers_in(page: str, address: str = _OFFICIAL_LIST) -> list[Offer]:
     """The extracts that a listing links to; of a key that stands there twice, the latest file.
 
-    Only links of the form `files/<KBO name>` count; whatever else the page says is passed over.
+    Links are resolved as a browser does it. Only those to KBO names on the same server count;
+    whatever else the page says is passed over.
+
+    Args:
+        page: the HTML.
+        address: where it was found.
     """
+    named: list[tuple[str, str]] = []
+    for link in read_page(page, address).links:
+        url = same_server(address, link)
+        if url is not None:
+            parts = urlsplit(url)
+            path = _SESSION_ID.sub("", parts.path)  # the cookie names the session
+            name = unquote(path.rpartition("/")[2].partition(";")[0])
+            named.append((name, urlunsplit(parts._replace(path=path))))
     offers: dict[ExtractKey, Offer] = {}
-    for link in sorted(html.unescape(match[1] or match[2]) for match in _LINK.finditer(page)):
-        key = key_in_file_name(link) if link.isascii() else None
+    for name, url in sorted(named):
+        key = key_in_file_name(name) if name.isascii() else None
         if key is not None:
-            offers[key] = Offer(key, link)
+            offers[key] = Offer(key, name, url)
     return sorted(offers.values(), key=lambda offer: offer.key)

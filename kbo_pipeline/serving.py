@@ -34,7 +34,7 @@ from kbo_pipeline.logs import (
     remove_old_outputs,
 )
 from kbo_pipeline.parts import CHILDREN, Part, check_part, check_port, is_open, reached, suffix
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.settings import ACCOUNT, Settings
 from kbo_pipeline.witness import drop_lost
 
 _START_SECONDS = 90.0
@@ -379,10 +379,12 @@ def _children(settings: Settings, part: Part | None, runtime: Path) -> Iterator[
     """Ends all children that were started, when the block ends."""
     # What they could not find out alone: paths that were relative, values of `.env`. Temporary
     # files where they go with us, since who is killed leaves them.
+    # The account stays where it is written: who polls reads `.env` again when it has changed.
+    found = {name: text for name, text in settings.environment.items() if name not in ACCOUNT}
     environment = {
         "DAGSTER_DAEMON_LOG_LEVEL": "warning",  # or else three lines a second of what is not due
         **os.environ,
-        **settings.environment,
+        **found,
         "TMPDIR": str(runtime),
     }
     children = Children(settings, environment, part)

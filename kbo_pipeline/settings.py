@@ -19,6 +19,9 @@ Privacy = Literal["full", "legal-persons"]
 _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}
 """The variables that do not begin with `KBO_`, by what they set."""
 
+ACCOUNT = ("KBO_USERNAME", "KBO_PASSWORD")
+"""The variables of the portal account, which may change in `.env` while `kbo start` runs."""
+
 _OURS = ("KBO_", "DAGSTER_")
 _PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
 _MOST_WORKERS = 16

@@ -1,23 +1,24 @@
 """Asking one web server: time limits, redirects, retries. Knows nothing of KBO or of files.
 
-Cookies and form fields go to the server that the base address names and to no other. Whatever goes
-wrong below leaves this module as a `PortalError`.
+Cookies and form fields go to the server that the base address names and to no other, and encrypted
+if that address is. Whatever goes wrong below leaves this module as a `PortalError`.
 """
 
 import email.utils
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 
 from kbo_pipeline.connections import ERRORS, Session, Watch, is_unsent, reason
+from kbo_pipeline.content_coding import decoded
 from kbo_pipeline.errors import PortalError, PortalRefusedError, SettingsError
 from kbo_pipeline.limits import Limits
 
@@ -26,9 +27,10 @@ Report = Callable[[str], None]
 """Takes one line of progress."""
 
 _MOST_REDIRECTS = 10
-_MOST_PAGE_BYTES = 8 << 20  # a listing of a month is some 20 kB
+_MOST_PAGE_BYTES = 1 << 20  # a listing of a month is some 20 kB
 _CHUNK = 1 << 18
 _REDIRECTS = (301, 302, 303, 307, 308)
+_SENDS_AGAIN = (307, 308)  # the form too, to where the redirect leads
 _NEXT_STEPS = {
     401: "check KBO_USERNAME and KBO_PASSWORD",
     403: "sign in with a browser and see whether the account may read this",
@@ -41,16 +43,21 @@ class Page:
     """A small answer, read whole.
 
     Attributes:
-        path: where the redirects ended, without the session ids that can stand in a path.
-        query: the part after the question mark.
+        url: where the redirects ended.
+        trail: path and query of each address that was asked on the way there.
         status: the HTTP status.
         text: the body.
     """
 
-    path: str
-    query: str
+    url: str
+    trail: tuple[str, ...]
     status: int
     text: str
+
+    @property
+    def path(self) -> str:
+        """Where the redirects ended, without the session ids that can stand in a path."""
+        return _path(self.url)
 
 
 class BrokenError(PortalError):
@@ -121,10 +128,10 @@ class Web:
         self._session.close()
 
     def post_form(self, url: str, fields: Mapping[str, str]) -> Page:
-        """Posts a form and reads where it leads; 401 is an answer here, not an error.
+        """Posts a form and reads where it leads, whatever the status is there.
 
-        The form goes out again when the server failed or was not reached, but only once more when
-        it may have arrived: what it does to an account adds up. A redirect is followed by GET.
+        401 is an answer here too. The form goes out again when the server failed or was not
+        reached, but only once more when it may have arrived: what it does to an account adds up.
 
         Raises:
             PortalError: no such answer.
@@ -133,12 +140,18 @@ class Web:
 
         def once() -> Page | str:
             nonlocal unanswered
-            deadline = self._deadline()
+            deadline, address = self._deadline(), url
             try:
-                with self._asked("POST", url, deadline, fields=fields, allowed=(401,)) as response:
-                    if response.status_code in _REDIRECTS:
-                        return self._redirect_target(response)
-                    return self._page(response, deadline)
+                for _ in range(_MOST_REDIRECTS):
+                    with self._asked(
+                        "POST", address, deadline, fields=fields, allowed=(401,)
+                    ) as response:
+                        if response.status_code not in _REDIRECTS:
+                            return self._page(response, deadline, ())
+                        address = self._redirect_target(response)
+                        if response.status_code not in _SENDS_AGAIN:
+                            return address
+                raise PortalError(f"POST {_path(url)}: redirects without end; try again later")
             except BrokenError as broken:
                 unanswered += broken.is_unanswered
                 if unanswered > 1:
@@ -146,7 +159,7 @@ class Web:
                 raise
 
         answer = self.retrying(once)
-        return answer if isinstance(answer, Page) else self.page(answer, allowed=(401,))
+        return answer if isinstance(answer, Page) else self.page(answer, allowed=range(400, 600))
 
     def page(self, url: str, *, allowed: Collection[int] = ()) -> Page:
         """Reads a page, following redirects on this server.
@@ -161,8 +174,9 @@ class Web:
 
         def once() -> Page:
             deadline = self._deadline()
-            with self.opened(url, deadline=deadline, allowed=allowed) as response:
-                return self._page(response, deadline)
+            trail: list[str] = []
+            with self.opened(url, deadline=deadline, allowed=allowed, trail=trail) as response:
+                return self._page(response, deadline, trail)
 
         return self.retrying(once)
 
@@ -174,6 +188,7 @@ class Web:
         *,
         deadline: float | None = None,
         allowed: Collection[int] = (),
+        trail: list[str] | None = None,
     ) -> Iterator[requests.Response]:
         """Yields one answer, redirects on this server followed, the body unread.
 
@@ -182,6 +197,7 @@ class Web:
             headers: sent along.
             deadline: when the headers must be there, on the monotonic clock.
             allowed: statuses from 400 on that are an answer, not an error.
+            trail: takes path and query of each address that is asked.
 
         Raises:
             BrokenError: another attempt may succeed.
@@ -189,6 +205,9 @@ class Web:
         """
         deadline = self._deadline() if deadline is None else deadline
         for _ in range(_MOST_REDIRECTS):
+            if trail is not None:
+                parts = urlsplit(url)
+                trail.append(f"{_path(url)}?{parts.query}" if parts.query else _path(url))
             with self._asked("GET", url, deadline, headers=headers, allowed=allowed) as response:
                 if response.status_code not in _REDIRECTS:
                     yield response
@@ -197,12 +216,20 @@ class Web:
         raise PortalError(f"GET {_path(url)}: redirects without end; try again later")
 
     def chunks(self, response: requests.Response) -> Iterator[bytes]:
-        """The body as it comes in.
+        """The body as it comes in, inflated if it was compressed for the way.
 
         Raises:
-            BrokenError: it breaks off, or is slower than the limits allow.
+            BrokenError: it breaks off, is damaged, or is slower than the limits allow.
         """
         place = f"GET {_path(response.url)}"
+        codings = response.headers.get("Content-Encoding", "")
+        try:
+            yield from decoded(self._received(response, place), codings)
+        except ValueError as error:
+            raise BrokenError(f"{place}: {error}") from None
+
+    def _received(self, response: requests.Response, place: str) -> Iterator[bytes]:
+        """The body as it comes in, as it was sent."""
         since, received = time.monotonic(), 0
         while True:
             try:
@@ -292,7 +319,7 @@ class Web:
                 _check_status(response.status_code, place, _retry_after(response))
             yield response
 
-    def _page(self, response: requests.Response, deadline: float) -> Page:
+    def _page(self, response: requests.Response, deadline: float, trail: Iterable[str]) -> Page:
         body = bytearray()
         for chunk in self.chunks(response):
             body += chunk
@@ -300,23 +327,43 @@ class Web:
                 break  # a download, say; what a page is can be told from its start
             if time.monotonic() > deadline:
                 raise BrokenError(f"GET {_path(response.url)}: no whole answer in time")
-        parts = urlsplit(response.url)
         text = body.decode("utf-8", errors="replace")
-        return Page(_path(response.url), parts.query, response.status_code, text)
+        return Page(response.url, tuple(trail), response.status_code, text)
 
     def _redirect_target(self, response: requests.Response) -> str:
         try:
             url = urljoin(response.url, response.headers.get("Location", ""))
-            server = _server(url)
         except ValueError:
-            server = None
-        if server != self._server:
+            url = ""
+        found = same_server(self._base_url, url)
+        if found is None:
+            server = _server(url)
             shown = "no server" if server is None else f"{server[0]}://{server[1]}:{server[2]}"
             raise PortalRefusedError(
                 f"{_path(response.url)} redirects to {shown}, where no account of KBO's portal"
                 " belongs; check KBO_PORTAL_URL"
             )
-        return url
+        return found
+
+
+def same_server(base_url: str, url: str) -> str | None:
+    """The address as it is asked, if it is on the server of another; None if it is not.
+
+    What is behind a proxy that ends TLS writes `http://` before its own name. That becomes `https`
+    where the base address is, on its port: nothing is sent that others could read.
+
+    Args:
+        base_url: an address on the server.
+        url: the address.
+    """
+    base, server = _server(base_url), _server(url)
+    if base is None or server is None:
+        return None
+    is_behind_proxy = (server[0], base[0]) == ("http", "https") and server[1] == base[1]
+    if server != base and not is_behind_proxy:
+        return None
+    own, parts = urlsplit(base_url), urlsplit(url)
+    return urlunsplit((own.scheme, own.netloc, parts.path or "/", parts.query, ""))
 
 
 def _check_status(status: int, place: str, retry_after: float | None) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -134,7 +135,7 @@ class Server:
 
 
 @contextmanager
-def running_server(pipeline: Pipeline, *options: str) -> Iterator[Server]:
+def running_server(pipeline: Pipeline, *options: str, cwd: Path = REPOSITORY) -> Iterator[Server]:
     """Runs `kbo start` on a free port until the block ends; it must end cleanly on SIGTERM."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -145,7 +146,7 @@ def running_server(pipeline: Pipeline, *options: str) -> Iterator[Server]:
         process = subprocess.Popen(
             [sys.executable, "-m", "kbo_pipeline.cli", "start", *options],
             env={**pipeline.environment, "KBO_UI_PORT": str(port)},
-            cwd=REPOSITORY,
+            cwd=cwd,
             stdout=log,
             stderr=log,
         )

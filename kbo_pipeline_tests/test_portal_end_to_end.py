@@ -228,19 +228,30 @@ class Webhook:
 
 @pytest.mark.long
 @pytest.mark.rare
-def test_a_refused_password_is_tried_once_and_told_once(tmp_path: Path, portal: Portal) -> None:
+def test_a_refused_password_is_tried_once_and_told_once_until_env_has_changed(
+    tmp_path: Path, portal: Portal
+) -> None:
     with StandInPortal(portal.made) as stand_in, Webhook() as webhook:
-        settings = account(stand_in, "wrong") | {"KBO_ALERT_WEBHOOK": webhook.url}
+        settings = account(stand_in) | {"KBO_ALERT_WEBHOOK": webhook.url}
+        name = settings.pop("KBO_USERNAME")
+        password = settings.pop("KBO_PASSWORD")
         pipeline = Pipeline(tmp_path / "data", settings)
-        with running_server(pipeline) as server:
+        env_file = tmp_path / ".env"
+        env_file.write_text(f"KBO_USERNAME={name}\nKBO_PASSWORD=wrong\n")
+        env_file.chmod(0o600)
+        with running_server(pipeline, cwd=tmp_path) as server:
             wait_until(lambda: webhook.alerts)
             asked = len(server.ticks("kbo_extract_sensor"))
             told = len(server.ticks("alert_sensor"))
             wait_until(lambda: len(server.ticks("alert_sensor")) > told)
             assert len(server.ticks("kbo_extract_sensor")) > asked
             assert server.runs("stage_extract") == []
-        assert stand_in.count(Kind.LOGIN) == 1
-        assert "the portal refuses the account" in pipeline.kbo("status", check=False).stdout
+            assert stand_in.count(Kind.LOGIN) == 1
+            said = pipeline.kbo("status", check=False, cwd=tmp_path).stdout
+            assert "the portal refuses the account" in said
+            env_file.write_text(f"KBO_USERNAME={name}\nKBO_PASSWORD={password}\n")
+            wait_until(lambda: published(pipeline))
+            assert stand_in.count(Kind.LOGIN) >= 2
     (alert,) = webhook.alerts
     assert (alert["kind"], alert["stage"], alert["extract"]) == ("refused", "portal", None)
     assert "KBO_PASSWORD" in alert["command"] and "refuses the account" in alert["error"]

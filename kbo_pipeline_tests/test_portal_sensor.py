@@ -183,9 +183,7 @@ def test_how_long_an_extract_stays_on_the_server_is_said(world: World) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Fault(Kind.LIST, Effect.LOGIN_PAGE, times=None), "even after a fresh login"),
         (Fault(Kind.LIST, Effect.PAGE, times=None), "even after a fresh login"),
-        (Fault(Kind.LIST, Effect.STATUS, times=None, status=403), "answers 403"),
         (Fault(Kind.LIST, Effect.STATUS, times=None, status=404), "answers 404"),
         (Fault(Kind.LIST, Effect.STATUS, times=None, status=500), "answers 500"),
         (Fault(Kind.LIST, Effect.CUT, times=None), "attempts failed"),
@@ -252,11 +250,54 @@ def test_a_refused_account_is_told_and_not_asked_for_again(world: World) -> None
     for _ in range(5):
         started, said = world.tick()
         assert started == []
-        assert "the portal refuses the account; check KBO_USERNAME and KBO_PASSWORD" in said
+        assert "the portal refuses the account: the login leads to /kbo-open-data/login;" in (
+            said.replace("it did when it was asked last", "the login leads to /kbo-open-data/login")
+        )
         world.let_time_pass()
+        world.start_again()
     assert world.portal.count(Kind.LOGIN) == 1
     (alert,) = due_alerts(world.instance, load_settings(), time.time())
     assert (alert.kind, alert.stage) == ("refused", "portal")
+
+
+@pytest.mark.parametrize("is_started_again", [False, True])
+def test_a_refused_account_is_asked_for_at_once_when_it_has_changed(
+    world: World, is_started_again: bool
+) -> None:
+    world.set({"KBO_PASSWORD": "wrong-as-ever"})
+    for _ in range(3):
+        assert world.tick()[0] == []
+    poll = read_poll(world.instance)
+    assert poll is not None and poll.next_at - poll.asked_at >= 3590
+    if is_started_again:
+        world.start_again()
+    world.set({"KBO_PASSWORD": "demo"})
+    assert world.tick()[0] == [FULL]
+    assert world.portal.count(Kind.LOGIN) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(Kind.LIST, Effect.LOGIN_PAGE, times=None),
+        Fault(Kind.LIST, Effect.STATUS, times=None, status=403),
+    ],
+    ids=lambda fault: fault.effect,
+)
+def test_a_list_that_is_refused_right_after_a_login_is_asked_for_an_hour_later(
+    world: World, fault: Fault
+) -> None:
+    world.portal.add_fault(fault)
+    for _ in range(2):
+        assert "the portal refuses the account" in world.tick()[1]
+        world.let_time_pass()
+    assert world.portal.count(Kind.LOGIN) == 1
+    world.portal.clear_faults()
+    memory = load_settings().work_dir / "portal-refused.json"
+    kept = json.loads(memory.read_text())
+    memory.write_text(json.dumps(kept | {"refused_at": kept["refused_at"] - 3601}))
+    assert world.tick()[0] == [FULL]
+    assert not memory.exists()
 
 
 def test_an_extract_that_somebody_imports_is_left_to_them(world: World) -> None:

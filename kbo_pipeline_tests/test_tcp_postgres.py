@@ -94,7 +94,7 @@ def test_passwords_are_left_nowhere(tmp_path: Path) -> None:
         StandInPortal(offered, accounts={"me": PORTAL_PASSWORD}) as portal,
         watched_command_lines() as words,
     ):
-        portal.add_fault(Fault(Kind.LIST, Effect.LOGIN_PAGE, times=2))  # which becomes an error
+        portal.add_fault(Fault(Kind.LIST, Effect.PAGE, times=2))  # which becomes an error
         settings = {
             "DAGSTER_POSTGRES_URL": url,
             "KBO_PORTAL_URL": portal.url,

@@ -125,7 +125,7 @@ def alerts_of_portal(poll: Poll) -> list[Alert]:
     """What the last poll found to be wrong: a refused login, or a gap."""
     if poll.is_refused:
         event = f"refused:{poll.since:.0f}"
-        helps = "set KBO_USERNAME and KBO_PASSWORD, then start again"
+        helps = "correct KBO_USERNAME and KBO_PASSWORD in .env, which counts at once"
         return [Alert(event, "refused", None, "portal", poll.decision, helps)]
     if poll.gap is not None:
         helps = "get its ZIP or a later Full, then kbo import ZIP"

@@ -17,7 +17,7 @@ from kbo_pipeline.defs.progress import Progress, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.errors import KboError, LoginRefusedError, PortalError
 from kbo_pipeline.extracts import ExtractKey, zips_in
-from kbo_pipeline.fetching import open_portal
+from kbo_pipeline.fetching import next_login_at, open_portal
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.pausing import PAUSED, is_paused
@@ -101,7 +101,7 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
         return dg.SkipReason(PAUSED)
     with _asking:
         before = read_poll(context.instance)
-        if before is not None and not _is_time(before, time.time()):
+        if before is not None and not _is_time(settings, before, time.time()):
             wait = before.next_at - time.time()
             return dg.SkipReason(f"{before}; asks again in {_duration(wait)}")
         progress = Progress(context.instance)
@@ -127,22 +127,32 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
 
 _asking = Lock()
 _asked_on_start = False  # a code server lives as long as `kbo start`
-_portal: "Portal | None" = None  # with its session, which is kept between two polls
+_portal: "tuple[Settings, Portal] | None" = None  # its session is kept between two polls
 
 
-def _is_time(before: Poll, now: float) -> bool:
+def _is_time(settings: Settings, before: Poll, now: float) -> bool:
+    if before.is_refused and next_login_at(settings) is None:
+        return True  # another account is set meanwhile, or it is time
     return now >= (before.next_at if _asked_on_start else before.not_before)
+
+
+def _portal_of(settings: Settings) -> "Portal":
+    """The portal of these settings: `.env` may have changed since the last poll."""
+    global _portal
+    if _portal is None or _portal[0] != settings:
+        if _portal is not None:
+            _portal[1].close()
+        _portal = (settings, open_portal(settings, _LIMITS))
+    return _portal[1]
 
 
 def _ask(settings: Settings, progress: Progress, before: Poll | None) -> Poll:
     """Asks the portal and plans; whatever goes wrong there becomes a poll that says so."""
-    global _asked_on_start, _portal
+    global _asked_on_start
     _asked_on_start = True
     now = time.time()
     try:
-        if _portal is None:
-            _portal = open_portal(settings, _LIMITS)
-        offers = _portal.list_extracts(within=ASKING_SECONDS)
+        offers = _portal_of(settings).list_extracts(within=ASKING_SECONDS)
         return _planned(settings, progress, offers, now)
     except KboError as error:
         is_again = before is not None and before.is_failed
