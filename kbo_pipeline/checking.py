@@ -156,5 +156,5 @@ def stop_on_errors(key: ExtractKey, results: Sequence[CheckResult]) -> None:
     more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
     undo = f"kbo rollback {key} undoes it"
     if all(result.check is LOSS for result in blocking):
-        undo = f"kbo publish {key} --accept-loss publishes it, {undo}"
+        undo = f"kbo publish {key} --accept-loss publishes it, or {undo}"
     raise CheckFailedError(f"{key}: not published: {blocking[0]}{more}; {undo}")

@@ -11,7 +11,9 @@ import click
 
 from kbo_pipeline.commands import copying, exporting, reading
 from kbo_pipeline.commands.console import (
+    complete_extract,
     extract_key,
+    in_ranges,
     pause_told,
     print_json,
     progress_bar,
@@ -115,7 +117,12 @@ def import_command(zips: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.argument("extract", default="latest", metavar="[EXTRACT|latest]")
+@click.argument(
+    "extract",
+    default="latest",
+    metavar="[EXTRACT|latest]",
+    shell_complete=complete_extract,
+)
 def fetch(extract: str) -> None:
     """Download an extract from the portal without importing it.
 
@@ -131,7 +138,7 @@ def fetch(extract: str) -> None:
 
 
 @main.command()
-@click.argument("extract", required=False)
+@click.argument("extract", required=False, shell_complete=complete_extract)
 def retry(extract: str | None) -> None:
     """Re-execute what failed or is missing of an extract, and nothing else."""
     from kbo_pipeline.settings import load_settings
@@ -144,11 +151,11 @@ def retry(extract: str | None) -> None:
         key = key or newest_extract(instance)
         with progress_bar(instance, key), pause_told(settings):
             done = retry_extract(instance, settings, key)
-    click.echo(f"{key}: {', '.join(done)}" if done else f"{key}: published: nothing to retry")
+    click.echo(f"{key}: {in_ranges(done)}" if done else f"{key}: published: nothing to retry")
 
 
 @main.command()
-@click.argument("extract")
+@click.argument("extract", shell_complete=complete_extract)
 @click.option("--accept-loss", is_flag=True, help="Also when it takes away many rows.")
 def publish(extract: str, accept_loss: bool) -> None:
     """Show an extract to readers, whose batches are all applied.
@@ -168,7 +175,7 @@ def publish(extract: str, accept_loss: bool) -> None:
 
 
 @main.command()
-@click.argument("extract")
+@click.argument("extract", shell_complete=complete_extract)
 def cancel(extract: str) -> None:
     """Stop the import of an extract after the running batch.
 
@@ -207,7 +214,7 @@ def resume() -> None:
 
 
 @main.command()
-@click.argument("extract")
+@click.argument("extract", shell_complete=complete_extract)
 def rollback(extract: str) -> None:
     """Undo the newest extract, published or half applied; any other is refused."""
     from kbo_pipeline.extracts import ExtractKey
@@ -251,7 +258,7 @@ def rebuild(from_zips: bool) -> None:
             with progress_bar(instance, key), pause_told(settings):
                 done = retry_extract(instance, settings, key)
             drop_lost(settings, key)
-            say(f"{key}: {', '.join(done) or 'published'}")
+            say(f"{key}: {in_ranges(done) or 'published'}")
     if not said:
         click.echo("register, published file and Dagster agree: nothing to rebuild")
 

@@ -132,6 +132,7 @@ def export(
         queries = export_queries(settings.privacy)
         tables = {}
         with replace_directory(directory) as unfinished:
+            unfinished.chmod(0o755)  # it is made to be handed on; its files have the umask's mode
             for done, (name, query) in enumerate(queries.items()):
                 report(name, done, len(queries))
                 tables[name] = _write(connection, query, unfinished / f"{name}.parquet")

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.long
 FULL, UPDATE, NEXT = "0140-full", "0141-update", "0142-update"
 LOSS = (
     f"{UPDATE}: not published: contact: 29 of 1,000 rows lost (2.9 %), more than"
-    f" KBO_MAX_LOSS_PERCENT (2); kbo publish {UPDATE} --accept-loss publishes it, kbo rollback"
-    f" {UPDATE} undoes it"
+    f" KBO_MAX_LOSS_PERCENT (2); kbo publish {UPDATE} --accept-loss publishes it, or kbo"
+    f" rollback {UPDATE} undoes it"
 )
 PLACES = {
     (table.name if table else "published_extract", check.name): check

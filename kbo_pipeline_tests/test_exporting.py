@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -255,9 +257,13 @@ def test_the_command_names_the_files_and_the_source(
     monkeypatch.setenv("KBO_DATA_DIR", str(made.directory))
     done = CliRunner().invoke(main, ["export", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    *files, last = done.stdout.splitlines()
+    *files, manifest, last = done.stdout.splitlines()
     assert len(files) == len(NAMES)
-    assert last == "Source: KBO Open Data, FPS Economy; data of 2025-10-05; 0141-update, full"
+    assert manifest == str(tmp_path / "out" / MANIFEST)
+    assert not [line for line in files if re.search(r", 0(\.0+)? [kM]B$", line)]
+    assert last.startswith("Source: KBO Open Data, FPS Economy; data of 2025-10-05; ")
+    assert last.endswith("; extract 0141-update; KBO_PRIVACY=full")
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").touch()
     refused = CliRunner().invoke(main, ["export", str(tmp_path / "mine")])

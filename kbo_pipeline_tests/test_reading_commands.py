@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kbo_pipeline.cli import main
+from kbo_pipeline.commands.console import in_ranges
 from kbo_pipeline.errors import NotFoundError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.plain import plain
@@ -186,6 +187,32 @@ def test_find_prints_json_for_programs() -> None:
     assert found["source"]["snapshot_date"] in SOURCE
     nothing = json.loads(invoke("find", "nobody at all", "--json").output)
     assert nothing == {"source": found["source"], "data": []}
+
+
+@pytest.mark.parametrize("command", ["changes", "status", "retry", "rollback", "show 1 --at"])
+def test_a_shell_is_told_which_extracts_there_are(command: str) -> None:
+    words = ["kbo", *command.split(), "014"]
+    completing = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    done = CliRunner(env={**completing, "_KBO_COMPLETE": "bash_complete"}).invoke(main)
+    assert done.output.split() == [
+        f"plain,{key}" for key in ("0142-update", "0141-update", "0140-full")
+    ]
+
+
+def test_a_shell_is_told_nothing_where_settings_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KBO_DATA_DIRR", "x")
+    completing = {"COMP_WORDS": "kbo changes 014", "COMP_CWORD": "2"}
+    done = CliRunner(env={**completing, "_KBO_COMPLETE": "bash_complete"}).invoke(main)
+    assert done.output.strip() == ""
+
+
+def test_batches_that_follow_one_another_are_a_range() -> None:
+    batches = [f"0140-full-{number:04d}" for number in (1, 2, 5, 6, 7, 8, 12)]
+    assert in_ranges(["staging", *batches, "publication"]) == (
+        "staging, 0140-full-0001, 0140-full-0002, 0140-full-0005 to 0140-full-0008,"
+        " 0140-full-0012, publication"
+    )
+    assert in_ranges([]) == ""
 
 
 def test_changes_are_counted_and_then_listed() -> None:

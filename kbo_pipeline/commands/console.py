@@ -2,8 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +26,48 @@ def extract_key(text: str | None) -> "ExtractKey | None":
     from kbo_pipeline.extracts import ExtractKey
 
     return None if text is None else ExtractKey.parse(text)
+
+
+def complete_extract(context: click.Context, argument: click.Parameter, begun: str) -> list[str]:
+    """The extracts that a shell proposes: published ones, staged ones, and those whose ZIP is here.
+
+    Whatever is wrong, there is nothing to propose, and the command says why.
+    """
+    from kbo_pipeline.errors import KboError
+    from kbo_pipeline.extracts import key_or_none, zips_in
+    from kbo_pipeline.reading import read_register
+    from kbo_pipeline.settings import load_settings
+
+    found: set[str] = set()
+    with suppress(KboError, OSError):
+        settings = load_settings()
+        found |= {str(key) for key, _ in zips_in(settings.downloads_dir)}
+        staged = (key_or_none(file.stem) for file in settings.staging_dir.glob("*.duckdb"))
+        found |= {str(key) for key in staged if key is not None}
+    with suppress(KboError, OSError), read_register() as register:
+        found |= {extract.key for extract in register.extracts}
+    return sorted((key for key in found if key.startswith(begun)), reverse=True)
+
+
+def in_ranges(done: Sequence[str]) -> str:
+    """What was run, in words; more than two batches that follow one another as a range."""
+    from kbo_pipeline.batches import BatchKey
+    from kbo_pipeline.errors import ExtractError
+
+    ranges: list[tuple[list[str], int | None]] = []
+    for name in done:
+        try:
+            number = BatchKey.parse(name).number
+        except ExtractError:  # staging, publication
+            ranges.append(([name], None))
+            continue
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = ([*ranges[-1][0], name], number)
+        else:
+            ranges.append(([name], number))
+    return ", ".join(
+        f"{names[0]} to {names[-1]}" if len(names) > 2 else ", ".join(names) for names, _ in ranges
+    )
 
 
 def print_json(value: Any) -> None:

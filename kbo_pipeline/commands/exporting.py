@@ -31,8 +31,10 @@ def export(directory: Path) -> None:
     with _bar() as report:
         done = exporting.export(settings, directory, report=report)
     for table in done.tables.values():
-        click.echo(f"{directory / table.file}  {table.rows:,} rows, {megabytes(table.bytes)}")
-    click.echo(f"{done.source}; {done.extract}, {done.privacy}")
+        size = f"{table.bytes / 1e3:,.1f} kB" if table.bytes < 1e6 else megabytes(table.bytes)
+        click.echo(f"{directory / table.file}  {table.rows:,} rows, {size}")
+    click.echo(directory / exporting.MANIFEST)
+    click.echo(f"{done.source}; extract {done.extract}; KBO_PRIVACY={done.privacy}")
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline.commands.console import print_json, with_source
+from kbo_pipeline.commands.console import complete_extract, print_json, with_source
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -24,7 +24,12 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.command()
 @click.argument("number")
-@click.option("--at", metavar="EXTRACT", help="As it was at this extract: 141, or 0141-update.")
+@click.option(
+    "--at",
+    metavar="EXTRACT",
+    shell_complete=complete_extract,
+    help="As it was at this extract: 141, or 0141-update.",
+)
 @click.option(
     "--lang",
     type=click.Choice(["nl", "fr", "de"]),
@@ -112,7 +117,7 @@ def find(
 
 
 @click.command()
-@click.argument("extract")
+@click.argument("extract", shell_complete=complete_extract)
 @click.option(
     "--limit", type=click.IntRange(0), default=20, show_default=True, help="Of each kind at most."
 )

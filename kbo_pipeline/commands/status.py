@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kbo_pipeline import interrupts
-from kbo_pipeline.commands.console import extract_key, print_json
+from kbo_pipeline.commands.console import complete_extract, extract_key, print_json
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -27,7 +27,7 @@ _STYLES = {"completed": "green", "failed": "bold red", "processing": "yellow", "
 
 
 @click.command()
-@click.argument("extract", required=False)
+@click.argument("extract", required=False, shell_complete=complete_extract)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--watch", is_flag=True, help="Stay until it is published, failed or cancelled, or Ctrl-C."
@@ -56,7 +56,8 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
             _print(found, as_json=as_json)
     if watch and found.status != "completed":
         why = found.error or found.stage
-        click.echo(f"kbo: {key}: {found.status}: {why}; kbo retry {key} goes on", err=True)
+        step = "" if "; kbo " in why else f"; kbo retry {key} goes on"
+        click.echo(f"kbo: {key}: {found.status}: {why}{step}", err=True)
         sys.exit(1)
 
 

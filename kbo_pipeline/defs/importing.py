@@ -281,4 +281,6 @@ def run_job(
         failures = [event for event in result.all_events if event.is_step_failure]
         message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"
         prefix = "" if message.startswith(str(key)) else f"{key}: "
-        raise ImportFailedError(f"{prefix}{message}; mend it, then kbo {again} {key}")
+        # One next step: what our own code proposes is likelier to help.
+        step = "" if "; kbo " in message else f"; mend it, then kbo {again} {key}"
+        raise ImportFailedError(f"{prefix}{message}{step}")
