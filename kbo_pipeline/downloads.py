@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,6 +106,8 @@ class Download:
             self._check()
             move_into_place(self._part, self._target)
         except OSError as error:
+            with suppress(OSError):  # which is told below
+                self._make_room()
             raise StorageError(
                 f"{self._part}: {error.strerror or error}; free disk space, see the permissions"
             ) from None
@@ -166,13 +169,17 @@ class Download:
             )
 
     def _check_room(self) -> None:
-        """Makes sure that more can come, and else makes room of what nobody can go on with."""
+        """Makes sure that more can come."""
         try:
             check_room_to_keep(self._target.name, self._target.parent, 0)
         except StorageError:
-            if self._read_note() is None:
-                self._forget_part()
+            self._make_room()
             raise
+
+    def _make_room(self) -> None:
+        """Drops a part that no later attempt can go on with."""
+        if self._read_note() is None:
+            self._forget_part()
 
     def _append(self, chunks: Iterator[bytes], start: int, length: int | None) -> None:
         began = shown = time.monotonic()

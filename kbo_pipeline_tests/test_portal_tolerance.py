@@ -353,6 +353,22 @@ def test_room_is_watched_while_a_download_of_no_length_comes(
     assert [file.name for file in (tmp_path / "d").iterdir()] == [f".{UPDATE}.lock"]
 
 
+def test_what_came_of_no_length_is_dropped_when_the_disk_takes_no_more(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        raw_server(serving(endless)) as server,
+        Portal(server.url, "a", "b", limits=SHORT) as reader,
+    ):
+        (offer,) = reader.list_extracts()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, hard))
+        try:
+            with pytest.raises(StorageError, match=r"\.part: File too large; free disk space"):
+                reader.download(offer, tmp_path / "d", lambda line: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in (tmp_path / "d").iterdir()] == [f".{UPDATE}.lock"]
+
+
 def test_a_small_page_that_inflates_without_end_costs_neither_memory_nor_time() -> None:
     bomb = gzip.compress(gzip.compress(bytes(1 << 27), 1), 9)
 
