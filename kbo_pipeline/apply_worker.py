@@ -8,7 +8,6 @@ may not answer any more. The next attempt is another process's.
 
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 import duckdb
 
+from kbo_pipeline import interrupts
 from kbo_pipeline.batches import Batch
 from kbo_pipeline.database import worker_limits
 from kbo_pipeline.errors import DamagedError, KboError, RegisterError
@@ -66,9 +66,8 @@ _ANSWERED = (KboError, duckdb.Error, OSError)
 
 def main() -> None:
     """Answers tasks until there are no more."""
-    # Ctrl-C reaches all processes of a terminal: the one that started this one decides.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # They reach all processes of a terminal: the one that started this one decides.
+    interrupts.ignore_further()
     # DuckDB imports it for the first bound value, and needs it for nothing here.
     sys.modules["pandas"] = None  # type: ignore[assignment]
     key, position = ExtractKey.parse(sys.argv[1]), int(sys.argv[2])

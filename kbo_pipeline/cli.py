@@ -4,6 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.findings import Finding
     from kbo_pipeline.parts import Part
+    from kbo_pipeline.settings import Settings
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,13 +68,23 @@ def start(read_only: bool, only: "Part | None") -> None:
 
     settings = load_settings()
 
-    def recover(*, ended_at: float, is_start: bool) -> "ExtractKey | None":
-        from kbo_pipeline.defs.looking import look  # when nobody else can start: it costs a second
+    class Recover:
+        def __call__(self, *, ended_at: float, is_start: bool) -> "ExtractKey | None":
+            from kbo_pipeline.defs.looking import look  # when nobody else can start: 1 s
 
-        return look(settings, click.echo, ended_at=ended_at, is_start=is_start)
+            return look(settings, report, ended_at=ended_at, is_start=is_start)
+
+        def has_code_server(self, socket: Path) -> bool:
+            from kbo_pipeline.defs.looking import has_code_server
+
+            return has_code_server(settings, socket)
+
+    def report(line: str) -> None:
+        with suppress(OSError):  # the terminal has gone, and imports go on without it
+            click.echo(line)
 
     if only in ("daemon", "web"):
-        serve(settings, click.echo, recover=recover, part=only, read_only=read_only)
+        serve(settings, report, recover=Recover(), part=only, read_only=read_only)
         return
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
@@ -82,7 +94,7 @@ def start(read_only: bool, only: "Part | None") -> None:
     click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
     if is_paused(settings):
         click.echo(PAUSED)
-    serve(settings, click.echo, recover=recover, part=only, read_only=read_only)
+    serve(settings, report, recover=Recover(), part=only, read_only=read_only)
 
 
 @main.command("import")
@@ -230,10 +242,13 @@ def rollback(extract: str) -> None:
 
 @main.command()
 @click.option("--from-zips", is_flag=True, help="Make the register anew from the kept ZIPs alone.")
-def rebuild(from_zips: bool) -> None:
+@click.option("--dagster", is_flag=True, help="Make Dagster's embedded database anew.")
+def rebuild(from_zips: bool, dagster: bool) -> None:
     """Mend what was damaged or lost: register, published file, Dagster's records.
 
     kbo start does so by itself, but for --from-zips: history then begins with the oldest kept Full.
+    And but for --dagster: the embedded PostgreSQL's files are put aside, and a new database is told
+    all that is published; what Dagster knew of runs, ticks and cancelled extracts is not in it.
     """
     from kbo_pipeline.settings import load_settings
 
@@ -248,6 +263,8 @@ def rebuild(from_zips: bool) -> None:
         said.append(line)
         click.echo(line)
 
+    if dagster:
+        say(f"Dagster's database is aside, in {_put_database_aside(settings)}")
     with open_instance(settings) as instance:
         if from_zips:
             with report_line() as report:
@@ -261,6 +278,21 @@ def rebuild(from_zips: bool) -> None:
             say(f"{key}: {in_ranges(done) or 'published'}")
     if not said:
         click.echo("register, published file and Dagster agree: nothing to rebuild")
+
+
+def _put_database_aside(settings: "Settings") -> Path:
+    from kbo_pipeline.errors import NotReadyError, SettingsError
+    from kbo_pipeline.postgres import move_aside
+
+    if settings.postgres_url is not None:
+        raise SettingsError(
+            "DAGSTER_POSTGRES_URL: --dagster is for the embedded PostgreSQL; give yours an empty"
+            " database, or a backup, then kbo rebuild"
+        )
+    aside = move_aside(settings.postgres_dir)
+    if aside is None:
+        raise NotReadyError(f"{settings.postgres_dir}: no database there; kbo rebuild makes it")
+    return aside
 
 
 @main.command()

@@ -14,6 +14,7 @@ from kbo_pipeline.extracts import ExtractKey, zips_in
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.ledger import Standing
 from kbo_pipeline.locks import exclusive_lock, holder
+from kbo_pipeline.parts import ui_address
 from kbo_pipeline.pausing import is_paused
 from kbo_pipeline.published import has_views
 from kbo_pipeline.publishing import standing_of
@@ -111,8 +112,7 @@ def check_start(settings: Settings) -> Iterator[Finding]:
         )
     elif settings.code_host is not None:
         yield Finding("ok", "kbo start", f"runs as process {pid}; the web UI is another process")
-    elif answers(f"http://127.0.0.1:{settings.ui_port}/server_info"):
-        address = f"http://127.0.0.1:{settings.ui_port}"
+    elif answers(f"{(address := ui_address(settings))}/server_info"):
         yield Finding("ok", "kbo start", f"runs as process {pid}, web UI: {address}")
     else:
         yield Finding(

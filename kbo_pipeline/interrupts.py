@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, for the commands that run Dagster's jobs in their own process. No Dagster.
+"""Ctrl-C, SIGTERM and their like, for commands that run Dagster's jobs in their own process.
 
 Dagster puts its own handlers in place while a job runs, and forgets a signal that comes between two
-of its steps. The kernel notes each signal in a pipe here, whoever handles it.
+of its steps. The kernel notes each signal in a pipe here, whoever handles it. No Dagster.
 """
 
 import os
@@ -15,13 +15,19 @@ from types import FrameType
 PATIENCE = 15.0
 """Seconds that a batch may go on when it is to stop; then its transaction is rolled back."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Those that ask a process to end: Ctrl-C, `kill`, a terminal that is closed, Ctrl-\\."""
+
 _pipe: int | None = None
 _came = False
 
 
 def listen() -> None:
-    """Lets SIGTERM do what Ctrl-C does, also in a shell's background; for the main thread."""
+    """Lets SIGTERM, SIGHUP and SIGQUIT do what Ctrl-C does; for the main thread.
+
+    Also in a shell's background, where Ctrl-C is ignored. Who is told to ignore the end of the
+    terminal, as by `nohup`, goes on ignoring it.
+    """
     global _pipe
     sys.unraisablehook = _tell_unless_stopped
     if _pipe is None:
@@ -29,15 +35,30 @@ def listen() -> None:
         os.set_blocking(_pipe, False)
         os.set_blocking(written, False)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    for number in _SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+    for number in stopping():
+        # Dagster has handlers for the first two while a job runs: the others become one of them.
+        is_dagsters = number in (signal.SIGINT, signal.SIGTERM)
+        signal.signal(number, signal.default_int_handler if is_dagsters else _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def stopping() -> list[signal.Signals]:
+    """The signals that ask this process to end in good order."""
+    return [
+        number
+        for number in SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
 
 
 def received() -> bool:
     """Tells whether a signal has come since `listen`, whatever became of it."""
     global _came
     with suppress(BlockingIOError):
-        _came = _came or (_pipe is not None and bool(set(os.read(_pipe, 1024)) & set(_SIGNALS)))
+        _came = _came or (_pipe is not None and bool(set(os.read(_pipe, 1024)) & set(SIGNALS)))
     return _came
 
 
@@ -52,7 +73,7 @@ def _tell_unless_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
 
 @contextmanager
 def postponed(seconds: float = PATIENCE) -> Iterator[Callable[[], bool]]:
-    """Lets the block come to its end before Ctrl-C or SIGTERM ends it, if it takes no longer.
+    """Lets the block come to its end before Ctrl-C or its like ends it, if it takes no longer.
 
     Yields a function that tells whether a signal has come; the caller ends then, after the block.
     A second signal, or the first after so many seconds, does at once what it did before.
@@ -64,7 +85,8 @@ def postponed(seconds: float = PATIENCE) -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     came = False
-    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
+    numbers = stopping()
+    before = {number: signal.getsignal(number) for number in (*numbers, signal.SIGALRM)}
 
     def act(number: int, frame: FrameType | None) -> None:
         handler = before[signal.SIGINT]
@@ -79,7 +101,7 @@ def postponed(seconds: float = PATIENCE) -> Iterator[Callable[[], bool]]:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
     signal.signal(signal.SIGALRM, act)
-    for number in _SIGNALS:
+    for number in numbers:
         signal.signal(number, note)
     try:
         yield lambda: came
@@ -91,5 +113,5 @@ def postponed(seconds: float = PATIENCE) -> Iterator[Callable[[], bool]]:
 
 def ignore_further() -> None:
     """From here on the process ends in good order; another Ctrl-C would only disturb it."""
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from kbo_pipeline.extracts import key_or_none
 from kbo_pipeline.findings import Finding
 from kbo_pipeline.health import holder_if_any, start_process
 from kbo_pipeline.inbox import Inbox, shown
+from kbo_pipeline.postgres import moved_aside
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings
 
@@ -27,6 +28,7 @@ def check_leftovers(settings: Settings) -> Iterator[Finding]:
             "delete them; a download that is wanted still begins anew",
         )
     aside = sorted((settings.work_dir / "damaged").glob("*.duckdb"))
+    aside += moved_aside(settings.postgres_dir)
     if aside:
         yield Finding(
             "warning",

@@ -54,6 +54,11 @@ def reached(host: str) -> str:
     return "127.0.0.1" if host == _ANY_ADDRESS else host
 
 
+def ui_address(settings: Settings) -> str:
+    """Where this machine reaches its web UI."""
+    return f"http://{reached(settings.ui_host)}:{settings.ui_port}"
+
+
 def is_open(host: str, port: int) -> bool:
     """Tells whether somebody listens at a TCP port."""
     try:

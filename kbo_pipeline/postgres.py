@@ -6,9 +6,12 @@ Here live its directory, its start and its stop, and the shape of database URLs;
     DIRECTORY/log         what the server, initdb and pg_ctl have to say
     DIRECTORY/start.lock  held, exclusively, while a process starts the server or decides to stop it
     DIRECTORY/users.lock  held, shared, by every process that uses the server
+    DIRECTORY/watched.lock  likewise, until it has left; the keeper waits for it
+    DIRECTORY/keeper.lock held by the process that stops the server when its last user is killed
     DIRECTORY/socket      where the server listens; in /tmp when this path does not suit a socket
 
-The kernel drops a lock with the process that holds it, so that a killed process counts no longer.
+The kernel drops a lock with the process that holds it, so that a killed process counts no longer;
+when it was the last one, `keeper.py` stops the server.
 """
 
 import atexit
@@ -24,9 +27,10 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlencode
@@ -44,7 +48,10 @@ _PORT = 5432  # only the socket's name: there is no TCP
 _START_SECONDS = 120  # recovery after kill -9, on a machine that is busy with tests
 _PG_CTL = ("--silent", "--wait", f"--timeout={_START_SECONDS}")
 _SOCKET_PATH_BYTES = 103  # macOS; Linux has 107
+_ASIDE = "data.aside-"
 _ORPHAN_SECONDS = 20  # Dagster's queries take less
+_KEEPER_SECONDS = 5
+_OF_PYTHON = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 _SETTINGS = {
     "listen_addresses": "",
     "port": str(_PORT),
@@ -54,6 +61,8 @@ _SETTINGS = {
     "max_wal_size": "256MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
+    # A process of ours that is stopped in the middle of a transaction must not hold up all others.
+    "idle_in_transaction_session_timeout": "60s",
     "log_checkpoints": "off",  # every five minutes, into a log that nobody rotates
     # Four processes fewer: nothing is replicated, and reads come out of the page cache.
     "wal_level": "minimal",
@@ -61,6 +70,13 @@ _SETTINGS = {
     "max_logical_replication_workers": "0",
     "io_method": "sync",
 }
+
+
+IF_DAMAGED = (
+    "if its files are damaged, kbo rebuild --dagster moves them aside and tells a new database all"
+    " that is published"
+)
+"""What helps against a damaged embedded database, whatever says that it is one."""
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -118,6 +134,50 @@ def embedded_server_url(directory: Path) -> str:
             ) from error
 
 
+def stop_if_unused(directory: Path, then: Callable[[], None]) -> bool:
+    """Stops the server in `directory` when no process uses it; False when one does.
+
+    Args:
+        directory: where the server lives.
+        then: what is done after that, before anybody can start it again.
+
+    Raises:
+        StorageError: it does not stop.
+    """
+    return _Server(directory).stop_if_unused(then)
+
+
+def move_aside(directory: Path) -> Path | None:
+    """Puts the cluster of the server in `directory` aside; the next start makes a new one.
+
+    Returns:
+        Where it is now; None when there is none.
+
+    Raises:
+        StorageError: a process uses it, or it cannot be moved.
+    """
+    directory = directory.resolve()
+    with _guard:
+        if directory in _servers:
+            raise AssertionError(f"{directory}: this process uses it")
+    try:
+        return _Server(directory).move_aside()
+    except OSError as error:
+        raise StorageError(f"{directory}: cannot be moved aside: {error}") from error
+
+
+def server_pid(directory: Path) -> int | None:
+    """The process of the server in `directory`; None when there is none."""
+    server = _Server(directory.resolve())
+    pid = _read(server.data / "postmaster.pid").split("\n", 1)[0]
+    return int(pid) if _is_postmaster(pid, server._socket_dir()) else None
+
+
+def moved_aside(directory: Path) -> list[Path]:
+    """The clusters that `move_aside` has put aside, which nobody needs but to look into them."""
+    return sorted(directory.glob(f"{_ASIDE}*"))
+
+
 def start_ahead(directory: Path) -> None:
     """Begins to start the server in `directory`, while the caller does something else.
 
@@ -138,7 +198,10 @@ class _Server:
         self.directory = directory
         self.data = directory / "data"
         self.log = directory / "log"
-        self.users_lock: int | None = None  # a file descriptor, while this process is a user
+        # File descriptors, while this process is a user.
+        self.users_lock: int | None = None
+        self.watched_lock: int | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
 
     def enter(self) -> str:
         as_root = os.geteuid() == 0
@@ -146,9 +209,11 @@ class _Server:
         self.directory.mkdir(mode=0o711 if as_root else 0o700, exist_ok=True)
         with self._start_lock():
             if self.users_lock is None:
-                self.users_lock = self._open("users.lock")
+                self.watched_lock, self.users_lock = map(self._open, ("watched.lock", "users.lock"))
+                fcntl.flock(self.watched_lock, fcntl.LOCK_SH)
                 fcntl.flock(self.users_lock, fcntl.LOCK_SH)
             socket_dir = self._running() or self._start()
+            self._ensure_keeper()
         query = urlencode({"host": socket_dir, "port": _PORT})
         return f"postgresql+psycopg2://{_USER}@/postgres?{query}"
 
@@ -159,34 +224,135 @@ class _Server:
         """
         if self.users_lock is None:
             return
-        with self._start_lock():
+        is_stopped = False
+        try:
+            with self._start_lock():
+                os.close(self.users_lock)
+                self.users_lock = None
+                is_stopped = self._stop_if_unused()
+        finally:
             self.forget()
-            users_lock = self._open("users.lock")
-            try:
-                fcntl.flock(users_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            finally:
-                os.close(users_lock)
-            socket_dir = self._running()
-            if socket_dir is not None:
-                self._run("pg_ctl", "stop", "--mode=fast", *_PG_CTL)
-                socket_dir.rmdir()
+            if is_stopped:
+                self._wait_for_keeper()
 
     def forget(self) -> None:
-        """Drops the user's lock. In a forked child this leaves the parent's in place."""
-        if self.users_lock is not None:
-            os.close(self.users_lock)
-            self.users_lock = None
+        """Drops the user's locks. In a forked child this leaves the parent's in place."""
+        for lock in (self.users_lock, self.watched_lock):
+            if lock is not None:
+                os.close(lock)
+        self.users_lock = self.watched_lock = None
+
+    def stop_if_unused(self, then: Callable[[], None]) -> bool:
+        """Stops the server when no process uses it; False when one does.
+
+        Args:
+            then: what is done after that, before anybody can start it again.
+        """
+        with self._start_lock():
+            is_stopped = self._stop_if_unused()
+            if is_stopped:
+                then()
+            return is_stopped
+
+    def _stop_if_unused(self) -> bool:
+        if not self._is_free("users.lock"):
+            return False
+        socket_dir = self._running()
+        if socket_dir is not None:
+            self._stop(socket_dir)
+        return True
+
+    def _stop(self, socket_dir: Path) -> None:
+        """Stops the server; a process of it that is itself stopped would not hear of that."""
+        with suppress(psutil.Error, ValueError):
+            postmaster = psutil.Process(int(_read(self.data / "postmaster.pid").split("\n", 1)[0]))
+            for process in (postmaster, *postmaster.children()):
+                process.resume()
+        self._run("pg_ctl", "stop", "--mode=fast", *_PG_CTL)
+        with suppress(FileNotFoundError):
+            socket_dir.rmdir()
+
+    def move_aside(self) -> Path | None:
+        """Renames the cluster, for good; None when there is none.
+
+        Raises:
+            StorageError: a process uses it.
+        """
+        if not self.directory.is_dir():
+            return None
+        with self._start_lock():
+            if not self._stop_if_unused():
+                raise StorageError(
+                    f"{self.directory}: the embedded PostgreSQL is in use; end kbo start and all"
+                    " other commands first"
+                )
+            if not self.data.exists():
+                return None
+            number = 1
+            while (aside := self.directory / f"{_ASIDE}{number}").exists():
+                number += 1
+            self.data.rename(aside)
+            return aside
+
+    def _ensure_keeper(self) -> None:
+        """Starts the process that stops the server when the last user cannot; one is enough."""
+        if not self._is_free("keeper.lock"):
+            return
+        if self._keeper is not None:
+            self._keeper.poll()  # reaped
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kbo_pipeline.keeper", str(self.directory)],
+            env={name: value for name, value in os.environ.items() if name in _OF_PYTHON},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # it outlives us, and our terminal
+        )
+
+    def _wait_for_keeper(self) -> None:
+        """Until it has ended too, so that nothing of ours is left; it finds nothing to do."""
+        deadline = time.monotonic() + _KEEPER_SECONDS
+        while not self._is_free("keeper.lock") and not (self.data / "postmaster.pid").exists():
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+        if self._keeper is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(_KEEPER_SECONDS)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether no process holds one of the locks."""
+        lock = self._open(name)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+        return True
 
     @contextmanager
     def _start_lock(self) -> Iterator[None]:
         lock = self._open("start.lock")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._wait_for_start_lock(lock)
             yield
         finally:
             os.close(lock)
+
+    def _wait_for_start_lock(self, lock: int) -> None:
+        """Not for ever: who holds it may be stopped, as by Ctrl-Z."""
+        deadline = time.monotonic() + 2 * _START_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise self._error("is being started or stopped by another process") from None
+                time.sleep(0.01)
+            else:
+                return
 
     def _open(self, name: str, flags: int = 0) -> int:
         return os.open(self.directory / name, os.O_RDWR | os.O_CREAT | flags, 0o600)
@@ -203,7 +369,10 @@ class _Server:
             if not lines or not _is_postmaster(lines[0], socket_dir):
                 return None
             if lines[7:] and lines[7].strip() == "ready":
-                return socket_dir
+                if (socket_dir / f".s.PGSQL.{_PORT}").exists():
+                    return socket_dir
+                self._stop(socket_dir)  # somebody has cleaned up: nobody reaches it any more
+                return None
             if time.monotonic() > deadline:
                 raise self._error("neither starts nor stops")
             time.sleep(0.05)
@@ -226,11 +395,19 @@ class _Server:
             except StorageError as error:
                 # A killed server's children end by themselves, each after the query it is at.
                 if "shared memory block" not in str(error) or time.monotonic() > deadline:
-                    raise
+                    raise StorageError(f"{error}; {IF_DAMAGED}") from None
                 time.sleep(0.2)
 
     def _create_data(self) -> None:
         """Makes the cluster under another name first: `data` is complete or absent."""
+        uid, _ = self._owner() if os.geteuid() == 0 else (os.geteuid(), 0)
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            raise self._error(
+                f"needs an account for user {uid} to be made, as initdb asks for its name: add the"
+                f" line kbo:x:{uid}:{os.getegid()}::/:/bin/sh to /etc/passwd (deploy/README.md)"
+            ) from None
         unfinished = self.directory / "data.new"
         if unfinished.exists():
             shutil.rmtree(unfinished)

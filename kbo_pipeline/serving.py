@@ -6,12 +6,9 @@ register and the runs goes with it.
 """
 
 import os
-import shutil
 import signal
-import tempfile
 import time
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +17,10 @@ from typing import Protocol
 
 import yaml
 
+from kbo_pipeline import interrupts
 from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.logs import (
@@ -33,7 +30,20 @@ from kbo_pipeline.logs import (
     remove_old,
     remove_old_outputs,
 )
-from kbo_pipeline.parts import CHILDREN, Part, check_part, check_port, is_open, reached, suffix
+from kbo_pipeline.parts import (
+    CHILDREN,
+    Part,
+    check_part,
+    check_port,
+    is_open,
+    reached,
+    suffix,
+    ui_address,
+)
+from kbo_pipeline.patience import is_silent
+from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
+from kbo_pipeline.pulse import SILENT_SECONDS, Beat, Pulse
+from kbo_pipeline.runtime import Runtime, runtime_directory
 from kbo_pipeline.settings import ACCOUNT, Settings
 from kbo_pipeline.witness import drop_lost
 
@@ -47,7 +57,10 @@ _SETTLE_SECONDS = 5.0  # until daemon and web server have found a new code serve
 _DEATHS = 8  # of one child in _DEATHS_SECONDS: then it is no accident
 _DEATHS_SECONDS = 150.0
 _LONGEST_PAUSE = 16
+_RUNTIME_SECONDS = 5.0  # between two looks at the runtime directory
+_ASK_SECONDS = 5.0
 _RETRY = "retry"  # the child that imports again what was lost
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Recovery(Protocol):
@@ -65,6 +78,13 @@ class Recovery(Protocol):
             An extract that `kbo retry` is to bring to its end now; None when there is none.
         """
 
+    def has_code_server(self, socket: Path) -> bool:
+        """Tells whether the code server answers within seconds; asked where its child runs.
+
+        Args:
+            socket: where it listens, unless that is at `KBO_CODE_HOST`.
+        """
+
 
 class _Stopped(BaseException):
     """A signal asked us to end; no Exception, so that nobody takes it for a failure of his."""
@@ -78,7 +98,7 @@ def serve(
     part: Part | None = None,
     read_only: bool = False,
 ) -> None:
-    """Runs everything, or one part, until Ctrl-C or SIGTERM; ends all children when it ends.
+    """Runs everything, or one part, until it is told to end; ends all children when it ends.
 
     A child that dies is started again, after growing pauses. What a killed `kbo start` left is
     ended first.
@@ -102,29 +122,23 @@ def serve(
     with exclusive_lock(start_lock(settings, part), timeout=0.5):
         if left := end_leftovers(settings, part):
             report(f"ended {left} processes of an earlier kbo start that was killed")
-        prefix = runtime_prefix(settings, part)
-        for leftover in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # its sockets
         if part in (None, "web"):
             check_port("KBO_UI_PORT", settings.ui_host, settings.ui_port)
         if part == "code" and settings.code_host is not None:
             check_port("KBO_CODE_PORT", settings.code_host, settings.code_port)
         prepare_dagster_home(settings)
         lost = recover(ended_at=time.time(), is_start=True) if part in (None, "code") else None
-        # Short, because a socket's path has 107 bytes; with our name, by which runs are known.
-        runtime = Path(tempfile.mkdtemp(prefix=prefix))
         try:
             with (
+                runtime_directory(settings, part, _workspace(settings)) as runtime,
                 _ended_by_signals() as check_stopped,
-                _children(settings, part, runtime) as children,
+                _children(settings, part, runtime.path) as children,
             ):
                 _Supervisor(
                     settings, children, runtime, report, recover, part=part, read_only=read_only
                 ).run(lost, check_stopped)
         except _Stopped:
             report("stopped")
-        finally:
-            shutil.rmtree(runtime)
 
 
 def start_lock(settings: Settings, part: Part | None = None) -> Path:
@@ -132,13 +146,14 @@ def start_lock(settings: Settings, part: Part | None = None) -> Path:
     return settings.work_dir / f"start{suffix(part)}.lock"
 
 
-def runtime_prefix(settings: Settings, part: Part | None = None) -> str:
-    """How the names of directories with the sockets of this data directory's servers begin."""
-    identity = settings.work_dir / "identity"
-    if not identity.exists():
-        with replace_atomically(identity) as unfinished:
-            unfinished.write_text(uuid.uuid4().hex[:12])
-    return f"kbo{suffix(part)}-{identity.read_text()}-"
+def _workspace(settings: Settings) -> str:
+    """The workspace file, with `SOCKET` for the code server's socket, where it has one."""
+    location: dict[str, str | int] = {"location_name": "kbo_pipeline"}
+    if settings.code_host is None:
+        location["socket"] = "SOCKET"
+    else:
+        location |= {"host": reached(settings.code_host), "port": settings.code_port}
+    return str(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
 
 
 def tidy_logs(settings: Settings, names: Iterable[str], report: Callable[[str], None]) -> None:
@@ -161,13 +176,13 @@ def tidy_logs(settings: Settings, names: Iterable[str], report: Callable[[str], 
 
 
 class _Supervisor:
-    """Starts the children in order, watches them, and starts again what has died."""
+    """Starts the children in order, watches them, and starts again what has died or is silent."""
 
     def __init__(
         self,
         settings: Settings,
         children: Children,
-        runtime: Path,
+        runtime: Runtime,
         report: Callable[[str], None],
         recover: Recovery,
         *,
@@ -178,28 +193,24 @@ class _Supervisor:
         self._report, self._recover = report, recover
         self._retried: ExtractKey | None = None
         self._is_read_only = read_only
-        self._socket = runtime / "code.sock"
-        self._address = f"http://{reached(settings.ui_host)}:{settings.ui_port}"
-        workspace = runtime / "workspace.yaml"
-        location: dict[str, str | int] = {"location_name": "kbo_pipeline"}
+        self._runtime, self._socket = runtime, runtime.code_socket
+        self._address = ui_address(settings)
         if settings.code_host is None:
-            location["socket"] = str(self._socket)
             listen = ["-s", str(self._socket)]
         else:
-            location |= {"host": reached(settings.code_host), "port": settings.code_port}
             listen = ["-h", settings.code_host, "-p", str(settings.code_port)]
-        workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
+        workspace = str(runtime.workspace)
         self._arguments = {
             "code": (
                 *("kbo_pipeline.defs.code_server", "-m", "kbo_pipeline.definitions"),
                 "--empty-working-directory",  # or else Dagster looks there for modules first
                 *(*listen, "--location-name", "kbo_pipeline"),
             ),
-            "daemon": ("kbo_pipeline.defs.daemon", "run", "-w", str(workspace)),
+            "daemon": ("kbo_pipeline.defs.daemon", str(runtime.beat), "run", "-w", workspace),
             "webserver": (
                 *("kbo_pipeline.defs.webserver", "--host", settings.ui_host),
                 *("--port", str(settings.ui_port)),
-                *("--workspace", str(workspace), *(["--read-only"] if read_only else [])),
+                *("--workspace", workspace, *(["--read-only"] if read_only else [])),
             ),
         }
         self._deaths: dict[str, list[float]] = {name: [] for name in CHILDREN[part]}
@@ -209,6 +220,15 @@ class _Supervisor:
         self._next_look = time.monotonic() + _LOOK_SECONDS
         self._next_tidying = time.monotonic()
         self._next_removal = time.monotonic()
+        self._next_runtime_look = 0.0
+        self._is_noted = False  # which sockets the code server has
+        self._pulse = Pulse(
+            {
+                "code": lambda: recover.has_code_server(self._socket),
+                "daemon": Beat(runtime.beat),
+                "webserver": lambda: answers(f"{self._address}/server_info", _ASK_SECONDS),
+            }
+        )
 
     def run(self, lost: ExtractKey | None, check_stopped: Callable[[], None]) -> None:
         """Returns by an exception only.
@@ -242,6 +262,8 @@ class _Supervisor:
                 if time.monotonic() >= due:
                     del self._due[name]
                     self._start(name)
+            self._look_after_runtime()
+            self._look_for_silent_ones()
             if self._part in (None, "code"):
                 self._look_for_dead_runs()
             self._tidy_logs()
@@ -266,7 +288,9 @@ class _Supervisor:
 
     def _start(self, name: str) -> None:
         if name == "code":
-            self._socket.unlink(missing_ok=True)
+            self._runtime.drop_sockets()
+            self._is_noted = False
+        self._pulse.begin(name)
         self._children.start(name, self._arguments[name])
 
     def _take_leave(self, name: str, what: str) -> None:
@@ -274,8 +298,8 @@ class _Supervisor:
         self._children.kill(name)
         if name == "code":  # and with it the run workers
             self._ended_at = time.time()
-            self._socket.unlink(missing_ok=True)
-            self._is_settled = False
+            self._runtime.drop_sockets()
+            self._is_noted = self._is_settled = False
         now = time.monotonic()
         if name == "daemon":  # a run that it was launching may have been begun by nobody
             self._next_look = min(self._next_look, now + _LAUNCHED_SECONDS)
@@ -290,6 +314,39 @@ class _Supervisor:
         pause = min(2 ** (len(recent) - 1), _LONGEST_PAUSE)
         self._due[name] = now + pause
         self._report(f"{name}: {what}; it is started again in {pause} s; see {log}")
+
+    def _look_after_runtime(self) -> None:
+        """Makes again what somebody has cleaned away; sockets come with a new code server."""
+        if time.monotonic() < self._next_runtime_look:
+            return
+        self._next_runtime_look = time.monotonic() + _RUNTIME_SECONDS
+        if lost := self._runtime.lost():
+            try:
+                has_lost_sockets = self._runtime.has_lost_sockets()
+                self._runtime.restore()
+            except OSError as error:
+                self._report(f"{lost[0]}: is gone, and cannot be made: {error}; it is tried again")
+                return
+            self._report(f"{lost[0]}: was gone, and is made again")
+            if has_lost_sockets and "code" in self._children.names:
+                self._take_leave("code", "its sockets were gone")
+        elif not self._is_noted and self._settings.code_host is None and self._socket.exists():
+            self._runtime.note_sockets()
+            self._is_noted = True
+
+    def _look_for_silent_ones(self) -> None:
+        """Not while PostgreSQL does not answer either: they wait for it, and would again."""
+        silent = self._pulse.silent(self._children.names)
+        if silent and self._has_postgres():
+            for name in silent:
+                self._take_leave(name, f"lives, and has not answered for {SILENT_SECONDS:.0f} s")
+
+    def _has_postgres(self) -> bool:
+        try:
+            url = self._settings.postgres_url or embedded_server_url(self._settings.postgres_dir)
+        except StorageError:
+            return False
+        return not is_silent(sqlalchemy_url(url))
 
     def _look_for_dead_runs(self) -> None:
         """Not while the code server is away: Dagster then gives up a retry for good."""
@@ -366,7 +423,7 @@ def _ended_by_signals() -> Iterator[Callable[[], None]]:
         if is_told:
             raise _Stopped
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in interrupts.stopping()}
     try:
         yield check_stopped
     finally:
@@ -391,15 +448,14 @@ def _children(settings: Settings, part: Part | None, runtime: Path) -> Iterator[
     try:
         yield children
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave children
+        interrupts.ignore_further()  # a second Ctrl-C must not leave children
         children.end_all()
 
 
-def answers(address: str) -> bool:
-    """Tells whether a web server answers 200 at an address."""
+def answers(address: str, seconds: float = 2.0) -> bool:
+    """Tells whether a web server of our own answers 200 at an address, asked without a proxy."""
     try:
-        with urllib.request.urlopen(address, timeout=2) as answer:
+        with _DIRECT.open(address, timeout=seconds) as answer:
             return int(answer.status) == 200
     except OSError:
         return False

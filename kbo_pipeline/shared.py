@@ -8,6 +8,7 @@ import duckdb
 from kbo_pipeline.errors import NotReadyError, RegisterError, SettingsError, StorageError
 from kbo_pipeline.extensions import load_extension
 from kbo_pipeline.places import S3, Lake, MotherDuck, Shared
+from kbo_pipeline.proxies import is_direct
 from kbo_pipeline.sql import literal
 
 NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
@@ -92,6 +93,8 @@ def _make_secrets(connection: duckdb.DuckDBPyConnection, place: Lake, name: str)
         load_extension(connection, extension)
     if place.s3 is not None:
         load_extension(connection, "httpfs")
+        if place.s3.endpoint is not None and is_direct(urlsplit(place.s3.endpoint).hostname):
+            connection.execute("SET http_proxy = ''")  # which is HTTP_PROXY; it knows no NO_PROXY
         connection.execute(_s3_secret(place.s3, place.files, name))
     password = f", PASSWORD {literal(place.password)}" if place.password is not None else ""
     connection.execute(

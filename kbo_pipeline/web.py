@@ -21,6 +21,7 @@ from kbo_pipeline.connections import ERRORS, Session, Watch, is_unsent, reason
 from kbo_pipeline.content_coding import decoded
 from kbo_pipeline.errors import PortalError, PortalRefusedError, SettingsError
 from kbo_pipeline.limits import Limits
+from kbo_pipeline.proxies import is_own
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -96,8 +97,7 @@ class Web:
         self.base_path = urlsplit(self._base_url).path
         self._session = Session()
         self._session.headers.update({"User-Agent": "kbo_pipeline", "Accept-Encoding": "identity"})
-        # A proxy cannot reach this machine's own addresses.
-        self._session.trust_env = self._server[1] not in ("localhost", "127.0.0.1", "::1")
+        self._session.trust_env = not is_own(self._server[1])
 
     def url(self, path: str) -> str:
         """The address of a path below the base address."""

@@ -17,6 +17,10 @@ from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kbo_pipeline"}
+DEAD_PROXY = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY"), "http://127.0.0.1:9") | {
+    "no_proxy": "localhost,.corp.example"
+}
+"""Nothing that a `kbo start` of the tests asks may go through a proxy: all of it is here."""
 PATIENCE = 600.0 if ASKED_FOR else 120.0  # seconds, for a loaded machine
 
 
@@ -145,7 +149,7 @@ def running_server(pipeline: Pipeline, *options: str, cwd: Path = REPOSITORY) ->
     with log:
         process = subprocess.Popen(
             [sys.executable, "-m", "kbo_pipeline.cli", "start", *options],
-            env={**pipeline.environment, "KBO_UI_PORT": str(port)},
+            env={**pipeline.environment, **DEAD_PROXY, "KBO_UI_PORT": str(port)},
             cwd=cwd,
             stdout=log,
             stderr=log,

@@ -223,6 +223,7 @@ def test_an_import_that_is_stopped_or_killed_goes_on_where_it_was(
             ("staging", staging, signal.SIGTERM),
             ("beginning to apply", beginning, signal.SIGINT),
             ("applying", applied(instance, 3), signal.SIGINT),
+            ("applying again", applied(instance, 5), signal.SIGHUP),
         ):
             with started(pipeline, *KBO, "import", big_zip) as process:
                 wait_until(has_come, moment, process)
@@ -259,14 +260,17 @@ def test_an_import_that_waits_for_another_writer_can_be_stopped(
         storage.claim_concurrency_slot("register", "another-run", "apply_to_register")
         with started(empty, *KBO, "import", zip_file) as process:
             wait_until(run_of(instance, "stage_extract", "SUCCESS"), "staging", process)
-            assert process.end(signal.SIGTERM) == 130
+            assert process.end(signal.SIGHUP) == 130
             assert process.output() == STOPPED
         storage.free_concurrency_slots_for_run("another-run")
         check_stopped(empty, instance)
 
 
 @pytest.mark.long
-def test_ctrl_c_ends_kbo_start_and_all_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_kbo_start_and_all_its_children(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     pipeline = Pipeline(tmp_path, {"KBO_UI_PORT": str(free_port())})
     with started(pipeline, *KBO, "start") as process:
         wait_until(partial(process.says, "web UI:"), "kbo start", process)
@@ -276,7 +280,7 @@ def test_ctrl_c_ends_kbo_start_and_all_its_children(tmp_path: Path) -> None:
         (line,) = second.stderr.splitlines()
         assert line.startswith("kbo: ")
         assert f"process {process.popen.pid} " in line
-        assert process.end(signal.SIGINT, whole_group=True) == 0
+        assert process.end(number, whole_group=True) == 0
         assert process.output().splitlines()[-1] == "stopped"
     assert processes_of(tmp_path) == []
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.server import PATIENCE, running_server
 from kbo_pipeline_tests.test_failed_batches import BAD
+from kbo_pipeline_tests.test_postgres import leave
 from kbo_pipeline_tests.test_witness import chain_of, flip, hash_of
 
 FULL, UPDATE, NEXT = (ExtractKey.parse(k) for k in ("0140-full", "0141-update", "0142-update"))
@@ -108,6 +110,58 @@ def test_a_dagster_that_has_forgotten_everything_is_told(
         assert set(read_recorded(instance).published) == {FULL, UPDATE}
         pipeline.kbo("import", zips[2])
     assert hash_of(pipeline.database) == truth
+
+
+def wreck_control_file(data: Path) -> None:
+    (data / "global" / "pg_control").write_bytes(bytes(8192))
+
+
+def wreck_tables(data: Path) -> None:
+    """All that is large is garbage: the server starts, and cannot read what it is asked for."""
+    (directory,) = (path for path in (data / "base").iterdir() if path.name == "5")
+    for file in directory.iterdir():
+        if file.name.isdigit() and int(file.name) > 16384 and file.stat().st_size:
+            file.write_bytes(b"garbage!" * (file.stat().st_size // 8))
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("wreck", [wreck_control_file, wreck_tables])
+def test_rebuild_dagster_puts_a_damaged_database_aside_and_tells_a_new_one_everything(
+    tmp_path: Path, zips: list[Path], truth: str, wreck: Callable[[Path], None]
+) -> None:
+    pipeline = Pipeline(tmp_path, {"KBO_BATCH_ROWS": "20"})  # so that the Update makes six batches
+    pipeline.kbo("import", *zips[:2])
+    shutil.copy(zips[2], pipeline.directory / "downloads")
+    with pipeline.instance() as instance:
+        register_extract(instance, NEXT)
+        pipeline.dagster(
+            *("asset", "materialize", "-m", "kbo_pipeline.definitions"),
+            *("--select", ",".join(["extract_zip", *map(staging_asset, ALL_TABLES)])),
+            *("--partition", str(NEXT)),
+        )
+        staged = staging_file(pipeline.directory / "staging", NEXT)
+        sound = damage(staged, BAD)
+        assert pipeline.kbo("retry", str(NEXT), check=False).returncode == 1
+        sound.rename(staged)
+        in_use = pipeline.kbo("rebuild", "--dagster", check=False)
+        assert "the embedded PostgreSQL is in use; end kbo start" in in_use.stderr
+    leave(tmp_path / "postgres")
+    data = tmp_path / "postgres" / "data"
+    wreck(data)
+    helps = "kbo rebuild --dagster moves them aside"
+    failed = pipeline.kbo("status", check=False)
+    assert failed.returncode == 1
+    assert helps in failed.stderr or wreck is wreck_tables
+    assert helps in pipeline.kbo("doctor", "--json", check=False).stdout
+    said = pipeline.kbo("rebuild", "--dagster").stdout
+    assert said.startswith(f"Dagster's database is aside, in {tmp_path}/postgres/data.aside-1\n")
+    assert "0140-full, 0141-update: published, and unknown to Dagster: told to it" in said
+    assert (tmp_path / "postgres" / "data.aside-1" / "PG_VERSION").exists()
+    pipeline.kbo("import", zips[2])  # half applied, of which nobody knows any more
+    assert hash_of(pipeline.database) == truth
+    with pipeline.instance() as instance:
+        assert set(read_recorded(instance).published) == {FULL, UPDATE, NEXT}
+    assert "data.aside-1" in pipeline.kbo("doctor", "--json", check=False).stdout
 
 
 @pytest.mark.rare

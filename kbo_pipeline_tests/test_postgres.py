@@ -1,6 +1,8 @@
 """Dagster's storage in real PostgreSQL servers, used by real processes that end in every way."""
 
 import os
+import pty
+import re
 import shutil
 import signal
 import socket
@@ -9,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,12 +21,17 @@ from urllib.parse import quote
 import psutil
 import psycopg2
 import pytest
+from psycopg2 import extensions
 from sqlalchemy import make_url
 
 import kbo_pipeline
 from kbo_pipeline import postgres
+from kbo_pipeline.defs import storage
 from kbo_pipeline.errors import SettingsError, StorageError
-from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
+from kbo_pipeline.patience import SilentError, limit_silence, patience
+from kbo_pipeline.postgres import embedded_server_url, move_aside, moved_aside, sqlalchemy_url
+from kbo_pipeline.sample import Sample
+from kbo_pipeline_tests.pipeline import Pipeline
 
 ROOT = Path(kbo_pipeline.__file__).parents[1]
 PASSWORD = "p@ss:w/ord%1"
@@ -101,15 +110,22 @@ with dg.DagsterInstance.get() as instance:
 class Process:
     """A Python process that says one line when it is ready and ends when its stdin does."""
 
-    def __init__(self, script: str, *arguments: object, **environment: str) -> None:
+    def __init__(
+        self, script: str, *arguments: object, in_terminal: bool = False, **environment: str
+    ) -> None:
+        self.terminal, stdin = pty.openpty() if in_terminal else (-1, subprocess.PIPE)
+        # The terminal of its own session, as a window is of what runs in it.
+        words = ["setsid", "--ctty"] if in_terminal else []
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
+            [*words, sys.executable, "-c", script, *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             text=True,
         )
+        if in_terminal:
+            os.close(stdin)
 
     def line(self) -> str:
         assert self.popen.stdout is not None
@@ -134,8 +150,8 @@ class Process:
 def start() -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
-    def start_process(script: str, *arguments: object, **environment: str) -> Process:
-        processes.append(Process(script, *arguments, **environment))
+    def start_process(script: str, *arguments: object, **named: Any) -> Process:
+        processes.append(Process(script, *arguments, **named))
         return processes[-1]
 
     yield start_process
@@ -273,6 +289,134 @@ def test_a_killed_process_does_not_keep_the_server(
     assert server(directory) is not None
     last.end()
     assert server(directory) is None
+
+
+def keeper(directory: Path) -> list[psutil.Process]:
+    """The processes that stop the server when its last user is killed."""
+    wanted = ["kbo_pipeline.keeper", str(directory)]
+    return [p for p in psutil.process_iter() if command(p)[-2:] == wanted]
+
+
+def wait_for_keeper(directory: Path) -> psutil.Process:
+    deadline = time.monotonic() + 60
+    while len(found := keeper(directory)) != 1 or postgres._Server(directory)._is_free(
+        "keeper.lock"
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found[0]
+
+
+def wait_for_the_end(directory: Path, way: str) -> None:
+    deadline = time.monotonic() + 60
+    while server(directory) is not None or keeper(directory):
+        assert time.monotonic() < deadline, way
+        time.sleep(0.01)
+    assert not (directory / "data" / "postmaster.pid").exists(), way  # it was stopped, not killed
+
+
+@pytest.mark.long
+def test_no_way_of_ending_leaves_the_server_behind(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    """Also those that a process can do nothing about."""
+    ways = ["end of input", "closed terminal"]
+    ways += ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGKILL"]
+    ways += ["SIGABRT", "SIGSEGV", "SIGUSR1", "SIGXCPU", "SIGALRM"]
+    for way in ways:
+        process = start(USER, directory, in_terminal=way == "closed terminal")
+        connect(process.line()).close()
+        wait_for_keeper(directory)
+        if way == "closed terminal":
+            os.close(process.terminal)
+        elif way == "end of input":
+            process.close_input()
+        else:
+            process.popen.send_signal(signal.Signals[way])
+        process.popen.wait(timeout=60)
+        wait_for_the_end(directory, way)
+    assert starts(directory) == len(ways)
+    assert (directory / "log").read_text().count("database system was interrupted") == 0
+
+
+def test_a_killed_keeper_is_replaced_by_the_next_user(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    first = start(USER, directory)
+    first.line()
+    killed = wait_for_keeper(directory)
+    killed.kill()
+    while not postgres._Server(directory)._is_free("keeper.lock"):
+        time.sleep(0.01)
+    second = start(USER, directory)
+    second.line()
+    wait_for_keeper(directory)
+    for user in (first, second):
+        user.kill()
+    wait_for_the_end(directory, "kill")
+
+
+def test_a_server_that_stands_still_is_stopped_by_its_last_user(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    user = start(USER, directory)
+    connection = connect(user.line())
+    found = server(directory)
+    assert found is not None
+    for process in (found, *found.children()):
+        process.suspend()
+    user.end()
+    connection.close()
+    wait_for_the_end(directory, "end")
+
+
+def test_a_server_whose_socket_was_cleaned_away_is_started_again(directory: Path) -> None:
+    url = embedded_server_url(directory)
+    shutil.rmtree(str(make_url(url).query["host"]))
+    assert embedded_server_url(directory) == url
+    connect(url).close()
+    assert starts(directory) == 2
+    leave(directory)
+    assert server(directory) is None
+
+
+def test_a_copied_data_directory_has_a_server_of_its_own(tmp_path: Path) -> None:
+    with embedded(tmp_path / "a") as first, embedded(tmp_path / "b") as second:
+        original = connect(embedded_server_url(first))
+        with original, original.cursor() as cursor:
+            cursor.execute("CREATE TABLE here AS SELECT 42 AS value; CHECKPOINT")
+        subprocess.run(["cp", "-a", first, second], check=True)
+        copied = connect(embedded_server_url(second))
+        with copied, copied.cursor() as cursor:
+            cursor.execute("SELECT value FROM here")
+            assert cursor.fetchone() == (42,)
+            cursor.execute("DROP TABLE here")
+        copied.close()
+        leave(second)
+        with original, original.cursor() as cursor:
+            cursor.execute("SELECT value FROM here")
+            assert cursor.fetchone() == (42,)
+        original.close()
+        leave(first)
+        assert server(first) is None
+        assert server(second) is None
+
+
+def test_a_cluster_is_moved_aside_unless_somebody_uses_it(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    assert move_aside(directory) is None
+    user = start(USER, directory)
+    connect(user.line()).close()
+    with pytest.raises(StorageError, match="is in use; end kbo start"):
+        move_aside(directory)
+    user.end()
+    (directory / "data.aside-1").mkdir()
+    aside = directory / "data.aside-2"
+    assert move_aside(directory) == aside
+    assert moved_aside(directory) == [directory / "data.aside-1", aside]
+    assert (aside / "PG_VERSION").exists()
+    assert not (directory / "data").exists()
 
 
 def test_processes_of_the_same_instant_get_one_server_and_leave_none(
@@ -442,17 +586,144 @@ def test_dagster_survives_a_killed_server(
     assert server(Path(environment["KBO_DATA_DIR"]) / "postgres") is None
 
 
-def test_a_server_that_does_not_answer_is_one_line_without_the_password(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("url", ["u:secret@127.0.0.1:1/d", "u:secret@/d?host=/nowhere/at/all"])
+def test_a_server_that_is_not_there_is_one_line_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str
 ) -> None:
-    from kbo_pipeline.defs import storage
-
-    monkeypatch.setattr(storage, "retry_pg_connection_fn", lambda connect: connect())  # 6 seconds
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://u:secret@127.0.0.1:1/d")
-    with pytest.raises(StorageError, match=r"^PostgreSQL at 127\.0\.0\.1, database d: ") as raised:
+    monkeypatch.setattr(storage, "_FIRST_PATIENCE", 1.0)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", f"postgresql://{url}")
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"^PostgreSQL at \S+, database d: ") as raised:
         storage.KboPostgresStorage.from_config_value(None, {})
+    assert time.monotonic() - began > 1.0  # it may be starting
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
+    assert caplog.records == []
+
+
+def test_who_is_refused_by_a_server_asks_once_and_says_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "_PAUSE", 60.0)  # before a second attempt
+    with password_server(tmp_path / "server") as url:
+        wrong = {
+            "password authentication failed": url.replace(quote(PASSWORD, safe=""), "wrong-secret"),
+            'database "elsewhere" does not exist': url.replace("/postgres", "/elsewhere"),
+        }
+        for reason, address in wrong.items():
+            monkeypatch.setenv("DAGSTER_POSTGRES_URL", address)
+            began = time.monotonic()
+            with pytest.raises(StorageError, match=reason) as raised:
+                storage.KboPostgresStorage.from_config_value(None, {})
+            assert time.monotonic() - began < 30
+            assert "secret" not in str(raised.value)
+            assert PASSWORD not in str(raised.value)
+    assert caplog.records == []
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    limit_silence()
+    with patience(0.5):
+        yield
+    extensions.set_wait_callback(None)
+
+
+def test_a_connection_on_which_nothing_comes_is_given_up(directory: Path, impatient: None) -> None:
+    url = embedded_server_url(directory)
+    connection = connect(url)
+    cursor = connection.cursor()
+    cursor.execute("SELECT pg_backend_pid()")
+    ((backend,),) = cursor.fetchall()
+    found = server(directory)
+    assert found is not None
+    stopped = (found, psutil.Process(backend))
+    try:
+        for process in stopped:
+            process.suspend()
+        for ask in (partial(cursor.execute, "SELECT 1"), partial(connect, url)):
+            began = time.monotonic()
+            with pytest.raises(SilentError, match=r"^no answer in "):
+                ask()
+            assert 0.5 <= time.monotonic() - began < 5
+        assert connection.closed
+    finally:
+        for process in stopped:
+            process.resume()
+    connection = connect(url)
+    cursor = connection.cursor()
+    cursor.execute("SELECT pg_sleep(0.1), repeat('x', 10000000)")
+    assert len(cursor.fetchall()[0][1]) == 10_000_000
+    with pytest.raises(SilentError):
+        cursor.execute("SELECT pg_sleep(5)")
+    leave(directory)
+
+
+@pytest.mark.long
+def test_every_command_says_within_seconds_that_postgres_stands_still(pipeline: Pipeline) -> None:
+    zip_file = Sample(enterprises=60, seed=3).write_full(pipeline.directory / "zips", 140)
+    key = "0140-full"
+    commands = [
+        *(["status"], ["status", "--json"], ["status", "--watch"], ["retry"], ["cancel", key]),
+        *(["import", zip_file], ["publish", key], ["rollback", key], ["rebuild"], ["doctor"]),
+        ["start"],
+    ]
+    found = server(pipeline.directory / "postgres")
+    assert found is not None
+    found.suspend()
+    try:
+        began = time.monotonic()
+        with ThreadPoolExecutor(len(commands)) as together:
+            ended = list(together.map(lambda words: pipeline.kbo(*words, check=False), commands))
+        # The limit, and the time that so many processes take to begin beside each other.
+        assert time.monotonic() - began < 90
+    finally:
+        found.resume()
+    for words, done in zip(commands, ended, strict=True):
+        assert done.returncode == 1, words
+        said = done.stdout if words == ["doctor"] else done.stderr
+        assert "no answer in 10 s" in " ".join(said.split()), (words, said)
+        if words != ["doctor"]:
+            (line,) = done.stderr.splitlines()
+            assert line.startswith("kbo: PostgreSQL at "), words
+            assert f"its process {found.pid} stands still: end it" in line
+
+
+AS_NOBODY_KNOWN = (
+    *("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"),
+    # To get at Python and the package, wherever they are; it may write what is its own alone.
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("unshare"),
+    reason="another user, and another /etc/passwd: root on Linux only",
+)
+def test_a_user_without_an_account_is_told_how_to_get_the_embedded_server(tmp_path: Path) -> None:
+    data, accounts = tmp_path / "data", tmp_path / "passwd"
+    data.mkdir()
+    os.chown(data, 12345, 12345)
+    environment = {"KBO_DATA_DIR": str(data), "PATH": os.environ["PATH"]}  # and no HOME
+    kbo = [*AS_NOBODY_KNOWN, sys.executable, "-m", "kbo_pipeline.cli"]
+    run = partial(
+        subprocess.run, env=environment, cwd=data, capture_output=True, text=True, check=False
+    )
+    refused = run([*kbo, "rebuild"])
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    given = re.search(r"add the line (\S+) to /etc/passwd", line)
+    assert given is not None, line
+    assert "deploy/README.md" in line
+    assert "DAGSTER_POSTGRES_URL" in line
+    accounts.write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{given.group(1)}\n")
+    other_accounts = f'mount --bind {accounts} /etc/passwd && exec "$@"'
+    done = run(["unshare", "--mount", "sh", "-c", other_accounts, "sh", *kbo, "rebuild"])
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run([*kbo, "rebuild"])  # once it is made, it needs none
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server(data / "postgres") is None
 
 
 def command(process: psutil.Process) -> list[str]:

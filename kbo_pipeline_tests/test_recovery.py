@@ -50,8 +50,8 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.parts import is_open
 from kbo_pipeline.register import content_hash
+from kbo_pipeline.runtime import Runtime, runtime_prefix
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.serving import runtime_prefix
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import ASKED_FOR
@@ -59,6 +59,7 @@ from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations, run_s
 from kbo_pipeline_tests.processes import Started, free_port, processes_of, started, wait_until
 from kbo_pipeline_tests.server import Server
 from kbo_pipeline_tests.test_postgres import kill_and_wait
+from kbo_pipeline_tests.test_postgres import server as postgres_of
 
 EXTRACT = "0140-full"
 KBO = ("kbo_pipeline.cli",)
@@ -118,6 +119,19 @@ def wait_for_more(instance: dg.DagsterInstance, process: Started, batches: int =
     """Waits until some more batches are applied."""
     least = applied(instance) + batches
     wait_until(lambda: applied(instance) >= least, f"{least} batches", process)
+
+
+def of_postgres(words: list[str]) -> bool:
+    """Whether a command line is of the embedded server, or of what stops it at last."""
+    return "postgres" in words[0] or "kbo_pipeline.keeper" in words
+
+
+def runtime_directories(pipeline: Pipeline) -> list[Path]:
+    """The directories with sockets of a data directory, wherever they are."""
+    settings = load_settings(pipeline.environment)
+    parents = (settings.work_dir, Path(tempfile.gettempdir()), Path("/tmp"))
+    prefix = runtime_prefix(settings)
+    return sorted({path for parent in parents for path in parent.glob(f"{prefix}*")})
 
 
 def worker(pipeline: Pipeline) -> int | None:
@@ -194,7 +208,7 @@ def test_what_is_killed_is_replaced_and_the_import_goes_on(
         wait_until_published(instance, process)
         wait_until(lambda: _answers(server), "the web server", process)
         check_published(pipeline, undisturbed)
-    assert [words for words in processes_of(pipeline.directory) if "postgres" not in words[0]] == []
+    assert [words for words in processes_of(pipeline.directory) if not of_postgres(words)] == []
 
 
 @pytest.mark.long
@@ -242,8 +256,7 @@ def test_the_next_start_takes_over_from_a_killed_one(
     killed_at = time.monotonic()
     with kbo_start(pipeline) as (process, server):
         assert not psutil.pid_exists(at_work)
-        prefix = runtime_prefix(load_settings(pipeline.environment))
-        assert len(list(Path(tempfile.gettempdir()).glob(f"{prefix}*"))) == 1  # its own sockets
+        assert len(runtime_directories(pipeline)) == 1  # its own sockets
         wait_for_more(instance, process, 1)
         print(f"went on {time.monotonic() - killed_at:.1f} s after the next start")
         wait_until_published(instance, process)
@@ -304,6 +317,113 @@ def test_an_import_goes_on_after_postgres_was_away(
         wait_until_published(instance, process)
         check_published(pipeline, undisturbed)
         wait_until(lambda: _answers(server), "the web server", process)
+
+
+def runtime_directory_of(pipeline: Pipeline) -> Path:
+    (found,) = runtime_directories(pipeline)
+    return found
+
+
+@pytest.mark.rare
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_lives_and_does_not_answer_is_replaced(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    """All three at once, which takes as long as one."""
+    with kbo_start(pipeline) as (process, server):
+        names = {
+            "code": CODE_SERVER,
+            "daemon": "kbo_pipeline.defs.daemon",
+            "webserver": "kbo_pipeline.defs.webserver",
+        }
+        time.sleep(15)  # each has answered once
+        stopped = {name: child(pipeline, module) for name, module in names.items()}
+        for one in stopped.values():
+            one.suspend()
+        stopped_at = time.monotonic()
+        for name, one in stopped.items():
+            said = f"{name}: lives, and has not answered for 60 s; it is started again in 1 s"
+            wait_until(partial(process.says, said), name, process)
+            print(f"{name}: noticed {time.monotonic() - stopped_at:.1f} s after it was stopped")
+            assert not one.is_running()
+        assert time.monotonic() - stopped_at < 100
+        wait_until(lambda: _answers(server), "the web server", process)
+        server.launch("stage_extract", EXTRACT)
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
+        assert process.output().count("lives, and has not answered") == 3
+
+
+@pytest.mark.rare
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_nobody_is_replaced_for_a_postgres_that_stands_still(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        found = postgres_of(pipeline.directory / "postgres")
+        assert found is not None
+        stopped = [found, *found.children()]
+        for one in stopped:
+            one.suspend()
+        time.sleep(100)
+        status = pipeline.kbo("status", check=False)
+        for one in stopped:
+            one.resume()
+        assert status.returncode == 1
+        assert "no answer in 10 s" in status.stderr
+        assert "lives, and has not answered" not in process.output()
+        assert "looking for dead runs failed: " in process.output()
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
+
+
+@pytest.mark.rare
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cleaned", ["code.sock", "listener-*", "workspace.yaml", "*", ""])
+def test_what_is_cleaned_away_is_made_again_and_an_import_goes_on(
+    pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str, cleaned: str
+) -> None:
+    with kbo_start(pipeline) as (process, server):
+        runtime = runtime_directory_of(pipeline)
+        server.launch("stage_extract", EXTRACT)
+        wait_for_more(instance, process)
+        time.sleep(6)  # the sockets are known
+        if cleaned:
+            for file in runtime.glob(cleaned):
+                file.unlink()
+        else:
+            shutil.rmtree(runtime)
+        cleaned_at = time.monotonic()
+        wait_until(partial(process.says, "was gone, and is made again"), "the noticing", process)
+        wait_until((runtime / "workspace.yaml").exists, "the workspace", process)
+        wait_until((runtime / "code.sock").exists, "the socket", process)
+        print(f"{cleaned}: made again {time.monotonic() - cleaned_at:.1f} s after that")
+        assert time.monotonic() - cleaned_at < 30
+        wait_until_published(instance, process)
+        check_published(pipeline, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_copy_of_a_running_data_directory_starts_beside_it(tmp_path: Path) -> None:
+    original = Pipeline(tmp_path / "original", {"KBO_UI_PORT": str(free_port())})
+    copy = Pipeline(tmp_path / "copy", {"KBO_UI_PORT": str(free_port())})
+    with kbo_start(original) as (process, server):
+        runtime = runtime_directory_of(original)
+        subprocess.run(["cp", "-a", original.directory, copy.directory], check=True)
+        with kbo_start(copy) as (_, other):
+            assert runtime_directory_of(copy) != runtime
+            assert other.runs("stage_extract") == []
+        assert sorted(path.name for path in runtime.glob("*.sock")) == ["code.sock"]
+        assert server.runs("stage_extract") == []
+        assert not process.says("was gone")
+    for pipeline in (original, copy):
+        assert processes_of(pipeline.directory) == []
 
 
 def _answers(server: Server) -> bool:
@@ -634,19 +754,24 @@ def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
 ) -> None:
     """The look goes on past whatever fails in it; being told to stop is no failure."""
 
-    def look(*, ended_at: float, is_start: bool) -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        except BaseException:
-            if is_swallowed:  # as DuckDB makes an error of its own of what is raised within it
-                raise ValueError("somebody's own error") from None
-            raise
+    class Look:
+        def __call__(self, *, ended_at: float, is_start: bool) -> None:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except BaseException:
+                if is_swallowed:  # as DuckDB makes an error of its own of what is raised within it
+                    raise ValueError("somebody's own error") from None
+                raise
+
+        def has_code_server(self, socket: Path) -> bool:
+            return True
 
     settings = load_settings({"KBO_DATA_DIR": str(tmp_path)}, tmp_path)
     said: list[str] = []
+    runtime = Runtime(tmp_path / "runtime", "")
     supervisor = serving._Supervisor(
-        settings, Children(settings, {}), tmp_path, said.append, look, read_only=False
+        settings, Children(settings, {}), runtime, said.append, Look(), read_only=False
     )
     supervisor._socket.touch()
     monkeypatch.setattr(supervisor, "_next_look", 0.0)
@@ -654,6 +779,7 @@ def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
     monkeypatch.setattr(supervisor, "_wait_until", lambda ready: None)
     with serving._ended_by_signals() as check_stopped, pytest.raises(serving._Stopped):
         supervisor.run(None, check_stopped)
+    runtime.release()
     failed = [line for line in said if line.startswith("looking for dead runs failed")]
     assert len(failed) == is_swallowed
     assert all("ValueError: somebody's own error" in line for line in failed)

@@ -11,6 +11,7 @@ import click
 
 from kbo_pipeline import interrupts
 from kbo_pipeline.boundary import in_one_line, line_of
+from kbo_pipeline.proxies import reach_code_location_directly
 
 _TASKS = {
     "Read": ("show", "find", "changes", "export"),
@@ -58,8 +59,9 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command that the context names; Ctrl-C and SIGTERM are a line and a code."""
+        """Runs the command that the context names; Ctrl-C and its like are a line and a code."""
         interrupts.listen()
+        reach_code_location_directly()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -7,12 +7,17 @@ one thing more, add a function to one of the two lists here.
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
 from kbo_pipeline import health, leftovers, privacy
 from kbo_pipeline.defs import examining
 from kbo_pipeline.defs.examining import Installation, first_line
 from kbo_pipeline.defs.importing import open_instance
+from kbo_pipeline.defs.storage import explained
 from kbo_pipeline.errors import KboError
 from kbo_pipeline.findings import Finding, found_error
+from kbo_pipeline.postgres import embedded_server_url
 from kbo_pipeline.settings import Settings
 
 _T = TypeVar("_T")
@@ -65,6 +70,10 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
                 yield from _guarded(subject, examine, installation)
     except KboError as error:
         yield found_error("PostgreSQL", error)
+    except SQLAlchemyError as error:
+        embedded = settings.postgres_dir if settings.postgres_url is None else None
+        url = make_url(settings.postgres_url or embedded_server_url(settings.postgres_dir))
+        yield found_error("PostgreSQL", explained(error, url, embedded))
 
 
 def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.ledger import check_order
+from kbo_pipeline.patience import OF_COMMANDS, OF_WORK, patience, set_patience
 from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import is_staged
@@ -55,9 +56,14 @@ _NO_RETRY = {"dagster/max_retries": "0"}
 
 @contextmanager
 def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
-    """The Dagster instance of these settings; its storage runs until the process ends."""
+    """The Dagster instance of these settings; its storage runs until the process ends.
+
+    Raises:
+        StorageError: PostgreSQL does not answer as it must.
+    """
     prepare_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    set_patience(OF_COMMANDS)
     ref = InstanceRef.from_dir(str(settings.dagster_home), overrides=_NOT_CAPTURED)
     with DagsterInstance.from_ref(ref) as instance:
         yield instance
@@ -257,22 +263,23 @@ def run_job(
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     run_id = str(uuid.uuid4())
     try:
-        result = defs.resolve_job_def(job_name).execute_in_process(
-            instance=instance,
-            partition_key=partition_key,
-            tags={EXTRACT_TAG: str(key), **OWN_RUN, **_NO_RETRY, **(tags or {})},
-            run_config={**(run_config or {}), **quiet},
-            raise_on_error=False,
-            run_id=run_id,
-            asset_selection=assets,
-        )
+        with patience(OF_WORK):
+            result = defs.resolve_job_def(job_name).execute_in_process(
+                instance=instance,
+                partition_key=partition_key,
+                tags={EXTRACT_TAG: str(key), **OWN_RUN, **_NO_RETRY, **(tags or {})},
+                run_config={**(run_config or {}), **quiet},
+                raise_on_error=False,
+                run_id=run_id,
+                asset_selection=assets,
+            )
         if interrupts.received():
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         interrupts.ignore_further()
         run = instance.get_run_by_id(run_id)
         if run is not None and not run.is_success:
-            instance.report_run_canceled(run, "stopped by Ctrl-C or SIGTERM")
+            instance.report_run_canceled(run, "stopped by Ctrl-C or a signal")
         raise
     run = instance.get_run_by_id(run_id)
     if run is not None and run.status == DagsterRunStatus.CANCELED:

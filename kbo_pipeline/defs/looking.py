@@ -1,8 +1,11 @@
 """What `kbo start` does before anything runs, and each half minute: it sets right what has died."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import dagster as dg
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._grpc.client import DagsterGrpcClient
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -13,10 +16,30 @@ from kbo_pipeline.defs.recovery import end_dead_runs, end_dead_runs_of_commands,
 from kbo_pipeline.defs.storage import migrate
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.parts import reached
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import mark_suspect, suspect_file
 
 _ATTEMPTS = 3
+_ASK_SECONDS = 5
+
+
+def has_code_server(settings: Settings, socket: Path) -> bool:
+    """Tells whether the code server of this data directory answers within seconds.
+
+    Args:
+        settings: say where it listens, if not on a socket.
+        socket: its socket.
+    """
+    if settings.code_host is None:
+        client = DagsterGrpcClient(socket=str(socket))
+    else:
+        client = DagsterGrpcClient(host=reached(settings.code_host), port=settings.code_port)
+    try:
+        client.get_server_id(timeout=_ASK_SECONDS)
+    except DagsterUserCodeUnreachableError:
+        return False
+    return True
 
 
 def look(

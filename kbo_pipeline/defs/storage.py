@@ -22,17 +22,33 @@ from dagster_postgres import (
     PostgresEventLogStorage,
     PostgresRunStorage,
 )
-from dagster_postgres.utils import DagsterPostgresException, retry_pg_connection_fn
-from sqlalchemy import Connection, Engine, and_, create_engine, event, func, make_url, select
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy import URL, Connection, Engine, and_, create_engine, event, func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.defs.queue import drop_queue, ensure_queue
 from kbo_pipeline.errors import StorageError
-from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
+from kbo_pipeline.patience import SilentError, is_silent, limit_silence, patience
+from kbo_pipeline.postgres import IF_DAMAGED, embedded_server_url, server_pid, sqlalchemy_url
 from kbo_pipeline.settings import load_settings
 
 _PATIENCE = 90.0
 """Seconds to wait for a server that has been there before: somebody restarts it."""
+
+_FIRST_PATIENCE = 6.0
+"""Seconds to wait for a server that has not been there yet, and may be starting."""
+
+_PASSING = (
+    "Connection refused",
+    "No such file or directory",
+    "starting up",
+    "shutting down",
+    "in recovery mode",
+    "too many clients",
+    "too many connections",
+    "connection slots are reserved",
+)
+"""What says that a server may answer a moment later; libpq gives a text alone, and no code."""
 
 _PAUSE = 0.5
 
@@ -54,7 +70,7 @@ class KboPostgresStorage(DagsterPostgresStorage):
         engine: Engine,
         inst_data: ConfigurableClassData | None = None,
         *,
-        embedded: bool = False,
+        embedded: Path | None = None,
     ) -> None:
         """Creates Dagster's tables, and the view on them, where they are missing.
 
@@ -63,19 +79,15 @@ class KboPostgresStorage(DagsterPostgresStorage):
         """
         url = engine.url
         try:
-            with retry_pg_connection_fn(engine.connect) as connection:
+            with engine.connect() as connection:
                 connection = connection.execution_options(isolation_level="READ COMMITTED")
                 with connection.begin():
                     # Of four processes at a new database one fails without it (dagster 1.13.27).
                     connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
                     super().__init__(url.render_as_string(hide_password=False), inst_data=inst_data)
-                    ensure_queue(connection, embedded=embedded)
+                    ensure_queue(connection, embedded=embedded is not None)
         except (DagsterPostgresException, SQLAlchemyError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise StorageError(
-                f"PostgreSQL at {url.host or url.query.get('host')}, database {url.database}:"
-                f" {reason}; check DAGSTER_POSTGRES_URL and that the server runs"
-            ) from error
+            raise explained(error, url, embedded) from error
         self._run_storage = _RunStorage(self.postgres_url, should_autocreate_tables=False)
         self._event_log_storage = _EventLogStorage(
             self.postgres_url, should_autocreate_tables=False
@@ -101,7 +113,7 @@ class KboPostgresStorage(DagsterPostgresStorage):
             embedded, url = settings.postgres_dir, embedded_server_url(settings.postgres_dir)
         else:
             embedded, url = None, sqlalchemy_url(settings.postgres_url)
-        return cls(_engine(url, embedded), inst_data=inst_data, embedded=embedded is not None)
+        return cls(_engine(url, embedded), inst_data=inst_data, embedded=embedded)
 
 
 def migrate(instance: DagsterInstance, report: Callable[[str], None]) -> None:
@@ -114,7 +126,32 @@ def migrate(instance: DagsterInstance, report: Callable[[str], None]) -> None:
     of_tables, of_program = instance.run_storage.alembic_version() or (None, None)
     if of_tables != of_program:
         report("Dagster's tables in PostgreSQL are of an older version: migrating them")
-        instance.upgrade()
+        with patience(None):  # whole tables are written anew
+            instance.upgrade()
+
+
+def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError:
+    """What PostgreSQL, or what talks with it, has to say, in one line with what helps.
+
+    Args:
+        error: is raised by SQLAlchemy or by Dagster's storage.
+        url: the address of the server.
+        embedded: the directory of the embedded server; None for one of the user's own.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    reason = str(chain[-1]).strip().split("\n", 1)[0]
+    if embedded is None:
+        helps = "check DAGSTER_POSTGRES_URL and that the server runs"
+    elif isinstance(chain[-1], SilentError) and not is_silent(url.render_as_string(False)):
+        helps = "another process holds what was asked for; give the command again, see kbo doctor"
+    elif isinstance(chain[-1], SilentError):
+        helps = f"its process {server_pid(embedded)} stands still: end it, and it is started again"
+    else:
+        helps = f"see {embedded / 'log'}; {IF_DAMAGED}"
+    where = f"PostgreSQL at {url.host or url.query.get('host')}, database {url.database}"
+    return StorageError(f"{where}: {reason}; {helps}")
 
 
 class _RunStorage(PostgresRunStorage):
@@ -215,6 +252,11 @@ _FORGOTTEN = (
 )
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether a server that has not been there yet may be there a moment later."""
+    return not isinstance(error, StorageError) and any(text in str(error) for text in _PASSING)
+
+
 @functools.cache
 def _engine(url: str, embedded: Path | None) -> Engine:
     """Returns the process's one engine for this URL.
@@ -223,6 +265,7 @@ def _engine(url: str, embedded: Path | None) -> Engine:
     outlive it. Two connections stay open, more come and go; those that a restart of the server or
     a router in between has cut are found out before they are used.
     """
+    limit_silence()
     engine = create_engine(
         make_url(url),
         isolation_level="AUTOCOMMIT",
@@ -236,16 +279,16 @@ def _engine(url: str, embedded: Path | None) -> Engine:
     @event.listens_for(engine, "do_connect")
     def connect(dialect: Any, _: object, arguments: Any, options: Any) -> Any:
         nonlocal was_there
-        deadline = time.monotonic() + (_PATIENCE if was_there else 0)
+        deadline = time.monotonic() + (_PATIENCE if was_there else _FIRST_PATIENCE)
         while True:
             try:
                 if embedded is not None:
                     embedded_server_url(embedded)
                 connection = dialect.connect(*arguments, **options)
             except (StorageError, psycopg2.OperationalError) as error:
-                if not was_there:
+                if not was_there and not _may_pass(error):
                     raise
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or isinstance(error, SilentError):
                     raise DagsterPostgresException(f"PostgreSQL is away: {error}") from error
                 time.sleep(_PAUSE)
             else:

@@ -15,7 +15,7 @@ from dagster._serdes import deserialize_value
 
 from kbo_pipeline.defs.claims import OWN_RUN
 from kbo_pipeline.locks import hold_until_exit, is_locked
-from kbo_pipeline.serving import runtime_prefix
+from kbo_pipeline.runtime import is_ours
 from kbo_pipeline.settings import Settings
 
 LAUNCH_SECONDS = 10.0
@@ -87,7 +87,7 @@ def _is_launched_by_start(settings: Settings, run: dg.DagsterRun, server: dict[s
         return run.status == dg.DagsterRunStatus.STARTING
     if settings.code_host is not None:  # whatever the daemon calls this host
         return bool(server.get("port") == settings.code_port)
-    return Path(server.get("socket") or "").parent.name.startswith(runtime_prefix(settings))
+    return is_ours(settings, Path(server.get("socket") or ""))
 
 
 def _is_at(server: dict[str, Any], run: dg.DagsterRun) -> bool:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from kbo_pipeline.runtime import runtime_prefix
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import StandInPortal
+from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.chaos.outages import Postgres
 from kbo_pipeline_tests.chaos.outcomes import Outcome, Perform, Row, Step
 from kbo_pipeline_tests.chaos.stack import Command, Ended, Stack, begun, running
@@ -257,9 +259,10 @@ class Bench:
                 continue
             if age > _LOCK_SECONDS + sum(self.seconds):
                 yield file.relative_to(directory)
-        identity = work / "identity"
-        if identity.exists():
-            runtime = list(Path(tempfile.gettempdir()).glob(f"kbo-{identity.read_text()}-*"))
+        if (work / "identity").exists():
+            prefix = runtime_prefix(load_settings(self.pipeline.environment))
+            parents = {work, Path(tempfile.gettempdir()), Path("/tmp")}
+            runtime = [path for parent in parents for path in parent.glob(f"{prefix}*")]
             yield from runtime[1:]  # one is in use
 
 
