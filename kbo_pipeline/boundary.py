@@ -51,6 +51,21 @@ def line_of(error: BaseException) -> str | None:
     return None
 
 
+def run(name: str, program: Callable[[], None]) -> None:
+    """Runs a program of ours that is no command; its errors are one line too.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    try:
+        program()
+    except Exception as error:
+        line = line_of(error)
+        if line is None:
+            raise
+        sys.exit(f"{name}: {line}")
+
+
 def in_one_line(text: str) -> str:
     """A text without line breaks."""
     return " ".join(text.split())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import dagster as dg
 import duckdb
 import psycopg2
 import pytest
@@ -18,6 +19,8 @@ from sqlalchemy.exc import OperationalError
 
 from kbo_pipeline.boundary import OUT_OF_MEMORY, line_of
 from kbo_pipeline.cli import main
+from kbo_pipeline.defs.resources import told
+from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.errors import PortalError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.sample import Sample
@@ -294,6 +297,37 @@ def test_help_lists_every_command_once_by_task_and_whole(place: Place) -> None:
     tasks = [line for line in text.splitlines() if line.endswith(":") and line[:1] != " "]
     assert tasks == ["Options:", "Read:", "Import:", "Operate:", "Repair:"]
     assert isinstance(main, click.Group)
+
+
+@pytest.mark.parametrize("program", ["demo", "practice"])
+def test_a_program_that_is_no_command_says_it_in_one_line_too(program: str, tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", f"kbo_pipeline.sample.{program}"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{program}: data/{program}: Not a directory; ")
+
+
+def test_a_step_that_is_out_of_memory_names_the_setting() -> None:
+    @dg.op
+    def eats() -> None:
+        raise duckdb.OutOfMemoryException("Out of Memory Error: failed to pin block")
+
+    @dg.job
+    def eating() -> None:
+        eats()
+
+    result = eating.execute_in_process(raise_on_error=False)
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure_message(event) == OUT_OF_MEMORY
+    assert told(duckdb.OutOfMemoryException("Out of Memory Error")) == OUT_OF_MEMORY
 
 
 def caught(raised: BaseException, cause: BaseException | None = None) -> BaseException:

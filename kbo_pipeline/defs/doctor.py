@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import health, leftovers, privacy
+from kbo_pipeline.boundary import line_of
 from kbo_pipeline.defs import examining
 from kbo_pipeline.defs.examining import Installation, first_line
 from kbo_pipeline.defs.importing import open_instance
@@ -83,5 +84,6 @@ def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> I
     except KboError as error:
         yield found_error(subject, error)
     except Exception as error:  # whatever it is: something is wrong there, and it is told
-        said = f"cannot be looked at: {type(error).__name__}: {first_line(str(error))}"
+        known = line_of(error) or f"{type(error).__name__}: {first_line(str(error))}"
+        said = f"cannot be looked at: {known}"
         yield Finding("error", subject, said, "mend that, then kbo doctor again")

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kbo_pipeline.errors import ImportFailedError, KboError, NotReadyError
+from kbo_pipeline.boundary import run
+from kbo_pipeline.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.files import make_private
 from kbo_pipeline.interrupts import listen
@@ -46,8 +47,6 @@ def main() -> None:
         try:
             with _served() as process:
                 _follow(keys, process)
-        except KboError as error:
-            sys.exit(f"demo: {error}")
         except KeyboardInterrupt:
             sys.exit("demo: stopped; make demo goes on from here")
     _show(load_settings().database_file)
@@ -161,4 +160,4 @@ def _show(database: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("demo", main)

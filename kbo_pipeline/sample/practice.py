@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.boundary import run
 from kbo_pipeline.errors import ImportFailedError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.interrupts import listen
@@ -69,4 +70,4 @@ def damage(file: Path, batches: Sequence[int], table: Table = ACTIVITY) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run("practice", main)
