@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from kbo_pipeline.sample.answers import BASE, LOGIN_PAGE, Answer, page
-from kbo_pipeline.sample.portal import StandInPortal
+from kbo_pipeline_tests.faulty_portal import FaultyPortal
 
 NAME = "KboOpenData_0141_2025_05_23_Update.zip"
 
@@ -62,7 +62,7 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
 """How bodies are compressed for the way, by what the header says."""
 
 
-class OddPortal(StandInPortal):
+class OddPortal(FaultyPortal):
     """Lands elsewhere, writes its links otherwise, compresses what it sends.
 
     Attributes:

@@ -14,8 +14,8 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.fetching import fetch_zip, kept_zip, latest_key, remove_old_zips
 from kbo_pipeline.rebuilding import kept_keys
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sample.portal import Effect, Fault, Kind, StandInPortal
 from kbo_pipeline.settings import load_settings
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.zips import pack_in_folder
 
@@ -24,7 +24,7 @@ FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
 
 @dataclass
 class World:
-    portal: StandInPortal
+    portal: FaultyPortal
     pipeline: Pipeline
     offered: Path
 
@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(tmp_path: Path, made: Path) -> Iterator[World]:
     offered = tmp_path / "offered"
     shutil.copytree(made, offered)
-    with StandInPortal(offered) as portal:
+    with FaultyPortal(offered) as portal:
         account = {"KBO_USERNAME": "demo", "KBO_PASSWORD": "demo", "KBO_PORTAL_URL": portal.url}
         yield World(portal, Pipeline(tmp_path / "data", account), offered)
 

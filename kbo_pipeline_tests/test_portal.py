@@ -36,7 +36,7 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.limits import Limits
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.portal import Offer, Portal, offers_in
-from kbo_pipeline.sample.portal import Effect, Fault, Kind, StandInPortal
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.zips import write_extract
 
 SHORT = Limits(
@@ -62,7 +62,7 @@ _accounts = itertools.count()
 class World:
     """A stand-in, an account on it, and a directory to download to."""
 
-    portal: StandInPortal
+    portal: FaultyPortal
     served: Path
     directory: Path
     username: str
@@ -108,7 +108,7 @@ def world(tmp_path: Path, templates: Path) -> Iterator[World]:
     served, directory = tmp_path / "served", tmp_path / "downloads"
     shutil.copytree(templates, served)
     username = f"account-{next(_accounts)}"
-    with StandInPortal(served, accounts={username: CANARY}) as portal:
+    with FaultyPortal(served, accounts={username: CANARY}) as portal:
         yield World(portal, served, directory, username)
 
 
@@ -395,7 +395,7 @@ def test_nothing_follows_to_another_server(world: World, kind: Kind, location: s
 
 
 def test_another_server_gets_neither_cookies_nor_credentials(world: World, tmp_path: Path) -> None:
-    with StandInPortal(world.served, accounts={world.username: CANARY}) as other:
+    with FaultyPortal(world.served, accounts={world.username: CANARY}) as other:
         location = f"{other.url}/affiliation/xml/?files"
         world.portal.add_fault(Fault(Kind.LIST, Effect.REDIRECT, location=location))
         with pytest.raises(PortalRefusedError, match=f"http://127.0.0.1:{other.port}"):
@@ -652,7 +652,7 @@ def test_a_directory_that_cannot_be_written_is_told(world: World) -> None:
 
 
 def test_nobody_there_is_told() -> None:
-    with StandInPortal(Path()) as portal:
+    with FaultyPortal(Path()) as portal:
         url = portal.url
     with pytest.raises(PortalError, match=r"Connection refused; 3 attempts failed"):
         Portal(url, "nobody", CANARY, limits=SHORT).list_extracts()

@@ -17,9 +17,9 @@ import pytest
 
 from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.sample.portal import Effect, Fault, Kind, StandInPortal
 from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.core import rows_of, sorted_rows
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.server import Server, running_server
@@ -34,7 +34,7 @@ LOGIN, LIST, ZIP = Kind.LOGIN, Kind.LIST, Kind.DOWNLOAD
 class Portal:
     """The stand-in portal, what it offers, and the extracts that are not offered yet."""
 
-    stand_in: StandInPortal
+    stand_in: FaultyPortal
     offered: Path
     made: Path
 
@@ -52,7 +52,7 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Portal]:
     (directory / "offered").mkdir()
     write_sample(directory / "made", SAMPLE, updates=30)
     SAMPLE.write_full(directory / "made", 144)
-    with StandInPortal(directory / "offered") as stand_in:
+    with FaultyPortal(directory / "offered") as stand_in:
         yield Portal(stand_in, directory / "offered", directory / "made")
 
 
@@ -68,7 +68,7 @@ def server(pipeline: Pipeline, portal: Portal) -> Iterator[Server]:
         yield server
 
 
-def account(stand_in: StandInPortal, password: str = "demo") -> dict[str, str]:
+def account(stand_in: FaultyPortal, password: str = "demo") -> dict[str, str]:
     return {
         "KBO_PORTAL_URL": stand_in.url,
         "KBO_USERNAME": "demo",
@@ -231,7 +231,7 @@ class Webhook:
 def test_a_refused_password_is_tried_once_and_told_once_until_env_has_changed(
     tmp_path: Path, portal: Portal
 ) -> None:
-    with StandInPortal(portal.made) as stand_in, Webhook() as webhook:
+    with FaultyPortal(portal.made) as stand_in, Webhook() as webhook:
         settings = account(stand_in) | {"KBO_ALERT_WEBHOOK": webhook.url}
         name = settings.pop("KBO_USERNAME")
         password = settings.pop("KBO_PASSWORD")

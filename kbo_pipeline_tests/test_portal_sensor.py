@@ -22,9 +22,9 @@ from kbo_pipeline.defs.polling import kbo_extract_sensor, read_poll
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sample.portal import Effect, Fault, Kind, StandInPortal
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.pipeline import Pipeline
 
 SAMPLE = Sample(enterprises=50, seed=9)
@@ -35,7 +35,7 @@ FULL, UPDATE = "0140-full", "0141-update"
 class World:
     """A portal, an instance, and the sensor between them."""
 
-    portal: StandInPortal
+    portal: FaultyPortal
     offered: Path
     instance: dg.DagsterInstance
     patch: pytest.MonkeyPatch
@@ -115,7 +115,7 @@ def world(
     offered.mkdir()
     for file in made.glob("*0140*"):
         shutil.copy(file, offered)
-    with StandInPortal(offered) as portal:
+    with FaultyPortal(offered) as portal:
         world = World(portal, offered, shared, monkeypatch)
         world.set(
             {

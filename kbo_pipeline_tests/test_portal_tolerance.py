@@ -20,8 +20,8 @@ from kbo_pipeline.errors import ExtractError, PortalError, PortalRefusedError, S
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.portal import Offer, Portal, offers_in
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.sample.portal import Effect, Fault, Kind
 from kbo_pipeline_tests.core import Core
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, Kind
 from kbo_pipeline_tests.odd_portal import (
     CODINGS,
     LANDINGS,

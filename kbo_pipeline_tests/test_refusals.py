@@ -15,7 +15,7 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.portal import Portal
 from kbo_pipeline.refusals import PAUSES, Refusals
 from kbo_pipeline.sample.answers import Answer
-from kbo_pipeline.sample.portal import Effect, Fault, Kind
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, Kind
 from kbo_pipeline_tests.odd_portal import LANDINGS, OddPortal, wrong_password_answers
 from kbo_pipeline_tests.test_portal import SHORT
 from kbo_pipeline_tests.zips import write_extract

@@ -12,7 +12,7 @@ import pytest
 from psycopg2 import sql
 
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sample.portal import Effect, Fault, Kind, StandInPortal
+from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.processes import noise_in_logs, processes_of, wait_until
 from kbo_pipeline_tests.server import running_server
@@ -91,7 +91,7 @@ def test_passwords_are_left_nowhere(tmp_path: Path) -> None:
     sample.write_update(offered, 141)
     with (
         password_server(tmp_path / "server") as url,
-        StandInPortal(offered, accounts={"me": PORTAL_PASSWORD}) as portal,
+        FaultyPortal(offered, accounts={"me": PORTAL_PASSWORD}) as portal,
         watched_command_lines() as words,
     ):
         portal.add_fault(Fault(Kind.LIST, Effect.PAGE, times=2))  # which becomes an error

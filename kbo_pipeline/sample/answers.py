@@ -1,4 +1,4 @@
-"""Answers of the stand-in portal, before anything goes wrong with sending them."""
+"""Answers of the stand-in portal."""
 
 import io
 from collections.abc import Mapping
@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
-
-from kbo_pipeline.sample.faults import Effect, Fault
 
 BASE = "/kbo-open-data"
 """The path under which the portal lives."""
@@ -56,28 +54,11 @@ def redirect(location: str) -> Answer:
     return Answer(HTTPStatus.FOUND, {"Location": location, "Content-Length": "0"})
 
 
-def instead_of_answer(fault: Fault) -> Answer | None:
-    """What is answered without looking at the request; None when the fault strikes later."""
-    match fault.effect:
-        case Effect.LOGIN_PAGE:
-            return login_page()
-        case Effect.PAGE:
-            return page(fault.body)
-        case Effect.REDIRECT:
-            return redirect(fault.location)
-        case Effect.STATUS:
-            answer = page(f"<h1>{fault.status}</h1>", fault.status)
-            extra = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
-            return Answer(answer.status, {**answer.headers, **extra}, answer.body)
-    return None
-
-
-def head_of(answer: Answer, fault: Fault | None) -> bytes:
+def head_of(answer: Answer) -> bytes:
     """The status line and the headers; a header with several values has one a line."""
-    headers = dict(answer.headers)
-    if fault is not None and fault.effect is Effect.LENGTH:
-        headers["Content-Length"] = str(int(headers["Content-Length"]) + fault.off)
     status = HTTPStatus(answer.status)
     lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Server: stand-in"]
-    lines += [f"{name}: {value}" for name, text in headers.items() for value in text.split("\n")]
+    lines += [
+        f"{name}: {value}" for name, text in answer.headers.items() for value in text.split("\n")
+    ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

@@ -1,6 +1,6 @@
-"""A stand-in for the KBO portal on this machine: its addresses, its sessions, its bad days.
+"""A stand-in for the KBO portal on this machine: its addresses and its sessions.
 
-`python -m kbo_pipeline.sample.portal DIR` serves the ZIPs of a directory. Tests add faults to it.
+`python -m kbo_pipeline.sample.portal DIR` serves the ZIPs of a directory.
 """
 
 import email.utils
@@ -15,8 +15,7 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socket import SHUT_RDWR
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, ClassVar, Self, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
@@ -28,21 +27,19 @@ from kbo_pipeline.sample.answers import (
     LOGIN_PAGE,
     Answer,
     head_of,
-    instead_of_answer,
     login_page,
     page,
     redirect,
 )
-from kbo_pipeline.sample.faults import Effect, Fault, Kind, Request
 
-__all__ = ["BASE", "Effect", "Fault", "Kind", "Request", "StandInPortal"]
+__all__ = ["BASE", "FILES", "LIST", "Handler", "StandInPortal"]
 
 _INSIDE = f"{BASE}/affiliation/"
-_LIST = f"{BASE}/affiliation/xml/"
-_FILES = f"{BASE}/affiliation/xml/files/"
+LIST = f"{BASE}/affiliation/xml/"
+FILES = f"{BASE}/affiliation/xml/files/"
 _COOKIES = ("JSESSIONID", "KSESSIONID-KBOPUB")
 _MOST_FORM = 10_000  # bytes
-_CHUNK = 1 << 16
+CHUNK = 1 << 16
 _LABELS = {
     "nl": {"full": "Volledig bestand", "update": "Bestand met wijzigingen"},
     "fr": {"full": "Fichier complet", "update": "Fichier des modifications"},
@@ -55,7 +52,6 @@ class StandInPortal:
     """The portal, in threads of this process, on 127.0.0.1 only. A context manager.
 
     Attributes:
-        requests: all that were answered, in order.
         quote: the quotes around links.
         extra_html: goes into the listing as it is.
         ranges: downloads can be continued.
@@ -63,6 +59,8 @@ class StandInPortal:
         landing: where a login leads, below the base.
         session_seconds: how long a session lives at most.
     """
+
+    handler: ClassVar[type["Handler"]]
 
     def __init__(
         self,
@@ -80,7 +78,6 @@ class StandInPortal:
             accounts: passwords by username; one account, `demo` with password `demo`, when None.
             language: of the labels, one of nl, fr, de, en.
         """
-        self.requests: list[Request] = []
         self.quote = '"'
         self.extra_html = ""
         self.ranges = True
@@ -92,9 +89,8 @@ class StandInPortal:
         self._accounts = {"demo": "demo"} if accounts is None else dict(accounts)
         self._labels = _LABELS[language]
         self._sessions: dict[tuple[str, ...], float] = {}
-        self._faults: list[tuple[Fault, int | None]] = []
         self._lock = threading.Lock()
-        self._server = _Server(port, self)
+        self._server = StandInServer(port, self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     def __enter__(self) -> Self:
@@ -102,7 +98,6 @@ class StandInPortal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.is_stopping.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -117,37 +112,10 @@ class StandInPortal:
         """The base address, as in `KBO_PORTAL_URL`."""
         return f"http://127.0.0.1:{self.port}{BASE}"
 
-    def add_fault(self, fault: Fault) -> None:
-        """Lets something go wrong; of several faults for a kind, the first goes first."""
-        with self._lock:
-            self._faults.append((fault, fault.times))
-
-    def clear_faults(self) -> None:
-        """Lets everything go well again."""
-        with self._lock:
-            self._faults.clear()
-
     def expire_sessions(self) -> None:
         """Ends all sessions, as the portal does when it likes."""
         with self._lock:
             self._sessions.clear()
-
-    def count(self, kind: Kind) -> int:
-        """How many requests of a kind were answered."""
-        return len(self.of_kind(kind))
-
-    def of_kind(self, kind: Kind) -> list[Request]:
-        """The requests of a kind, in order."""
-        return [request for request in self.requests if request.kind is kind]
-
-    def next_fault(self, kind: Kind) -> Fault | None:
-        """Takes the fault that the next request of a kind meets."""
-        with self._lock:
-            for index, (fault, left) in enumerate(self._faults):
-                if fault.kind is kind and left != 0:
-                    self._faults[index] = (fault, None if left is None else left - 1)
-                    return fault
-        return None
 
     def answer(self, path: str, session: tuple[str, ...], headers: Mapping[str, str]) -> Answer:
         """What a GET brings when nothing goes wrong."""
@@ -159,11 +127,11 @@ class StandInPortal:
             known = path == LOGIN_PAGE
             return login_page() if known else page("Niet gevonden", HTTPStatus.NOT_FOUND)
         if not self._is_live(session):
-            return login_page() if path == _LIST else redirect(LOGIN_PAGE)
-        if path == _LIST:
+            return login_page() if path == LIST else redirect(LOGIN_PAGE)
+        if path == LIST:
             return self._listing()
-        if path.startswith(_FILES):
-            return self._file(unquote(path.removeprefix(_FILES)), headers)
+        if path.startswith(FILES):
+            return self._file(unquote(path.removeprefix(FILES)), headers)
         return page("<h1>KBO Open Data</h1>")
 
     def log_in(self, form: Mapping[str, list[str]]) -> Answer:
@@ -222,14 +190,15 @@ class StandInPortal:
         return Answer(HTTPStatus.PARTIAL_CONTENT, headers, file=file, start=start)
 
 
-class _Server(ThreadingHTTPServer):
+class StandInServer(ThreadingHTTPServer):
+    """The server of a portal; ends when the portal does."""
+
     daemon_threads = True
     block_on_close = False  # a silence may last longer than the test
 
     def __init__(self, port: int, portal: StandInPortal) -> None:
         self.portal = portal
-        self.is_stopping = threading.Event()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(("127.0.0.1", port), portal.handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave early are part of the day; anything else is told."""
@@ -237,16 +206,16 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers requests as the portal says."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body are two writes; else they wait for each other
     timeout = 60
 
     def do_GET(self) -> None:
         """Answers a list, a download, or any other page."""
-        path = urlsplit(self.path).path
-        kind = Kind.LIST if path == _LIST else Kind.OTHER
-        self._answer(Kind.DOWNLOAD if path.startswith(_FILES) else kind, {})
+        self.reply(None)
 
     def do_POST(self) -> None:
         """Answers a login."""
@@ -255,30 +224,31 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the body stays unread
             self.send_error(HTTPStatus.BAD_REQUEST)
             return
-        self._answer(Kind.LOGIN, parse_qs(self.rfile.read(int(length)).decode("latin-1")))
+        self.reply(parse_qs(self.rfile.read(int(length)).decode("latin-1")))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: `StandInPortal.requests` keeps what there is to know."""
+        """Says nothing."""
 
     @property
-    def _hosting(self) -> _Server:
-        return cast(_Server, self.server)
+    def hosting(self) -> "StandInServer":
+        """The server that this is a connection of."""
+        return cast(StandInServer, self.server)
 
-    def _answer(self, kind: Kind, form: Mapping[str, list[str]]) -> None:
-        portal = self._hosting.portal
-        fault = portal.next_fault(kind)
-        if fault is not None and fault.effect is Effect.EXPIRE:
-            portal.expire_sessions()
+    def reply(self, form: Mapping[str, list[str]] | None) -> None:
+        """Answers a form, or a GET for None."""
+        answer = self.answer_to(form)
+        with answer.open_body() as body:
+            self.wfile.write(head_of(answer))
+            while chunk := body.read(CHUNK):
+                self.wfile.write(chunk)
+
+    def answer_to(self, form: Mapping[str, list[str]] | None) -> Answer:
+        """What a form brings, or a GET for None."""
+        portal = self.hosting.portal
+        if form is not None:
+            return portal.log_in(form)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = None if fault is None else instead_of_answer(fault)
-        if answer is None and kind is Kind.LOGIN:
-            answer = portal.log_in(form)
-        elif answer is None:
-            answer = portal.answer(urlsplit(self.path).path, self._session(), headers)
-        # Kept before it is sent: the client may look as soon as it has the answer.
-        self._request = Request(kind, self.path, answer.status, headers)
-        portal.requests.append(self._request)
-        self._send(answer, fault)
+        return portal.answer(urlsplit(self.path).path, self._session(), headers)
 
     def _session(self) -> tuple[str, ...]:
         try:
@@ -287,49 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
             return ()
         return tuple(cookies[name].value for name in _COOKIES if name in cookies)
 
-    def _send(self, answer: Answer, fault: Fault | None) -> None:
-        """Sends head and body, as the fault lets it."""
-        pause = 0.0
-        with answer.open_body() as body:
-            head = head_of(answer, fault)
-            if fault is not None and fault.effect in (Effect.CUT, Effect.SILENCE, Effect.TRICKLE):
-                if fault.after is not None:
-                    self.wfile.write(head)
-                    head = b""
-                    self._copy(body, fault.after)
-                if fault.effect is Effect.CUT:
-                    self.close_connection = True
-                    with suppress(OSError):
-                        self.connection.shutdown(SHUT_RDWR)
-                    return
-                pause = fault.seconds if fault.effect is Effect.TRICKLE else 0.0
-                if fault.effect is Effect.SILENCE:
-                    self._wait(fault.seconds)
-            if fault is not None and fault.effect is Effect.LENGTH:
-                self.close_connection = True  # what follows would be taken for the missing bytes
-            self._write(head, pause)
-            self._copy(body, None, pause)
 
-    def _copy(self, body: BinaryIO, most: int | None, pause: float = 0.0) -> None:
-        """Sends the next `most` bytes of the body, or all there are."""
-        until = None if most is None else self._request.sent + most
-        while chunk := body.read(
-            _CHUNK if until is None else min(_CHUNK, until - self._request.sent)
-        ):
-            self._request.sent += len(chunk)
-            self._write(chunk, pause)
-
-    def _write(self, content: bytes, pause: float) -> None:
-        if not pause:
-            self.wfile.write(content)
-            return
-        for byte in content:
-            self.wfile.write(bytes((byte,)))
-            self._wait(pause)
-
-    def _wait(self, seconds: float) -> None:
-        if self._hosting.is_stopping.wait(seconds):
-            raise ConnectionAbortedError("the stand-in is stopping")
+StandInPortal.handler = Handler
 
 
 @click.command()
