@@ -65,6 +65,7 @@ def check_register(
     *,
     is_staged: bool,
     max_loss_percent: float,
+    max_loss_percent_full: float,
     accept_loss: bool = False,
     everything: bool = False,
     only: Collection[tuple[str, str | None]] | None = None,
@@ -76,6 +77,7 @@ def check_register(
         key: the newest extract, applied whole.
         is_staged: its staging file is attached as `staging`.
         max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+        max_loss_percent_full: rows of a table that a Full may take away.
         accept_loss: a larger loss is a warning only: somebody has accepted it.
         everything: looks at all rows, whatever the extract touches.
         only: names of checks with the names of their tables; None for all.
@@ -87,7 +89,8 @@ def check_register(
     row = database.row("SELECT snapshot_date FROM import_jobs WHERE id = $id", id=str(key))
     if row is None:
         raise RegisterError(f"{key}: not in import_jobs; import it first")
-    subject = Subject(database, key, row[0], None, is_staged, max_loss_percent)
+    may_lose = max_loss_percent_full if key.type == "full" else max_loss_percent
+    subject = Subject(database, key, row[0], None, is_staged, may_lose)
     if not everything and _changed_rows(subject) <= CHANGED_AT_MOST:
         subject = replace(subject, touched=_gather_touched(database, key))
     results = []
@@ -118,6 +121,7 @@ def check_published(
     database: Place,
     *,
     max_loss_percent: float,
+    max_loss_percent_full: float,
     only: Collection[tuple[str, str | None]] | None = None,
 ) -> tuple[ExtractKey, list[CheckResult]]:
     """Looks at all rows that readers see.
@@ -137,6 +141,7 @@ def check_published(
             key,
             is_staged=False,
             max_loss_percent=max_loss_percent,
+            max_loss_percent_full=max_loss_percent_full,
             accept_loss=True,  # whoever published it did
             everything=True,
             only=only,

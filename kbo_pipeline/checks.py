@@ -6,12 +6,12 @@ itself decides what it publishes. `CHECKS` declares all of them.
 
 import datetime
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kbo_pipeline.database import Database
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.extracts import ExtractKey, ExtractType
 from kbo_pipeline.sql import checking as checking_sql
 from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.usual import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_unusual
@@ -26,6 +26,12 @@ DAYS_AHEAD = datetime.timedelta(days=400)
 
 LOSS_FROM_ROWS = 20
 """A table must lose so many rows before a share of it says anything."""
+
+MAX_LOSS: Mapping[ExtractType, str] = {
+    "update": "KBO_MAX_LOSS_PERCENT",
+    "full": "KBO_MAX_LOSS_PERCENT_FULL",
+}
+"""The settings that say how many percent of a table an extract may take away unasked."""
 
 WEEKDAYS_COMPARED = 30
 """Updates of the same weekday that one is compared with, the newest."""
@@ -79,7 +85,7 @@ class Subject:
         snapshot_date: of the extract.
         touched: how many entities the extract touches, when only those are looked at.
         is_staged: the extract's staging file is attached as `staging`.
-        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+        max_loss_percent: rows of a table that the extract may take away, 0 to 100.
     """
 
     database: Database
@@ -232,6 +238,21 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
             yield table.name, "current rows", current, there.current, current == there.current
 
 
+def _date_before(subject: Subject, table: None) -> Found:
+    before = subject.database.row(
+        checking_sql.PUBLISHED_BEFORE, number=subject.key.number, date=subject.snapshot_date
+    )
+    if before is None:
+        return Found(0, f"no extract before it is of a later day than {subject.snapshot_date}")
+    extract, date = before
+    return Found(
+        1,
+        f"data of {subject.snapshot_date}, and that of {extract} is of {date}: later",
+        ("extract", "snapshot_date"),
+        ((extract, date),),
+    )
+
+
 def _unusual_change(subject: Subject, table: Table) -> Found:
     if subject.key.type == "full":
         return Found(0, "a Full is not compared")
@@ -270,13 +291,11 @@ def _loss(subject: Subject, table: Table) -> Found:
     if rows.lost <= 0:
         return Found(0, f"{-rows.lost:,} rows more than before")
     text = f"{rows.lost:,} of {rows.before:,} rows lost ({percent:.1f} %)"
-    if subject.key.type == "full":
-        return Found(0, f"{text}; a Full is the state itself")
     if percent <= subject.max_loss_percent or rows.lost < LOSS_FROM_ROWS:
         return Found(0, text)
     return Found(
         rows.lost,
-        f"{text}, more than KBO_MAX_LOSS_PERCENT ({subject.max_loss_percent:g})",
+        f"{text}, more than {MAX_LOSS[subject.key.type]} ({subject.max_loss_percent:g})",
         ("before", "opened", "closed", "current"),
         ((rows.before, rows.opened, rows.closed, rows.current),),
     )
@@ -285,9 +304,9 @@ def _loss(subject: Subject, table: Table) -> Found:
 LOSS = Check(
     "loss",
     "error",
-    "An Update takes away few rows net. One that takes away more than KBO_MAX_LOSS_PERCENT of a"
-    f" table ({LOSS_FROM_ROWS} rows at least) is not published before somebody accepts it: KBO may"
-    " have sent half a file.",
+    f"An extract takes away few rows net. An Update that takes away more than {MAX_LOSS['update']},"
+    f" or a Full more than {MAX_LOSS['full']}, of a table that is published ({LOSS_FROM_ROWS} rows"
+    " at least) is not published before somebody accepts it: KBO may have sent half a file.",
     ALL_TABLES,
     _loss,
 )
@@ -348,6 +367,14 @@ CHECKS: tuple[Check, ...] = (
         " rows are current.",
         (None,),
         _ledger_differences,
+    ),
+    Check(
+        "date_in_order",
+        "warning",
+        "The data of an extract is not of an earlier day than that of one published before it. It"
+        " may be an old file under a new number.",
+        (None,),
+        _date_before,
     ),
     Check(
         "usual_change",

@@ -172,8 +172,8 @@ def retry(extract: str | None) -> None:
 def publish(extract: str, accept_loss: bool) -> None:
     """Show an extract to readers, whose batches are all applied.
 
-    The sensors and kbo import do so by themselves. An Update that takes away more of a table than
-    KBO_MAX_LOSS_PERCENT waits until somebody accepts it here.
+    The sensors and kbo import do so by themselves. An extract that takes away more of a table
+    than KBO_MAX_LOSS_PERCENT, or KBO_MAX_LOSS_PERCENT_FULL, waits until somebody accepts it here.
     """
     from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.settings import load_settings

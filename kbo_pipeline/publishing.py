@@ -36,6 +36,7 @@ def publish(
     privacy: Privacy = "full",
     keep_published: int = 1,
     max_loss_percent: float = 2.0,
+    max_loss_percent_full: float = 5.0,
     accept_loss: bool = False,
     report_checks: Callable[[Sequence[CheckResult]], None] = lambda results: None,
 ) -> Publication:
@@ -53,6 +54,7 @@ def publish(
         keep_published: published files that are kept, the one that readers open included; of a
             shared register there is none.
         max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+        max_loss_percent_full: rows of a table that a Full may take away.
         accept_loss: it may take away more.
         report_checks: takes what the checks found, before anything is decided.
 
@@ -68,6 +70,7 @@ def publish(
             key,
             is_staged=is_staged,
             max_loss_percent=max_loss_percent,
+            max_loss_percent_full=max_loss_percent_full,
             accept_loss=accept_loss,
         )
         report_checks(results)

@@ -62,6 +62,8 @@ class Settings:
             printed (`KBO_KEEP_LOGS_DAYS`).
         max_loss_percent: rows of a table that an Update may take away and be published unasked, in
             percent (`KBO_MAX_LOSS_PERCENT`).
+        max_loss_percent_full: the same for a Full that follows what is published
+            (`KBO_MAX_LOSS_PERCENT_FULL`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
         memory_mb: megabytes that a process may take which imports (`KBO_MEMORY_MB`).
@@ -93,6 +95,7 @@ class Settings:
     keep_zips_days: int
     keep_logs_days: int
     max_loss_percent: float
+    max_loss_percent_full: float
     stale_hours: int
     alert_webhook: str | None
     memory_mb: int
@@ -260,6 +263,7 @@ def load_settings(
         keep_zips_days=reader.number("KBO_KEEP_ZIPS_DAYS", 40, 1, 36_500),
         keep_logs_days=reader.number("KBO_KEEP_LOGS_DAYS", 14, 1, 36_500),
         max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
+        max_loss_percent_full=reader.percent("KBO_MAX_LOSS_PERCENT_FULL", 5.0),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
         memory_mb=reader.number("KBO_MEMORY_MB", 4096, 1024, 10_000_000),

@@ -46,6 +46,7 @@ class Core:
     max_batches: int = 8
     keep_published: int = 2
     max_loss_percent: float = 100.0
+    max_loss_percent_full: float = 100.0
     privacy: Privacy = "full"
     checks: list[CheckResult] = field(default_factory=list)
     shared: Shared | None = None
@@ -144,6 +145,7 @@ class Core:
                 privacy=self.privacy,
                 keep_published=self.keep_published,
                 max_loss_percent=self.max_loss_percent,
+                max_loss_percent_full=self.max_loss_percent_full,
                 accept_loss=accept_loss,
                 report_checks=self.checks.extend,
             )

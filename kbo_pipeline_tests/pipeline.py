@@ -45,6 +45,7 @@ class Pipeline:
             "KBO_MAX_BATCHES": "6",
             "MPLCONFIGDIR": str(REPOSITORY / "build" / "matplotlib"),  # fonts, looked for once
             "KBO_MAX_LOSS_PERCENT": "100",  # in a small register any loss is many percent
+            "KBO_MAX_LOSS_PERCENT_FULL": "100",
             **self.settings,
         }
         if ASKED_FOR and "KBO_DATABASE" not in self.settings:

@@ -114,7 +114,7 @@ class Register:
 
 @pytest.fixture
 def core(tmp_path: Path) -> Core:
-    return Core(tmp_path / "core", batch_rows=10, max_loss_percent=2.0)
+    return Core(tmp_path / "core", batch_rows=10, max_loss_percent=2.0, max_loss_percent_full=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +210,14 @@ def test_nothing_is_wrong_with_right_data_and_every_check_says_so(
     found = [(r.check.name, r.table.name if r.table else None) for r in published.checks]
     assert found == PLACES
     part = "rows of the 4 entities that 0141-update changes"  # enterprise 0, 1, 7, establishment 7
-    counted = ("ledger_equals_rows", "usual_change", "loss")
+    counted = ("ledger_equals_rows", "date_in_order", "usual_change", "loss")
     for result in published.checks:
         is_whole = result.check.name in counted or result.table is CODE
         assert result.found.looked_at == ("all rows" if is_whole else part)
     with duckdb.connect(":memory:") as connection:
-        key, results = check_published(connection, published.database, max_loss_percent=2.0)
+        key, results = check_published(
+            connection, published.database, max_loss_percent=2.0, max_loss_percent_full=5.0
+        )
     assert (key, failed(results)) == (UPDATE, {})
     assert {r.found.looked_at for r in results} == {"all rows"}
 
@@ -336,7 +338,9 @@ def test_an_update_that_brings_something_doubtful_is_published_with_a_warning(
     codes = {"code": inserts.get("code", CODES)}
     published.import_zip(update(tmp_path, ExtractKey(142, "update"), codes))
     with duckdb.connect(":memory:") as connection:
-        _, results = check_published(connection, published.database, max_loss_percent=2.0)
+        _, results = check_published(
+            connection, published.database, max_loss_percent=2.0, max_loss_percent_full=5.0
+        )
     assert failed(results) == expected
 
 
@@ -559,7 +563,9 @@ def test_an_update_that_takes_away_many_rows_waits_until_somebody_accepts_it(
         loss = result_of(core, "loss", "contact")
         assert (loss.blocks, loss.is_accepted) == (False, stops)
     with duckdb.connect(":memory:") as connection:  # and so by hand
-        _, results = check_published(connection, core.database, max_loss_percent=limit)
+        _, results = check_published(
+            connection, core.database, max_loss_percent=limit, max_loss_percent_full=limit
+        )
     assert failed(results) == expected
     assert not any(result.blocks for result in results)
 
@@ -578,12 +584,90 @@ def test_only_the_loss_can_be_accepted(core: Core, large: Path, tmp_path: Path) 
     assert "--accept-loss" not in str(error.value)
 
 
-def test_a_full_may_take_away_whatever_it_likes(core: Core, large: Path, tmp_path: Path) -> None:
+def cut(rows: dict[str, list[Row]], kept: dict[str, int]) -> dict[str, list[Row]]:
+    """The same rows, of some tables only the first."""
+    return rows | {name: rows[name][:count] for name, count in kept.items()}
+
+
+LESS: dict[str, tuple[dict[str, int], float, tuple[str, ...]]] = {
+    "a tenth of every table": (
+        dict.fromkeys(Register().rows.keys() - {"branch", "code"}, 100),
+        5.0,
+        ("enterprise", "establishment", "denomination", "address", "contact", "activity"),
+    ),
+    "one table is cut": ({"contact": 949}, 5.0, ("contact",)),
+    "one table is empty": ({"denomination": 0}, 5.0, ("denomination",)),
+    "not more than may be lost": ({"contact": 950, "denomination": 1000}, 5.0, ()),
+    "few rows": ({"contact": 981}, 0.0, ()),
+    "as many as count": ({"contact": 980}, 0.0, ("contact",)),
+    "any loss is allowed": ({"contact": 0}, 100.0, ()),
+}
+
+
+@pytest.mark.parametrize("what", LESS)
+@pytest.mark.parametrize("number", [141, 160])  # the next one, and one that bridges a gap
+def test_a_full_that_takes_away_much_of_what_is_published_waits_until_somebody_accepts_it(
+    core: Core, large: Path, tmp_path: Path, what: str, number: int
+) -> None:
     shutil.copytree(large, core.directory)
-    core.import_zip(write_extract(tmp_path, LATER_FULL, Register(5).rows))
+    kept, core.max_loss_percent_full, lost = LESS[what]
+    core.max_loss_percent = 0.0  # is not about Fulls
+    key = ExtractKey(number, "full")
+    zip_file = write_extract(tmp_path, key, cut(Register(1000).rows, kept))
+    before = standing(core)
+    if not lost:
+        core.import_zip(zip_file)
+        assert [name for check, name in failed(core.checks) if check == "loss"] == []
+        return
+    with pytest.raises(CheckFailedError) as error:
+        core.import_zip(zip_file)
+    assert "more than KBO_MAX_LOSS_PERCENT_FULL (" in str(error.value)
+    assert f"kbo publish {key} --accept-loss publishes it" in str(error.value)
+    assert {n for check, n in failed(core.checks) if check == "loss"} == {*lost}
+    assert {r.table.name for r in core.checks if r.blocks and r.table} == {*lost}
+    assert standing(core)[:2] == before[:2]
+    core.publish(key, accept_loss=True)
+    assert {r.table.name for r in core.checks if r.is_accepted and r.table} == {*lost}
+    assert standing(core)[:2] != before[:2]
+
+
+def test_what_comes_as_well_counts_against_a_loss_of_a_full(
+    core: Core, large: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(large, core.directory)
+    rows = Register(1000).rows
+    rows["contact"] = [
+        *rows["contact"][:500],
+        *((n, "ENT", "WEB", "new") for n, *_ in rows["contact"]),
+    ]
+    core.import_zip(write_extract(tmp_path, LATER_FULL, rows))
+    assert [place for place in failed(core.checks) if place[0] == "loss"] == []
+
+
+def test_a_first_full_takes_nothing_away(core: Core, tmp_path: Path) -> None:
+    core.max_loss_percent_full = 0.0
+    core.import_zip(write_extract(tmp_path, FULL, Register(100).rows))
     assert failed(core.checks) == {}
-    text = result_of(core, "loss", "enterprise").found.text
-    assert text == "995 of 1,000 rows lost (99.5 %); a Full is the state itself"
+    core.rollback(FULL)
+    core.import_zip(write_extract(tmp_path, LATER_FULL, Register(5).rows))  # nothing is published
+    assert failed(core.checks) == {}
+
+
+@pytest.mark.parametrize(("days", "warns"), [(-1, True), (-400, True), (0, False), (1, False)])
+@pytest.mark.parametrize("key", [UPDATE, LATER_FULL])
+def test_data_of_an_earlier_day_than_what_is_published_is_a_warning(
+    published: Core, tmp_path: Path, key: ExtractKey, days: int, warns: bool
+) -> None:
+    day = snapshot_date(FULL.number) + datetime.timedelta(days=days)
+    rows = Register().rows if key.type == "full" else {"code": CODES}
+    zip_file = write_extract(tmp_path, key, rows, snapshot=day)
+    published.import_zip(zip_file)
+    assert failed(published.checks) == ({("date_in_order", None): 1} if warns else {})
+    found = result_of(published, "date_in_order", None).found
+    if warns:
+        assert found.text == (
+            f"data of {day}, and that of 0140-full is of {snapshot_date(140)}: later"
+        )
 
 
 def test_code_is_a_table_that_can_lose_rows_too(core: Core, tmp_path: Path) -> None:
@@ -658,15 +742,26 @@ def test_the_published_register_is_looked_at_by_hand(published: Core, tmp_path: 
     with duckdb.connect(":memory:") as connection:
         only = {("loss", "contact"), ("ledger_equals_rows", None)}
         key, results = check_published(
-            connection, published.database, max_loss_percent=2.0, only=only
+            connection,
+            published.database,
+            max_loss_percent=2.0,
+            max_loss_percent_full=5.0,
+            only=only,
         )
         assert (key, failed(results)) == (FULL, {})
         assert {(r.check.name, r.table.name if r.table else None) for r in results} == only
         with pytest.raises(NotReadyError, match="nothing is published yet"):
-            check_published(connection, tmp_path / "none.duckdb", max_loss_percent=2.0)
+            check_published(
+                connection,
+                tmp_path / "none.duckdb",
+                max_loss_percent=2.0,
+                max_loss_percent_full=5.0,
+            )
         published.rollback(FULL)
         with pytest.raises(NotReadyError, match="nothing is published yet"):
-            check_published(connection, published.database, max_loss_percent=2.0)
+            check_published(
+                connection, published.database, max_loss_percent=2.0, max_loss_percent_full=5.0
+            )
 
 
 def test_looking_at_what_an_extract_touches_finds_what_looking_at_everything_finds(
@@ -682,7 +777,9 @@ def test_looking_at_what_an_extract_touches_finds_what_looking_at_everything_fin
         core.import_zip(zip_file)
         part = failed(core.checks)
         with duckdb.connect(":memory:") as connection:
-            _, results = check_published(connection, core.database, max_loss_percent=100)
+            _, results = check_published(
+                connection, core.database, max_loss_percent=100, max_loss_percent_full=100
+            )
         everything = failed(results)
         assert {*everything} - before <= {*part} <= {*everything}
         assert all(count <= everything[place] for place, count in part.items())

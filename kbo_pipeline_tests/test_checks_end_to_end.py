@@ -10,9 +10,11 @@ import pytest
 
 from kbo_pipeline.checks import CHECKS
 from kbo_pipeline.definitions import defs
+from kbo_pipeline.defs.alerting import due_alerts
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.register import content_hash
+from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.server import LOCATION, PATIENCE, Server, running_server
 from kbo_pipeline_tests.test_checking import CODES, Register, enterprise, update
@@ -149,6 +151,41 @@ def test_a_loss_keeps_an_update_from_readers_until_it_is_accepted(imported: Pipe
         loss = dg.AssetCheckKey(dg.AssetKey("contact"), "loss")
         left = instance.event_log_storage.get_asset_check_execution_history(loss, limit=99)
         assert {record.run_id for record in left} == {run.run_id for run in publications(instance)}
+
+
+def test_a_full_cut_short_waits_is_told_of_and_can_be_accepted(
+    pipeline: Pipeline, zips: list[Path], tmp_path: Path
+) -> None:
+    """A tenth of each table, as sound as it can be, for a gap of ten Updates."""
+    del pipeline.settings["KBO_MAX_LOSS_PERCENT_FULL"]
+    pipeline.kbo("import", zips[0])
+    before, cut = hash_of(pipeline), "0150-full"
+    rows = {name: rows[: max(1, len(rows) // 10)] for name, rows in Register(1000).rows.items()}
+    zip_file = write_extract(tmp_path, ExtractKey.parse(cut), rows | {"code": CODES})
+    done = pipeline.kbo("import", zip_file, check=False)
+    assert done.returncode == 1
+    assert f"{cut}: not published: enterprise: 900 of 1,000 rows lost (90.0 %)" in done.stderr
+    assert f"kbo publish {cut} --accept-loss publishes it" in done.stderr
+    assert hash_of(pipeline) == before
+    with pipeline.instance() as instance:
+        assert {("enterprise", "loss"), ("activity", "loss")} <= failing(instance).keys()
+        assert {failing(instance)[place] for place in failing(instance)} == {"ERROR"}
+        settings = load_settings(pipeline.settings, tmp_path)
+        alerts = due_alerts(instance, settings, time.time())
+        assert [(alert.kind, alert.extract) for alert in alerts] == [("failed", cut)]
+        assert "KBO_MAX_LOSS_PERCENT_FULL (5)" in alerts[0].error
+    doctor = pipeline.kbo("doctor", "--json", check=False)
+    assert doctor.returncode == 1
+    found = [f for f in json.loads(doctor.stdout) if f["subject"] == cut]
+    assert [finding["severity"] for finding in found] == ["error"]
+    assert "900 of 1,000 rows lost" in found[0]["text"]
+    again = pipeline.kbo("retry", cut, check=False)
+    assert (again.returncode, hash_of(pipeline)) == (1, before)
+    pipeline.kbo("publish", cut, "--accept-loss")
+    with pipeline.instance() as instance:
+        assert {*failing(instance).values()} == {"WARN"}
+    with pipeline.read() as reader:
+        assert reader.execute("SELECT count(*) FROM current.enterprise").fetchall() == [(100,)]
 
 
 @pytest.mark.rare

@@ -33,6 +33,7 @@ def test_an_empty_environment_gives_the_defaults_of_the_readme(tmp_path: Path) -
     assert (settings.batch_rows, settings.max_batches) == (1000, 64)
     assert (settings.poll_seconds, settings.ui_port) == (3600, 3000)
     assert settings.max_loss_percent == 2.0
+    assert settings.max_loss_percent_full == 5.0
     assert (settings.ui_host, settings.ui_names) == ("127.0.0.1", ())
     assert (settings.code_host, settings.code_port) == (None, 3030)
 
@@ -67,6 +68,7 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
             "KBO_POLL_SECONDS": "86400",
             "KBO_UI_PORT": "65535",
             "KBO_MAX_LOSS_PERCENT": "0.125",
+            "KBO_MAX_LOSS_PERCENT_FULL": "7.5",
         },
         tmp_path,
     )
@@ -79,6 +81,7 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
     assert (settings.batch_rows, settings.max_batches) == (1, 9999)
     assert (settings.poll_seconds, settings.ui_port) == (86_400, 65_535)
     assert settings.max_loss_percent == 0.125
+    assert settings.max_loss_percent_full == 7.5
 
 
 def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path) -> None:
@@ -90,6 +93,7 @@ def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path)
         "postgres_url": "postgresql://me@localhost/dagster",
         "alert_webhook": "https://example.org/hook",
         "max_loss_percent": "33.125",
+        "max_loss_percent_full": "0",
         "privacy": "legal-persons",
         "keep_published": "7",
         "ui_host": "0.0.0.0",

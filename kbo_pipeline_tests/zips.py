@@ -76,6 +76,7 @@ def write_extract(
     deletes: Mapping[str, Sequence[str]] | None = None,
     *,
     members: Mapping[str, str | bytes | None] | None = None,
+    snapshot: datetime.date | None = None,
 ) -> Path:
     """Writes one extract.
 
@@ -86,8 +87,9 @@ def write_extract(
             of enterprises.
         deletes: keys by table name; Updates only.
         members: contents that replace members by name; None leaves a member out.
+        snapshot: the day of the data; None for that of the number.
     """
-    date = snapshot_date(key.number)
+    date = snapshot or snapshot_date(key.number)
     published = date + datetime.timedelta(days=1)
     texts: dict[str, str | bytes | None] = {
         "meta.csv": '"Variable","Value"\n'

@@ -13,7 +13,7 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.tables import Table
 
 ACCEPT_LOSS_TAG = "kbo/accept_loss"
-"""Tag of a run that publishes an Update although it takes away many rows: who accepts that."""
+"""Tag of a run that publishes an extract although it takes away many rows: who accepts that."""
 
 
 def _asset(table: Table | None) -> dg.AssetKey:
@@ -63,6 +63,7 @@ def check_published_register(
             connection,
             settings.database,
             max_loss_percent=settings.max_loss_percent,
+            max_loss_percent_full=settings.max_loss_percent_full,
             only={_PLACES[check] for check in context.selected_asset_check_keys},
         )
         for result in results:

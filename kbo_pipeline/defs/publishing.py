@@ -101,6 +101,7 @@ def publish_assets(
             privacy=settings.privacy,
             keep_published=settings.keep_published,
             max_loss_percent=settings.max_loss_percent,
+            max_loss_percent_full=settings.max_loss_percent_full,
             accept_loss=accepted_by is not None,
             report_checks=report_checks,
         )

@@ -248,6 +248,13 @@ def count_rows(table: Table) -> str:
     )
 
 
+PUBLISHED_BEFORE = """
+SELECT id, snapshot_date FROM import_jobs
+WHERE status = 'completed' AND extract_number < $number AND snapshot_date > $date
+ORDER BY extract_number DESC LIMIT 1
+"""
+"""The newest published extract before one whose data is of a later day than `$date`."""
+
 SAME_WEEKDAY = """
 SELECT extract_number FROM import_jobs
 WHERE status = 'completed' AND extract_type = 'update' AND extract_number < $number

@@ -18,6 +18,7 @@ from kbo_pipeline_tests.bench.sample import WHOLE, Extracts, extracts
 from kbo_pipeline_tests.pipeline import REPOSITORY
 
 LESS_MEMORY = "1024"
+ANY_LOSS = {"KBO_MAX_LOSS_PERCENT": "100", "KBO_MAX_LOSS_PERCENT_FULL": "100"}
 
 _ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY)}
 """Of the commands that are in this package, which nobody installs."""
@@ -59,7 +60,7 @@ def main() -> None:
 def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each importer once; ours with all extracts."""
     yield "bare", _of_other("bare", made.full, work)
-    ours = Ours(_emptied(work), {"KBO_MAX_LOSS_PERCENT": "100"})
+    ours = Ours(_emptied(work), ANY_LOSS)
     yield "full", _of_import(ours, made.full)
     with ours.served() as served:
         for name, zip_file in (("day", made.day), ("nothing", made.nothing)):
@@ -78,7 +79,7 @@ def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _less(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """With less memory; once, because it takes long, and is measured for its memory."""
-    less = Ours(_emptied(work), {"KBO_MEMORY_MB": LESS_MEMORY, "KBO_MAX_LOSS_PERCENT": "100"})
+    less = Ours(_emptied(work), {"KBO_MEMORY_MB": LESS_MEMORY, **ANY_LOSS})
     yield "full, less memory", _of_import(less, made.full)
     yield "day, less memory", _of_import(less, made.day)
     shutil.rmtree(work)
