@@ -48,6 +48,7 @@ test: $(READY) ## run the tests, but for the long ones
 test-newest: ## run the tests with the newest of everything that pyproject.toml allows
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager setuptools --editable '.[dev]'
+	echo '$(CURDIR)' > "$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kbo_pipeline_tests.pth"
 	$(NEWEST)/bin/pip freeze --exclude kbo_pipeline | diff constraints.txt - || true
 	touch $(NEWEST)/.ready
 	$(MAKE) test VENV=$(NEWEST)
