@@ -89,21 +89,26 @@ class Header:
     Attributes:
         columns: in the order of the file; None for one that KBO did not use to send.
         unknown: names of those, as they can be shown.
+        absent: names of columns that older extracts have not, and that are not there.
         fault: why the file cannot be read; `columns` is empty then.
     """
 
     columns: tuple[Column | None, ...] = ()
     unknown: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     fault: Fault | None = None
 
 
-def read_header(file: Path, member: str, expected: Sequence[Column]) -> Header:
+def read_header(
+    file: Path, member: str, expected: Sequence[Column], optional: Sequence[Column] = ()
+) -> Header:
     """Reads the names of the columns, which may come in any order, with unknown ones between.
 
     Args:
         file: the CSV file.
         member: what it is called in the ZIP.
-        expected: the columns that it must have.
+        expected: the columns that it must have, in no order.
+        optional: those of them that may be missing.
     """
     with file.open("rb") as stream:
         line = stream.readline(_MAX_HEADER)
@@ -115,7 +120,8 @@ def read_header(file: Path, member: str, expected: Sequence[Column]) -> Header:
     except (UnicodeDecodeError, csv.Error):
         names = []
     by_name = {column.csv_name: column for column in expected}
-    missing = [name for name in by_name if name not in names]
+    absent = [name for name in by_name if name not in names]
+    missing = [name for name in absent if by_name[name] not in optional]
     twice = [name for name in by_name if names.count(name) > 1]
     if missing or twice:
         what = f"{', '.join(missing)} missing" if missing else f"{', '.join(twice)} twice"
@@ -123,7 +129,7 @@ def read_header(file: Path, member: str, expected: Sequence[Column]) -> Header:
         return Header(fault=Fault(member, reason, 1, 0, found=_shown(line)))
     columns = tuple(by_name.get(name) for name in names)
     unknown = tuple(_shown(name.encode()) for name in names if name not in by_name)
-    return Header(columns, unknown)
+    return Header(columns, unknown, tuple(absent))
 
 
 def file_faults(

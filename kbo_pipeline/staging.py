@@ -116,7 +116,7 @@ def stage(
         connection.execute("SET max_vacuum_tasks = 0")
         lock_down(connection, directory)
         try:
-            unpacked = unpack(zip_file, extract.key, unpacked_dir)
+            unpacked = unpack(zip_file, extract, unpacked_dir)
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
                 warnings = _load(connection, extract, unpacked, memory_mb)

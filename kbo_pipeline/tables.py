@@ -6,11 +6,19 @@ about one table is a field here, never a condition on its name elsewhere. No SQL
 Source: KBO Open Data cookbook R018, and the extracts themselves where the two differ.
 """
 
+import datetime
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 ColumnType = Literal["VARCHAR", "DATE"]
+
+Since = int | datetime.date | None
+"""From when on KBO sends something: an extract number, or a snapshot date; None for always.
+
+A number is exact. A date is for what is older than the extracts that people have today: in which
+number it came is not known, and a Full of those years must not be judged by guesses.
+"""
 
 ENTERPRISE_NUMBER = ("0", "1")
 ESTABLISHMENT_NUMBER = ("2",)
@@ -28,6 +36,8 @@ class Column:
         csv_name: the name in the header, such as `JuridicalFormCAC`.
         description: what the value means, for people who do not know KBO.
         type: `DATE` for the `dd-mm-yyyy` columns, `VARCHAR` for all others: nothing is a number.
+        since: extracts of before may lack the column, whose values are NULL then; later ones must
+            have it. It stands between the others, in the order of the file, or at the end.
         code_category: the `Category` of code.csv that explains the value; `{nace_version}` in it
             stands for the row's own value of that column; None when the value is no code.
         bare_when_empty: KBO writes an empty value as `,,` instead of `,"",`.
@@ -38,6 +48,7 @@ class Column:
     csv_name: str
     description: str
     type: ColumnType = "VARCHAR"
+    since: Since = None
     code_category: str | None = None
     bare_when_empty: bool = False
     number: tuple[str, ...] = ()
@@ -56,6 +67,7 @@ class Table:
         name: the table's name in the register, which is also the stem of its CSV files.
         description: one row stands for what; written for readers of the catalogue.
         columns: in the order of the CSV file.
+        since: Fulls of before may lack the file, and have no rows then; later ones must have it.
         unique_key: a key has one row at most (of two, the later one in the file wins); else a key
             owns any number of rows.
         natural_key: the columns that together name one row, for people and documentation.
@@ -65,6 +77,7 @@ class Table:
     name: str
     description: str
     columns: tuple[Column, ...]
+    since: Since = None
     unique_key: bool = False
     natural_key: tuple[str, ...] = ()
     may_be_empty: bool = True
@@ -110,6 +123,7 @@ ENTERPRISE = Table(
         Column(
             "JuridicalFormCAC",
             "Legal form as the companies' code of 2019 reads it, until the statutes are adapted.",
+            since=datetime.date(2019, 5, 1),  # when that code came into force
             code_category="JuridicalForm",
             bare_when_empty=True,
         ),
@@ -242,6 +256,7 @@ ACTIVITY = Table(
 BRANCH = Table(
     name="branch",
     description="One row for a branch in Belgium of a foreign entity.",
+    since=datetime.date(2019, 1, 1),  # importers of 2014 to 2018 know no branch.csv
     columns=(
         Column("Id", "Number of the branch, dotted: `9.nnn.nnn.nnn`.", number=BRANCH_NUMBER),
         Column("StartDate", "Date on which the branch began.", type="DATE"),
@@ -270,6 +285,13 @@ def number_pattern(digits: tuple[str, ...]) -> str:
     shapes = {"[01]": r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}", "[29]": r"\.[0-9]{3}\.[0-9]{3}\.[0-9]{3}"}
     found = [d + shape for kinds, shape in shapes.items() for d in digits if d in kinds]
     return "|".join(found)
+
+
+def is_sent(since: Since, number: int, snapshot_date: datetime.date) -> bool:
+    """Tells whether an extract must have what KBO sends since then."""
+    if since is None:
+        return True
+    return number >= since if isinstance(since, int) else snapshot_date >= since
 
 
 TABLES: tuple[Table, ...] = (

@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from kbo_pipeline.archives import Archive, Member, open_archive
-from kbo_pipeline.extracts import ExtractKey, Operation
+from kbo_pipeline.extracts import Extract, ExtractKey, Operation
 from kbo_pipeline.faults import Fault, Header, read_header
 from kbo_pipeline.records import Counted, RecordCounter
-from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table
+from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table, is_sent
 
 Role = tuple[Table, Operation]
 """What a file says: which rows of which table go, or come."""
 
 Chunk = TypeVar("Chunk")
+
+_DECLARE = (
+    "their values are kept nowhere; to have them, declare the columns in kbo_pipeline/tables.py, as"
+    ' "Add a column" in README.md says'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +74,20 @@ def expected_columns(table: Table, operation: Operation) -> tuple[Column, ...]:
     return table.columns[:1] if operation == "delete" else table.columns
 
 
-def unpack(zip_file: Path, key: ExtractKey, directory: Path) -> Unpacked:
+def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
     """Inflates the CSV files of an extract and looks at their members, records and headers.
 
     Args:
         zip_file: the ZIP.
-        key: what the ZIP is.
+        extract: what the ZIP is.
         directory: an existing directory to write to; the names in it are ours, not the ZIP's.
 
     Raises:
         ExtractError: the ZIP is not sound, or a member is damaged.
     """
     archive = open_archive(zip_file)
-    members, missing, warnings = _members(archive, key)
+    key = extract.key
+    members, missing, warnings = _members(archive, extract)
     largest_first = sorted(members.items(), key=lambda item: -item[1].length)
 
     def inflate(item: tuple[Role, Member]) -> CsvFile:
@@ -91,7 +97,9 @@ def unpack(zip_file: Path, key: ExtractKey, directory: Path) -> Unpacked:
         with target.open("wb") as out:
             for chunk in counter.counted(made_ahead(archive.read(member))):
                 out.write(chunk)
-        header = read_header(target, member.name, expected_columns(table, operation))
+        columns = expected_columns(table, operation)
+        optional = [c for c in columns if not is_sent(c.since, key.number, extract.snapshot_date)]
+        header = read_header(target, member.name, columns, optional)
         return CsvFile(target, member.name, header, counter.result())
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -102,7 +110,11 @@ def unpack(zip_file: Path, key: ExtractKey, directory: Path) -> Unpacked:
     for (table, operation), file in files.items():
         if file.header.unknown:
             columns = ", ".join(file.header.unknown)
-            warnings.append(f"{file.member}: unknown columns are left out: {columns}")
+            more = f"; {_DECLARE}" if operation == "insert" else ""
+            warnings.append(f"{file.member}: unknown columns are left out: {columns}{more}")
+        if file.header.absent:
+            columns = ", ".join(file.header.absent)
+            warnings.append(f"{file.member}: without {columns}, as older extracts are: no values")
         if key.type == "full" and operation == "insert" and file.is_regular and not file.rows:
             if table.may_be_empty:
                 warnings.append(f"{file.member}: no rows in a Full")
@@ -124,9 +136,10 @@ def made_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def _members(
-    archive: Archive, key: ExtractKey
+    archive: Archive, extract: Extract
 ) -> tuple[dict[Role, Member], list[Fault], list[str]]:
     """The members by what they say, the ones that are missing, and what is odd."""
+    key = extract.key
     names = {(table, o): name for table in ALL_TABLES for o, name in _names(table, key).items()}
     members = {
         role: archive.members[name] for role, name in names.items() if name in archive.members
@@ -136,6 +149,8 @@ def _members(
         absent = [n for (t, _), n in names.items() if t is table and n not in archive.members]
         if table is not CODE and len(absent) == len(key.operations) > 1:
             warnings.append(f"{table.name}: no files in the ZIP: taken as empty")
+        elif absent and not is_sent(table.since, key.number, extract.snapshot_date):
+            warnings.append(f"{table.name}: no file in the ZIP, as in older extracts: no rows")
         else:
             faults += [Fault(name, "missing") for name in absent]
     known = {"meta.csv", *names.values()}

@@ -23,16 +23,18 @@ def load_staged(
     selects = [_read_csv(table, operation, found) for operation, found in columns.items()]
     create = f"CREATE TABLE {table.name}"
     if extract_type == "full":
-        (select,) = selects
+        select = selects[0] if selects else _no_rows(table)
         versions = (
             "$date::DATE AS _snapshot_date, $number::INTEGER AS _extract_number,"
             " NULL::INTEGER AS _deleted_at_extract, true AS _is_current"
         )
         return f"{create} AS SELECT * EXCLUDE (operation), {versions} FROM ({select})"
-    types = ", ".join(f"{c.name} {c.type}" for c in table.columns)
-    if not selects:
-        return f"{create} (operation VARCHAR, {types})"
-    return f"{create} AS {' UNION ALL '.join(selects)}"
+    return f"{create} AS {' UNION ALL '.join(selects or [_no_rows(table)])}"
+
+
+def _no_rows(table: Table) -> str:
+    values = ", ".join(f"NULL::{c.type} AS {c.name}" for c in table.columns)
+    return f"SELECT NULL::VARCHAR AS operation, {values} WHERE false"
 
 
 def _read_csv(table: Table, operation: Operation, columns: Sequence[Column | None]) -> str:
