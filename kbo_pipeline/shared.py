@@ -16,6 +16,8 @@ NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
 _WAITS = (0.5, 1.0, 2.0, 4.0)
 """Seconds between attempts to attach a lake that another process seems to be making."""
 
+_CONNECT_SECONDS = "10"
+
 _CATALOG_SCHEMA = "kbo"
 """The schema in PostgreSQL that holds the lake's catalog: Dagster's tables may be beside it."""
 
@@ -123,8 +125,9 @@ def _s3_secret(s3: S3, files: str, name: str) -> str:
 
 
 def _connection_string(place: Lake) -> str:
-    """Libpq's connection string, quoted as it wants it."""
-    escaped = ((k, v.replace("\\", "\\\\").replace("'", "\\'")) for k, v in place.catalog)
+    """Libpq's connection string, quoted as it wants it; a silent server is not waited for."""
+    values = {"connect_timeout": _CONNECT_SECONDS, **dict(place.catalog)}
+    escaped = ((k, v.replace("\\", "\\\\").replace("'", "\\'")) for k, v in values.items())
     return " ".join(f"{key}='{value}'" for key, value in escaped)
 
 

@@ -1,7 +1,10 @@
 """A register in a DuckLake: what a file holds, for many at once, and copies that are equal."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,13 +23,14 @@ from kbo_pipeline.errors import (
 from kbo_pipeline.extensions import load_extension
 from kbo_pipeline.ledger import read_chain
 from kbo_pipeline.places import Lake, Place
+from kbo_pipeline.postgres import server_pid
 from kbo_pipeline.published import open_published
 from kbo_pipeline.reading import read_register
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.shared import attach_to_read, attach_to_write
 from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.core import Core, current_rows, open_to_read
-from kbo_pipeline_tests.lakes import new_lake
+from kbo_pipeline_tests.lakes import new_lake, server_directory
 from kbo_pipeline_tests.test_register import DELETES, FIRST, FULL, SECOND, UPDATE
 from kbo_pipeline_tests.zips import write_extract
 
@@ -61,6 +65,21 @@ def test_a_server_that_does_not_answer_is_named_and_its_password_is_not(tmp_path
         attach_to_write(connection, nowhere, "register")
     assert f"host={tmp_path}" in str(raised.value)
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.long
+def test_a_catalog_that_lives_and_does_not_answer_is_given_up(lake: Lake) -> None:
+    pid = server_pid(server_directory())
+    assert pid is not None
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with duckdb.connect(":memory:") as connection, pytest.raises(StorageError) as raised:
+            attach_to_read(connection, lake, "published")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "does not answer" in str(raised.value)
+    assert 9 < time.monotonic() - began < 60
 
 
 def test_an_extension_that_is_not_installed_is_named_and_not_downloaded() -> None:
