@@ -49,8 +49,8 @@ def limit_silence() -> None:
     extensions.set_wait_callback(_wait)
 
 
-def is_silent(url: str) -> bool:
-    """Tells whether a server answers nobody; not where it is away, or only a lock is not free.
+def answers(url: str) -> bool:
+    """Tells whether a server answers within seconds; also where a lock is not free.
 
     Args:
         url: its address, for SQLAlchemy or for libpq.
@@ -61,11 +61,9 @@ def is_silent(url: str) -> bool:
             connection = psycopg2.connect(url.replace("+psycopg2", "", 1))
             connection.cursor().execute("SELECT 1")
             connection.close()
-        except SilentError:
-            return True
         except psycopg2.OperationalError:
             return False
-    return False
+    return True
 
 
 def _wait(connection: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import yaml
 
-from kbo_pipeline import interrupts
+from kbo_pipeline import interrupts, patience
 from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.errors import StorageError
 from kbo_pipeline.extracts import ExtractKey
@@ -40,7 +40,6 @@ from kbo_pipeline.parts import (
     suffix,
     ui_address,
 )
-from kbo_pipeline.patience import is_silent
 from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
 from kbo_pipeline.pulse import SILENT_SECONDS, Beat, Pulse
 from kbo_pipeline.runtime import Runtime, runtime_directory
@@ -346,7 +345,7 @@ class _Supervisor:
             url = self._settings.postgres_url or embedded_server_url(self._settings.postgres_dir)
         except StorageError:
             return False
-        return not is_silent(sqlalchemy_url(url))
+        return patience.answers(sqlalchemy_url(url))
 
     def _look_for_dead_runs(self) -> None:
         """Not while the code server is away: Dagster then gives up a retry for good."""

@@ -28,7 +28,7 @@ import kbo_pipeline
 from kbo_pipeline import postgres
 from kbo_pipeline.defs import storage
 from kbo_pipeline.errors import SettingsError, StorageError
-from kbo_pipeline.patience import SilentError, limit_silence, patience
+from kbo_pipeline.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.postgres import embedded_server_url, move_aside, moved_aside, sqlalchemy_url
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline
@@ -629,7 +629,9 @@ def impatient() -> Iterator[None]:
     extensions.set_wait_callback(None)
 
 
-def test_a_connection_on_which_nothing_comes_is_given_up(directory: Path, impatient: None) -> None:
+def test_a_connection_on_which_nothing_comes_is_given_up(
+    directory: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = embedded_server_url(directory)
     connection = connect(url)
     cursor = connection.cursor()
@@ -646,16 +648,34 @@ def test_a_connection_on_which_nothing_comes_is_given_up(directory: Path, impati
             with pytest.raises(SilentError, match=r"^no answer in "):
                 ask()
             assert 0.5 <= time.monotonic() - began < 5
+        monkeypatch.setattr("kbo_pipeline.patience._PING_SECONDS", 0.5)
+        assert not answers(url)
         assert connection.closed
     finally:
         for process in stopped:
             process.resume()
+    assert answers(url)
+    assert not answers("postgresql://u@127.0.0.1:1/d")
     connection = connect(url)
     cursor = connection.cursor()
     cursor.execute("SELECT pg_sleep(0.1), repeat('x', 10000000)")
     assert len(cursor.fetchall()[0][1]) == 10_000_000
     with pytest.raises(SilentError):
         cursor.execute("SELECT pg_sleep(5)")
+    leave(directory)
+
+
+def test_a_lock_that_is_not_free_is_not_taken_for_a_server_that_stands_still(
+    directory: Path, impatient: None
+) -> None:
+    """As when a process of ours was stopped in the middle of a transaction."""
+    url = embedded_server_url(directory)
+    holder = connect(url)
+    holder.cursor().execute("SELECT pg_advisory_lock(%s)", [storage._TABLES_LOCK])
+    with pytest.raises(StorageError, match="another process holds what was asked for"):
+        storage.KboPostgresStorage(storage._engine(url, directory), embedded=directory)
+    holder.close()
+    storage.KboPostgresStorage(storage._engine(url, directory), embedded=directory)
     leave(directory)
 
 

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.defs.queue import drop_queue, ensure_queue
 from kbo_pipeline.errors import StorageError
-from kbo_pipeline.patience import SilentError, is_silent, limit_silence, patience
+from kbo_pipeline.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.postgres import IF_DAMAGED, embedded_server_url, server_pid, sqlalchemy_url
 from kbo_pipeline.settings import load_settings
 
@@ -144,7 +144,7 @@ def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError
     reason = str(chain[-1]).strip().split("\n", 1)[0]
     if embedded is None:
         helps = "check DAGSTER_POSTGRES_URL and that the server runs"
-    elif isinstance(chain[-1], SilentError) and not is_silent(url.render_as_string(False)):
+    elif isinstance(chain[-1], SilentError) and answers(url.render_as_string(False)):
         helps = "another process holds what was asked for; give the command again, see kbo doctor"
     elif isinstance(chain[-1], SilentError):
         helps = f"its process {server_pid(embedded)} stands still: end it, and it is started again"
