@@ -5,6 +5,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -13,9 +14,18 @@ import psutil
 import pytest
 import requests
 from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+from graphql import get_introspection_query
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
+from kbo_pipeline.defs.query_limits import (
+    MAX_ALIASES,
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_TOKENS,
+)
+from kbo_pipeline.defs.webserver import MAX_CONNECTIONS
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.processes import noise, wait_until, web_server
 from kbo_pipeline_tests.server import LOCATION, Server, running_server
@@ -74,6 +84,34 @@ WRITE = json.dumps({"query": CHANGE})
 
 def get(document: str, path: str = "/graphql", more: str = "") -> str:
     return f"GET {path}?query={quote(document, safe='')}{more} HTTP/1.1"
+
+
+def fetch(site: str, mode: str, *destinations: str) -> tuple[str, ...]:
+    """What a browser says of a request."""
+    said = [f"Sec-Fetch-Dest: {destination}" for destination in destinations]
+    return f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}", *said
+
+
+def many(count: int, text: str) -> str:
+    return " ".join(text.replace("#", str(number)) for number in range(count))
+
+
+COSTLY = {
+    "aliases": "{" + many(MAX_ALIASES + 1, "a#: version") + "}",
+    "aliases in a fragment": "{" + many(10, "...F") + "} fragment F on Query {"
+    f"{many(MAX_ALIASES // 10 + 1, 'a#: version')}}}",
+    "fields": "{" + many(MAX_FIELDS + 1, "version") + "}",
+    "fields in a fragment": "{" + many(100, "...F") + "} fragment F on Query {"
+    f"{many(MAX_FIELDS // 100 + 1, 'version')}}}",
+    "fields by doubling": "{...F0}"
+    + "".join(f"fragment F{n} on Query {{...F{n + 1} ...F{n + 1}}}" for n in range(20))
+    + "fragment F20 on Query {version}",
+    "depth": "{ a " * (MAX_DEPTH + 1) + "}" * (MAX_DEPTH + 1),
+    "depth by inline fragments": "{" + "... {" * 150 + "version" + "}" * 151,
+    "depth beyond any parser": "{ a " * 5000 + "}" * 5000,
+    "tokens": "query Q(" + many(MAX_TOKENS // 4 + 1, "$a#:B") + "){version}",
+    "characters": "{version} #" + MAX_CHARACTERS * "x",
+}
 
 
 REQUESTS: list[tuple[int, tuple[str, ...], str]] = [
@@ -166,13 +204,47 @@ REQUESTS: list[tuple[int, tuple[str, ...], str]] = [
     (405, (f"GET /graphql?query={CHANGE.replace(' ', '+')} HTTP/1.1", OURS), ""),
     (405, (get(CHANGE).replace("GET", "HEAD"), OURS), ""),
     (405, (get(CHANGE).replace("GET", "POST"), OURS, "Content-Type: text/plain"), ""),
-    (405, (get(CHANGE + " query Q " + "{ a " * 3000), OURS), ""),
+    (400, (get(CHANGE + " query Q " + "{ a " * 3000), OURS), ""),
     (405, (get("mutation {"), OURS), ""),
     (405, (get(""), OURS), ""),
     (200, (get(CHANGE, path="/runs"), OURS), ""),
     (400, ("GET /graphql HTTP/1.1", OURS), ""),
     (400, (QUERY, OURS, "Content-Type: application/x-www-form-urlencoded"), f"query={CHANGE}"),
     (400, (QUERY, OURS, "Content-Type: text/plain"), WRITE),
+    # What browsers say of the page that asks
+    (200, (PAGE, OURS, *fetch("same-origin", "cors", "empty")), ""),
+    (200, (PAGE, OURS, *fetch("none", "navigate", "document")), ""),
+    (200, (PAGE, OURS, *fetch("cross-site", "navigate", "document")), ""),
+    (200, (PAGE, OURS, *fetch("same-site", "navigate", "document")), ""),
+    (200, (PAGE, OURS, *fetch("cross-site", "navigate", "document"), "Sec-Fetch-User: ?1"), ""),
+    (200, (get(LIMITS), OURS, *fetch("none", "navigate", "document")), ""),
+    (200, (get(LIMITS), OURS, *fetch("same-origin", "cors", "empty")), ""),
+    (200, (QUERY, OURS, JSON, *fetch("same-origin", "cors", "empty")), READ),
+    (403, (get(LIMITS), OURS, *fetch("cross-site", "no-cors", "image")), ""),
+    (403, (get(LIMITS), OURS, *fetch("cross-site", "no-cors", "script")), ""),
+    (403, (get(LIMITS), OURS, *fetch("same-site", "no-cors", "style")), ""),
+    (403, (get(LIMITS), OURS, *fetch("cross-site", "navigate", "document")), ""),
+    (403, (get(LIMITS), OURS, *fetch("cross-site", "navigate", "iframe")), ""),
+    (403, (PAGE, OURS, *fetch("cross-site", "navigate", "iframe")), ""),
+    (403, (PAGE, OURS, *fetch("cross-site", "navigate", "object")), ""),
+    (403, (PAGE, OURS, *fetch("cross-site", "cors", "document")), ""),
+    (403, (PAGE, OURS, *fetch("cross-site", "navigate", "document"), "Sec-Purpose: prefetch"), ""),
+    (403, (PAGE, OURS, *fetch("cross-site", "navigate", "document", "iframe")), ""),
+    (403, (PAGE.replace("GET", "HEAD"), OURS, *fetch("cross-site", "navigate", "document")), ""),
+    (403, (PAGE.replace("GET", "POST"), OURS, *fetch("cross-site", "navigate", "document")), ""),
+    (403, (PAGE, OURS, "Sec-Fetch-Site: cross-site"), ""),
+    (403, (PAGE, OURS, "sec-fetch-site:  Cross-Site "), ""),
+    (403, (PAGE, OURS, "Sec-Fetch-Site: anything"), ""),
+    (403, (PAGE, OURS, "Sec-Fetch-Site:"), ""),
+    (403, (PAGE, OURS, "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"), ""),
+    (403, (QUERY, OURS, JSON, *fetch("cross-site", "no-cors", "empty")), READ),
+    (403, ("GET /server_info HTTP/1.1", OURS, *fetch("cross-site", "no-cors", "image")), ""),
+    (403, ("GET /kbo/status HTTP/1.1", OURS, *fetch("same-site", "no-cors", "script")), ""),
+    (403, (SOCKET, OURS, *UPGRADE, *fetch("cross-site", "websocket", "websocket")), ""),
+    # What a query costs
+    *((400, (get(document), OURS), "") for document in COSTLY.values() if len(document) < 50_000),
+    *((400, (QUERY, OURS, JSON), json.dumps({"query": text})) for text in COSTLY.values()),
+    (200, (QUERY, OURS, JSON), json.dumps({"query": get_introspection_query()})),
     # Websockets
     (101, (SOCKET, OURS, *UPGRADE), ""),
     (101, (SOCKET, OURS, "Origin: http://127.0.0.1:PORT", *UPGRADE), ""),
@@ -193,7 +265,9 @@ def test_each_request_is_answered_or_refused(
     assert found == status, answer
     if status in (403, 405, 421) and not lines[0].startswith("HEAD"):
         (line,) = answer.splitlines()
-        assert re.fullmatch(r"kbo_pipeline: [A-Za-z]+ '[ -~]+': (a|what|Host|Origin) [ -~]+", line)
+        assert re.fullmatch(
+            r"kbo_pipeline: [A-Za-z]+ '[ -~]+': (a|what|Host|Origin|Sec-Fetch-Site) [ -~]+", line
+        )
         wait_until(lambda: f"refused: {line[14:]}" in log.read_text()[before:], "the log")
 
 
@@ -240,7 +314,24 @@ def test_the_ui_goes_on_working(server: Server, log: Path) -> None:
         while (found := json.loads(channel.recv(30)))["id"] == "1":
             assert found["type"] in ("data", "complete")
         assert (found["type"], found["id"]) == ("error", "2")  # only subscriptions go that way
+        costly = {"query": "subscription " + COSTLY["aliases"]}
+        channel.send(json.dumps({"id": "3", "type": "start", "payload": costly}))
+        while (found := json.loads(channel.recv(30)))["id"] == "1":
+            assert found["type"] in ("data", "complete")
+        assert (found["type"], found["id"]) == ("error", "3")
+        assert "more than 100 aliases" in found["payload"]["message"]
     assert noise(log.read_text()) == []
+
+
+def test_who_comes_when_too_many_are_there_is_told_so(server: Server) -> None:
+    address = urlsplit(server.address)
+    assert address.hostname is not None and address.port is not None
+    with ExitStack() as there:
+        for _ in range(MAX_CONNECTIONS):
+            connection = socket.create_connection((address.hostname, address.port), timeout=30)
+            there.enter_context(connection)
+        wait_until(lambda: ask(server, PAGE, OURS)[0] == 503, "a refusal")
+    wait_until(lambda: ask(server, PAGE, OURS)[0] == 200, "an answer again")
 
 
 def test_dagsters_own_client_goes_on_working(server: Server) -> None:

@@ -8,16 +8,20 @@ asks each request where it comes from.
 """
 
 import logging
-from collections.abc import Collection, Mapping
+import math
+import time
+from asyncio import Task
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
+from typing import Any
 
 import click
 import uvicorn
 from dagster import DagsterInstance
-from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._utils.interrupts import setup_interrupt_handlers
 from dagster._utils.log import configure_loggers
-from dagster_webserver.app import create_app_from_workspace_process_context
 from dagster_webserver.cli import (
     DEFAULT_DB_STATEMENT_TIMEOUT,
     DEFAULT_POOL_MAX_OVERFLOW,
@@ -25,11 +29,20 @@ from dagster_webserver.cli import (
     WEBSERVER_LOGGER_NAME,
 )
 from dagster_webserver.version import __version__
-from graphql import GraphQLSyntaxError, OperationDefinitionNode, OperationType, parse
+from dagster_webserver.webserver import DagsterWebserver
+from graphql import (
+    GraphQLError,
+    GraphQLFormattedError,
+    OperationDefinitionNode,
+    OperationType,
+)
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
+from kbo_pipeline.defs.query_limits import CostlyQueryError, read_query
 from kbo_pipeline.defs.status_route import status_routes
 from kbo_pipeline.settings import load_settings
 
@@ -38,6 +51,14 @@ _NAMES = ("localhost", _HOST, "[::1]")
 _ANY_ADDRESS = "0.0.0.0"
 _SCHEMES = ("http", "https")
 _UI_POLL_MILLISECONDS = 2000  # as Dagster's own command has it
+_OWN_SITES = {"same-origin", "none"}  # none: typed, or a bookmark
+
+QUERY_SECONDS = 60.0
+"""For which a query is answered; PostgreSQL has less for each of its own."""
+
+MAX_CONNECTIONS = 500
+"""Of browsers and programs at a time, websockets included; others are answered 503."""
+
 _SHOWN = 100  # characters of what somebody else has written
 
 
@@ -48,9 +69,12 @@ class Guard:
 
     - a `Host` that is not this server (421): a page whose name was made to point to this machine;
     - an `Origin` that is not this server (403), for websockets too: any other page;
-    - GraphQL in the address that is not a query (405): a link or an image can send it.
+    - what a browser sends for another page, by `Sec-Fetch-Site` (403), but for a link that is
+      followed: images, scripts and forms send no `Origin` with GET;
+    - GraphQL in the address that is not a query (405), or one that costs too much (400).
 
-    Programs send no `Origin`. Pages of other origins cannot show the UI in a frame.
+    Programs send neither `Origin` nor `Sec-Fetch-Site`. Pages of other origins cannot show the UI
+    in a frame.
     """
 
     def __init__(
@@ -110,27 +134,116 @@ def _refusal(scope: Scope, schemes: Mapping[str, Collection[str]]) -> tuple[int,
         # Not any of our names: at [::1] another program may listen on the same port.
         if origin.lower() not in [f"{scheme}://{names[0]}" for scheme in schemes[names[0]]]:
             return 403, f"{asked}: Origin is {_shown(origin)}; only pages of this server may ask"
+    queries = []
     if "graphql" in scope["path"]:
-        for text in QueryParams(scope["query_string"]).getlist("query"):
-            if (found := _other_than_query(text)) is not None:
-                return 405, f"{asked}: {found} in the address; send it as JSON, by POST"
+        queries = QueryParams(scope["query_string"]).getlist("query")
+    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
+    if not sites <= _OWN_SITES and (queries or not _is_link(scope, headers)):
+        said = ", ".join(map(_shown, sorted(sites)))
+        return 403, f"{asked}: Sec-Fetch-Site is {said}; only pages of this server may ask"
+    for text in queries:
+        if (refusal := _refused_in_address(text)) is not None:
+            status, reason = refusal
+            return status, f"{asked}: {reason}"
     return None
 
 
-def _other_than_query(text: str) -> str | None:
-    """What a GraphQL document holds besides queries; None when it holds nothing else.
+def _is_link(scope: Scope, headers: Headers) -> bool:
+    """Whether a person follows a link to a page here, which opens in a tab of its own."""
+    return (
+        scope.get("method") == "GET"
+        and headers.getlist("sec-fetch-mode") == ["navigate"]
+        and headers.getlist("sec-fetch-dest") == ["document"]
+        and "sec-purpose" not in headers  # a browser that fetches ahead what nobody has clicked
+    )
+
+
+def _refused_in_address(text: str) -> tuple[int, str] | None:
+    """The status and the reason with which GraphQL in an address is refused.
 
     What cannot be read is not harmless: how deep a document may be depends on who reads it where.
     """
+    advice = "in the address; send it as JSON, by POST"
     try:
-        document = parse(text, no_location=True)
-    except GraphQLSyntaxError:
-        return "what is no GraphQL"
+        document = read_query(text)
+    except CostlyQueryError as error:
+        return 400, f"a query with {error}; ask for less at a time"
+    except GraphQLError:
+        return 405, f"what is no GraphQL {advice}"
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode) and (
             definition.operation is not OperationType.QUERY
         ):
-            return f"a {definition.operation.value}"
+            return 405, f"a {definition.operation.value} {advice}"
+    return None
+
+
+_until: ContextVar[float] = ContextVar("_until", default=math.inf)
+"""When the query that this thread answers is given up, by the monotonic clock."""
+
+
+def _give_up_late(resolve: Callable[..., Any], root: Any, info: Any, **arguments: Any) -> Any:
+    """Called for each field of an answer: after the time for a query nothing more is looked up."""
+    if time.monotonic() > _until.get():
+        raise GraphQLError(f"the query takes longer than {QUERY_SECONDS:.0f} s; ask for less")
+    return resolve(root, info, **arguments)
+
+
+class KboWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
+    """Dagster's web server, which refuses queries that cost too much, and ends those that last."""
+
+    def build_graphql_middleware(self) -> list[Any]:
+        """What is called for each field."""
+        return [*super().build_graphql_middleware(), _give_up_late]
+
+    async def execute_graphql_request(
+        self,
+        request: Request,
+        query: str,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+    ) -> JSONResponse:
+        """Answers a query, or refuses it before it is begun."""
+        if (error := _cost_error(query)) is not None:
+            return JSONResponse({"data": None, "errors": [error.formatted]}, 400)
+        return await super().execute_graphql_request(request, query, variables, operation_name)
+
+    def graphql_execution_thread(
+        self,
+        request: Request,
+        query: str,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+    ) -> JSONResponse:
+        """Answers a query in a thread, for so long."""
+        _until.set(time.monotonic() + QUERY_SECONDS)
+        return super().graphql_execution_thread(request, query, variables, operation_name)
+
+    async def execute_graphql_subscription(
+        self,
+        websocket: WebSocket,
+        operation_id: str,
+        query: str,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+    ) -> tuple[Task[Any] | None, GraphQLFormattedError | None]:
+        """Begins a subscription, or refuses it."""
+        if (error := _cost_error(query)) is not None:
+            return None, error.formatted
+        return await super().execute_graphql_subscription(
+            websocket, operation_id, query, variables, operation_name
+        )
+
+
+def _cost_error(query: str) -> GraphQLError | None:
+    """The error with which a query is refused that costs too much."""
+    try:
+        read_query(query)
+    except CostlyQueryError as error:
+        _log.warning("refused: a query with %s", error)
+        return GraphQLError(f"kbo_pipeline: a query with {error}; ask for less at a time")
+    except GraphQLError:
+        return None  # Dagster says where it is wrong
     return None
 
 
@@ -165,13 +278,18 @@ def main(host: str, port: int, workspace: str, read_only: bool) -> None:
             read_only=read_only,
             workspace_load_target=WorkspaceFileTarget([workspace]),
         ) as context:
-            app = create_app_from_workspace_process_context(
-                context, live_data_poll_rate=_UI_POLL_MILLISECONDS
-            )
+            app = KboWebserver(context, live_data_poll_rate=_UI_POLL_MILLISECONDS).create_asgi_app()
             app.router.routes.insert(0, status_routes(instance))  # Dagster's last takes any path
             app.add_middleware(Guard, port=port, host=host, names=names)
             # Dagster's application has nothing to do at its start and at its end.
-            uvicorn.run(app, host=host, port=port, log_level="warning", lifespan="off")
+            uvicorn.run(
+                app,
+                host=host,
+                port=port,
+                log_level="warning",
+                lifespan="off",
+                limit_concurrency=MAX_CONNECTIONS,
+            )
 
 
 if __name__ == "__main__":

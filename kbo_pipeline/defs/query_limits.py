@@ -1,0 +1,124 @@
+"""What a GraphQL query may cost: how long, deep and wide it is, before it is begun.
+
+How many rows a field brings is not seen in a query: for that there is a limit of time.
+"""
+
+from dataclasses import dataclass
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLSyntaxError,
+    InlineFragmentNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    parse,
+)
+
+MAX_CHARACTERS = 100_000
+"""Of a document."""
+
+MAX_TOKENS = 20_000
+"""Of a document: names, braces and the like, which the parser counts while it reads."""
+
+MAX_DEPTH = 40
+"""Fields within fields, those of fragments included; the UI's deepest query has some 20."""
+
+MAX_FIELDS = 5_000
+"""Fields in all, those of a fragment each time that it is used."""
+
+MAX_ALIASES = 100
+"""Fields under another name than their own, by which one query asks the same thing often."""
+
+
+_TOO_DEEP = f"more than {MAX_DEPTH} fields within one another"
+_NESTED, _TOKENS = "nested too deeply", "tokens"  # how graphql-core words its own limits (3.2.14)
+_MAX_NESTING = 100  # of fields and fragments; Python's own limit is not far above
+
+
+class CostlyQueryError(Exception):
+    """A document asks for more than a page does; the text says of what."""
+
+
+def read_query(text: str) -> DocumentNode:
+    """Reads a GraphQL document that may be executed.
+
+    Raises:
+        CostlyQueryError: it is too long, deep or wide; says which limit it exceeds.
+        GraphQLSyntaxError: it is none.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise CostlyQueryError(f"more than {MAX_CHARACTERS:,} characters")
+    try:
+        document = parse(text, no_location=True, max_tokens=MAX_TOKENS)
+    except RecursionError:
+        raise CostlyQueryError(_TOO_DEEP) from None
+    except GraphQLSyntaxError as error:
+        if _NESTED in error.message:
+            raise CostlyQueryError(_TOO_DEEP) from None
+        if _TOKENS in error.message:
+            raise CostlyQueryError(f"more than {MAX_TOKENS:,} words and signs") from None
+        raise
+    measure = _Measure(document)
+    for definition in document.definitions:
+        if isinstance(definition, OperationDefinitionNode):
+            cost = measure.of(definition.selection_set, 1)
+            for what, most, found in (
+                ("fields", MAX_FIELDS, cost.fields),
+                ("aliases", MAX_ALIASES, cost.aliases),
+            ):
+                if found > most:
+                    raise CostlyQueryError(f"more than {most:,} {what}")
+            if cost.depth > MAX_DEPTH:
+                raise CostlyQueryError(_TOO_DEEP)
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    fields: int = 0
+    aliases: int = 0
+    depth: int = 0
+
+    def __add__(self, other: "_Cost") -> "_Cost":
+        return _Cost(
+            self.fields + other.fields,
+            self.aliases + other.aliases,
+            max(self.depth, other.depth),
+        )
+
+
+class _Measure:
+    """Counts what a document asks for; each fragment is looked at once."""
+
+    def __init__(self, document: DocumentNode) -> None:
+        self._fragments = {
+            definition.name.value: definition.selection_set
+            for definition in document.definitions
+            if isinstance(definition, FragmentDefinitionNode)
+        }
+        self._known: dict[str, _Cost] = {}
+
+    def of(self, selections: SelectionSetNode | None, nesting: int) -> _Cost:
+        """The cost of what stands between braces, within so many others of the document."""
+        if nesting > _MAX_NESTING:
+            return _Cost(depth=MAX_DEPTH + 1)
+        cost = _Cost()
+        for node in selections.selections if selections is not None else ():
+            if isinstance(node, FieldNode):
+                inner = self.of(node.selection_set, nesting + 1)
+                is_alias = node.alias is not None and node.alias.value != node.name.value
+                cost += _Cost(inner.fields + 1, inner.aliases + is_alias, inner.depth + 1)
+            elif isinstance(node, InlineFragmentNode):
+                cost += self.of(node.selection_set, nesting + 1)
+            elif isinstance(node, FragmentSpreadNode):
+                cost += self._of_fragment(node.name.value, nesting)
+        return cost
+
+    def _of_fragment(self, name: str, nesting: int) -> _Cost:
+        if name not in self._known:
+            self._known[name] = _Cost()  # one that uses itself is refused when it is executed
+            self._known[name] = self.of(self._fragments.get(name), nesting + 1)
+        return self._known[name]
