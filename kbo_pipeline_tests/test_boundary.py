@@ -299,6 +299,31 @@ def test_help_lists_every_command_once_by_task_and_whole(place: Place) -> None:
     assert isinstance(main, click.Group)
 
 
+STOPPED = """
+import os, signal, sys
+import click
+from kbo_pipeline.commands.group import Commands
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+names = ("show", "import")
+Commands("kbo", {name: click.Command(name, callback=stop) for name in names}).main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("show", "stopped"), ("import", "stopped; kbo status says how far it came")],
+)
+def test_what_was_stopped_is_told_how_far_it_came_where_that_is_known(
+    command: str, says: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, command], cwd=REPOSITORY, capture_output=True, check=False
+    )
+    assert the_line(done, code=130) == f"kbo: {says}"
+
+
 @pytest.mark.parametrize("program", ["demo", "practice"])
 def test_a_program_that_is_no_command_says_it_in_one_line_too(program: str, tmp_path: Path) -> None:
     (tmp_path / "data").touch()
