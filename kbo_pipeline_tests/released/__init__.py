@@ -1,0 +1,1 @@
+"""Data directories as released versions left them, and the script that makes them."""
