@@ -143,7 +143,8 @@ def fetch(extract: str) -> None:
     from kbo_pipeline.fetching import fetch_zip, latest_key
     from kbo_pipeline.settings import load_settings
 
-    key, settings = None if extract == "latest" else extract_key(extract), load_settings()
+    settings = load_settings()
+    key = None if extract == "latest" else extract_key(extract)
     with report_line() as report:
         file = fetch_zip(settings, key or latest_key(settings), report)
     click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
@@ -155,7 +156,8 @@ def retry(extract: str | None) -> None:
     """Re-execute what failed or is missing of an extract, and nothing else."""
     from kbo_pipeline.settings import load_settings
 
-    key, settings = extract_key(extract), load_settings()
+    settings = load_settings()
+    key = None if extract is None else extract_key(extract)
     from kbo_pipeline.defs.importing import open_instance, retry_extract
     from kbo_pipeline.defs.status import newest_extract
 
@@ -175,10 +177,10 @@ def publish(extract: str, accept_loss: bool) -> None:
     The sensors and kbo import do so by themselves. An extract that takes away more of a table
     than KBO_MAX_LOSS_PERCENT, or KBO_MAX_LOSS_PERCENT_FULL, waits until somebody accepts it here.
     """
-    from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.settings import load_settings
 
-    key, settings = ExtractKey.parse(extract), load_settings()
+    settings = load_settings()
+    key = extract_key(extract)
     from kbo_pipeline.defs.importing import open_instance, publish_extract
 
     with open_instance(settings) as instance, pause_told(settings):
@@ -193,10 +195,10 @@ def cancel(extract: str) -> None:
 
     What is applied stays applied, unpublished. Nothing goes on by itself; kbo retry does.
     """
-    from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.settings import load_settings
 
-    key, settings = ExtractKey.parse(extract), load_settings()
+    settings = load_settings()
+    key = extract_key(extract)
     from kbo_pipeline.defs.cancelling import cancel_extract
     from kbo_pipeline.defs.importing import open_instance
 
@@ -229,10 +231,10 @@ def resume() -> None:
 @click.argument("extract", shell_complete=complete_extract)
 def rollback(extract: str) -> None:
     """Undo the newest extract, published or half applied; any other is refused."""
-    from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.settings import load_settings
 
-    key, settings = ExtractKey.parse(extract), load_settings()
+    settings = load_settings()
+    key = extract_key(extract)
     from kbo_pipeline.defs.importing import open_instance, rollback_extract
 
     with open_instance(settings) as instance:

@@ -113,7 +113,7 @@ def read_extract(zip_file: Path) -> Extract:
     meta = _read_meta(zip_file)
     key = _key_in(zip_file, meta)
     with _meta_errors(zip_file):
-        snapshot_date = _moment(meta, "SnapshotDate", _DATE, "%d-%m-%Y").date()
+        snapshot_date = _snapshot_date(meta)
         timestamp = _moment(meta, "ExtractTimestamp", _TIMESTAMP, "%d-%m-%Y %H:%M:%S")
         version = meta["Version"]
         if snapshot_date > datetime.date.today() + datetime.timedelta(days=_DAYS_AHEAD):
@@ -121,6 +121,21 @@ def read_extract(zip_file: Path) -> Extract:
                 f"SnapshotDate {snapshot_date:%d-%m-%Y} is in the future; see the clock here"
             )
     return Extract(key, snapshot_date, timestamp, version, zip_file.name, _sha256(zip_file))
+
+
+def read_snapshot_date(zip_file: Path) -> datetime.date:
+    """Reads of which day the data of a ZIP is; takes no time, whatever its size.
+
+    Raises:
+        ExtractError: no ZIP, or no sound `meta.csv`.
+    """
+    meta = _read_meta(zip_file)
+    with _meta_errors(zip_file):
+        return _snapshot_date(meta)
+
+
+def _snapshot_date(meta: Mapping[str, str]) -> datetime.date:
+    return _moment(meta, "SnapshotDate", _DATE, "%d-%m-%Y").date()
 
 
 def key_or_none(text: str) -> ExtractKey | None:

@@ -43,13 +43,16 @@ from kbo_pipeline.tables import (
 
 _CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
 _NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)
+_MANY_CODES = 1000
+"""So many codes are quicker found by reading all of them once."""
+
 _PARTS = tuple(table for table in TABLES if not table.unique_key)
 
 
 def look_up(
     database: Database,
     extracts: Sequence[PublishedExtract],
-    text: str,
+    text: str | int,
     extract: PublishedExtract,
     language: Language,
 ) -> Enterprise:
@@ -199,11 +202,14 @@ class _Reader:
         return sorted(found, key=lambda row: [str(value) for value in row.values()])
 
     def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
+        codes, at = codes_in(versions), self.extract.number
+        if len(codes) > _MANY_CODES:
+            return Meanings(
+                self.database.execute(sql.DESCRIPTIONS, at=at).fetchall(), self.language
+            )
         found = []
-        for bound in sql.pieces("code", codes_in(versions)):
-            found += self.database.execute(
-                sql.descriptions(len(bound)), at=self.extract.number, **bound
-            ).fetchall()
+        for bound in sql.pieces("code", codes):
+            found += self.database.execute(sql.descriptions(len(bound)), at=at, **bound).fetchall()
         return Meanings(found, self.language)
 
     def _holds(self, row: Row) -> bool:

@@ -5,6 +5,12 @@ import re
 from kbo_pipeline.errors import NotFoundError
 from kbo_pipeline.tables import TABLES, Table, number_pattern
 
+_LABEL = r"(?:BTW|TVA|VAT|MWST|UST|KBO|BCE|ZDU|CBE|RPR|RPM|RJP|NR|NO|N°|N\.)"
+_AROUND = re.compile(
+    # what stands before a number on an invoice, and the court after it
+    rf"(?:{_LABEL}[\s.:°\-]*)*(?P<number>\S.*?)(?:[\s,;(]+(?:RPR|RPM|RJP)\b\D*)?",
+    re.IGNORECASE | re.DOTALL,
+)
 _BETWEEN = re.compile(r"[\s.\-/]+")
 _NUMBER = re.compile(r"(BE)?([0-9]{9,10})", re.ASCII)
 _DOTS = (
@@ -13,16 +19,23 @@ _DOTS = (
 )
 
 
-def dotted(text: str) -> str:
+_LONGEST = 200
+"""Characters that are looked at of a text."""
+
+
+def dotted(text: str | int) -> str:
     """The number as KBO writes it, whichever of the usual ways it is written in.
 
     Args:
-        text: with or without dots, blanks and `BE`; a zero in front may be missing.
+        text: with or without dots, blanks and `BE`; a zero in front may be missing; with `BTW`,
+            `TVA` and the like before it, or `RPR Gent` after it, as on an invoice.
 
     Raises:
         NotFoundError: it is no such number.
     """
-    match = _NUMBER.fullmatch(_BETWEEN.sub("", text).upper())
+    text = str(text)
+    inner = _AROUND.fullmatch(text.strip()[:_LONGEST])
+    match = _NUMBER.fullmatch(_BETWEEN.sub("", inner["number"]).upper()) if inner else None
     if match is not None:
         digits = match[2].rjust(10, "0")
         for shape, dots in _DOTS:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 
@@ -175,20 +175,25 @@ class PublishedRegister:
         return self.extracts[0] if at is None else state_at(self.extracts, at)
 
     def enterprise(
-        self, number: str, at: ExtractName | None = None, language: Language = "nl"
+        self, number: str | int, at: ExtractName | None = None, language: Language = "nl"
     ) -> Enterprise:
         """The enterprise of a number, with all that belongs to it, and its history.
 
         Args:
             number: of an enterprise, or of one of its establishment units or branches; with or
-                without dots, blanks and `BE`; a zero in front may be missing.
+                without dots, blanks and `BE`, as on an invoice (`TVA BE 0200.065.765`); a zero in
+                front may be missing.
             at: the extract whose state is asked for; history goes up to it.
             language: in which codes, streets and places are told: `nl`, `fr` or `de`; where KBO
                 does not know it in that language, in another one.
 
         Raises:
-            NotFoundError: there is none, or it may not be shown; says which, and what to do.
+            NotFoundError: there is none, or it may not be shown; says which, and what to do. Or
+                there is no such language.
         """
+        if language not in get_args(Language):
+            known = ", ".join(get_args(Language))
+            raise NotFoundError(f"{language!r}: no language of KBO's; there are {known}")
         with self._database() as database:
             return look_up(database, self.extracts, number, self._state_at(at), language)
 
@@ -220,6 +225,23 @@ class PublishedRegister:
         criteria = searching.Criteria(text, zipcode, nace, nace_version, status, limit)
         with self._database() as database:
             return searching.find(database, criteria, self.extracts[0])
+
+    def check_known(
+        self,
+        *,
+        zipcode: str | None = None,
+        nace: str | None = None,
+        nace_version: str | None = None,
+        status: str | None = None,
+    ) -> None:
+        """Tells a search that finds nothing from one that cannot; takes what `find` takes.
+
+        Raises:
+            NotFoundError: the register has no such zipcode, NACE code or status; says which.
+        """
+        criteria = searching.Criteria("", zipcode, nace, nace_version, status, 1)
+        with self._database() as database:
+            searching.check_known(database, criteria, self.extracts[0])
 
     def state(self, table: str, at: ExtractName | None = None) -> duckdb.DuckDBPyRelation:
         """The rows of a table at an extract, as a relation of DuckDB.

@@ -46,19 +46,12 @@ def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> li
     words = tuple(str(plain[0]).split()) if plain else ()
     if not (words or criteria.zipcode or criteria.nace):
         raise NotFoundError("nothing to look for: name a text, a zipcode or a NACE code")
-    values: dict[str, Any] = {"limit": max(criteria.limit, 0)}
+    if criteria.limit < 1:
+        raise NotFoundError(f"limit {criteria.limit}: ask for 1 or more")
+    values: dict[str, Any] = {"limit": criteria.limit}
     if words:
         values |= {"phrase": " ".join(words), **sql.bind("word", words)}
-    if criteria.zipcode:
-        values["zipcode"] = criteria.zipcode
-    if criteria.nace:
-        version = criteria.nace_version or database.row(sql.NEWEST_NACE, at=newest.number)
-        values |= {
-            "nace": criteria.nace.replace(".", ""),
-            "nace_version": version[0] if isinstance(version, tuple) else version,
-        }
-    if criteria.status:
-        values["status"] = criteria.status
+    values |= _values(database, criteria, newest)
     found = database.execute(sql.find(len(words), values.keys()), **values).fetchall()
     numbers = [number for number, _, _ in found]
     described: dict[str, tuple[str, str, str | None, str | None, str | None, date | None]] = {}
@@ -69,3 +62,39 @@ def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> li
         Match(*described[number], matched_number, matched_name)
         for number, matched_number, matched_name in found
     ]
+
+
+def check_known(database: Database, criteria: Criteria, newest: PublishedExtract) -> None:
+    """Makes sure that the register has each value of some criteria, whatever else they ask for.
+
+    Takes what `find` takes.
+
+    Raises:
+        NotFoundError: it has not; names the value.
+    """
+    values = _values(database, criteria, newest)
+    for name, statement in sql.HAS.items():
+        if name not in values:
+            continue
+        bound = {key: value for key, value in values.items() if f"${key}" in statement}
+        if database.row(statement, **bound) is None:
+            version = f" of {values['nace_version']}" if name == "nace" else ""
+            raise NotFoundError(
+                f"{str(values[name])[:40]!r}: {sql.HAS_NOT[name]}{version} in the register"
+            )
+
+
+def _values(database: Database, criteria: Criteria, newest: PublishedExtract) -> dict[str, Any]:
+    """What is bound for the criteria but the text."""
+    values: dict[str, Any] = {}
+    if criteria.zipcode:
+        values["zipcode"] = criteria.zipcode
+    if criteria.nace:
+        version = criteria.nace_version or database.row(sql.NEWEST_NACE, at=newest.number)
+        values |= {
+            "nace": criteria.nace.replace(".", ""),
+            "nace_version": version[0] if isinstance(version, tuple) else version,
+        }
+    if criteria.status:
+        values["status"] = criteria.status
+    return values

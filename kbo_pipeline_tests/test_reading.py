@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -131,9 +132,25 @@ def test_nothing_can_be_changed(register: PublishedRegister) -> None:
         "BE 0200.065.765",
         "be200065765",
         "0200 065-765",
+        "BTW BE 0200.065.765",
+        "btw: be0200065765",
+        "TVA BE0200.065.765",
+        "TVA: 0200.065.765",
+        "VAT BE 0200065765",
+        "MwSt. BE 0200.065.765",
+        "N° BCE 0200.065.765",
+        "KBO nr. 0200.065.765",
+        "0200 065 765 RPR Gent",
+        "0200.065.765 (RPM Liège, division Namur)",
+        "BE 0200.065.765, RPR Antwerpen, afdeling Hasselt",
+        "RPR 0200.065.765",
+        " 0200.065.765\n",
+        200065765,
     ],
 )
-def test_a_number_may_be_written_as_people_write_it(register: PublishedRegister, text: str) -> None:
+def test_a_number_may_be_written_as_people_write_it(
+    register: PublishedRegister, text: str | int
+) -> None:
     assert register.enterprise(text).number == BAKER
 
 
@@ -151,6 +168,12 @@ def test_numbers_of_units_and_branches_lead_to_their_enterprise(
     ("number", "at", "why"),
     [
         ("12", None, "is no number of an enterprise"),
+        ("BTW", None, "is no number of an enterprise"),
+        ("RPR Gent", None, "is no number of an enterprise"),
+        ("0200.065.765 0200.068.636", None, "is no number of an enterprise"),
+        ("0200.065.765 RPR 0200.068.636", None, "is no number of an enterprise"),
+        ("Bakker 0200.065.765", None, "is no number of an enterprise"),
+        ("BTW " * 9999, None, "is no number of an enterprise"),
         ("3200065765", None, "is no number of an enterprise"),
         ("x" * 9999, None, "is no number of an enterprise"),
         ("0200.065.766", None, "its last two digits would be 65"),
@@ -210,6 +233,12 @@ def test_two_extracts_of_one_day_must_be_named() -> None:
     with pytest.raises(NotFoundError, match=r"^2025-10-05: 0141-update and 0142-update are"):
         named(extracts, day)
     assert state_at(extracts, "2025-10-05").number == 142
+
+
+@pytest.mark.parametrize("language", ["en", "NL", "", None])
+def test_an_unknown_language_is_refused(register: PublishedRegister, language: Any) -> None:
+    with pytest.raises(NotFoundError, match=r"no language of KBO's; there are nl, fr, de$"):
+        register.enterprise(BAKER, language=language)
 
 
 def test_an_enterprise_has_all_that_belongs_to_it(register: PublishedRegister) -> None:

@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kbo_pipeline.cli import main
-from kbo_pipeline.commands.console import in_ranges
-from kbo_pipeline.errors import NotFoundError
+from kbo_pipeline.commands.console import extract_key, in_ranges
+from kbo_pipeline.errors import ExtractError, KboError, NotFoundError
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.plain import plain
 from kbo_pipeline_tests.bakery import BAKER, FOREIGN, OVEN, PERSON, SHOP, make_bakery
 from kbo_pipeline_tests.core import Core
-from kbo_pipeline_tests.zips import Row, write_extract
+from kbo_pipeline_tests.zips import Row, snapshot_date, write_extract
 
 SOURCE = "Source: KBO Open Data, FPS Economy; data of 2025-05-23"
 
@@ -257,11 +257,16 @@ def test_changes_print_all_of_them_as_json() -> None:
         (["show", BAKER, "--at", "7"], "7: not among the published extracts"),
         (["changes", "0143-update"], "0143-update: not among the published extracts"),
         (["find"], "nothing to look for"),
+        (["find", "--nace", "XX"], "'XX': no NACE code begins like this of 2025"),
+        (["find", "celeste", "--zipcode", "99999"], "'99999': no address has this zipcode"),
+        (["find", "celeste", "--status", "ZZ", "--json"], "'ZZ': there is no such status"),
+        (["show", BAKER, "--at", "2020-01-01"], "the state of that day is not known"),
+        (["changes", "2025-02-30"], "there is no such day"),
     ],
 )
 def test_what_is_not_there_is_an_error(arguments: list[str], why: str) -> None:
     result = invoke(*arguments)
-    assert isinstance(result.exception, NotFoundError)
+    assert isinstance(result.exception, KboError)
     assert why in str(result.exception)
     assert result.output == ""
 
@@ -283,3 +288,51 @@ def test_plain_text_keeps_letters_and_shows_the_rest() -> None:
     assert plain("a\tb\r\nc\u2028d") == "a b  c d"
     assert plain("\x1b[0m\x00\x7f\x85\u202e\ufeff") == "\\x1b[0m\\x00\\x7f \\u202e\\ufeff"
     assert plain("👩\u200d🍳") == "👩\u200d🍳"
+
+
+def test_an_extract_may_be_named_by_its_number_or_date(
+    bakery: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published, staged, or only here as a ZIP; a key is taken without looking."""
+    downloads = tmp_path / "data" / "downloads"
+    downloads.mkdir(parents=True)
+    monkeypatch.setenv("KBO_DATA_DIR", str(tmp_path / "data"))
+    if bakery.shared is None:
+        monkeypatch.setenv("KBO_DATABASE", str(bakery.database))
+    for key in ("0141-full", "0150-full", "0150-update", "0151-update"):
+        write_extract(downloads, ExtractKey.parse(key), {})
+    for text, key in (
+        ("140", "0140-full"),
+        ("0141", "0141-update"),  # the one that readers have
+        ("2025-05-23", "0142-update"),
+        ("151", "0151-update"),
+        (str(snapshot_date(151)), "0151-update"),
+        ("0999-full", "0999-full"),
+    ):
+        assert str(extract_key(text)) == key
+    for text in ("150", str(snapshot_date(150))):
+        with pytest.raises(NotFoundError, match=f"^{text}: 0150-full and 0150-update are known"):
+            extract_key(text)
+    for text in ("144", "2025-01-01", "0"):
+        with pytest.raises(NotFoundError, match=f"^{text}: no such extract is known here; name"):
+            extract_key(text)
+    for text in ("x", "", "1e3", "١٤٠", "9" * 10, "2025-02-30", "-1"):
+        with pytest.raises(ExtractError):
+            extract_key(text)
+
+
+def test_show_of_very_many_rows_shows_the_first_and_says_how_many_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activities: list[Row] = [
+        (BAKER, "001", "2025", f"{number:05d}", "MAIN") for number in range(20_000)
+    ]
+    codes: list[Row] = [("Nace2025", f"{n:05d}", "NL", f"Activiteit {n}") for n in range(20_000)]
+    core = Core(tmp_path / "core", batch_rows=100_000)
+    content = {"activity": activities, "code": codes}
+    core.import_zip(write_extract(tmp_path, ExtractKey(140, "full"), content))
+    set_register(core, monkeypatch)
+    lines = part(said("show", BAKER), "Activities")
+    assert lines[:2] == ["  NACE 2025", "  MAIN  00000  Activiteit 0   001"]
+    assert len(lines) == 52
+    assert lines[-1] == "  and 19,950 more: --all shows them"

@@ -71,10 +71,11 @@ def test_a_match_says_what_has_matched(register: PublishedRegister) -> None:
         ({"nace": "47"}, [BAKER, PERSON]),
         ({"nace": "47.811"}, [PERSON]),
         ({"nace": "10710", "nace_version": "2008"}, [BAKER]),
-        ({"nace": "47", "nace_version": "2008"}, []),
+        ({"nace": "47", "zipcode": "9007", "text": "crumbs"}, []),
         ({"nace": "47", "zipcode": "2017"}, [PERSON]),
         ({"text": "celeste", "nace": "10"}, [BAKER]),
         ({"text": "celeste", "zipcode": "2017", "status": "AC"}, [PERSON]),
+        ({"text": "nobody", "status": "AC"}, []),
         ({"text": "celeste", "status": "XX"}, []),
     ],
 )
@@ -88,6 +89,37 @@ def test_something_must_be_looked_for(register: PublishedRegister) -> None:
     for criteria in ({}, {"text": " \t"}, {"status": "AC"}, {"nace_version": "2025"}):
         with pytest.raises(NotFoundError, match="nothing to look for"):
             numbers(register, **criteria)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "why"),
+    [
+        ({"zipcode": "99999"}, "'99999': no address has this zipcode in the register"),
+        ({"zipcode": "x'"}, "no address has this zipcode"),
+        ({"nace": "XX"}, r"'XX': no NACE code begins like this of 2025"),
+        ({"nace": "47", "nace_version": "2008"}, "no NACE code begins like this of 2008"),
+        ({"nace": "47", "nace_version": "1999"}, "no NACE code begins like this of 1999"),
+        ({"status": "ZZ"}, "'ZZ': there is no such status"),
+        ({"zipcode": "1005", "status": "ac"}, "'ac': there is no such status"),
+    ],
+)
+def test_what_the_register_does_not_know_is_told_from_what_is_not_found(
+    register: PublishedRegister, criteria: dict[str, str], why: str
+) -> None:
+    with pytest.raises(NotFoundError, match=why):
+        register.check_known(**criteria)
+
+
+def test_what_it_knows_passes(register: PublishedRegister) -> None:
+    register.check_known()
+    register.check_known(zipcode="1005", nace="47.811", status="AC")  # an activity without a code
+    register.check_known(nace="107", nace_version="2008")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_nothing_at_most_is_refused(register: PublishedRegister, limit: int) -> None:
+    with pytest.raises(NotFoundError, match=f"^limit {limit}: ask for 1 or more$"):
+        register.find("celeste", limit=limit)
 
 
 def test_the_best_matches_come_first_and_no_more_than_asked_for(tmp_path: Path) -> None:
@@ -113,7 +145,6 @@ def test_the_best_matches_come_first_and_no_more_than_asked_for(tmp_path: Path) 
         assert {*found[3:6]} == {"Oude Ster", "Noord-Ster", "Beeld van een ster (oud)"}
         assert found[6:] == ["Rooster"]
         assert [match.name for match in register.find("ster", limit=2)] == found[:2]
-        assert register.find("ster", limit=0) == []
         assert [m.name for m in register.find("oud beeld")] == ["Beeld van een ster (oud)"]
 
 

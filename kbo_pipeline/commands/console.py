@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from dagster import DagsterInstance
     from rich.console import Console
 
@@ -17,15 +19,60 @@ if TYPE_CHECKING:
     from kbo_pipeline.settings import Settings
 
 
-def extract_key(text: str | None) -> "ExtractKey | None":
-    """The key of an extract that an argument names; None where it may be left out, and is.
+def extract_key(text: str) -> "ExtractKey":
+    """The extract that an argument names: by its key, or by number or date if it is known here.
 
     Raises:
-        ExtractError: the text is no key.
+        ExtractError: the text is no name of an extract.
+        NotFoundError: none that is known here has that number or date, or two have.
     """
+    from kbo_pipeline.errors import NotFoundError
+    from kbo_pipeline.extract_names import as_date
     from kbo_pipeline.extracts import ExtractKey
 
-    return None if text is None else ExtractKey.parse(text)
+    day = as_date(text)
+    if day is None and not (text.isascii() and text.isdigit() and len(text) < 10):
+        return ExtractKey.parse(text)
+    known = _known_extracts(with_dates=day is not None)
+    if day is not None:
+        found = [key for key, (date, _) in known.items() if date == day]
+    else:
+        found = [key for key in known if key.number == int(text)]
+    if len(found) > 1:  # of a Full and an Update of one number, what readers have
+        found = [key for key in found if known[key][1]] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        keys = " and ".join(map(str, sorted(found, key=lambda key: (key.number, key.type))))
+        raise NotFoundError(f"{text}: {keys} are known; name one of them")
+    raise NotFoundError(f"{text}: no such extract is known here; name its key, such as 0141-update")
+
+
+def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None, bool]]":
+    """What is published, staged, or here as a ZIP: date of its data, and whether it is published.
+
+    What cannot be read is not known. Dates of ZIPs are read when they are asked for.
+    """
+    from kbo_pipeline.errors import KboError
+    from kbo_pipeline.extracts import ExtractKey, key_or_none, read_snapshot_date, zips_in
+    from kbo_pipeline.reading import read_register
+    from kbo_pipeline.settings import load_settings
+
+    found: dict[ExtractKey, tuple[date | None, bool]] = {}
+    with suppress(KboError, OSError):
+        settings = load_settings()
+        for staged in settings.staging_dir.glob("*.duckdb"):
+            if (key := key_or_none(staged.stem)) is not None:
+                found[key] = (None, False)
+        for key, file in zips_in(settings.downloads_dir):
+            found[key] = (None, False)
+            if with_dates:
+                with suppress(KboError):
+                    found[key] = (read_snapshot_date(file), False)
+    with suppress(KboError, OSError), read_register() as register:
+        for extract in register.extracts:
+            found[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
+    return found
 
 
 def complete_extract(context: click.Context, argument: click.Parameter, begun: str) -> list[str]:
@@ -33,20 +80,8 @@ def complete_extract(context: click.Context, argument: click.Parameter, begun: s
 
     Whatever is wrong, there is nothing to propose, and the command says why.
     """
-    from kbo_pipeline.errors import KboError
-    from kbo_pipeline.extracts import key_or_none, zips_in
-    from kbo_pipeline.reading import read_register
-    from kbo_pipeline.settings import load_settings
-
-    found: set[str] = set()
-    with suppress(KboError, OSError):
-        settings = load_settings()
-        found |= {str(key) for key, _ in zips_in(settings.downloads_dir)}
-        staged = (key_or_none(file.stem) for file in settings.staging_dir.glob("*.duckdb"))
-        found |= {str(key) for key in staged if key is not None}
-    with suppress(KboError, OSError), read_register() as register:
-        found |= {extract.key for extract in register.extracts}
-    return sorted((key for key in found if key.startswith(begun)), reverse=True)
+    keys = map(str, _known_extracts(with_dates=False))
+    return sorted((key for key in keys if key.startswith(begun)), reverse=True)
 
 
 def in_ranges(done: Sequence[str]) -> str:

@@ -3,16 +3,29 @@
 All texts that come from KBO go through `plain` and into `Text`: they are data, never markup.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from kbo_pipeline.enterprises import Activity, Enterprise, Entity, HistoryEvent, Term
+from kbo_pipeline.enterprises import (
+    Activity,
+    Address,
+    Contact,
+    Enterprise,
+    Entity,
+    HistoryEvent,
+    Name,
+    Term,
+)
 from kbo_pipeline.plain import plain
+
+_ROWS_SHOWN = 50
+"""Names, addresses, contacts and activities of one number that are shown without --all."""
 
 _CHANGES = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
@@ -29,10 +42,14 @@ def page(enterprise: Enterprise, most: int | None) -> Group:
 
 def _sections(enterprise: Enterprise, most: int | None) -> Iterator[RenderableType]:
     yield _header(enterprise)
-    yield from _section("Names", _names(enterprise))
-    yield from _section("Addresses", _addresses(enterprise))
-    yield from _section("Contacts", _contacts(enterprise))
-    yield from _section("Activities", _activities(enterprise.activities))
+    few = None if most is None else _ROWS_SHOWN
+    for title, rows, shown in (
+        ("Names", enterprise.names, _names),
+        ("Addresses", enterprise.addresses, _addresses),
+        ("Contacts", enterprise.contacts, _contacts),
+        ("Activities", enterprise.activities, _activities),
+    ):
+        yield from _section(title, _limited(rows, few, shown))
     units = enterprise.establishments
     yield from _section(f"Establishment units ({len(units)})", _units(units, most))
     yield from _section(f"Branches ({len(enterprise.branches)})", _units(enterprise.branches, most))
@@ -77,18 +94,27 @@ def _said(value: object) -> str:
     return "" if value is None else plain(value)
 
 
-def _names(entity: Entity) -> Iterator[Table]:
-    return _grid((name.type, name.text, name.language) for name in entity.names)
+def _limited(
+    rows: Sequence[Any],
+    most: int | None,
+    shown: Callable[[Sequence[Any]], Iterator[RenderableType]],
+) -> Iterator[RenderableType]:
+    """The first rows, and how many more there are: a row takes a terminal half a millisecond."""
+    yield from shown(rows[:most])
+    if most is not None and len(rows) > most:
+        yield Text(f"  and {len(rows) - most:,} more: --all shows them", "dim")
 
 
-def _addresses(entity: Entity) -> Iterator[Table]:
-    return _grid(
-        (a.type, a, a.struck_off and f"struck off on {a.struck_off}") for a in entity.addresses
-    )
+def _names(names: Sequence[Name]) -> Iterator[RenderableType]:
+    return _grid((name.type, name.text, name.language) for name in names)
 
 
-def _contacts(entity: Entity) -> Iterator[Table]:
-    return _grid((contact.type, contact.value) for contact in entity.contacts)
+def _addresses(addresses: Sequence[Address]) -> Iterator[RenderableType]:
+    return _grid((a.type, a, a.struck_off and f"struck off on {a.struck_off}") for a in addresses)
+
+
+def _contacts(contacts: Sequence[Contact]) -> Iterator[RenderableType]:
+    return _grid((contact.type, contact.value) for contact in contacts)
 
 
 def _activities(activities: Iterable[Activity]) -> Iterator[RenderableType]:
@@ -119,13 +145,12 @@ def _units(units: tuple[Entity, ...], most: int | None) -> Iterator[RenderableTy
             if a.nace and a.nace_version == newest
         }
         others = [n.text for n in unit.names if n.text and n.text != unit.name]
-        yield from _grid(
-            [
-                *(("  also", text) for text in others),
-                *((f"  {_said(c.type)}", c.value) for c in unit.contacts),
-                *((f"  {code}", text) for code, text in seen.items()),
-            ]
-        )
+        rows = [
+            *(("  also", text) for text in others),
+            *((f"  {_said(c.type)}", c.value) for c in unit.contacts),
+            *((f"  {code}", text) for code, text in seen.items()),
+        ]
+        yield from _limited(rows, None if most is None else _ROWS_SHOWN, _grid)
     if most is not None and len(units) > most:
         yield Text(f"  and {len(units) - most} more: --all shows them", "dim")
 

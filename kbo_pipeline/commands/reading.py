@@ -86,6 +86,10 @@ def find(
             status=status,
             limit=limit + 1,  # to see whether there are more
         )
+        if not found:
+            register.check_known(
+                zipcode=zipcode, nace=nace, nace_version=nace_version, status=status
+            )
         newest = register.extracts[0]
     more, found = len(found) > limit, found[:limit]
     if as_json:

@@ -41,7 +41,8 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
     """
     from kbo_pipeline.settings import load_settings
 
-    key, settings = extract_key(extract), load_settings()
+    settings = load_settings()
+    key = None if extract is None else extract_key(extract)
     from kbo_pipeline.defs.importing import open_instance
     from kbo_pipeline.defs.status import newest_extract, read_status
 

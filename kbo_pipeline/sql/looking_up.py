@@ -91,12 +91,13 @@ def times(table: Table) -> str:
     )
 
 
+DESCRIPTIONS = f"SELECT {', '.join(CODE.column_names)} FROM {CODE.name}_at($at)"
+"""What all codes mean at `$at`."""
+
+
 def descriptions(count: int) -> str:
     """What so many codes `$code0`, ... mean at `$at`, in all categories that have them."""
-    return (
-        f"SELECT {', '.join(CODE.column_names)} FROM {CODE.name}_at($at)"
-        f" WHERE code IN ({_any('code', count)})"
-    )
+    return f"{DESCRIPTIONS} WHERE code IN ({_any('code', count)})"
 
 
 PLAIN = "SELECT strip_accents(lower($text))"
@@ -176,6 +177,24 @@ def find(words: int, values: Collection[str]) -> str:
         f" ORDER BY {ENTERPRISE.key}, rank, length(plain), entity_number, plain, denomination)"
         f" ORDER BY rank, length(plain), plain, {ENTERPRISE.key} LIMIT $limit"
     )
+
+
+HAS = {
+    "zipcode": f'SELECT 1 FROM "current".{ADDRESS.name} WHERE zipcode = $zipcode LIMIT 1',
+    "nace": f"SELECT 1 FROM \"current\".{CODE.name} WHERE category = concat('Nace', $nace_version)"
+    f' AND starts_with(code, $nace) UNION ALL SELECT 1 FROM "current".{ACTIVITY.name}'
+    " WHERE nace_version = $nace_version AND starts_with(nace_code, $nace) LIMIT 1",
+    "status": f"SELECT 1 FROM \"current\".{CODE.name} WHERE category = 'Status' AND code = $status"
+    f' UNION ALL SELECT 1 FROM "current".{ENTERPRISE.name} WHERE status = $status LIMIT 1',
+}
+"""Tells whether the register knows a value that a search may name."""
+
+HAS_NOT = {
+    "zipcode": "no address has this zipcode",
+    "nace": "no NACE code begins like this",
+    "status": "there is no such status",
+}
+"""What is said where it does not."""
 
 
 def described(count: int) -> str:
