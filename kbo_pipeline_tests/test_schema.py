@@ -54,7 +54,10 @@ def write(core: Core, *statements: str) -> None:
 
 def make_older(core: Core) -> None:
     """Makes a register what the first releases left: it says nothing of a version."""
-    write(core, *(f"DROP TABLE {name}" for name in tables_of_migrations()))
+    names = tables_of_migrations()
+    if core.shared is not None:  # readers of it see views
+        write(core, *(f"DROP VIEW IF EXISTS register.main.{name}" for name in names))
+    write(core, *(f"DROP TABLE {name}" for name in names))
 
 
 def tables_of_migrations() -> list[str]:
