@@ -34,6 +34,7 @@ from kbo_pipeline.defs.sensors import apply_when_staged
 from kbo_pipeline.defs.status import is_over, read_status
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.inbox import Dropped, in_number_order
+from kbo_pipeline.logs import alert_log
 from kbo_pipeline.planning import import_order
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.settings import Settings, load_settings
@@ -223,11 +224,15 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     assert (alert.extract, alert.stage) == (str(UPDATE), "apply_batches")
     said = list(examining.check_failed_runs(Installation(settings, instance, None)))
     assert any(finding.text.startswith("apply_batches failed: ") for finding in said)
-    for told in ("ALERT failed", "told before: ALERT failed"):
-        with dg.build_sensor_context(instance=instance) as context:
-            skipped = alert_sensor(context)
-        assert isinstance(skipped, dg.SkipReason)
-        assert str(skipped.skip_message).startswith(f"{told} ({UPDATE}, apply_batches): ")
+    log, line = alert_log(settings), f"ALERT failed ({UPDATE}, apply_batches): "
+    log.mkdir(parents=True)  # where no file can be written
+    assert alert_tick(instance).startswith(line)
+    assert f"{log}: cannot be written" in alert_tick(instance)
+    log.rmdir()
+    assert alert_tick(instance).startswith(line)
+    assert line in log.read_text()
+    assert alert_tick(instance).startswith(f"told before: {line}")
+    assert len(log.read_text().splitlines()) == 1
     assert [found.run_id for found in runs_about(instance, [UPDATE], [STATUS.FAILURE])] == [
         run.run_id
     ]
@@ -236,6 +241,13 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     add_newer(instance)
     found = read_status(instance, UPDATE)
     assert found.stage == f"rolled back; kbo retry {UPDATE} imports it again"
+
+
+def alert_tick(instance: dg.DagsterInstance) -> str:
+    with dg.build_sensor_context(instance=instance) as context:
+        skipped = alert_sensor(context)
+    assert isinstance(skipped, dg.SkipReason)
+    return str(skipped.skip_message)
 
 
 @pytest.mark.parametrize("job", ASSETS_OF_JOBS)
