@@ -420,3 +420,16 @@ def test_what_is_sent_since_a_number_or_a_date(
 ) -> None:
     assert is_sent(since, number, OF_2018) == is_expected
     assert is_sent(OF_2018, number, OF_2014) is False
+
+
+def test_made_up_extracts_are_sound_without_the_columns(newer: Path, tmp_path: Path) -> None:
+    make = """
+from kbo_pipeline.cli import main
+directory = Path(sys.argv[1]) / "samples"
+main(["sample", str(directory)], standalone_mode=False)
+core.batch_rows = 1000
+for key in ("0140_*Full", "0141_*Update"):
+    core.import_zip(next(directory.glob(f"KboOpenData_{key}.zip")))
+result = rows("SELECT count(*) > 1000, count(tax_region) FROM current.enterprise")
+"""
+    assert do(newer, Core(tmp_path / "made up"), make) == [["True", 0]]

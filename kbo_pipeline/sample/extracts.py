@@ -12,7 +12,13 @@ from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.sample.codes import code_rows
 from kbo_pipeline.sample.entities import Population
-from kbo_pipeline.sample.members import COMPRESSION_LEVEL, csv_header, csv_rows, write_member
+from kbo_pipeline.sample.members import (
+    COMPRESSION_LEVEL,
+    columns_of,
+    csv_header,
+    csv_rows,
+    write_member,
+)
 from kbo_pipeline.sample.rows import Rows, Value, keyed_rows, sent_rows
 from kbo_pipeline.tables import CODE, TABLES, Column, Table
 
@@ -71,7 +77,7 @@ class Sample:
         members = [
             (
                 f"{table.name}.csv",
-                table.columns,
+                columns_of(table),
                 csv_rows(table, keyed_rows(self._population, table.name, number)),
             )
             for table in TABLES
@@ -105,7 +111,7 @@ class Sample:
         deleted = (f'"{key}"\n' for key, before, _ in sent() if before)
         yield f"{table.name}_delete.csv", table.columns[:1], deleted
         inserted = csv_rows(table, ((key, after) for key, _, after in sent() if after))
-        yield f"{table.name}_insert.csv", table.columns, inserted
+        yield f"{table.name}_insert.csv", columns_of(table), inserted
 
     def _write(
         self,
@@ -125,7 +131,7 @@ class Sample:
             ("Version", "1.0.0"),
         )
         codes = csv_rows(CODE, ((row[0], [row[1:]]) for row in code_rows(key.number)))
-        members = [("code.csv", CODE.columns, codes), *members]
+        members = [("code.csv", columns_of(CODE), codes), *members]
         target = directory / name
         with (
             replace_atomically(target) as temporary,

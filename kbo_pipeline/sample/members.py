@@ -17,6 +17,11 @@ _TEXTS_AT_ONCE = 512
 _ROW_TWICE_EVERY = {"activity": 50, "contact": 200, "denomination": 500}  # so many keys
 
 
+def columns_of(table: Table) -> tuple[Column, ...]:
+    """The columns that made-up rows have: those of before KBO's numbers of today, which go on."""
+    return tuple(column for column in table.columns if not isinstance(column.since, int))
+
+
 def csv_header(columns: Iterable[Column]) -> str:
     """The first line of a file."""
     return ",".join(f'"{column.csv_name}"' for column in columns) + "\n"
@@ -24,7 +29,7 @@ def csv_header(columns: Iterable[Column]) -> str:
 
 def csv_rows(table: Table, keyed: Iterable[tuple[str, Rows]]) -> Iterator[str]:
     """The lines of each key, which has rows; a few stand in a file twice, as in the real ones."""
-    fields = [_field_writer(column) for column in table.columns[1:]]
+    fields = [_field_writer(column) for column in columns_of(table)[1:]]
 
     def tails(rows: Rows) -> list[str]:
         """Rows as they stand in the file after their key."""
