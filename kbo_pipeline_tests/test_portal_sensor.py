@@ -18,6 +18,7 @@ from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs import polling
 from kbo_pipeline.defs.alerting import alert_sensor, due_alerts
 from kbo_pipeline.defs.claims import claim_file
+from kbo_pipeline.defs.code_server import env_file_without_account
 from kbo_pipeline.defs.polling import kbo_extract_sensor, read_poll
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.locks import exclusive_lock
@@ -258,6 +259,12 @@ def test_a_refused_account_is_told_and_not_asked_for_again(world: World) -> None
     assert world.portal.count(Kind.LOGIN) == 1
     (alert,) = due_alerts(world.instance, load_settings(), time.time())
     assert (alert.kind, alert.stage) == ("refused", "portal")
+
+
+def test_a_code_server_keeps_no_account_of_env(tmp_path: Path) -> None:
+    """Dagster puts `.env` over the environment, once: a change would not count."""
+    (tmp_path / ".env").write_text("KBO_USERNAME=a\nKBO_PASSWORD=b\nHTTPS_PROXY=http://c\n")
+    assert env_file_without_account(str(tmp_path)) == {"HTTPS_PROXY": "http://c"}
 
 
 @pytest.mark.parametrize("is_started_again", [False, True])
