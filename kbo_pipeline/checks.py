@@ -6,7 +6,7 @@ itself decides what it publishes. `CHECKS` declares all of them.
 
 import datetime
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -213,20 +213,26 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
         (row[0], row[1]): row[2:]
         for row in database.execute(checking_sql.LEDGER_OF_EXTRACT, id=str(key)).fetchall()
     }
-    staged = {}
+    staged, members = {}, {}
     if subject.is_staged:
+        rows = database.execute(checking_sql.STAGED_MEMBERS).fetchall()
+        members = {(row[0], row[1]): row[2:] for row in rows}
         rows = database.execute(checking_sql.staged_rows(key)).fetchall()
         staged = {(name, operation): count for name, operation, count in rows}
     for table in TABLES:
         opened = closed = unchanged = 0
         for operation in key.operations:
-            nothing = (0, True, 0, 0, 0, 0)
+            nothing = (0, True, 0, 0, 0, 0, 0)
             batches, is_complete, records, *changes = ledger.get((table.name, operation), nothing)
             what = f"batches ({operation})"
             yield table.name, what, batches, total, batches == total and is_complete
             if subject.is_staged:
                 found = staged.get((table.name, operation), 0)
                 yield table.name, f"rows ({operation})", records, found, records == found
+                in_zip, rejected = members.get((table.name, operation), (0, 0))
+                accounted = rejected + (records if operation == "delete" else _inserted(changes))
+                what = f"records in the ZIP ({operation})"
+                yield table.name, what, accounted, in_zip, accounted == in_zip
             opened, closed = opened + changes[0], closed + changes[1]
             unchanged += changes[2]
         there = subject.rows(table)
@@ -251,6 +257,23 @@ def _date_before(subject: Subject, table: None) -> Found:
         ("extract", "snapshot_date"),
         ((extract, date),),
     )
+
+
+def _inserted(changes: Sequence[int]) -> int:
+    """Rows that the ledger says were opened, were there, or were there twice."""
+    opened, _, unchanged, duplicates = changes
+    return opened + unchanged + duplicates
+
+
+def _rejected_rows(subject: Subject, table: None) -> Found:
+    rows = subject.database.execute(checking_sql.REJECTED_ROWS, key=str(subject.key)).fetchall()
+    text = "no rows set aside"
+    if rows:
+        file, line, column, reason = rows[0]
+        place = ": ".join(part for part in (file, f"line {line}", column, reason) if part)
+        text = f"{len(rows):,} rows set aside, in rejected_row; the first: {place}"
+    columns = ("file", "line", "column", "reason")
+    return Found(len(rows), text, columns, tuple(rows[:SAMPLE_ROWS]))
 
 
 def _unusual_change(subject: Subject, table: Table) -> Found:
@@ -360,10 +383,19 @@ CHECKS: tuple[Check, ...] = (
         _implausible_dates,
     ),
     Check(
+        "rows_set_aside",
+        "warning",
+        "Each record of the ZIP can be read. One with an impossible date, a number out of shape, or"
+        " broken quotes is not applied; it is kept in `rejected_row`.",
+        (None,),
+        _rejected_rows,
+    ),
+    Check(
         "ledger_equals_rows",
         "error",
         "What the ledger says was applied is there: every batch of the extract once, as many rows"
-        " as were staged, as many opened and closed rows as it counted; after a Full, exactly its"
+        " as were staged, as many opened and closed rows as it counted, and together with"
+        " duplicates and rows set aside as many as the ZIP has records; after a Full, exactly its"
         " rows are current.",
         (None,),
         _ledger_differences,

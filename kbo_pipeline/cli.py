@@ -116,6 +116,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     if settings.postgres_url is None:  # beside the imports that follow, which take two seconds
         start_ahead(settings.postgres_dir)
     from kbo_pipeline.defs.importing import import_extract, open_instance
+    from kbo_pipeline.defs.progress import Progress
 
     with open_instance(settings) as instance:
         for zip_file, extract in extracts:
@@ -123,7 +124,10 @@ def import_command(zips: tuple[Path, ...]) -> None:
             with progress_bar(instance, extract.key), pause_told(settings):
                 imported = import_extract(instance, settings, zip_file, extract)
             if imported:
-                click.echo(f"{extract.key}: published in {time.monotonic() - started:.1f} s")
+                rejected = Progress(instance).rejected_rows(extract.key)
+                aside = f"; {rejected:,} rows set aside, see rejected_row" if rejected else ""
+                seconds = time.monotonic() - started
+                click.echo(f"{extract.key}: published in {seconds:.1f} s{aside}")
             else:
                 click.echo(f"{extract.key}: already published: nothing to do")
 
@@ -152,8 +156,13 @@ def fetch(extract: str) -> None:
 
 @main.command()
 @click.argument("extract", required=False, shell_complete=complete_extract)
-def retry(extract: str | None) -> None:
-    """Re-execute what failed or is missing of an extract, and nothing else."""
+@click.option("--accept-faults", is_flag=True, help="Set its faulty rows aside, however many.")
+def retry(extract: str | None, accept_faults: bool) -> None:
+    """Re-execute what failed or is missing of an extract, and nothing else.
+
+    With --accept-faults also one that was refused because many of its rows are faulty: these are
+    set aside, in rejected_row, and all others are imported.
+    """
     from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
@@ -164,14 +173,15 @@ def retry(extract: str | None) -> None:
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
         with progress_bar(instance, key), pause_told(settings):
-            done = retry_extract(instance, settings, key)
+            done = retry_extract(instance, settings, key, accept_faults=accept_faults)
     click.echo(f"{key}: {in_ranges(done)}" if done else f"{key}: published: nothing to retry")
 
 
 @main.command()
 @click.argument("extract", shell_complete=complete_extract)
 @click.option("--accept-loss", is_flag=True, help="Also when it takes away many rows.")
-def publish(extract: str, accept_loss: bool) -> None:
+@click.option("--accept-faults", is_flag=True, help="Import it without its faulty rows first.")
+def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
     """Show an extract to readers, whose batches are all applied.
 
     The sensors and kbo import do so by themselves. An extract that takes away more of a table
@@ -181,10 +191,15 @@ def publish(extract: str, accept_loss: bool) -> None:
 
     settings = load_settings()
     key = extract_key(extract)
-    from kbo_pipeline.defs.importing import open_instance, publish_extract
+    from kbo_pipeline.defs.importing import open_instance, publish_extract, retry_extract
 
     with open_instance(settings) as instance, pause_told(settings):
-        done = publish_extract(instance, settings, key, accept_loss=accept_loss)
+        if accept_faults:
+            done = bool(
+                retry_extract(instance, settings, key, accept_faults=True, accept_loss=accept_loss)
+            )
+        else:
+            done = publish_extract(instance, settings, key, accept_loss=accept_loss)
     click.echo(f"{key}: published" if done else f"{key}: already published: nothing to do")
 
 

@@ -1,11 +1,10 @@
 """What is wrong with the CSV files of an extract: place, reason and bytes of each fault.
 
-The exact and slow reading: only files that DuckDB or the counter refuse come here, so that people
-learn everything at once, and do not mend one fault a run. No DuckDB, no Dagster.
+The exact reading: only files that DuckDB or the counter refuse come here, so that their faulty
+records can be set aside one by one, or people learn of all of them at once. No DuckDB, no Dagster.
 """
 
 import csv
-import datetime
 import itertools
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from kbo_pipeline.errors import ExtractError
 from kbo_pipeline.files import move_into_place, replace_atomically
-from kbo_pipeline.tables import Column, number_pattern
+from kbo_pipeline.tables import Column
 
 MOST_FAULTS = 20
 """How many faults of an extract are reported together."""
@@ -29,9 +28,21 @@ FAULT_COLUMNS = ("file", "line", "byte", "column", "reason", "found")
 
 _MAX_HEADER = 1 << 16
 _EXCERPT = 60
+_WINDOW = 1 << 24  # bytes of a file that are looked at together
+_LONGEST_LINE = 1 << 26  # bytes; what is longer counts as several records
+_LINES_LOOKED_AT = 1000
+"""After so many lines, a record with broken quotes is taken to end with its first line."""
+
 _TEXT = rb'"(?:[^"\0]++|"")*+"'
 _BARE = rb'[^",\r\n\0]*+'
-_DATE = re.compile(DATE_PATTERN.encode())
+
+_YEAR = rb"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_LEAP = rb"(?:0[48]|[2468][048]|[13579][26])"
+_DATE = (
+    rb"(?:(?:(?:0[1-9]|1[0-9]|2[0-8])-(?:0[1-9]|1[0-2])|(?:29|30)-(?:0[13-9]|1[0-2])"
+    rb"|31-(?:0[13578]|1[02]))-" + _YEAR + rb"|29-02-(?:[0-9]{2}" + _LEAP + rb"|" + _LEAP + rb"00))"
+)
+"""A date of the calendar as KBO writes it, `dd-mm-yyyy`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +80,23 @@ class RejectedError(ExtractError):
 
     Attributes:
         faults: the first of them, at most `MOST_FAULTS`.
+        accept: the command that imports it without its faulty rows; empty where none can.
     """
 
-    def __init__(self, source: str, faults: Sequence[Fault], report: Path | None = None) -> None:
+    def __init__(
+        self, source: str, faults: Sequence[Fault], report: Path | None = None, accept: str = ""
+    ) -> None:
         """Says the first fault, how many more there are, and where they are reported."""
         more = len(faults) - 1
         at_least = "at least " if len(faults) == MOST_FAULTS else ""
         rest = f"; and {at_least}{more} more fault{'s' * (more > 1)}" if more else ""
         first = str(faults[0]).removesuffix("; fetch it again")
         step = f"see {report}, bring a sound ZIP" if report else "fetch the ZIP again"
+        if accept:
+            seen = f"see {report}; " if report else ""
+            step = f"{seen}{accept} imports the rest, or bring a sound ZIP"
         super().__init__(f"{source}: {first}{rest}; {step}")
-        self.faults = tuple(faults)
+        self.faults, self.accept = tuple(faults), accept
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +149,37 @@ def read_header(
     return Header(columns, unknown, tuple(absent))
 
 
-def file_faults(
+@dataclass(frozen=True, slots=True)
+class FaultyRecord:
+    """A record that cannot be taken, and where it stands.
+
+    Attributes:
+        start: how many bytes of the file come before it.
+        end: how many come before what follows it.
+        line: the line in which it begins, from 1.
+        raw: the record as it stands, without its line end; `MAX_RECORD` bytes of it at most.
+        faults: what is wrong with it, in order; one at least.
+    """
+
+    start: int
+    end: int
+    line: int
+    raw: bytes
+    faults: tuple[Fault, ...]
+
+    @property
+    def text(self) -> str:
+        """The record as a text, in which bytes that are no UTF-8, and NUL, stand as their codes."""
+        return self.raw.decode("utf-8", "backslashreplace").replace("\0", r"\x00")
+
+
+def faulty_records(
     file: Path, member: str, columns: Sequence[Column | None], key: Column
-) -> Iterator[Fault]:
-    """Reads a CSV file record by record; yields its faults in order.
+) -> Iterator[FaultyRecord]:
+    """Reads a CSV file whole; yields, in order, the records that cannot be taken.
+
+    What lies between them is sound: records in UTF-8 with the right number of fields, whose numbers
+    and dates are such. One regular expression passes over many of them at once.
 
     Args:
         file: the CSV file, with a sound header.
@@ -143,44 +187,137 @@ def file_faults(
         columns: of the file, as `read_header` says.
         key: the column that may never be empty.
     """
-    special = [c for c in columns if c is not None and (c.type == "DATE" or c.number or c is key)]
-    pattern = re.compile(
-        b",".join(
-            (b"(%s|%s)" if column in special else b"(?:%s|%s)") % (_TEXT, _BARE)
-            for column in columns
+    with file.open("rb") as stream:
+        header = stream.readline()
+        form = _Form(member, columns, key, b"\r\n" if header.endswith(b"\r\n") else b"\n")
+        line, before, window, at, is_last = 2, len(header), b"", 0, False
+        while not is_last:
+            window, before = window[at:], before + at
+            at, searched, wanted = 0, 0, max(_WINDOW - len(window), MAX_RECORD)
+            more = stream.read(wanted)
+            is_last = len(more) < wanted
+            window += more
+            if is_last and window and not window.endswith(b"\n"):
+                window += form.line_end  # the last record may do without
+            while at < len(window):
+                end = form.sound_until(window, at)
+                if end == at:
+                    if len(window) - at < form.reach and not is_last:
+                        break
+                    end, searched = form.end_of_record(window, at, searched)
+                    if end > len(window):
+                        window += stream.readline(_LONGEST_LINE)
+                        end = len(window)
+                    raw = window[at:end].removesuffix(form.line_end)
+                    faults = form.faults(raw, line, before + at)
+                    yield FaultyRecord(before + at, before + end, line, raw[:MAX_RECORD], faults)
+                line += window.count(b"\n", at, end)
+                at = end
+
+
+class _Form:
+    """What the records of a file must look like.
+
+    Attributes:
+        line_end: that of the header.
+        reach: bytes in which a record must end, its line end included.
+    """
+
+    def __init__(
+        self, member: str, columns: Sequence[Column | None], key: Column, line_end: bytes
+    ) -> None:
+        self.line_end, self.reach = line_end, MAX_RECORD + len(line_end)
+        self._member, self._fields = member, len(columns)
+        self._special = {c: _allowed(c, key) for c in columns if c and _allowed(c, key)}
+        anything = b"(?:%s|%s)" % (_TEXT, _BARE)
+        sound = (
+            _quoted_or_bare(self._special[c]) if c in self._special else anything for c in columns
         )
-    )
-    for line, byte, record, end, line_end in _records(file):
-        if end not in (line_end, b""):
-            yield Fault(member, "another line end than the header's", line, byte, found=_shown(end))
-            continue
-        match = pattern.fullmatch(record) if record and len(record) <= MAX_RECORD else None
-        if match is None or not _is_utf8(record):
-            at, reason = _explain(record, len(columns))
-            before = record[:at].count(b"\n")
-            yield Fault(
-                member,
-                reason,
-                line + before,
-                byte + at,
-                found=_shown(record[at : at + _EXCERPT] or record[:_EXCERPT]),
-            )
-            continue
-        for place, column in enumerate(special, start=1):
-            value = match[place]
+        named = (b"(%s|%s)" % (_TEXT, _BARE) if c in self._special else anything for c in columns)
+        self._sound = re.compile(b"(?:%s%s)*+" % (b",".join(sound), line_end))
+        self._record = re.compile(b",".join(named) + line_end)
+
+    def sound_until(self, window: bytes, at: int) -> int:
+        """Where the sound records end that begin there; no more than `reach` is looked at."""
+        match = self._sound.match(window, at, at + self.reach)
+        end = match.end() if match else at
+        sound = window[at:end]
+        if not sound.isascii():
+            try:
+                sound.decode()
+            except UnicodeDecodeError as error:
+                wrong, end = at + error.start, at
+                while (record := self._record.match(window, end)) and record.end() <= wrong:
+                    end = record.end()
+        return end
+
+    def end_of_record(self, window: bytes, at: int, searched: int) -> tuple[int, int]:
+        """Where a faulty record ends; behind the window when its line does.
+
+        One with the right number of fields at its own end; one whose quotes are broken where they
+        are even in number, or where a line begins that has the right form. Says too until where no
+        line has it, and takes what it said before.
+        """
+        stop = at + self.reach
+        if record := self._record.match(window, at, stop):
+            return record.end(), searched
+        first_line = window.find(b"\n", at) + 1 or len(window) + 1
+        end, quotes = first_line, window.count(b'"', at, first_line)
+        for _ in range(_LINES_LOOKED_AT):
+            if at < searched or end >= min(stop, len(window)):
+                break
+            if quotes % 2 == 0 or self._record.match(window, end, end + self.reach):
+                return end, searched
+            line, end = end, window.find(b"\n", end) + 1 or len(window)
+            quotes += window.count(b'"', line, end)
+        return first_line, max(searched, end)
+
+    def faults(self, record: bytes, line: int, byte: int) -> tuple[Fault, ...]:
+        """What is wrong with a record that begins there, without its line end."""
+        if record.endswith((b"\r", b"\n")):
+            end = record[-1:] + (b"\n" if record.endswith(b"\r") else b"")
+            reason = "another line end than the header's"
+            return (Fault(self._member, reason, line, byte, found=_shown(end)),)
+        match = self._record.fullmatch(record + self.line_end) if record else None
+        if match is None or len(record) > MAX_RECORD or not _is_utf8(record):
+            at, reason = _explain(record, self._fields)
+            found = _shown(record[at : at + _EXCERPT] or record[:_EXCERPT])
+            line, byte = line + record[:at].count(b"\n"), byte + at
+            return (Fault(self._member, reason, line, byte, found=found),)
+        faults = []
+        for group, (column, allowed) in enumerate(self._special.items(), start=1):
+            value = match[group]
             if value.startswith(b'"'):
                 value = value[1:-1].replace(b'""', b'"')
-            wrong = _wrong(column, value, is_key=column is key)
-            if wrong:
-                at = match.start(place)
-                yield Fault(
-                    member,
-                    wrong,
-                    line + record[:at].count(b"\n"),
-                    byte + at,
-                    column.csv_name,
-                    _shown(value),
-                )
+            if not re.fullmatch(allowed, value, re.DOTALL):
+                at = match.start(group)
+                place = line + record[:at].count(b"\n"), byte + at
+                fault = Fault(self._member, _reason(column), *place, column.csv_name, _shown(value))
+                faults.append(fault)
+        return tuple(faults)
+
+
+def _allowed(column: Column, key: Column) -> bytes:
+    """The values that a column takes, as a regular expression; empty where it takes all."""
+    if column.number:
+        return column.allowed_number.encode()
+    if column.type == "DATE":
+        return b"(?:%s)?" % _DATE
+    return b".+" if column is key else b""
+
+
+def _quoted_or_bare(allowed: bytes) -> bytes:
+    """Those values as they stand in a file."""
+    if allowed == b".+":
+        return rb'(?:"(?:[^"\0]++|"")++"|[^",\r\n\0]++)'
+    return b'(?:"(?:%s)"|(?:%s))' % (allowed, allowed)
+
+
+def _reason(column: Column) -> str:
+    """Why a value may not stand in a column that does not take all."""
+    if column.number:
+        return "no number of that kind"
+    return "no date dd-mm-yyyy" if column.type == "DATE" else "empty"
 
 
 def first_faults(faults: Iterable[Fault]) -> list[Fault]:
@@ -205,14 +342,15 @@ def reported(directory: Path, zip_file: Path) -> Iterator[None]:
         yield
     except ExtractError as error:
         faults: Sequence[Fault] = [Fault("", str(error).removeprefix(f"{zip_file.name}: "))]
+        accept = ""
         if isinstance(error, RejectedError):
-            faults = error.faults
+            faults, accept = error.faults, error.accept
         report = directory / "report.csv"
         shutil.rmtree(directory, ignore_errors=True)
         _write_report(report, faults)
         if zip_file.is_file():
             move_into_place(zip_file, directory / zip_file.name)
-        raise RejectedError(zip_file.name, faults, report) from None
+        raise RejectedError(zip_file.name, faults, report, accept) from None
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -221,33 +359,6 @@ def _write_report(file: Path, faults: Sequence[Fault]) -> None:
         writer = csv.writer(out)
         writer.writerow(FAULT_COLUMNS)
         writer.writerows([getattr(fault, name) for name in FAULT_COLUMNS] for fault in faults)
-
-
-def _records(file: Path) -> Iterator[tuple[int, int, bytes, bytes, bytes]]:
-    """Yields line, byte, record, its line end, and the header's, for all records after the header.
-
-    A text that is not closed within the longest record is given up: its first line is yielded
-    alone, and reading goes on after it.
-    """
-    with file.open("rb") as stream:
-        header = stream.readline()
-        line_end = b"\r\n" if header.endswith(b"\r\n") else b"\n"
-        line, byte = 2, len(header)
-        while first := stream.readline(MAX_RECORD + 1):
-            lines = [first]
-            length, quotes, after_first = len(first), first.count(b'"'), stream.tell()
-            while quotes % 2 and length <= MAX_RECORD and (more := stream.readline(MAX_RECORD + 1)):
-                lines.append(more)
-                length += len(more)
-                quotes += more.count(b'"')
-            if quotes % 2 and len(lines) > 1:
-                stream.seek(after_first)
-                lines = lines[:1]
-            raw = b"".join(lines)
-            end = b"\r\n" if raw.endswith(b"\r\n") else b"\n" if raw.endswith(b"\n") else b""
-            yield line, byte, raw.removesuffix(end), end, line_end
-            line += raw.count(b"\n")
-            byte += len(raw)
 
 
 def _explain(record: bytes, columns: int) -> tuple[int, str]:
@@ -288,29 +399,6 @@ def _is_utf8(record: bytes) -> bool:
     try:
         record.decode()
     except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _wrong(column: Column, value: bytes, *, is_key: bool) -> str:
-    """Why a value may not stand in its column; empty when it may."""
-    if column.number:
-        if not re.fullmatch(number_pattern(column.number).encode(), value):
-            return "no number of that kind"
-    elif is_key and not value:
-        return "empty"
-    elif column.type == "DATE" and value and not _is_date(value):
-        return "no date dd-mm-yyyy"
-    return ""
-
-
-def _is_date(value: bytes) -> bool:
-    if not _DATE.fullmatch(value):
-        return False
-    day, month, year = (int(part) for part in value.split(b"-"))
-    try:
-        datetime.date(year, month, day)
-    except ValueError:
         return False
     return True
 

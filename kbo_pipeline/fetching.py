@@ -134,6 +134,14 @@ def kept_zip(settings: Settings, key: ExtractKey) -> Path:
     return files[0]
 
 
+def refused_zip(settings: Settings, key: ExtractKey) -> Path | None:
+    """The ZIP of an extract that was refused and lies aside; None where one is kept, or none."""
+    aside = settings.rejected_dir / str(key)
+    if kept_zips(settings, key) or not aside.is_dir():
+        return None
+    return next((f for f in sorted(aside.iterdir()) if f.suffix.lower() == ".zip"), None)
+
+
 def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, Extract]:
     """Copies a ZIP into the downloads directory, in place of others of the same extract.
 

@@ -3,7 +3,7 @@
 import re
 
 from kbo_pipeline.errors import NotFoundError
-from kbo_pipeline.tables import TABLES, Table, number_pattern
+from kbo_pipeline.tables import TABLES, Table
 
 _LABEL = r"(?:BTW|TVA|VAT|MWST|UST|KBO|BCE|ZDU|CBE|RPR|RPM|RJP|NR|NO|N°|N\.)"
 _AROUND = re.compile(
@@ -40,7 +40,7 @@ def dotted(text: str | int) -> str:
         digits = match[2].rjust(10, "0")
         for shape, dots in _DOTS:
             found = shape.sub(dots, digits)
-            if any(re.fullmatch(number_pattern(t.columns[0].number), found) for t in _NUMBERED):
+            if any(re.fullmatch(t.columns[0].usual_number, found) for t in _NUMBERED):
                 return found
     raise NotFoundError(
         f"{text[:40]!r} is no number of an enterprise, establishment unit or branch; expected one"

@@ -123,6 +123,7 @@ def _import(
             batch_rows=settings.batch_rows,
             max_batches=settings.max_batches,
             memory_mb=settings.memory_mb,
+            max_faulty_rows=None,  # it was imported before
         )
     with (
         connect() as connection,

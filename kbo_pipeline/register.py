@@ -37,6 +37,8 @@ from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
 from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
 _LEDGER = ("import_jobs", "import_job_batches")
+_KEPT = (*_LEDGER, "rejected_row")
+"""What is kept where a staged Full takes the place of the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +312,7 @@ class Register:
         attached as `staging`.
         """
         database = self._database
-        for name in _LEDGER:
+        for name in _KEPT:
             database.execute(f"CREATE OR REPLACE TEMP TABLE kept_{name} AS FROM {name}")
         detach(database.connection, "register")
         try:
@@ -323,7 +325,7 @@ class Register:
                             database.execute(statement)
                     for statement in register_sql.NOT_OF_THE_REGISTER:
                         database.execute(statement)
-                    for name in _LEDGER:
+                    for name in _KEPT:
                         database.execute(f"INSERT INTO {name} BY NAME FROM temp.main.kept_{name}")
                     self.checkpoint()
         finally:
@@ -458,6 +460,8 @@ class Register:
             names = self._database.count(
                 reading_sql.COUNT_NAMES_RESOLVED, number=extract.key.number
             )
+            self._database.execute(register_sql.FORGET_REJECTED, key=str(extract.key))
+            self._database.execute(register_sql.KEEP_REJECTED, key=str(extract.key))
             self.ledger.complete_job(extract.key, names)
             check()
             self.show(privacy)
@@ -517,6 +521,7 @@ class Register:
             return Rollback({}, {}, already_rolled_back=True)
         with self._database.transaction():
             dropped, reopened = self._undo(key)
+            self._database.execute(register_sql.FORGET_REJECTED, key=str(key))
             self.ledger.roll_back_job(key)
             self.show(privacy)
         return Rollback(dropped, reopened, already_rolled_back=False)

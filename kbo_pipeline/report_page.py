@@ -27,6 +27,7 @@ def page(report: ChangeReport, plot: str) -> str:
         parts += [
             "This is the first extract of the register: all of it is new, so nothing is listed.",
             "\n".join(_rows_table(report)),
+            *_rejected(report),
         ]
         return "\n\n".join(parts) + "\n"
     parts += [
@@ -37,6 +38,7 @@ def page(report: ChangeReport, plot: str) -> str:
         "\n".join(_kinds_table(report)) if report.changes else "Nothing changed.",
         "## By table",
         "\n".join(_rows_table(report)),
+        *_rejected(report),
         "## Unusual",
         "\n".join(_unusual(report)),
     ]
@@ -74,6 +76,22 @@ def _rows_table(report: ChangeReport) -> Iterator[str]:
             cells += [f"{report.day.rows[table.name, what]:,}"]
             cells += ["" if usual is None else f"{usual:,}"]
         yield f"| {' | '.join(cells)} |"
+
+
+def _rejected(report: ChangeReport) -> Iterator[str]:
+    rejected = report.rejected
+    if not rejected.count:
+        return
+    yield "## Set aside"
+    yield (
+        f"{rejected.count:,} rows of the ZIP could not be read and are not in the register; as they"
+        " stood, they are in the table `rejected_row`. The first:"
+    )
+    lines = ["| file | line | column | reason |", "|---|---:|---|---|"]
+    for file, line, column, reason in rejected.first:
+        shown = escaped(file), f"{line:,}", column or "", escaped(reason)
+        lines.append(f"| {' | '.join(shown)} |")
+    yield "\n".join(lines)
 
 
 def _unusual(report: ChangeReport) -> Iterator[str]:

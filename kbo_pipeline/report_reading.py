@@ -21,6 +21,9 @@ HISTORY = 30
 EXAMPLES = 5
 """So many changes of each kind are on the page."""
 
+REJECTED = 20
+"""So many records that are set aside are on the page."""
+
 _LEAST_KINDS, _LEAST_ENTITIES = 2, 3
 _CLOSED, _OPENED = "closed", "opened"
 
@@ -50,6 +53,20 @@ class Day:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """Records of an extract that are set aside.
+
+    Attributes:
+        count: how many.
+        first: file, line, column and reason of the first `REJECTED`; no column where it is about
+            a whole record.
+    """
+
+    count: int = 0
+    first: tuple[tuple[str, int, str | None, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeReport:
     """What an extract changed.
 
@@ -62,6 +79,7 @@ class ChangeReport:
         entities: how many entities changed.
         examples: some changes of each kind.
         unusual: the most unusual things.
+        rejected: what is set aside.
     """
 
     day: Day
@@ -72,6 +90,7 @@ class ChangeReport:
     entities: int
     examples: tuple[Change, ...]
     unusual: tuple[Unusual, ...]
+    rejected: Rejected
 
     @property
     def changes(self) -> int:
@@ -90,7 +109,7 @@ def read_report(database: Database, key: ExtractKey, lists: Mapping[str, Path]) 
     first = database.count(report_sql.FIRST_EXTRACT)
     days = _days(database, key)
     if key.number == first:
-        return ChangeReport(days[-1], (), True, {}, (), 0, (), ())
+        return ChangeReport(days[-1], (), True, {}, (), 0, (), (), _rejected(database, key))
     before = tuple(day for day in days[:-1] if day.key.number != first)
     database.execute(report_sql.CREATE_CHANGES, number=key.number)
     counted = database.execute(report_sql.COUNT_BY_KIND).fetchall()
@@ -115,7 +134,13 @@ def read_report(database: Database, key: ExtractKey, lists: Mapping[str, Path]) 
         database.count(report_sql.COUNT_ENTITIES),
         tuple(Change(*row) for row in examples),
         tuple(unusual),
+        _rejected(database, key),
     )
+
+
+def _rejected(database: Database, key: ExtractKey) -> Rejected:
+    rows = database.execute(report_sql.REJECTED_ROWS, key=str(key), most=REJECTED).fetchall()
+    return Rejected(rows[0][-1], tuple(row[:-1] for row in rows)) if rows else Rejected()
 
 
 def _days(database: Database, key: ExtractKey) -> list[Day]:

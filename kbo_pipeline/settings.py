@@ -64,6 +64,8 @@ class Settings:
             percent (`KBO_MAX_LOSS_PERCENT`).
         max_loss_percent_full: the same for a Full that follows what is published
             (`KBO_MAX_LOSS_PERCENT_FULL`).
+        max_faulty_rows: records of an extract that may be set aside unasked
+            (`KBO_MAX_FAULTY_ROWS`).
         stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
         alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
         memory_mb: megabytes that a process may take which imports (`KBO_MEMORY_MB`).
@@ -96,6 +98,7 @@ class Settings:
     keep_logs_days: int
     max_loss_percent: float
     max_loss_percent_full: float
+    max_faulty_rows: int
     stale_hours: int
     alert_webhook: str | None
     memory_mb: int
@@ -264,6 +267,7 @@ def load_settings(
         keep_logs_days=reader.number("KBO_KEEP_LOGS_DAYS", 14, 1, 36_500),
         max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
         max_loss_percent_full=reader.percent("KBO_MAX_LOSS_PERCENT_FULL", 5.0),
+        max_faulty_rows=reader.number("KBO_MAX_FAULTY_ROWS", 100, 0, 1_000_000),
         stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
         alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
         memory_mb=reader.number("KBO_MEMORY_MB", 4096, 1024, 10_000_000),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import duckdb
 import numpy as np
@@ -17,8 +18,14 @@ from numpy.typing import NDArray
 from kbo_pipeline.batches import Batch, BatchKey, batch_target
 from kbo_pipeline.database import lock_down, new_file
 from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType, odd_day
-from kbo_pipeline.faults import Fault, RejectedError, file_faults, first_faults
+from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType, Operation, odd_day
+from kbo_pipeline.faults import (
+    Fault,
+    FaultyRecord,
+    RejectedError,
+    faulty_records,
+    first_faults,
+)
 from kbo_pipeline.files import make_private, replace_atomically
 from kbo_pipeline.locks import exclusive_lock, is_locked
 from kbo_pipeline.schema import OWN_COLUMNS, layout_of
@@ -26,11 +33,17 @@ from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
 from kbo_pipeline.sql.schema import SCHEMA_VERSION
 from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
-from kbo_pipeline.unpacking import Unpacked, made_ahead, unpack
+from kbo_pipeline.unpacking import NO_ROWS, CsvFile, Unpacked, made_ahead, unpack, without
 
 KNOWN_VERSION = "1.0.0"
 """The version of KBO's format that this was made for; others are read too, with a warning."""
 
+FEW_FAULTY_ROWS = 10
+FAULTY_SHARE = 1000
+"""As many rows, or one in so many, may be set aside before somebody is asked."""
+
+_ANY_NUMBER = 2**40
+_SHOWN_FAULTS = 5
 _HASH_BYTES = 8
 
 _ROWS_FETCHED = 2**21
@@ -54,6 +67,7 @@ class Staged:
         records: rows by (table name, batch number, operation); absent where there are none.
         superseded: of those, by (table name, batch number), the inserted ones that say nothing
             new: exact duplicates, and of two rows for a unique key the earlier; absent where none.
+        rejected_rows: records of the ZIP that are set aside, and not among the others.
         warnings: what was odd in the ZIP; known to who staged it only.
     """
 
@@ -61,6 +75,7 @@ class Staged:
     batches: tuple[Batch, ...]
     records: Mapping[tuple[str, int, str], int]
     superseded: Mapping[tuple[str, int], int]
+    rejected_rows: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -87,9 +102,12 @@ def stage(
     batch_rows: int,
     max_batches: int,
     memory_mb: int,
+    max_faulty_rows: int | None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Staged:
     """Makes the staging file of an extract: complete under its name, or not there at all.
+
+    Records that do not hold what KBO publishes are set aside, when they are few.
 
     Args:
         connection: an in-memory DuckDB; it can be used for nothing else than staging afterwards.
@@ -99,11 +117,14 @@ def stage(
         batch_rows: rows a batch holds at least, when there are that many.
         max_batches: batches at most.
         memory_mb: megabytes that the process may take; an eighth of it are for hashes of rows.
+        max_faulty_rows: records that may be set aside at most, also of a large extract; None for
+            any number: somebody has accepted that.
         report: takes a line of progress.
 
     Raises:
         ExtractError: the ZIP is not sound.
-        RejectedError: its files do not hold what KBO publishes; names the first faults.
+        RejectedError: its files are not in KBO's form, or too many of their records; names the
+            first faults.
         StorageError: another process stages the same extract.
     """
     target = staging_file(directory, extract.key)
@@ -119,7 +140,7 @@ def stage(
             unpacked = unpack(zip_file, extract, unpacked_dir)
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
-                warnings = _load(connection, extract, unpacked, memory_mb)
+                warnings = _load(connection, extract, unpacked, memory_mb, max_faulty_rows)
                 _cut(connection, extract.key, batch_rows, max_batches)
                 _describe(connection, extract)
                 connection.execute("CHECKPOINT staging")
@@ -254,59 +275,169 @@ def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] =
         "SELECT table_name, batch_number, operation, records_count, superseded_count"
         " FROM staging.batch_records"
     ).fetchall()
+    ((rejected_rows,),) = connection.execute("SELECT count(*) FROM staging.rejected_row").fetchall()
     return Staged(
         extract,
         tuple(Batch(*batch) for batch in batches),
         {(name, batch, operation): records for name, batch, operation, records, _ in counted},
         {(name, batch): superseded for name, batch, _, _, superseded in counted if superseded},
+        rejected_rows,
         tuple(warnings),
     )
 
 
 def _load(
-    connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked, memory_mb: int
+    connection: duckdb.DuckDBPyConnection,
+    extract: Extract,
+    unpacked: Unpacked,
+    memory_mb: int,
+    max_faulty_rows: int | None,
 ) -> list[str]:
     """Fills the staged tables, and makes sure that they hold what the files do; returns warnings.
 
     The fast ways only say that something is wrong; what it is, the exact reading finds.
     """
-    reason = "a file with other records or headers than KBO's"
-    if not unpacked.faults and all(file.is_regular for file in unpacked.files.values()):
+
+    def refuse(*faults: Fault, accept: str = "") -> NoReturn:
+        every = chain(unpacked.faults, faults, _faults_of_records(unpacked))
+        raise RejectedError(extract.source_file, first_faults(every), accept=accept)
+
+    def refuse_more_than(allowed: int) -> None:
+        if len(set_aside) > allowed:
+            refuse(accept=f"kbo retry {extract.key} --accept-faults")
+
+    if unpacked.faults:
+        refuse()
+    for statement in (
+        staging_sql.CREATE_MEMBER,
+        staging_sql.CREATE_REJECTED,
+        staging_sql.CREATE_SUPERSEDED,
+    ):
+        connection.execute(statement)
+    most = _ANY_NUMBER if max_faulty_rows is None else max_faulty_rows
+    records, warnings = 0, list(unpacked.warnings)
+    set_aside: list[tuple[CsvFile, FaultyRecord]] = []
+    for table in ALL_TABLES:
+        files = {o: file for (t, o), file in unpacked.files.items() if t is table}
+        faulty: dict[Operation, list[FaultyRecord]] = {operation: [] for operation in files}
         try:
-            reason = _load_tables(connection, extract, unpacked, memory_mb)
-        except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
-            reason = " ".join(str(error).split())[:400]
-        if not reason:
-            return [*unpacked.warnings, *_odd(connection, extract)]
-    faults = first_faults(_faults(unpacked)) or [Fault("", reason)]
-    raise RejectedError(extract.source_file, faults)
+            unusual = _load_table(connection, extract, table, files)
+        except _UnsoundError as error:
+            for operation, file in files.items():
+                found = islice(_faulty(file, table), most - len(set_aside) + 1)
+                faulty[operation] = list(found)
+                set_aside += ((file, record) for record in faulty[operation])
+                refuse_more_than(most)
+            if not any(faulty.values()):
+                refuse(Fault("", str(error)))
+            files = {o: without(file, faulty[o]) for o, file in files.items()}
+            if extract.key.type == "full" and not (table.may_be_empty or files["insert"].rows):
+                refuse(Fault(files["insert"].member, NO_ROWS))
+            try:
+                unusual = _load_table(connection, extract, table, files)
+            except _UnsoundError as again:
+                refuse(Fault("", str(again)))
+        warnings += unusual
+        for operation, file in files.items():
+            counted, rejected = unpacked.files[table, operation].counted, len(faulty[operation])
+            if counted.is_regular and counted.records != file.counted.records + rejected:
+                refuse(Fault(file.member, "its records do not add up; report this as a defect"))
+            connection.execute(
+                "INSERT INTO member VALUES (?, ?, ?, ?, ?)",
+                [file.member, table.name, operation, file.rows + rejected, rejected],
+            )
+            records += file.rows + rejected
+        rows = sum(file.rows for file in files.values())
+        _note_superseded(connection, table, extract.key.type, rows, memory_mb)
+    if max_faulty_rows is not None:
+        refuse_more_than(min(most, max(FEW_FAULTY_ROWS, records // FAULTY_SHARE)))
+    _note_rejected(connection, extract.key, set_aside)
+    return [*warnings, *_told(set_aside), *_odd(connection, extract)]
 
 
-def _load_tables(
-    connection: duckdb.DuckDBPyConnection, extract: Extract, unpacked: Unpacked, memory_mb: int
-) -> str:
-    """Fills the staged tables and counts along; says what does not fit, or nothing."""
+class _UnsoundError(Exception):
+    """What DuckDB reads in the files of a table is not what KBO publishes."""
+
+
+def _load_table(
+    connection: duckdb.DuckDBPyConnection,
+    extract: Extract,
+    table: Table,
+    files: Mapping[Operation, CsvFile],
+) -> list[str]:
+    """Fills a staged table and counts along; returns what is unusual and does no harm.
+
+    Raises:
+        _UnsoundError: something does not fit.
+    """
+    if not all(file.is_regular for file in files.values()):
+        raise _UnsoundError("a file with other records than KBO's")
     kind = extract.key.type
-    dated = {"date": extract.snapshot_date, "number": extract.key.number}
-    for table in ALL_TABLES:
-        mine = {o: file for (t, o), file in unpacked.files.items() if t is table}
-        columns = {o: file.header.columns for o, file in mine.items()}
-        values: dict[str, object] = {o: glob_escaped(file.path) for o, file in mine.items()}
-        if kind == "full":
-            values |= dated
+    columns = {o: file.header.columns for o, file in files.items()}
+    values: dict[str, object] = {o: glob_escaped(file.path) for o, file in files.items()}
+    if kind == "full":
+        values |= {"date": extract.snapshot_date, "number": extract.key.number}
+    try:
         connection.execute(staging_sql.load_staged(table, kind, columns), values)
-        for operation, file in mine.items():
-            rows = _count(connection, staging_sql.staged_rows(table, kind, operation))
-            if rows != file.rows:
-                return f"{file.member}: {file.rows} records, but DuckDB read {rows}"
-        for statement in staging_sql.unsound_values(table, kind):
-            if _count(connection, statement):
-                return f"{table.name}: a number that is none"
-    connection.execute(staging_sql.CREATE_SUPERSEDED)
-    for table in ALL_TABLES:
-        rows = sum(file.rows for (t, _), file in unpacked.files.items() if t is table)
-        _note_superseded(connection, table, kind, rows, memory_mb)
-    return ""
+    except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        raise _UnsoundError(" ".join(str(error).split())[:400]) from None
+    for operation, file in files.items():
+        rows = _count(connection, staging_sql.staged_rows(table, kind, operation))
+        if rows != file.rows:
+            raise _UnsoundError(f"{file.member}: {file.rows} records, but DuckDB read {rows}")
+    if not table.columns[0].number and _count(connection, staging_sql.missing_keys(table)):
+        raise _UnsoundError(f"{table.name}: a row without {table.columns[0].csv_name}")
+    unusual = []
+    for column, statement in staging_sql.unusual_numbers(table, kind).items():
+        if not (count := _count(connection, statement)):
+            continue
+        if _count(connection, staging_sql.unsound_numbers(table, kind, column)):
+            raise _UnsoundError(f"{table.name}: {column.csv_name}: a number that is none")
+        unusual.append(f"{table.name}: {column.csv_name}: {count:,} numbers of an unusual kind")
+    return unusual
+
+
+def _faulty(file: CsvFile, table: Table) -> Iterator[FaultyRecord]:
+    return faulty_records(file.path, file.member, file.header.columns, table.columns[0])
+
+
+def _faults_of_records(unpacked: Unpacked) -> Iterator[Fault]:
+    for (table, _), file in unpacked.files.items():
+        if file.header.fault is None:
+            for record in _faulty(file, table):
+                yield from record.faults
+
+
+def _note_rejected(
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    set_aside: Sequence[tuple[CsvFile, FaultyRecord]],
+) -> None:
+    if set_aside:
+        connection.executemany(
+            "INSERT INTO rejected_row VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    str(key),
+                    file.member,
+                    record.line,
+                    record.text,
+                    record.faults[0].column or None,
+                    record.faults[0].reason,
+                )
+                for file, record in set_aside
+            ],
+        )
+
+
+def _told(set_aside: Sequence[tuple[CsvFile, FaultyRecord]]) -> Iterator[str]:
+    """What is said of the records that are set aside: how many, and the first of them."""
+    if not set_aside:
+        return
+    first = "; ".join(str(record.faults[0]) for _, record in set_aside[:_SHOWN_FAULTS])
+    more = len(set_aside) - _SHOWN_FAULTS
+    rest = f"; and {more:,} more" if more > 0 else ""
+    yield f"{len(set_aside):,} rows set aside, see rejected_row: {first}{rest}"
 
 
 def _note_superseded(
@@ -360,13 +491,6 @@ def _hashes(
 def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     hashes.sort()
     return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-
-
-def _faults(unpacked: Unpacked) -> Iterator[Fault]:
-    yield from unpacked.faults
-    for (table, _), file in unpacked.files.items():
-        if file.header.fault is None:
-            yield from file_faults(file.path, file.member, file.header.columns, table.columns[0])
 
 
 def _odd(connection: duckdb.DuckDBPyConnection, extract: Extract) -> Iterator[str]:

@@ -39,6 +39,7 @@ class ExtractStatus:
             runs; None when there is none.
         failed_batches: every table of every batch whose last attempt failed.
         error: why the last run of the extract failed; None when it did not.
+        rejected_rows: records of the ZIP that are set aside, and not applied.
         seconds_left: estimate from the pace so far; None when there is no pace yet.
     """
 
@@ -50,6 +51,7 @@ class ExtractStatus:
     next_batch: BatchPlace | None
     failed_batches: tuple[BatchPlace, ...]
     error: str | None
+    rejected_rows: int
     seconds_left: float | None
 
     @property
@@ -82,6 +84,7 @@ class ExtractStatus:
             "next_batch": asdict(self.next_batch) if self.next_batch else None,
             "failed_batches": [asdict(place) for place in self.failed_batches],
             "error": self.error,
+            "rejected_rows": self.rejected_rows,
         }
 
 

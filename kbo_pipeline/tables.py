@@ -21,11 +21,23 @@ number it came is not known, and a Full of those years must not be judged by gue
 """
 
 ENTERPRISE_NUMBER = ("0", "1")
-ESTABLISHMENT_NUMBER = ("2",)
+ESTABLISHMENT_NUMBER = ("2", "3", "4", "5", "6", "7", "8")  # law of 16 January 2003
 BRANCH_NUMBER = ("9",)
 ENTITY_NUMBER = (*ENTERPRISE_NUMBER, *ESTABLISHMENT_NUMBER, *BRANCH_NUMBER)
 
+_GROUP = r"\.[0-9]{3}"
+ANY_NUMBER = f"[0-9]{{4}}{_GROUP * 2}|[0-9]{_GROUP * 3}"
+"""A regular expression, for Python and DuckDB, of a number in either of KBO's two shapes."""
+
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def number_pattern(digits: tuple[str, ...]) -> str:
+    """A regular expression, for Python and DuckDB, of the numbers that begin with these digits."""
+    long = "".join(digit for digit in digits if digit in ENTERPRISE_NUMBER)
+    short = "".join(digit for digit in digits if digit not in ENTERPRISE_NUMBER)
+    shapes = {long: f"[{long}][0-9]{{3}}{_GROUP * 2}", short: f"[{short}]{_GROUP * 3}"}
+    return "|".join(shape for first, shape in shapes.items() if first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,8 @@ class Column:
         bare_when_empty: KBO writes an empty value as `,,` instead of `,"",`.
         number: the column holds numbers `dnnn.nnn.nnn`, for establishment units and branches
             `d.nnn.nnn.nnn`, and never nothing: the digits `d` that occur; empty for other columns.
+        takes_any_number: numbers of either shape are taken, whatever their first digit: those of
+            branches, for which the cookbook (2.9) allows both. Others than `number` are unusual.
     """
 
     csv_name: str
@@ -52,11 +66,22 @@ class Column:
     code_category: str | None = None
     bare_when_empty: bool = False
     number: tuple[str, ...] = ()
+    takes_any_number: bool = False
 
     @property
     def name(self) -> str:
         """The column's name in the register: `csv_name` in snake_case."""
         return _WORD_START.sub("_", self.csv_name).lower()
+
+    @property
+    def usual_number(self) -> str:
+        """A regular expression, for Python and DuckDB, of the numbers that the column holds."""
+        return number_pattern(self.number)
+
+    @property
+    def allowed_number(self) -> str:
+        """A regular expression, for Python and DuckDB, of the numbers that the column may hold."""
+        return ANY_NUMBER if self.takes_any_number else self.usual_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +165,7 @@ ESTABLISHMENT = Table(
     columns=(
         Column(
             "EstablishmentNumber",
-            "Number of the establishment unit, dotted: `2.nnn.nnn.nnn`.",
+            "Number of the establishment unit, dotted: `d.nnn.nnn.nnn`, `d` from 2 to 8.",
             number=ESTABLISHMENT_NUMBER,
         ),
         Column("StartDate", "Date on which the establishment unit began.", type="DATE"),
@@ -162,6 +187,7 @@ DENOMINATION = Table(
             "EntityNumber",
             "Number of the entity, establishment unit or branch.",
             number=ENTITY_NUMBER,
+            takes_any_number=True,
         ),
         Column(
             "Language",
@@ -187,6 +213,7 @@ ADDRESS = Table(
             "EntityNumber",
             "Number of the entity, establishment unit or branch.",
             number=ENTITY_NUMBER,
+            takes_any_number=True,
         ),
         Column(
             "TypeOfAddress",
@@ -223,6 +250,7 @@ CONTACT = Table(
             "EntityNumber",
             "Number of the entity, establishment unit or branch.",
             number=ENTITY_NUMBER,
+            takes_any_number=True,
         ),
         Column("EntityContact", "Whose contact: ENT, EST or BRA.", code_category="EntityContact"),
         Column("ContactType", "TEL, EMAIL, WEB; others occur.", code_category="ContactType"),
@@ -236,7 +264,12 @@ ACTIVITY = Table(
     description="One row for an activity of an entity or establishment unit, in one version of the"
     " NACE nomenclature.",
     columns=(
-        Column("EntityNumber", "Number of the entity or establishment unit.", number=ENTITY_NUMBER),
+        Column(
+            "EntityNumber",
+            "Number of the entity or establishment unit.",
+            number=ENTITY_NUMBER,
+            takes_any_number=True,
+        ),
         Column(
             "ActivityGroup",
             "Who registered it: VAT, social security, ...",
@@ -258,9 +291,19 @@ BRANCH = Table(
     description="One row for a branch in Belgium of a foreign entity.",
     since=datetime.date(2019, 1, 1),  # importers of 2014 to 2018 know no branch.csv
     columns=(
-        Column("Id", "Number of the branch, dotted: `9.nnn.nnn.nnn`.", number=BRANCH_NUMBER),
+        Column(
+            "Id",
+            "Number of the branch, dotted: `9.nnn.nnn.nnn`.",
+            number=BRANCH_NUMBER,
+            takes_any_number=True,
+        ),
         Column("StartDate", "Date on which the branch began.", type="DATE"),
-        Column("EnterpriseNumber", "Number of the foreign entity.", number=ENTERPRISE_NUMBER),
+        Column(
+            "EnterpriseNumber",
+            "Number of the foreign entity.",
+            number=ENTERPRISE_NUMBER,
+            takes_any_number=True,
+        ),
     ),
     unique_key=True,
     natural_key=("id",),
@@ -278,13 +321,6 @@ CODE = Table(
     ),
     natural_key=("category", "code", "language"),
 )
-
-
-def number_pattern(digits: tuple[str, ...]) -> str:
-    """A regular expression, for Python and for DuckDB, of the numbers of a `Column.number`."""
-    shapes = {"[01]": r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}", "[29]": r"\.[0-9]{3}\.[0-9]{3}\.[0-9]{3}"}
-    found = [d + shape for kinds, shape in shapes.items() for d in digits if d in kinds]
-    return "|".join(found)
 
 
 def is_sent(since: Since, number: int, snapshot_date: datetime.date) -> bool:

@@ -4,15 +4,16 @@ Nothing is named as in the ZIP: its names only say which of our tables a member 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
-from kbo_pipeline.archives import Archive, Member, open_archive
+from kbo_pipeline.archives import CHUNK, Archive, Member, open_archive
 from kbo_pipeline.extracts import Extract, ExtractKey, Operation
-from kbo_pipeline.faults import Fault, Header, read_header
+from kbo_pipeline.faults import Fault, FaultyRecord, Header, read_header
 from kbo_pipeline.records import Counted, RecordCounter
 from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table, is_sent
 
@@ -25,6 +26,8 @@ _DECLARE = (
     "their values are kept nowhere; to have them, declare the columns in kbo_pipeline/tables.py, as"
     ' "Add a column" in README.md says'
 )
+
+NO_ROWS = "no rows in a Full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +120,36 @@ def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
             warnings.append(f"{file.member}: without {columns}, as older extracts are: no values")
         if key.type == "full" and operation == "insert" and file.is_regular and not file.rows:
             if table.may_be_empty:
-                warnings.append(f"{file.member}: no rows in a Full")
+                warnings.append(f"{file.member}: {NO_ROWS}")
             else:
-                faults.append(Fault(file.member, "no rows in a Full"))
+                faults.append(Fault(file.member, NO_ROWS))
     return Unpacked(files, faults, warnings)
+
+
+def without(file: CsvFile, faulty: Sequence[FaultyRecord]) -> CsvFile:
+    """A copy of a file without some of its records, counted anew; it lies beside the file.
+
+    Args:
+        file: the file.
+        faulty: which of its records are left out, in order.
+    """
+    target = file.path.with_suffix(".sound.csv")
+    with file.path.open("rb") as source, target.open("wb") as out:
+        for record in faulty:
+            _copy(source, out, record.start - source.tell())
+            source.seek(record.end)
+        shutil.copyfileobj(source, out, CHUNK)
+    counter = RecordCounter()
+    with target.open("rb") as source:
+        for _ in counter.counted(iter(lambda: source.read(CHUNK), b"")):
+            pass
+    return replace(file, path=target, counted=counter.result())
+
+
+def _copy(source: IO[bytes], out: IO[bytes], length: int) -> None:
+    while length > 0 and (chunk := source.read(min(length, CHUNK))):
+        out.write(chunk)
+        length -= len(chunk)
 
 
 def made_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

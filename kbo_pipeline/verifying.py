@@ -61,11 +61,13 @@ class Verification:
         full: the Full.
         published: the extract of the same number that was published.
         tables: what was found, by table name, all eight.
+        rejected_rows: records of the ZIP that are set aside, as an import does, and not compared.
     """
 
     full: ExtractKey
     published: ExtractKey
     tables: Mapping[str, Drift]
+    rejected_rows: int = 0
 
     @property
     def is_equal(self) -> bool:
@@ -79,15 +81,17 @@ class Verification:
 
     def __str__(self) -> str:
         rows = sum(drift.rows_in_zip for drift in self.tables.values())
+        set_aside = f"; {self.rejected_rows:,} rows of the ZIP are set aside"
+        set_aside = set_aside if self.rejected_rows else ""
         if self.is_equal:
-            return f"{self.published}: equal to {self.full}, {rows:,} rows"
+            return f"{self.published}: equal to {self.full}, {rows:,} rows{set_aside}"
         told = (
             f"{name} {drift.only_in_zip:,} only in the ZIP, {drift.only_in_register:,} only in the"
             " register"
             for name, drift in self.tables.items()
             if drift.rows
         )
-        return f"{self.published}: differs from {self.full}: {'; '.join(told)}"
+        return f"{self.published}: differs from {self.full}: {'; '.join(told)}{set_aside}"
 
     def to_json(self) -> dict[str, Any]:
         """What was found, for programs."""
@@ -95,6 +99,7 @@ class Verification:
             "full": str(self.full),
             "published": str(self.published),
             "equal": self.is_equal,
+            "rejected_rows": self.rejected_rows,
             "tables": {
                 name: {
                     "rows_in_zip": drift.rows_in_zip,
@@ -157,6 +162,7 @@ def verify(
                     batch_rows=1,
                     max_batches=1,
                     memory_mb=settings.memory_mb,
+                    max_faulty_rows=None,  # nothing is written: what is left is compared
                 )
             with connect(settings) as connection:
                 return _compare(connection, settings, extract, directory, report)
@@ -191,14 +197,14 @@ def _compare(
 ) -> Verification:
     with (
         open_published(connection, settings.database) as standing,
-        open_staged(connection, directory, extract.key),
+        open_staged(connection, directory, extract.key) as staged,
     ):
         published = _same_number(standing, extract.key)
         tables = {}
         for done, table in enumerate(ALL_TABLES):
             report(table.name, done, len(ALL_TABLES))
             tables[table.name] = _drift(Database(connection), extract.key, table)
-    return Verification(extract.key, published, tables)
+    return Verification(extract.key, published, tables, staged.rejected_rows)
 
 
 def _drift(database: Database, key: ExtractKey, table: Table) -> Drift:

@@ -37,7 +37,8 @@ from kbo_pipeline_tests.zips import Row
 class Core:
     """A data directory with the core's verbs; batches are small unless told otherwise.
 
-    In a small register any loss is many percent: none stops unless told otherwise.
+    In a small register any loss is many percent: none stops unless told otherwise. No faulty row is
+    set aside unless told otherwise.
     `checks` holds what the checks of the newest publication found.
     """
 
@@ -47,6 +48,7 @@ class Core:
     keep_published: int = 2
     max_loss_percent: float = 100.0
     max_loss_percent_full: float = 100.0
+    max_faulty_rows: int | None = 0
     privacy: Privacy = "full"
     checks: list[CheckResult] = field(default_factory=list)
     shared: Shared | None = None
@@ -111,6 +113,7 @@ class Core:
                 batch_rows=self.batch_rows,
                 max_batches=self.max_batches,
                 memory_mb=1024,
+                max_faulty_rows=self.max_faulty_rows,
             )
 
     @contextmanager

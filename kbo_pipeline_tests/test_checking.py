@@ -210,7 +210,7 @@ def test_nothing_is_wrong_with_right_data_and_every_check_says_so(
     found = [(r.check.name, r.table.name if r.table else None) for r in published.checks]
     assert found == PLACES
     part = "rows of the 4 entities that 0141-update changes"  # enterprise 0, 1, 7, establishment 7
-    counted = ("ledger_equals_rows", "date_in_order", "usual_change", "loss")
+    counted = ("rows_set_aside", "ledger_equals_rows", "date_in_order", "usual_change", "loss")
     for result in published.checks:
         is_whole = result.check.name in counted or result.table is CODE
         assert result.found.looked_at == ("all rows" if is_whole else part)

@@ -17,9 +17,10 @@ import pytest
 from kbo_pipeline.cli import main
 from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.tables import CONTACT, ESTABLISHMENT
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
-from kbo_pipeline_tests.zips import keys_for, rows_for, write_extract
+from kbo_pipeline_tests.zips import csv_text, keys_for, rows_for, write_extract
 
 DOCUMENTS = [
     *sorted(REPOSITORY.glob("*.md")),
@@ -237,22 +238,25 @@ def imported(place: Place) -> None:
 
 
 def update_with_faults(place: Place) -> None:
-    """A Full, imported, and an Update with impossible dates and a field too many."""
+    """A Full, imported, and an Update with a file without a column, and a field too many."""
     full = write_extract(place.directory, ExtractKey(140, "full"), rows_for(NUMBERS[:9], "one"))
     place.pipeline.kbo("import", full)
-    units = [f"2.000.000.{n:03d}" for n in range(5)]
-    dates = ["01-01-2001", "01-01-2001", "31-02-2020", "01-01-2001", "1980-10-23"]
-    lines = [f'"{u}","{d}","0417.497.106"' for u, d in zip(units, dates, strict=True)]
-    contacts = ['"0417.497.106","ENT","TEL","02 055 01 99"']
-    contacts.append('"0417.497.106","ENT","EMAIL","info@voorbeeld.example",')
     members = {
-        "establishment_insert.csv": "EstablishmentNumber,StartDate,EnterpriseNumber",
-        "contact_insert.csv": "EntityNumber,EntityContact,ContactType,Value",
+        "establishment_insert.csv": '"EstablishmentNumber","EnterpriseNumber"\n',
+        "contact_insert.csv": csv_text(CONTACT.columns, [(NUMBERS[0], "ENT", "TEL", "02")])
+        + '"0417.497.106","ENT","EMAIL","info@voorbeeld.example",\n',
     }
-    for (name, header), rows in zip(members.items(), (lines, contacts), strict=True):
-        columns = ",".join(f'"{column}"' for column in header.split(","))
-        members[name] = "\n".join([columns, *rows]) + "\n"
     write_extract(place.directory, ExtractKey(141, "update"), {}, members=members)
+
+
+def update_with_faulty_rows(place: Place) -> None:
+    """A Full, imported, and an Update that is refused because of twelve impossible dates."""
+    full = write_extract(place.directory, ExtractKey(140, "full"), rows_for(NUMBERS[:9], "one"))
+    place.pipeline.kbo("import", full)
+    lines = [f'"2.000.000.{n:03d}",31-02-2020,"0417.497.106"\n' for n in range(12)]
+    members = {"establishment_insert.csv": csv_text(ESTABLISHMENT.columns, []) + "".join(lines)}
+    update = write_extract(place.directory, ExtractKey(141, "update"), {}, members=members)
+    assert place.pipeline.kbo("import", update, check=False).returncode == 1
 
 
 def update_that_loses(place: Place) -> None:
@@ -266,6 +270,7 @@ def update_that_loses(place: Place) -> None:
 SECTIONS: dict[str, Callable[[Place], None]] = {
     "Import by hand": two_extracts,
     "When an extract is refused": update_with_faults,
+    "Rows set aside": update_with_faulty_rows,
     "When a check stops an extract": update_that_loses,
     "Undo an extract": imported,
 }

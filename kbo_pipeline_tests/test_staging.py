@@ -593,6 +593,7 @@ def test_a_connection_that_has_staged_reaches_nothing_but_the_staging_directory(
             batch_rows=3,
             max_batches=8,
             memory_mb=1024,
+            max_faulty_rows=0,
         )
         for statement in (
             f"FROM read_csv('{secret}')",

@@ -15,6 +15,9 @@ from kbo_pipeline.tables import Table
 ACCEPT_LOSS_TAG = "kbo/accept_loss"
 """Tag of a run that publishes an extract although it takes away many rows: who accepts that."""
 
+ACCEPT_FAULTS_TAG = "kbo/accept_faults"
+"""Tag of a run that sets aside however many faulty rows an extract has: who accepts that."""
+
 
 def _asset(table: Table | None) -> dg.AssetKey:
     return PUBLISHED if table is None else dg.AssetKey(table.name)

@@ -46,6 +46,7 @@ _EXAMINATIONS: dict[str, Callable[[Installation], Iterator[Finding]]] = {
     "failed runs": examining.check_failed_runs,
     "pools": examining.check_pools,
     "extracts": examining.check_extracts,
+    "rows set aside": examining.check_rejected_rows,
     "portal": examining.check_portal,
     "freshness": examining.check_freshness,
 }

@@ -13,11 +13,12 @@ from kbo_pipeline.defs.catalogue import (
     tags,
     zip_metadata,
 )
+from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.extracts import read_extract
-from kbo_pipeline.fetching import fetch_zip, keep_zip
+from kbo_pipeline.fetching import fetch_zip, keep_zip, refused_zip
 
 
 class ExtractZipConfig(dg.Config):
@@ -54,8 +55,11 @@ def extract_zip(
         claimed_partition(context, settings) as key,
     ):
         started = time.monotonic()
-        if config.source_file:
-            file, extract = keep_zip(settings, key, Path(config.source_file))
+        source = Path(config.source_file) if config.source_file else None
+        if source is None and ACCEPT_FAULTS_TAG in context.run.tags:
+            source = refused_zip(settings, key)
+        if source is not None:
+            file, extract = keep_zip(settings, key, source)
         else:
             file = fetch_zip(settings, key, context.log.info)
             extract = read_extract(file)

@@ -329,6 +329,21 @@ def _of_extract(
     return Finding("warning", str(key), said, f"kbo retry {key}, or kbo start")
 
 
+def check_rejected_rows(installation: Installation) -> Iterator[Finding]:
+    """Whether rows of the newest published extract, or of one that is to come, are set aside."""
+    found = False
+    for key in sorted(installation.progress.known):
+        if key != installation.newest and not installation.is_ahead(key):
+            continue
+        if rejected := installation.progress.rejected_rows(key):
+            found = True
+            said = f"{rejected:,} rows of its ZIP could not be read, and are set aside"
+            helps = f"SELECT * FROM rejected_row WHERE extract = '{key}' shows them and why"
+            yield Finding("warning", str(key), said, helps)
+    if not found:
+        yield Finding("ok", "rows set aside", "none of the newest extract")
+
+
 def check_portal(installation: Installation) -> Iterator[Finding]:
     """What came of asking the portal for the last time; nobody is asked now."""
     poll, settings = installation.poll, installation.settings

@@ -17,7 +17,7 @@ from dagster._core.instance.ref import InstanceRef
 from kbo_pipeline import interrupts
 from kbo_pipeline.batches import BatchKey
 from kbo_pipeline.defs.applying import WRITER_POOL, WRITER_WAIT
-from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
+from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG, ACCEPT_LOSS_TAG
 from kbo_pipeline.defs.claims import OWN_RUN, claim
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import (
@@ -99,8 +99,22 @@ def import_extract(
         return True
 
 
-def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> list[str]:
+def retry_extract(
+    instance: DagsterInstance,
+    settings: Settings,
+    key: ExtractKey,
+    *,
+    accept_faults: bool = False,
+    accept_loss: bool = False,
+) -> list[str]:
     """Runs what failed or is missing of an extract, and nothing else; returns what was run.
+
+    Args:
+        instance: where runs are recorded.
+        settings: say where everything is.
+        key: the extract.
+        accept_faults: its faulty rows are set aside, however many; the run says who accepts that.
+        accept_loss: it may take away many rows; the run says who accepts that.
 
     Raises:
         ImportFailedError: a run failed again.
@@ -119,9 +133,10 @@ def retry_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey
             return ["change report"]
         done: list[str] = []
         if key not in progress.staged or not is_staged(settings.staging_dir, key):
-            run_job(instance, "stage_extract", key, partition_key=str(key))
+            tags = {ACCEPT_FAULTS_TAG: _user()} if accept_faults else {}
+            run_job(instance, "stage_extract", key, tags, partition_key=str(key))
             done.append("staging")
-        done += _finish(instance, key)
+        done += _finish(instance, key, {ACCEPT_LOSS_TAG: _user()} if accept_loss else {})
         return done
 
 
@@ -189,14 +204,16 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
         run_job(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
 
 
-def _finish(instance: DagsterInstance, key: ExtractKey) -> list[str]:
-    """Applies the missing batches of a staged extract and publishes it."""
+def _finish(
+    instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str] | None = None
+) -> list[str]:
+    """Applies the missing batches of a staged extract and publishes it; tags are of that run."""
     missing = Progress(instance).missing_batches(key)
     for first, last in _contiguous(missing):
         _wait_for_writer(instance)
         run_job(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
     _wait_for_writer(instance)
-    _publish(instance, key)
+    _publish(instance, key, tags)
     return [*missing, "publication"]
 
 

@@ -41,6 +41,9 @@ _EXTRACT_TAGS = (EXTRACT_TAG, PARTITION_NAME_TAG, RANGE_START_TAG)
 STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 """The asset whose materialization says that an extract is staged."""
 
+REJECTED_ROWS = "rejected_rows"
+"""Metadata of a staging: how many records of the ZIP are set aside."""
+
 _EXTRACTS = "kbo_extracts"
 PUBLISHED = dg.AssetKey("published_extract")
 """The asset whose materialization says that readers see an extract."""
@@ -152,6 +155,15 @@ class Progress:
             key = ExtractKey.parse(str(extract_of(record.dagster_run)))
             found.setdefault(key, []).append(record.end_time or record.start_time or 0.0)
         return found
+
+    def rejected_rows(self, key: ExtractKey) -> int:
+        """Records of an extract's ZIP that were set aside when it was staged last."""
+        wanted = dg.AssetRecordsFilter(asset_key=STAGED, asset_partitions=[str(key)])
+        for record in self.instance.fetch_materializations(wanted, limit=1).records:
+            event = record.asset_materialization
+            found = event.metadata.get(REJECTED_ROWS) if event else None
+            return int(str(found.value)) if found is not None else 0
+        return 0
 
     def applied(self, key: ExtractKey) -> dict[str, dict[str, int]]:
         """Storage ids of the applied batches of an extract, by table name and batch key."""

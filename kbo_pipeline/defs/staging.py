@@ -7,8 +7,10 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
+from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
+from kbo_pipeline.defs.progress import REJECTED_ROWS
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.extracts import read_extract
 from kbo_pipeline.faults import reported
@@ -65,6 +67,7 @@ def import_staging(
                 )
             return
         check_room_to_import(settings, key, zip_file)
+        accepted_by = context.run.tags.get(ACCEPT_FAULTS_TAG)
         started = time.monotonic()
         with reported(settings.rejected_dir / str(key), zip_file):
             staged = stage(
@@ -75,6 +78,7 @@ def import_staging(
                 batch_rows=settings.batch_rows,
                 max_batches=settings.max_batches,
                 memory_mb=settings.memory_mb,
+                max_faulty_rows=None if accepted_by else settings.max_faulty_rows,
                 report=lambda line: context.log.info(f"{key}: {line}"),
             )
         for warning in staged.warnings:
@@ -97,6 +101,8 @@ def import_staging(
                             connection.execute(f"FROM {source} LIMIT {PREVIEW_ROWS}")
                         ),
                         "warnings": list(staged.warnings),
+                        REJECTED_ROWS: staged.rejected_rows,  # of the whole extract too
+                        **({"faults_accepted_by": accepted_by} if accepted_by else {}),
                     },
                     data_version=dg.DataVersion(extract.sha256),
                 )

@@ -95,6 +95,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
             for batch in keys
         ),
         error=error_of_run(instance, runs[0]) if broken and runs else None,
+        rejected_rows=progress.rejected_rows(key),
         seconds_left=_seconds_left(instance, running, len(batches), len(places))
         if at_work
         else None,

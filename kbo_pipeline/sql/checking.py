@@ -282,10 +282,21 @@ def rows_of_extracts(table: Table, numbers: Sequence[int]) -> str:
 LEDGER_OF_EXTRACT = """
 SELECT table_name, operation, count(*), bool_and(status = 'completed'),
     sum(records_count)::BIGINT, sum(rows_opened)::BIGINT, sum(rows_closed)::BIGINT,
-    sum(rows_unchanged)::BIGINT
+    sum(rows_unchanged)::BIGINT, sum(duplicates_dropped)::BIGINT
 FROM import_job_batches WHERE job_id = $id GROUP BY ALL
 """
 """What the ledger says of each table and operation of an extract."""
+
+
+STAGED_MEMBERS = """
+SELECT table_name, operation, records_count, rejected_count FROM staging.member
+"""
+"""How many records each CSV file of the staged extract had, and how many are set aside."""
+
+REJECTED_ROWS = """
+SELECT file, line, column_name, reason FROM rejected_row WHERE extract = $key ORDER BY file, line
+"""
+"""Where the records of an extract stood that are set aside, and why; binds `$key`."""
 
 
 def staged_rows(key: ExtractKey) -> str:

@@ -4,7 +4,7 @@ from kbo_pipeline.tables import ALL_TABLES
 
 _KEYS = {table.name: table.key for table in ALL_TABLES}
 
-COPIED = (*_KEYS, "import_jobs", "import_job_batches")
+COPIED = (*_KEYS, "import_jobs", "import_job_batches", "rejected_row")
 """The tables that a register consists of."""
 
 IS_EMPTY = "SELECT count(*) = 0 FROM import_jobs"

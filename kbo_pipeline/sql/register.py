@@ -335,11 +335,22 @@ def open_rows(table: Table, batch: Batch | None) -> str:
     )
 
 
+FORGET_REJECTED = "DELETE FROM rejected_row WHERE extract = $key"
+
+KEEP_REJECTED = (
+    "INSERT INTO rejected_row BY NAME FROM staging.main.rejected_row WHERE extract = $key"
+)
+"""Keeps the records of an extract that were set aside when it was staged; binds `$key`."""
+
 COUNT_SUPERSEDED = "SELECT count(*) FROM staging.main.superseded WHERE table_name = $table"
 
 NOT_OF_THE_REGISTER = (
     *(f"DROP VIEW import_staging_{table.name}" for table in ALL_TABLES),
-    *(f"DROP TABLE {name}" for name in ("superseded", "batch", "batch_records", "extract")),
+    *(
+        f"DROP TABLE {name}"
+        for name in ("superseded", "batch", "batch_records", "extract", "member")
+    ),
+    "DELETE FROM rejected_row",
 )
 """Drops from the copy of a staged Full what the register has not."""
 

@@ -35,6 +35,12 @@ FROM read_parquet($files, filename = true) GROUP BY ALL
 """
 """Counts the changes that earlier reports list; binds `$files`."""
 
+REJECTED_ROWS = """
+SELECT file, line, column_name, reason, count(*) OVER () FROM rejected_row
+WHERE extract = $key ORDER BY file, line LIMIT $most
+"""
+"""Where the records of an extract stood that are set aside, and how many; binds `$key`, `$most`."""
+
 COUNT_ENTITIES = "SELECT count(DISTINCT entity_number) FROM report_changes"
 
 EXAMPLES = """

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from kbo_pipeline.sql import literal
+from kbo_pipeline.sql.staging import CREATE_REJECTED
 from kbo_pipeline.tables import Column, Table
 
 VERSION_TABLE = "schema_version"
@@ -34,6 +35,7 @@ class Migration:
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration("The register says which layout it has.", (CREATE_VERSION,)),
+    Migration("Rows that are set aside are kept.", (CREATE_REJECTED,)),
 )
 """What made the layout of today of that of the first release; a new register has them all, too.
 

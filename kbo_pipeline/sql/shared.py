@@ -101,6 +101,11 @@ def published_views() -> Iterator[str]:
         f" SELECT j.* FROM {WORK}.import_jobs j WHERE j.status IN {_SHOWN}"
     )
     yield (
+        "CREATE OR REPLACE VIEW main.rejected_row AS"
+        f" SELECT r.* FROM {WORK}.rejected_row r SEMI JOIN {WORK}.import_jobs j"
+        " ON j.id = r.extract AND j.status = 'completed'"
+    )
+    yield (
         "CREATE OR REPLACE VIEW main.import_job_batches AS"
         f" SELECT b.* FROM {WORK}.import_job_batches b SEMI JOIN {WORK}.import_jobs j"
         f" ON j.id = b.job_id AND j.status IN {_SHOWN}"

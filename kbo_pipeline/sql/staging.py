@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from kbo_pipeline.extracts import ExtractType, Operation
 from kbo_pipeline.faults import DATE_PATTERN, MAX_RECORD
-from kbo_pipeline.tables import CODE, TABLES, Column, Table, number_pattern
+from kbo_pipeline.tables import CODE, TABLES, Column, Table
 
 
 def load_staged(
@@ -21,7 +21,7 @@ def load_staged(
         columns: of each file, in its order; None for one that is left out.
     """
     selects = [_read_csv(table, operation, found) for operation, found in columns.items()]
-    create = f"CREATE TABLE {table.name}"
+    create = f"CREATE OR REPLACE TABLE {table.name}"
     if extract_type == "full":
         select = selects[0] if selects else _no_rows(table)
         versions = (
@@ -75,22 +75,30 @@ def staged_rows(table: Table, extract_type: ExtractType, operation: Operation) -
     return f"SELECT count(*) FROM {table.name} WHERE {of_operation(extract_type, operation)}"
 
 
-def unsound_values(table: Table, extract_type: ExtractType) -> list[str]:
-    """Counts, once by statement, the rows that do not name what a column of theirs names."""
+def unusual_numbers(table: Table, extract_type: ExtractType) -> dict[Column, str]:
+    """Counts, by column, the rows whose number is not of the kind that it usually is."""
     inserted = of_operation(extract_type, "insert")
-    statements = [
-        f"SELECT count(*) FROM {table.name} WHERE {_is_unsound(column)}"
+    return {
+        column: f"SELECT count(*) FROM {table.name}"
+        f" WHERE {_is_not(column, column.usual_number)}"
         f" AND {'true' if column.name == table.key else inserted}"
         for column in table.columns
         if column.number
-    ]
-    if table.columns[0].number:
-        return statements
-    return [*statements, f"SELECT count(*) FROM {table.name} WHERE {table.key} IS NULL"]
+    }
 
 
-def _is_unsound(column: Column) -> str:
-    pattern = number_pattern(column.number)
+def unsound_numbers(table: Table, extract_type: ExtractType, column: Column) -> str:
+    """Counts the rows whose number is of no kind that the column may hold."""
+    unusual = unusual_numbers(table, extract_type)[column]
+    return f"{unusual} AND {_is_not(column, column.allowed_number)}"
+
+
+def missing_keys(table: Table) -> str:
+    """Counts the rows without a key."""
+    return f"SELECT count(*) FROM {table.name} WHERE {table.key} IS NULL"
+
+
+def _is_not(column: Column, pattern: str) -> str:
     return f"NOT coalesce(regexp_full_match({column.name}, '{pattern}'), false)"
 
 
@@ -219,6 +227,25 @@ def count_by_batch(extract_type: ExtractType, batches: int) -> str:
         f" FROM ({' UNION ALL '.join(counts)}) GROUP BY ALL HAVING records_count > 0"
     )
 
+
+CREATE_MEMBER = """
+CREATE TABLE member (
+    name VARCHAR, table_name VARCHAR, operation VARCHAR, records_count BIGINT,
+    rejected_count BIGINT
+)
+"""
+"""The CSV files: their records without the header, and how many of these are set aside."""
+
+CREATE_REJECTED = """
+CREATE TABLE IF NOT EXISTS rejected_row (
+    extract VARCHAR NOT NULL, file VARCHAR NOT NULL, line BIGINT NOT NULL, raw VARCHAR NOT NULL,
+    column_name VARCHAR, reason VARCHAR NOT NULL
+)
+"""
+"""The records that are set aside: where they stood, and the first thing that is wrong with each.
+
+In a staging file, and likewise in the register, which gets them from there when it is published.
+"""
 
 CREATE_EXTRACT = """
 CREATE TABLE extract (

@@ -133,6 +133,10 @@ def page(results: Iterable[tuple[str, Case, str]]) -> str:
         "Each ends with an exit code other than 0; the register, the files and the queue of runs"
         " stay as they were. A ZIP that is refused for what is in it is put into"
         " `KBO_DATA_DIR/rejected`, with a report of its first 20 faults.",
+        "",
+        "Records and values are fed with `KBO_MAX_FAULTY_ROWS=0` here. By default a few of them"
+        " stop nothing: they are [set aside](operating.md#rows-set-aside), and all other rows are"
+        " imported.",
     ]
     group_before = ""
     for group, case, error in results:
