@@ -552,7 +552,7 @@ def test_an_update_that_takes_away_many_rows_waits_until_somebody_accepts_it(
             assert str(error.value) == (
                 f"{key}: not published: contact: {contacts:,} of 1,000 rows"
                 f" {LOST.format(contacts / 10, limit)}; kbo publish {key} --accept-loss publishes"
-                f" it, kbo rollback {key} undoes it"
+                f" it, or kbo rollback {key} undoes it"
             )
             assert standing(core)[:2] == before[:2]
     expected = {("loss", "contact"): contacts} if stops else {}
