@@ -292,3 +292,18 @@ def test_the_commands_of_operating_are_run(tmp_path: Path, heading: str) -> None
 def test_every_command_of_operating_is_run_or_said_to_be_run_elsewhere() -> None:
     for command in commands(OPERATING):
         assert command.heading in SECTIONS or not is_run_here(command), command
+
+
+def test_each_row_of_what_comes_from_outside_names_tests_that_there_are() -> None:
+    rows = [
+        line.split(" | ")
+        for line in (REPOSITORY / "docs" / "outside.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| what comes ")
+    ]
+    assert len(rows) > 50
+    for row in rows:
+        assert len(row) == 4, row
+        named = re.findall(r"`(test_[a-z_]+\.py)`", row[-1])
+        assert named, row
+        for name in named:
+            assert (REPOSITORY / "kbo_pipeline_tests" / name).is_file(), row
