@@ -378,7 +378,9 @@ class _Server:
             time.sleep(0.05)
 
     def _start(self) -> Path:
-        if not self.data.exists():
+        if self.data.exists():
+            self._give_to_server()
+        else:
             self._create_data()
         socket_dir = self._socket_dir()
         self._make_private(socket_dir)
@@ -423,6 +425,18 @@ class _Server:
         )
         unfinished.rename(self.data)
 
+    def _give_to_server(self) -> None:
+        """Gives files of root's to the server's user: who copies as root may lose their owner."""
+        if os.geteuid() != 0 or self.data.stat().st_uid != 0:
+            return
+        owner = self._owner()
+        # The directory itself last: until then it is root's, and all of this is done again.
+        for top in (self.directory / "socket", self.data):
+            for path, directories, files in os.walk(top, topdown=False):
+                for name in (*directories, *files):
+                    os.chown(Path(path) / name, *owner, follow_symlinks=False)
+        os.chown(self.data, *owner)
+
     def _run(self, program: str, *arguments: str, data: Path | None = None) -> None:
         """Runs one of PostgreSQL's programs as the server's user, its words into the log."""
         with os.fdopen(self._open(self.log.name, os.O_APPEND), "ab") as log:
@@ -460,7 +474,7 @@ class _Server:
 
     def _owner(self) -> tuple[int, int]:
         """Returns the user and the group that the server of root runs as."""
-        if self.data.exists():
+        if self.data.exists() and self.data.stat().st_uid != 0:
             return self.data.stat().st_uid, self.data.stat().st_gid
         for name in (_USER, "nobody"):
             try:

@@ -380,12 +380,13 @@ def test_a_server_whose_socket_was_cleaned_away_is_started_again(directory: Path
     assert server(directory) is None
 
 
-def test_a_copied_data_directory_has_a_server_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["-a", "-r"])  # -r loses whose they are, where root copies
+def test_a_copied_data_directory_has_a_server_of_its_own(tmp_path: Path, how: str) -> None:
     with embedded(tmp_path / "a") as first, embedded(tmp_path / "b") as second:
         original = connect(embedded_server_url(first))
         with original, original.cursor() as cursor:
             cursor.execute("CREATE TABLE here AS SELECT 42 AS value; CHECKPOINT")
-        subprocess.run(["cp", "-a", first, second], check=True)
+        subprocess.run(["cp", how, first, second], check=True)
         copied = connect(embedded_server_url(second))
         with copied, copied.cursor() as cursor:
             cursor.execute("SELECT value FROM here")
