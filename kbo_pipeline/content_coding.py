@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 _PIECE = 1 << 18  # bytes; whoever takes them can stop after each
 _MOST_OVERHEAD = 1 << 16  # bytes that compressed data may be longer than what they come to
+_MOST_CODINGS = 4  # each one more goes a level deeper
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # as zlib calls them
 
 
@@ -20,9 +21,12 @@ def decoded(chunks: Iterator[bytes], codings: str) -> Iterator[bytes]:
         codings: the header `Content-Encoding`.
 
     Raises:
-        ValueError: the compressed data are damaged, or break off.
+        ValueError: the compressed data are damaged, or break off; or very many codings are named.
     """
-    for coding in reversed([name.strip().lower() for name in codings.split(",")]):
+    names = [name.strip().lower() for name in codings.split(",")]
+    if len(names) > _MOST_CODINGS:
+        raise ValueError(f"compressed {len(names)} times over")
+    for coding in reversed(names):
         if coding in ("gzip", "x-gzip", "deflate"):
             chunks = _inflated(chunks, coding)
     return chunks

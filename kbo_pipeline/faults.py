@@ -236,6 +236,7 @@ class _Form:
         named = (b"(%s|%s)" % (_TEXT, _BARE) if c in self._special else anything for c in columns)
         self._sound = re.compile(b"(?:%s%s)*+" % (b",".join(sound), line_end))
         self._record = re.compile(b",".join(named) + line_end)
+        self._any_record = re.compile(b"%s(?:,%s)*+%s" % (anything, anything, line_end))
 
     def sound_until(self, window: bytes, at: int) -> int:
         """Where the sound records end that begin there; no more than `reach` is looked at."""
@@ -254,20 +255,23 @@ class _Form:
     def end_of_record(self, window: bytes, at: int, searched: int) -> tuple[int, int]:
         """Where a faulty record ends; behind the window when its line does.
 
-        One with the right number of fields at its own end; one whose quotes are broken where they
-        are even in number, or where a line begins that has the right form. Says too until where no
-        line has it, and takes what it said before.
+        One whose quotes are right at its own end, however many fields it has: where `RecordCounter`
+        says it does. One whose quotes are broken where they are even in number, or where a line
+        begins that has the right form. Says too until where no line has it, and takes what it said
+        before.
         """
         stop = at + self.reach
-        if record := self._record.match(window, at, stop):
+        if record := self._any_record.match(window, at, stop):
             return record.end(), searched
         first_line = window.find(b"\n", at) + 1 or len(window) + 1
         end, quotes = first_line, window.count(b'"', at, first_line)
         for _ in range(_LINES_LOOKED_AT):
-            if at < searched or end >= min(stop, len(window)):
+            if at < searched or end > min(stop, len(window)):
                 break
             if quotes % 2 == 0 or self._record.match(window, end, end + self.reach):
                 return end, searched
+            if end == len(window):
+                break
             line, end = end, window.find(b"\n", end) + 1 or len(window)
             quotes += window.count(b'"', line, end)
         return first_line, max(searched, end)

@@ -382,10 +382,10 @@ def _retry_after(response: requests.Response) -> float | None:
     if text.isascii() and text.isdigit():
         return float(text[:12])
     try:
-        until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        until = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, until.timestamp() - time.time())
+    return max(0.0, until - time.time())
 
 
 def _server(url: str) -> tuple[str, str, int] | None:

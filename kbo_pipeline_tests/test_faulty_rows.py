@@ -17,6 +17,7 @@ from kbo_pipeline.tables import (
     BRANCH,
     CODE,
     CONTACT,
+    DENOMINATION,
     ENTERPRISE,
     ESTABLISHMENT,
     TABLES,
@@ -359,3 +360,25 @@ def test_a_text_with_line_breaks_is_set_aside_with_all_its_lines(tmp_path: Path)
     (record,) = found(tmp_path / "contact.csv", text, CONTACT)
     assert text[record.start : record.end] == bad
     assert (record.line, record.faults[0].line) == (5, 6)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'"0200.001.000""\n","2","001\na"\n',
+        b'"0200.001.000","2","001","a\na,b,c,d\n","more"\n',
+        b'"a\n\n\n"\n',
+    ],
+)
+def test_a_record_of_several_lines_with_another_number_of_fields_is_one_wherever_it_stands(
+    bad: bytes, place: int, core: Core, tmp_path: Path
+) -> None:
+    good = csv_text(DENOMINATION.columns, rows_for(NUMBERS[:2], "a\nb")["denomination"])
+    records = good.encode().replace(b'\n"0200', b'\n\0"0200').split(b"\0")
+    text = b"".join([*records[:place], bad, *records[place:]])
+    core.stage(write_extract(tmp_path, FULL, {}, members={"denomination.csv": text}))
+    with core.staged(FULL) as (connection, _):
+        kept = connection.execute("SELECT raw FROM staging.rejected_row").fetchall()
+        assert connection.execute("SELECT count(*) FROM staging.denomination").fetchall() == [(2,)]
+    assert kept == [(bad.decode().removesuffix("\n"),)]

@@ -146,3 +146,10 @@ def test_compressed_data_that_come_to_nothing_end() -> None:
     endless = itertools.chain([head], itertools.repeat(empty_block * 1000))
     with pytest.raises(ValueError, match="come to nothing"):
         list(decoded(endless, "gzip"))
+
+
+def test_a_body_that_is_said_to_be_compressed_very_often_is_refused() -> None:
+    body = iter([gzip.compress(b"page")])
+    with pytest.raises(ValueError, match="compressed 10000 times over"):
+        list(decoded(body, ",".join(["gzip"] * 10_000)))
+    assert next(body)  # nothing was read

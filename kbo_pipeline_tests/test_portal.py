@@ -288,6 +288,11 @@ PASSING = {
     "503": SimpleNamespace(effect=Effect.STATUS, status=503, times=2),
     "429": SimpleNamespace(effect=Effect.STATUS, status=429),
     "429, wait": SimpleNamespace(effect=Effect.STATUS, status=429, retry_after="0"),
+    "429, wait for a day that is none": SimpleNamespace(
+        effect=Effect.STATUS,
+        status=429,
+        retry_after="Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+    ),
     "cut": SimpleNamespace(effect=Effect.CUT),
     "silence": SimpleNamespace(effect=Effect.SILENCE, seconds=1.0),
     "trickle": SimpleNamespace(effect=Effect.TRICKLE, seconds=0.2),
