@@ -354,10 +354,11 @@ def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
 
 def _newest_published() -> "PublishedExtract | None":
     """The newest extract that readers have; None where they have none, which is a finding too."""
-    from kbo_pipeline.reading import read_register
+    from kbo_pipeline.reading import open_register
+    from kbo_pipeline.settings import load_settings
 
     try:
-        with read_register() as register:
+        with open_register(load_settings().database) as register:
             return register.extracts[0]
     except KboError:
         return None

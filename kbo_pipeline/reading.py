@@ -43,11 +43,25 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
 
     Raises:
         NotFoundError: there is no such register, or nothing is published in it.
-        RegisterError: the file is no published register.
+        RegisterError: the file is no published register; or `KBO_PRIVACY` leaves out whom it shows.
         SettingsError: a setting is unknown or malformed.
         StorageError: a register that is no file does not answer.
     """
-    place = load_settings().database if path is None else Path(path).absolute()
+    if path is not None:
+        return open_register(Path(path).absolute())
+    settings = load_settings()
+    register = open_register(settings.database)
+    if settings.privacy == "legal-persons" and not register.leaves_out_others():
+        register.close()
+        raise RegisterError(
+            f"{settings.database}: its views show natural persons too, as they were made with"
+            " another KBO_PRIVACY; kbo start makes them anew, or kbo rebuild"
+        )
+    return register
+
+
+def open_register(place: Place) -> "PublishedRegister":
+    """Opens what is published at a place, whoever is shown by its views; see `read_register`."""
     if isinstance(place, Path) and not place.exists():
         raise NotFoundError(
             f"{place}: no published register there; kbo start or kbo import makes it"
@@ -156,6 +170,11 @@ class PublishedRegister:
         """A connection for one question and its answer."""
         with self._connect() as connection:
             yield Database(connection)
+
+    def leaves_out_others(self) -> bool:
+        """Tells whether it shows known legal persons alone."""
+        with self._database() as database:
+            return database.row(sql.HIDES) is not None
 
     @property
     def source(self) -> str:

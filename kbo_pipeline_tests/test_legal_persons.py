@@ -7,15 +7,18 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from click.testing import CliRunner
 
-from kbo_pipeline import NotFoundError, read_register
+from kbo_pipeline import NotFoundError, RegisterError, read_register
 from kbo_pipeline.change_report import make_report
+from kbo_pipeline.cli import main
 from kbo_pipeline.exporting import export
 from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.published import renew_views
 from kbo_pipeline.schema import show_to_reader
 from kbo_pipeline.settings import load_settings
 from kbo_pipeline.sql.reading import HIDDEN_BEFORE, SHOWN
-from kbo_pipeline.sql.views import macro_queries, view_queries
+from kbo_pipeline.sql.views import create_views, macro_queries, view_queries
 from kbo_pipeline.tables import ALL_TABLES, TABLES
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
@@ -216,6 +219,34 @@ def test_an_export_leaves_them_out(core: Core, whole: Path, tmp_path: Path) -> N
         file = tmp_path / "export" / f"{name}.parquet"
         assert leaks(str(duckdb.execute(f"FROM '{file}'").fetchall())) == set()
     assert made.tables["enterprise"].rows == 1
+
+
+def test_readers_refuse_views_of_everybody_once_the_setting_leaves_them_out(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KBO_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("KBO_DATABASE", str(whole))
+    monkeypatch.setenv("KBO_PRIVACY", "legal-persons")
+    with read_register() as register:
+        assert register.find("geheim") == []
+    with duckdb.connect(str(whole)) as connection:
+        for statement in create_views("full"):
+            connection.execute(statement)
+    with pytest.raises(RegisterError, match=r"views show natural persons too.* kbo rebuild$"):
+        read_register()
+    for words in (["find", "geheim"], ["show", WAS_LEGAL], ["changes", "141"]):
+        done = CliRunner().invoke(main, words)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"kbo: {whole}: its views show natural persons too")
+    doctor = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    assert doctor["source"]["extract"] == "0141-update"
+    monkeypatch.setenv("KBO_PRIVACY", "full")
+    with read_register() as register:
+        assert register.find("geheim") != []
+    assert renew_views(whole, "legal-persons")
+    monkeypatch.setenv("KBO_PRIVACY", "legal-persons")
+    with read_register() as register:
+        assert register.find("geheim") == []
 
 
 def test_a_change_report_leaves_them_out(core: Core, whole: Path, tmp_path: Path) -> None:

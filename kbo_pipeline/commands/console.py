@@ -55,7 +55,7 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
     """
     from kbo_pipeline.errors import KboError
     from kbo_pipeline.extracts import ExtractKey, key_or_none, read_snapshot_date, zips_in
-    from kbo_pipeline.reading import read_register
+    from kbo_pipeline.reading import open_register
     from kbo_pipeline.settings import load_settings
 
     found: dict[ExtractKey, tuple[date | None, bool]] = {}
@@ -69,7 +69,10 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
             if with_dates:
                 with suppress(KboError):
                     found[key] = (read_snapshot_date(file), False)
-    with suppress(KboError, OSError), read_register() as register:
+    with (
+        suppress(KboError, OSError),
+        open_register(load_settings().database) as register,
+    ):
         for extract in register.extracts:
             found[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
     return found
