@@ -23,7 +23,7 @@ MOST_FAULTS = 20
 DATE_PATTERN = r"[0-9]{2}-[0-9]{2}-(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 """A date as KBO writes it, `dd-mm-yyyy`, for Python and for DuckDB; the day may not exist."""
 
-MAX_RECORD = 2 << 20  # bytes; DuckDB reads no longer ones
+MAX_RECORD = 2 << 20  # bytes without the line end; DuckDB reads no longer ones
 FAULT_COLUMNS = ("file", "line", "byte", "column", "reason", "found")
 
 _MAX_HEADER = 1 << 16

@@ -341,6 +341,24 @@ def test_a_record_that_is_too_long_is_one_record(tmp_path: Path) -> None:
     assert text[record.end :] == line
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_record_is_too_long_for_duckdb_where_it_is_too_long_for_the_exact_reading(
+    line_end: str, core: Core, tmp_path: Path
+) -> None:
+    line = '"VAT","001","NL","{}"'
+    text = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=MAX_RECORD + 9))
+    longest = MAX_RECORD - len(line.format(""))
+    lines = [csv_text(CODE.columns, []).strip(), line.format(text[:longest]), ""]
+    core.stage(write_extract(tmp_path, FULL, {}, members={"code.csv": line_end.join(lines)}))
+    with core.staged(FULL) as (connection, staged):
+        assert connection.execute("SELECT count(*) FROM staging.code").fetchall() == [(1,)]
+    assert staged.rejected_rows == 0
+    lines[1] = line.format(text[: longest + 3])
+    core.stage(write_extract(tmp_path, FULL, {}, members={"code.csv": line_end.join(lines)}))
+    with core.staged(FULL) as (_, staged):
+        assert staged.rejected_rows == 1
+
+
 def test_a_quote_that_nothing_closes_takes_no_sound_record_with_it(tmp_path: Path) -> None:
     good = b'"VAT","001","NL","y"\n'
     header = csv_text(CODE.columns, []).encode()

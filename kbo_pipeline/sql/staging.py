@@ -49,7 +49,7 @@ def _read_csv(table: Table, operation: Operation, columns: Sequence[Column | Non
         f"SELECT '{operation}' AS operation, {values}"
         f" FROM read_csv(${operation}, columns = {{{in_file}}}, auto_detect = false, header = true,"
         " delim = ',', quote = '\"', escape = '\"', nullstr = '', allow_quoted_nulls = true,"
-        f" max_line_size = {MAX_RECORD}, strict_mode = true, null_padding = false,"
+        f" max_line_size = {MAX_RECORD + 2}, strict_mode = true, null_padding = false,"
         " ignore_errors = false, encoding = 'utf-8')"
     )
 
