@@ -9,6 +9,8 @@ from kbo_pipeline.enterprises import Match, PublishedExtract
 from kbo_pipeline.errors import NotFoundError
 from kbo_pipeline.sql import looking_up as sql
 
+_MOST = 2**31
+
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
@@ -29,6 +31,18 @@ class Criteria:
     nace_version: str | None
     status: str | None
     limit: int
+
+    def __post_init__(self) -> None:
+        for value in (self.text, self.zipcode, self.nace, self.nace_version, self.status):
+            try:
+                (value or "").encode()
+            except UnicodeEncodeError:
+                raise NotFoundError(
+                    f"{str(value)[:40]!r}: a character that UTF-8 does not have; write it in a"
+                    " UTF-8 locale (LC_ALL=C.UTF-8)"
+                ) from None
+        if self.limit > _MOST:
+            raise NotFoundError(f"limit {self.limit}: ask for {_MOST:,} or less")
 
 
 def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> list[Match]:
@@ -78,7 +92,8 @@ def check_known(database: Database, criteria: Criteria, newest: PublishedExtract
             continue
         bound = {key: value for key, value in values.items() if f"${key}" in statement}
         if database.row(statement, **bound) is None:
-            version = f" of {values['nace_version']}" if name == "nace" else ""
+            version = values["nace_version"] if name == "nace" else None
+            version = f" of {version}" if version else ""
             raise NotFoundError(
                 f"{str(values[name])[:40]!r}: {sql.HAS_NOT[name]}{version} in the register"
             )

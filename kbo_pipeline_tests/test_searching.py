@@ -52,6 +52,14 @@ def test_names_are_found_whatever_their_accents_and_case(
     assert numbers(register, text) == expected
 
 
+@pytest.mark.parametrize("name", ["text", "zipcode", "nace", "nace_version", "status"])
+def test_what_no_register_can_hold_is_refused(register: PublishedRegister, name: str) -> None:
+    with pytest.raises(NotFoundError, match="UTF-8 does not have"):
+        numbers(register, **({"text": "x", "nace": "1"} | {name: "a\udcffb"}))
+    with pytest.raises(NotFoundError, match="or less"):
+        register.find("x", limit=10**30)
+
+
 def test_a_match_says_what_has_matched(register: PublishedRegister) -> None:
     (match,) = register.find("gouden korst")
     assert (match.enterprise_number, match.name, match.status) == (BAKER, "Bakkerij Hemels", "AC")
