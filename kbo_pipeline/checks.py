@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kbo_pipeline.database import Database
 from kbo_pipeline.extracts import ExtractKey, ExtractType
+from kbo_pipeline.plain import counted
 from kbo_pipeline.sql import checking as checking_sql
 from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.usual import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_unusual
@@ -271,7 +272,7 @@ def _rejected_rows(subject: Subject, table: None) -> Found:
     if rows:
         file, line, column, reason = rows[0]
         place = ": ".join(part for part in (file, f"line {line}", column, reason) if part)
-        text = f"{len(rows):,} rows set aside, in rejected_row; the first: {place}"
+        text = f"{counted(len(rows), 'row')} set aside, in rejected_row; the first: {place}"
     columns = ("file", "line", "column", "reason")
     return Found(len(rows), text, columns, tuple(rows[:SAMPLE_ROWS]))
 

@@ -102,6 +102,7 @@ def start(read_only: bool, only: "Part | None") -> None:
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
     from kbo_pipeline.extracts import read_extract
+    from kbo_pipeline.plain import counted
     from kbo_pipeline.planning import import_order
     from kbo_pipeline.postgres import start_ahead
     from kbo_pipeline.publishing import standing_of
@@ -125,7 +126,9 @@ def import_command(zips: tuple[Path, ...]) -> None:
                 imported = import_extract(instance, settings, zip_file, extract)
             if imported:
                 rejected = Progress(instance).rejected_rows(extract.key)
-                aside = f"; {rejected:,} rows set aside, see rejected_row" if rejected else ""
+                aside = ""
+                if rejected:
+                    aside = f"; {counted(rejected, 'row')} set aside, see the table rejected_row"
                 seconds = time.monotonic() - started
                 click.echo(f"{extract.key}: published in {seconds:.1f} s{aside}")
             else:

@@ -91,10 +91,10 @@ class RejectedError(ExtractError):
         at_least = "at least " if len(faults) == MOST_FAULTS else ""
         rest = f"; and {at_least}{more} more fault{'s' * (more > 1)}" if more else ""
         first = str(faults[0]).removesuffix("; fetch it again")
-        step = f"see {report}, bring a sound ZIP" if report else "fetch the ZIP again"
+        step = f"see {report}; kbo import takes a sound ZIP" if report else "fetch the ZIP again"
         if accept:
             seen = f"see {report}; " if report else ""
-            step = f"{seen}{accept} imports the rest, or bring a sound ZIP"
+            step = f"{seen}{accept} imports the rest, or kbo import a sound ZIP"
         super().__init__(f"{source}: {first}{rest}; {step}")
         self.faults, self.accept = tuple(faults), accept
 

@@ -16,6 +16,7 @@ from kbo_pipeline.ledger import Standing
 from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.parts import ui_address
 from kbo_pipeline.pausing import is_paused
+from kbo_pipeline.plain import counted
 from kbo_pipeline.published import has_views
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.register import register_lock
@@ -230,7 +231,7 @@ def _open(file: Path) -> None:
 
 def _said(standing: Standing) -> str:
     count = len(standing.published)
-    return f"{standing.newest} ({count} extracts)" if count else "no extract"
+    return f"{standing.newest} ({counted(count, 'extract')})" if count else "no extract"
 
 
 def holder_if_any(lock: Path) -> int | None:

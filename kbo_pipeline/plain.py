@@ -1,4 +1,4 @@
-"""Texts of others made fit for a terminal: what they hold is shown, never obeyed. No I/O."""
+"""Texts fit for a terminal: those of others are shown, never obeyed. No I/O."""
 
 import unicodedata
 
@@ -16,6 +16,11 @@ def plain(text: object) -> str:
         _escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in _JOINERS else c
         for c in str(text).translate(_BLANKS)
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of what the noun names: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _escaped(character: str) -> str:

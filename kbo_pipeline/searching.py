@@ -92,11 +92,9 @@ def check_known(database: Database, criteria: Criteria, newest: PublishedExtract
             continue
         bound = {key: value for key, value in values.items() if f"${key}" in statement}
         if database.row(statement, **bound) is None:
-            version = values["nace_version"] if name == "nace" else None
-            version = f" of {version}" if version else ""
-            raise NotFoundError(
-                f"{str(values[name])[:40]!r}: {sql.HAS_NOT[name]}{version} in the register"
-            )
+            version = values.get("nace_version")
+            said = sql.HAS_NOT[name].format(version=f" {version}" if version else "")
+            raise NotFoundError(f"{str(values[name])[:40]!r}: {said} in the register")
 
 
 def _values(database: Database, criteria: Criteria, newest: PublishedExtract) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from kbo_pipeline.faults import (
 )
 from kbo_pipeline.files import make_private, replace_atomically
 from kbo_pipeline.locks import exclusive_lock, is_locked
+from kbo_pipeline.plain import counted
 from kbo_pipeline.schema import OWN_COLUMNS, layout_of
 from kbo_pipeline.sql import glob_escaped, literal
 from kbo_pipeline.sql import staging as staging_sql
@@ -440,7 +441,7 @@ def _told(set_aside: Sequence[tuple[CsvFile, FaultyRecord]]) -> Iterator[str]:
     first = "; ".join(str(record.faults[0]) for _, record in set_aside[:_SHOWN_FAULTS])
     more = len(set_aside) - _SHOWN_FAULTS
     rest = f"; and {more:,} more" if more > 0 else ""
-    yield f"{len(set_aside):,} rows set aside, see rejected_row: {first}{rest}"
+    yield f"{counted(len(set_aside), 'row')} set aside, see rejected_row: {first}{rest}"
 
 
 def _note_superseded(

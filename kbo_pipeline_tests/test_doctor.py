@@ -141,7 +141,7 @@ def test_kbo_start_that_does_not_run_and_a_pause_are_warnings(settings: Settings
 def test_a_sound_register_is_found_sound(settings: Settings, published: Core) -> None:
     found = [*health.check_published(settings), *health.check_register(settings)]
     assert {finding.severity for finding in found} == {"ok"}
-    assert all("0140-full (1 extracts), opens: " in finding.text for finding in found)
+    assert all("0140-full (1 extract), opens: " in finding.text for finding in found)
     with exclusive_lock(register_lock(settings.register_file)):
         (finding,) = health.check_register(settings)
     assert finding.text == f"process {os.getpid()} is at work on it"

@@ -41,15 +41,17 @@ def test_few_are_told_everywhere_and_many_wait_for_a_person(
 ) -> None:
     full = with_faults(tmp_path, FULL, 2)
     done = pipeline.kbo("import", full)
-    assert done.stdout.rstrip().endswith("; 2 rows set aside, see rejected_row")
+    assert done.stdout.rstrip().endswith("; 2 rows set aside, see the table rejected_row")
     with pipeline.read() as connection:
         rows = connection.execute("FROM rejected_row ORDER BY line").fetchall()
     raw = '"x","ENT","TEL","secret"'
     expected = (FULL, "contact.csv", 33, raw, "EntityNumber", "no number of that kind")
     assert rows == [expected, (*expected[:2], 34, *expected[3:])]
-    assert "rows set aside: 2; see rejected_row" in pipeline.kbo("status").stdout
+    assert "rows set aside: 2; see the table rejected_row" in pipeline.kbo("status").stdout
     assert json.loads(pipeline.kbo("status", "--json").stdout)["rejected_rows"] == 2
-    assert "2 rows of its ZIP could not be read" in pipeline.kbo("doctor", "--json").stdout
+    assert (
+        "2 rows of its ZIP could not be read: set aside" in pipeline.kbo("doctor", "--json").stdout
+    )
     page = (pipeline.directory / "reports" / FULL / "report.md").read_text()
     assert "| contact.csv | 33 | EntityNumber | no number of that kind |" in page
     assert "secret" not in page

@@ -174,7 +174,7 @@ def test_numbers_of_units_and_branches_lead_to_their_enterprise(
         ("0200.065.765 RPR 0200.068.636", None, "is no number of an enterprise"),
         ("Bakker 0200.065.765", None, "is no number of an enterprise"),
         ("BTW " * 9999, None, "is no number of an enterprise"),
-        ("3200065765", None, "is no number of an enterprise"),
+        ("3200065765", None, "no such number: its last two digits would be 31"),
         ("x" * 9999, None, "is no number of an enterprise"),
         ("0200.065.766", None, "its last two digits would be 65"),
         ("2.000.000.340", None, "its last two digits would be 39"),

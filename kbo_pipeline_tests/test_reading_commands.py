@@ -257,7 +257,7 @@ def test_changes_print_all_of_them_as_json() -> None:
         (["show", BAKER, "--at", "7"], "7: not among the published extracts"),
         (["changes", "0143-update"], "0143-update: not among the published extracts"),
         (["find"], "nothing to look for"),
-        (["find", "--nace", "XX"], "'XX': no NACE code begins like this of 2025"),
+        (["find", "--nace", "XX"], "'XX': no NACE 2025 code begins so"),
         (["find", "celeste", "--zipcode", "99999"], "'99999': no address has this zipcode"),
         (["find", "celeste", "--status", "ZZ", "--json"], "'ZZ': there is no such status"),
         (["show", BAKER, "--at", "2020-01-01"], "the state of that day is not known"),
@@ -301,11 +301,13 @@ def test_an_extract_may_be_named_by_its_number_or_date(
         monkeypatch.setenv("KBO_DATABASE", str(bakery.database))
     for key in ("0141-full", "0150-full", "0150-update", "0151-update"):
         write_extract(downloads, ExtractKey.parse(key), {})
+    (tmp_path / "data" / "rejected" / "0152-update").mkdir(parents=True)
     for text, key in (
         ("140", "0140-full"),
         ("0141", "0141-update"),  # the one that readers have
         ("2025-05-23", "0142-update"),
         ("151", "0151-update"),
+        ("152", "0152-update"),  # refused: its ZIP was put aside
         (str(snapshot_date(151)), "0151-update"),
         ("0999-full", "0999-full"),
     ):

@@ -104,9 +104,9 @@ def test_something_must_be_looked_for(register: PublishedRegister) -> None:
     [
         ({"zipcode": "99999"}, "'99999': no address has this zipcode in the register"),
         ({"zipcode": "x'"}, "no address has this zipcode"),
-        ({"nace": "XX"}, r"'XX': no NACE code begins like this of 2025"),
-        ({"nace": "47", "nace_version": "2008"}, "no NACE code begins like this of 2008"),
-        ({"nace": "47", "nace_version": "1999"}, "no NACE code begins like this of 1999"),
+        ({"nace": "XX"}, r"'XX': no NACE 2025 code begins so"),
+        ({"nace": "47", "nace_version": "2008"}, "no NACE 2008 code begins so"),
+        ({"nace": "47", "nace_version": "1999"}, "no NACE 1999 code begins so"),
         ({"status": "ZZ"}, "'ZZ': there is no such status"),
         ({"zipcode": "1005", "status": "ac"}, "'ac': there is no such status"),
     ],

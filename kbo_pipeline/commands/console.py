@@ -49,7 +49,7 @@ def extract_key(text: str) -> "ExtractKey":
 
 
 def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None, bool]]":
-    """What is published, staged, or here as a ZIP: date of its data, and whether it is published.
+    """What is published, staged, refused, or here as a ZIP: its date, and whether it is published.
 
     What cannot be read is not known. Dates of ZIPs are read when they are asked for.
     """
@@ -64,22 +64,22 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
         for staged in settings.staging_dir.glob("*.duckdb"):
             if (key := key_or_none(staged.stem)) is not None:
                 found[key] = (None, False)
+        for refused in settings.rejected_dir.glob("*"):
+            if (key := key_or_none(refused.name)) is not None:
+                found[key] = (None, False)
         for key, file in zips_in(settings.downloads_dir):
             found[key] = (None, False)
             if with_dates:
                 with suppress(KboError):
                     found[key] = (read_snapshot_date(file), False)
-    with (
-        suppress(KboError, OSError),
-        open_register(load_settings().database) as register,
-    ):
+    with suppress(KboError, OSError), open_register(load_settings().database) as register:
         for extract in register.extracts:
             found[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
     return found
 
 
 def complete_extract(context: click.Context, argument: click.Parameter, begun: str) -> list[str]:
-    """The extracts that a shell proposes: published ones, staged ones, and those whose ZIP is here.
+    """The extracts that a shell proposes: those published, staged, refused, or here as a ZIP.
 
     Whatever is wrong, there is nothing to propose, and the command says why.
     """

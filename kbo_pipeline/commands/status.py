@@ -157,7 +157,7 @@ def _shown(found: "ExtractStatus") -> "Group":
         named = ", ".join(map(str, numbers))
         parts.append(Text(f"failed batches: {named}; kbo retry {found.job_id}"))
     if found.rejected_rows:
-        parts.append(Text(f"rows set aside: {found.rejected_rows:,}; see rejected_row"))
+        parts.append(Text(f"rows set aside: {found.rejected_rows:,}; see the table rejected_row"))
     if found.error:
         parts.append(Text(f"error: {found.error}"))
     return Group(*parts)

@@ -38,6 +38,7 @@ from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.ledger import Standing
 from kbo_pipeline.locks import is_locked
 from kbo_pipeline.pausing import is_paused
+from kbo_pipeline.plain import counted
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import read_lost
@@ -337,7 +338,7 @@ def check_rejected_rows(installation: Installation) -> Iterator[Finding]:
             continue
         if rejected := installation.progress.rejected_rows(key):
             found = True
-            said = f"{rejected:,} rows of its ZIP could not be read, and are set aside"
+            said = f"{counted(rejected, 'row')} of its ZIP could not be read: set aside"
             helps = f"SELECT * FROM rejected_row WHERE extract = '{key}' shows them and why"
             yield Finding("warning", str(key), said, helps)
     if not found:

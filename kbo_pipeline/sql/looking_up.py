@@ -191,7 +191,7 @@ HAS = {
 
 HAS_NOT = {
     "zipcode": "no address has this zipcode",
-    "nace": "no NACE code begins like this",
+    "nace": "no NACE{version} code begins so",
     "status": "there is no such status",
 }
 """What is said where it does not."""
