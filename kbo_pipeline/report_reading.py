@@ -140,7 +140,7 @@ def read_report(database: Database, key: ExtractKey, lists: Mapping[str, Path]) 
 
 def _rejected(database: Database, key: ExtractKey) -> Rejected:
     rows = database.execute(report_sql.REJECTED_ROWS, key=str(key), most=REJECTED).fetchall()
-    return Rejected(rows[0][-1], tuple(row[:-1] for row in rows)) if rows else Rejected()
+    return Rejected(database.count(report_sql.COUNT_REJECTED, key=str(key)), tuple(rows))
 
 
 def _days(database: Database, key: ExtractKey) -> list[Day]:

@@ -441,7 +441,12 @@ def test_a_gap_below_what_is_staged_is_an_error(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("poll", "is_run", "severity", "says"),
     [
-        (Poll(0, 2e9, "the portal refuses", is_failed=True, is_refused=True), True, "error", "set"),
+        (
+            Poll(0, 2e9, "the portal refuses", is_failed=True, is_refused=True),
+            True,
+            "error",
+            "correct",
+        ),
         (Poll(0, 2e9, "0141-update is gone", gap="0141-update"), True, "error", "get its ZIP"),
         (Poll(0, 2e9, "answers 500", is_failed=True), True, "warning", "it is asked again at"),
         (Poll(0, 0, "0140-full is the newest"), True, "warning", "see the ticks"),

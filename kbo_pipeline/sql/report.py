@@ -36,10 +36,12 @@ FROM read_parquet($files, filename = true) GROUP BY ALL
 """Counts the changes that earlier reports list; binds `$files`."""
 
 REJECTED_ROWS = """
-SELECT file, line, column_name, reason, count(*) OVER () FROM rejected_row
+SELECT file, line, column_name, reason FROM rejected_row
 WHERE extract = $key ORDER BY file, line LIMIT $most
 """
-"""Where the records of an extract stood that are set aside, and how many; binds `$key`, `$most`."""
+"""Where the first records of an extract stood that are set aside; binds `$key`, `$most`."""
+
+COUNT_REJECTED = "SELECT count(*) FROM rejected_row WHERE extract = $key"
 
 COUNT_ENTITIES = "SELECT count(DISTINCT entity_number) FROM report_changes"
 
