@@ -89,7 +89,8 @@ def start(read_only: bool, only: "Part | None") -> None:
     if settings.has_account:
         click.echo(f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s")
     else:
-        click.echo("portal: not asked, as KBO_USERNAME and KBO_PASSWORD are not set")
+        missing = settings.account_not_set.replace(", ", " and ")
+        click.echo(f"portal: not asked, as {missing} {'are' if ' ' in missing else 'is'} not set")
     Inbox(settings.inbox_dir).prepare()
     click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
     if is_paused(settings):
@@ -266,9 +267,11 @@ def rollback(extract: str) -> None:
 def rebuild(from_zips: bool, dagster: bool) -> None:
     """Mend what was damaged or lost: register, published file, Dagster's records.
 
-    kbo start does so by itself, but for --from-zips: history then begins with the oldest kept Full.
-    And but for --dagster: the embedded PostgreSQL's files are put aside, and a new database is told
-    all that is published; what Dagster knew of runs, ticks and cancelled extracts is not in it.
+    Without options it does what kbo start does by itself.
+
+    With --from-zips, history begins with the oldest Full that is kept. With --dagster, the embedded
+    PostgreSQL's files are put aside, and a new database is told all that is published; what Dagster
+    knew of runs, ticks and cancelled extracts is not in it.
     """
     from kbo_pipeline.settings import load_settings
 

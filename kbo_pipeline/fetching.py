@@ -34,7 +34,7 @@ def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
     """
     if settings.username is None or settings.password is None:
         raise SettingsError(
-            "KBO_USERNAME, KBO_PASSWORD: not set, so the portal cannot be asked; set both, or put"
+            f"{settings.account_not_set}: not set, so the portal cannot be asked; set both, or put"
             f" ZIPs into {settings.inbox_dir}"
         )
     from kbo_pipeline.portal import Portal  # run workers that find their ZIP need no requests

@@ -33,7 +33,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "portal account",
-            "KBO_USERNAME, KBO_PASSWORD: not both set, so the portal is not asked",
+            f"{settings.account_not_set}: not set, so the portal is not asked",
             f"set both, or put ZIPs into {settings.inbox_dir}",
         )
 

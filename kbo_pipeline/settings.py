@@ -146,6 +146,12 @@ class Settings:
         return self.username is not None and self.password is not None
 
     @property
+    def account_not_set(self) -> str:
+        """The variables that are missing for an account."""
+        account = {"KBO_USERNAME": self.username, "KBO_PASSWORD": self.password}
+        return ", ".join(name for name, value in account.items() if value is None)
+
+    @property
     def export_dir(self) -> Path:
         """Where the asset `parquet_export` puts the current tables."""
         return self.data_dir / "exports" / "current"

@@ -147,7 +147,7 @@ def test_without_an_account_the_portal_is_not_asked(world: World) -> None:
     world.patch.delenv("KBO_PASSWORD")
     assert world.tick() == (
         [],
-        "KBO_USERNAME, KBO_PASSWORD: not set, so the portal is not asked; the inbox alone works",
+        "KBO_PASSWORD: not set, so the portal is not asked; the inbox alone works",
     )
     assert world.portal.requests == []
 

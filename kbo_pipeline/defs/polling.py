@@ -95,7 +95,8 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
     settings = load_settings()
     if not settings.has_account:
         return dg.SkipReason(
-            "KBO_USERNAME, KBO_PASSWORD: not set, so the portal is not asked; the inbox alone works"
+            f"{settings.account_not_set}: not set, so the portal is not asked;"
+            " the inbox alone works"
         )
     if is_paused(settings):
         return dg.SkipReason(PAUSED)
