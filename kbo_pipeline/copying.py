@@ -53,9 +53,10 @@ def copy_register(
         if target.exists():
             raise RegisterError(f"{target}: there is a file already; name another, or move it away")
         with replace_atomically(target) as temporary:
-            found = _copy(connection, source, temporary, privacy, report, is_new=True)
-            register_lock(temporary).unlink()  # ours: nobody else knows the file yet
-        return found
+            try:
+                return _copy(connection, source, temporary, privacy, report, is_new=True)
+            finally:  # ours: nobody else knows the file yet
+                register_lock(temporary).unlink(missing_ok=True)
     return _copy(connection, source, target, privacy, report, is_new=True)
 
 

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.copying import copy_register
-from kbo_pipeline.errors import DamagedError, KboError, RegisterError
+from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.published import open_published, renew_views
 from kbo_pipeline.reading import read_register
 from kbo_pipeline.register import content_hash, open_register
@@ -144,6 +144,15 @@ def test_an_older_published_register_is_copied_and_verified(core: Core, tmp_path
         assert connection.execute(READ_VERSIONS).fetchall() == ALL_VERSIONS
         assert content_hash(connection) == copied
     assert verify(settings, next(tmp_path.glob("*Full.zip"))).is_equal
+
+
+def test_a_copy_of_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        duckdb.connect(":memory:") as connection,
+        pytest.raises(NotReadyError, match="nothing is published yet"),
+    ):
+        copy_register(connection, tmp_path / "none", tmp_path / "copy", privacy="full")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.file_only("a shared register has no published file")
