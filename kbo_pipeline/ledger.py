@@ -390,7 +390,7 @@ class Ledger:
         if other_file and applied:
             raise RegisterError(
                 f"{extract.key}: batches of another file with this key are applied; import that"
-                " file to its end first"
+                f" file to its end, or undo them: kbo rollback {extract.key}"
             )
         self._database.execute(
             "DELETE FROM import_job_batches WHERE job_id = $id", id=str(extract.key)

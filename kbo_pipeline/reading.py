@@ -66,6 +66,8 @@ def open_register(place: Place) -> "PublishedRegister":
         raise NotFoundError(
             f"{place}: no published register there; kbo start or kbo import makes it"
         )
+    if isinstance(place, Path) and not place.is_file():  # DuckDB would wait for a named pipe
+        raise RegisterError(f"{place}: no file; move it away")
     # Attached to a database of its own: DuckDB gives all connections of a process that open one
     # path the file that the first of them found there, also after it was replaced.
     connection = duckdb.connect(":memory:")
