@@ -45,6 +45,7 @@ FAULTY_SHARE = 1000
 
 _ANY_NUMBER = 2**40
 _SHOWN_FAULTS = 5
+_ROWS_NOTED = 1000  # together; one by one, each takes 4 ms
 _HASH_BYTES = 8
 
 _ROWS_FETCHED = 2**21
@@ -417,21 +418,18 @@ def _note_rejected(
     key: ExtractKey,
     set_aside: Sequence[tuple[CsvFile, FaultyRecord]],
 ) -> None:
-    if set_aside:
-        connection.executemany(
-            "INSERT INTO rejected_row VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    str(key),
-                    file.member,
-                    record.line,
-                    record.text,
-                    record.faults[0].column or None,
-                    record.faults[0].reason,
-                )
-                for file, record in set_aside
-            ],
-        )
+    for start in range(0, len(set_aside), _ROWS_NOTED):
+        piece = set_aside[start : start + _ROWS_NOTED]
+        faults = [record.faults[0] for _, record in piece]
+        values = {
+            "key": str(key),
+            "files": [file.member for file, _ in piece],
+            "lines": [record.line for _, record in piece],
+            "raws": [record.text for _, record in piece],
+            "columns": [fault.column or None for fault in faults],
+            "reasons": [fault.reason for fault in faults],
+        }
+        connection.execute(staging_sql.NOTE_REJECTED, values)
 
 
 def _told(set_aside: Sequence[tuple[CsvFile, FaultyRecord]]) -> Iterator[str]:

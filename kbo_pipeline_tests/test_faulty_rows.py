@@ -1,6 +1,7 @@
 """Rows that cannot be read are set aside: exactly the rest is staged, applied and published."""
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +401,17 @@ def test_a_record_of_several_lines_with_another_number_of_fields_is_one_wherever
         kept = connection.execute("SELECT raw FROM staging.rejected_row").fetchall()
         assert connection.execute("SELECT count(*) FROM staging.denomination").fetchall() == [(2,)]
     assert kept == [(bad.decode().removesuffix("\n"),)]
+
+
+def test_very_many_rows_are_set_aside_in_seconds(tmp_path: Path) -> None:
+    core = Core(tmp_path / "core", max_faulty_rows=None)
+    lines = [f'"0200.000.{number:03d}","ENT","TEL"' for number in range(1000)] * 12
+    lines[7::9] = ["x" for _ in lines[7::9]]
+    text = csv_text(CONTACT.columns, []) + "\n".join([*lines, ""])
+    began = time.monotonic()
+    core.stage(write_extract(tmp_path, FULL, {}, members={"contact.csv": text}))
+    with core.staged(FULL) as (connection, staged):
+        kept = connection.execute("SELECT line, raw FROM staging.rejected_row ORDER BY 1")
+        assert kept.fetchall() == list(enumerate(lines, start=2))
+    assert staged.rejected_rows == len(lines)
+    assert time.monotonic() - began < 20  # one by one, it took 50 s

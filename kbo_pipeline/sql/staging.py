@@ -247,6 +247,12 @@ CREATE TABLE IF NOT EXISTS rejected_row (
 In a staging file, and likewise in the register, which gets them from there when it is published.
 """
 
+NOTE_REJECTED = """
+INSERT INTO rejected_row SELECT $key, unnest($files::VARCHAR[]), unnest($lines::BIGINT[]),
+    unnest($raws::VARCHAR[]), unnest($columns::VARCHAR[]), unnest($reasons::VARCHAR[])
+"""
+"""Notes some of them, whose values are bound as lists."""
+
 CREATE_EXTRACT = """
 CREATE TABLE extract (
     extract_key VARCHAR, extract_number INTEGER, extract_type VARCHAR, snapshot_date DATE,
