@@ -126,8 +126,10 @@ def import_command(zips: tuple[Path, ...]) -> None:
             with progress_bar(instance, extract.key), pause_told(settings):
                 imported = import_extract(instance, settings, zip_file, extract)
             if imported:
-                rejected = Progress(instance).rejected_rows(extract.key)
-                aside = ""
+                progress = Progress(instance)
+                for warning in progress.warnings(extract.key):
+                    click.echo(f"kbo: warning: {extract.key}: {warning}", err=True)
+                rejected, aside = progress.rejected_rows(extract.key), ""
                 if rejected:
                     aside = f"; {counted(rejected, 'row')} set aside, see the table rejected_row"
                 seconds = time.monotonic() - started

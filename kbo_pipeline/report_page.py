@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from kbo_pipeline.plain import counted
 from kbo_pipeline.report_reading import EXAMPLES, ChangeReport
 from kbo_pipeline.tables import TABLES
 from kbo_pipeline.unusual import median_of
@@ -84,8 +85,8 @@ def _rejected(report: ChangeReport) -> Iterator[str]:
         return
     yield "## Set aside"
     yield (
-        f"{rejected.count:,} rows of the ZIP could not be read and are not in the register; as they"
-        " stood, they are in the table `rejected_row`. The first:"
+        f"{counted(rejected.count, 'row')} of the ZIP could not be read. What stood there is not in"
+        " the tables of the register, but in its table `rejected_row`. The first:"
     )
     lines = ["| file | line | column | reason |", "|---|---:|---|---|"]
     for file, line, column, reason in rejected.first:

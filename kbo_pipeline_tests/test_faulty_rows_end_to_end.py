@@ -40,7 +40,10 @@ def test_few_are_told_everywhere_and_many_wait_for_a_person(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     full = with_faults(tmp_path, FULL, 2)
+    full = full.rename(full.with_name("KboOpenData_0140_2024_01_01_Full.zip"))
     done = pipeline.kbo("import", full)
+    _, warning = done.stderr.splitlines()  # the first: it has no codes
+    assert warning.startswith(f"kbo: warning: {FULL}: {full.name}: made on ")
     assert done.stdout.rstrip().endswith("; 2 rows set aside, see the table rejected_row")
     with pipeline.read() as connection:
         rows = connection.execute("FROM rejected_row ORDER BY line").fetchall()

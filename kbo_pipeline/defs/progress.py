@@ -41,6 +41,9 @@ _EXTRACT_TAGS = (EXTRACT_TAG, PARTITION_NAME_TAG, RANGE_START_TAG)
 STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
 """The asset whose materialization says that an extract is staged."""
 
+WARNINGS = "warnings"
+"""Metadata of a staging: what was odd in the ZIP."""
+
 REJECTED_ROWS = "rejected_rows"
 """Metadata of a staging: how many records of the ZIP are set aside."""
 
@@ -158,12 +161,21 @@ class Progress:
 
     def rejected_rows(self, key: ExtractKey) -> int:
         """Records of an extract's ZIP that were set aside when it was staged last."""
+        return int(str(self._said_at_staging(key, REJECTED_ROWS) or 0))
+
+    def warnings(self, key: ExtractKey) -> list[str]:
+        """What was odd in an extract's ZIP when it was staged last, but for rows set aside."""
+        found = self._said_at_staging(key, WARNINGS)
+        warnings = map(str, found) if isinstance(found, list) else ()
+        return [line for line in warnings if "set aside, see rejected_row" not in line]
+
+    def _said_at_staging(self, key: ExtractKey, name: str) -> object:
         wanted = dg.AssetRecordsFilter(asset_key=STAGED, asset_partitions=[str(key)])
         for record in self.instance.fetch_materializations(wanted, limit=1).records:
             event = record.asset_materialization
-            found = event.metadata.get(REJECTED_ROWS) if event else None
-            return int(str(found.value)) if found is not None else 0
-        return 0
+            found = event.metadata.get(name) if event else None
+            return None if found is None else found.value
+        return None
 
     def applied(self, key: ExtractKey) -> dict[str, dict[str, int]]:
         """Storage ids of the applied batches of an extract, by table name and batch key."""

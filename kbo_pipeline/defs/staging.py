@@ -10,7 +10,7 @@ from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_m
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
-from kbo_pipeline.defs.progress import REJECTED_ROWS
+from kbo_pipeline.defs.progress import REJECTED_ROWS, WARNINGS
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.extracts import read_extract
 from kbo_pipeline.faults import reported
@@ -100,7 +100,7 @@ def import_staging(
                         "preview": preview(
                             connection.execute(f"FROM {source} LIMIT {PREVIEW_ROWS}")
                         ),
-                        "warnings": list(staged.warnings),
+                        WARNINGS: list(staged.warnings),
                         REJECTED_ROWS: staged.rejected_rows,  # of the whole extract too
                         **({"faults_accepted_by": accepted_by} if accepted_by else {}),
                     },
