@@ -296,7 +296,7 @@ def test_every_command_of_operating_is_run_or_said_to_be_run_elsewhere() -> None
 
 def test_each_row_of_what_comes_from_outside_names_tests_that_there_are() -> None:
     rows = [
-        line.split(" | ")
+        line.strip("| ").split("|")
         for line in (REPOSITORY / "docs" / "outside.md").read_text().splitlines()
         if line.startswith("| ") and not line.startswith("| what comes ")
     ]
