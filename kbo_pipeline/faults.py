@@ -261,7 +261,7 @@ class _Form:
         before.
         """
         stop = at + self.reach
-        if record := self._any_record.match(window, at, stop):
+        if record := self._any_record.match(window, at):  # it may be longer than is read
             return record.end(), searched
         first_line = window.find(b"\n", at) + 1 or len(window) + 1
         end, quotes = first_line, window.count(b'"', at, first_line)

@@ -331,6 +331,21 @@ def test_places_are_right_far_into_a_large_file(tmp_path: Path) -> None:
     assert [record.line for record in records] == [300_001 * n + 1 for n in range(1, 5)]
 
 
+def test_a_text_that_is_too_long_is_one_record_with_all_its_lines(
+    core: Core, tmp_path: Path
+) -> None:
+    line = f'"{NUMBERS[0]}","ENT","TEL","%s"\n'
+    long = random.Random(1).randbytes(MAX_RECORD).hex("\n", 40)
+    text = csv_text(CONTACT.columns, []) + line % "1" + line % long + line % "2"
+    zip_file = write_extract(tmp_path, FULL, {}, members={"contact.csv": text})
+    assert core.stage(zip_file).rejected_rows == 1
+    with core.staged(FULL) as (connection, _):
+        assert connection.execute("SELECT value FROM staging.contact").fetchall() == [
+            ("1",),
+            ("2",),
+        ]
+
+
 def test_a_record_that_is_too_long_is_one_record(tmp_path: Path) -> None:
     line = b'"VAT","001","NL","%s"\n'
     header = csv_text(CODE.columns, []).encode()

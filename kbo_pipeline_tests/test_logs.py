@@ -18,6 +18,8 @@ from kbo_pipeline.errors import StorageError
 from kbo_pipeline.logs import alert_log, log_file, put_aside, remove_old, remove_old_outputs
 from kbo_pipeline.serving import tidy_logs
 from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.server import running_server
 
 DAY = 86_400.0
 
@@ -180,3 +182,24 @@ def test_a_look_into_an_empty_inbox_prints_nothing(
         assert capfd.readouterr() == ("", "")
         context.log.info("this would be a line and a file")
         assert "this would be a line" in "".join(capfd.readouterr())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_an_idle_kbo_start_writes_nothing(tmp_path: Path) -> None:
+    """All its sensors look meanwhile, most of them several times."""
+    pipeline = Pipeline(tmp_path / "data")
+    with running_server(pipeline) as server:
+        quick = ("inbox_sensor", "apply_when_staged", "publish_when_applied")
+        server.wait_for_ticks(1, *quick, "alert_sensor")
+        before = written(pipeline.directory)
+        assert {"code.log", "daemon.log", "webserver.log"} <= {file.name for file in before}
+        server.wait_for_ticks(5, *quick)
+        assert written(pipeline.directory) == before
+
+
+def written(directory: Path) -> dict[Path, int]:
+    """The size of each log, and of each file with what a run or a sensor has printed."""
+    outputs = (directory / "dagster_home" / "storage").rglob("*")
+    files = [*directory.rglob("*.log"), directory / "postgres" / "log", *outputs]
+    return {file: file.stat().st_size for file in files if file.is_file()}
