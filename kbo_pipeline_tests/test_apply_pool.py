@@ -80,6 +80,7 @@ def test_batches_with_other_turns_commit_at_once_and_the_same_one_does_not(
 
 
 @pytest.mark.long
+@pytest.mark.rare
 @pytest.mark.timeout(900)
 def test_workers_that_are_killed_are_replaced_and_readers_see_whole_extracts(
     lake: Lake, tmp_path: Path
@@ -189,6 +190,7 @@ def test_workers_end_with_the_process_that_started_them(lake: Lake, tmp_path: Pa
 
 
 @pytest.mark.long
+@pytest.mark.rare
 @pytest.mark.timeout(900)
 def test_a_lake_of_an_earlier_version_goes_on(lake: Lake, tmp_path: Path) -> None:
     core = Core(tmp_path / "core", batch_rows=10_000, shared=lake)

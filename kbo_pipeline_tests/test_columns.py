@@ -129,7 +129,7 @@ def wide(
     return write_extract(directory, key, inserts, keys_for(deleted), members=members)
 
 
-@pytest.fixture(params=["file", pytest.param("lake", marks=pytest.mark.long)])
+@pytest.fixture(params=["file", pytest.param("lake", marks=[pytest.mark.long, pytest.mark.rare])])
 def core(request: pytest.FixtureRequest, tmp_path: Path) -> Core:
     """A data directory with a Full and an Update of before the columns, as this package left it."""
     directory = tmp_path / "core"

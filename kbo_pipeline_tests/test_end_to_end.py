@@ -219,6 +219,7 @@ def test_status_of_a_published_extract_has_the_promised_fields(pipeline: Pipelin
         "next_batch",
         "failed_batches",
         "error",
+        "rejected_rows",
     ]
     assert found["job_id"] == "0140-full"
     assert found["status"] == "completed"

@@ -84,6 +84,7 @@ def test_kbo_start_executes_none_while_it_imports(planted: Planted, tmp_path: Pa
 
 
 @pytest.mark.long
+@pytest.mark.rare
 @pytest.mark.timeout(600)
 def test_apply_workers_execute_none(planted: Planted, tmp_path: Path) -> None:
     zip_file = SAMPLE.write_full(tmp_path, 140)

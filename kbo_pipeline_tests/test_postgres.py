@@ -681,6 +681,7 @@ def test_a_lock_that_is_not_free_is_not_taken_for_a_server_that_stands_still(
 
 
 @pytest.mark.long
+@pytest.mark.rare
 def test_every_command_says_within_seconds_that_postgres_stands_still(pipeline: Pipeline) -> None:
     zip_file = Sample(enterprises=60, seed=3).write_full(pipeline.directory / "zips", 140)
     key = "0140-full"
