@@ -1,9 +1,11 @@
 """Files of Python in the working directory are nobody's business: none is executed."""
 
 import importlib.metadata
+import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +50,10 @@ def test_the_trap_shows_what_is_executed(planted: Planted) -> None:
     assert {"rich", "queue", "click", "kbo_pipeline"} <= {
         file.stem for file in planted.directory.glob("*.py")
     }
-    subprocess.run([sys.executable, "-m", "queue"], cwd=planted.directory, check=False)
-    subprocess.run([sys.executable, "-c", "import click"], cwd=planted.directory, check=False)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}  # of make
+    for arguments in (("-m", "queue"), ("-c", "import click")):
+        command = [sys.executable, *arguments]
+        subprocess.run(command, cwd=planted.directory, env=environment, check=False)
     assert {"__main__", "click"} <= planted.executed
 
 
@@ -120,7 +124,7 @@ def test_tests_and_tools_are_found_at_the_end_of_the_path(tmp_path: Path) -> Non
     makefile = (REPOSITORY / "Makefile").read_text()
     assert "kbo_pipeline_tests.pth" in makefile
     (site / "kbo_pipeline_tests.pth").write_text(f"{REPOSITORY}\n")
-    code = f"import site, sys; site.addsitedir({str(site)!r}); print(sys.path[-1])"
+    code = f"import site, sys; site.addsitedir({str(site)!r}); print(*sys.path, sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-P", "-c", f"{code}; import kbo_pipeline_tests.core"],
         cwd=tmp_path,
@@ -128,4 +132,5 @@ def test_tests_and_tools_are_found_at_the_end_of_the_path(tmp_path: Path) -> Non
         text=True,
         check=True,
     )
-    assert done.stdout == f"{REPOSITORY}\n"
+    path = done.stdout.splitlines()
+    assert path.index(str(REPOSITORY)) > path.index(sysconfig.get_path("purelib"))
