@@ -153,6 +153,7 @@ def test_a_loss_keeps_an_update_from_readers_until_it_is_accepted(imported: Pipe
         assert {record.run_id for record in left} == {run.run_id for run in publications(instance)}
 
 
+@pytest.mark.rare
 def test_a_full_cut_short_waits_is_told_of_and_can_be_accepted(
     pipeline: Pipeline, zips: list[Path], tmp_path: Path
 ) -> None:

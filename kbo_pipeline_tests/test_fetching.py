@@ -121,6 +121,7 @@ def test_names_in_upper_case_are_names_too(world: World, made: Path) -> None:
     assert world.fetch(UPDATE).name.endswith("_UPDATE.ZIP")
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_a_zip_that_somebody_has_packed_again_and_named_is_imported_and_used_again(
     world: World, made: Path

@@ -184,6 +184,7 @@ def test_a_look_into_an_empty_inbox_prints_nothing(
         assert "this would be a line" in "".join(capfd.readouterr())
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_an_idle_kbo_start_writes_nothing(tmp_path: Path) -> None:

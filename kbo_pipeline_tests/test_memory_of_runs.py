@@ -310,6 +310,7 @@ def test_of_one_number_what_follows_is_imported_first(
         assert " ".join(map(str, import_order(keys, newest))) == order
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_full_and_an_update_of_one_number_are_imported_by_one_command(tmp_path: Path) -> None:

@@ -718,6 +718,7 @@ AS_NOBODY_KNOWN = (
 )
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("unshare"),

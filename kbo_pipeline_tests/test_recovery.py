@@ -408,6 +408,7 @@ def test_what_is_cleaned_away_is_made_again_and_an_import_goes_on(
         check_published(pipeline, undisturbed)
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_copy_of_a_running_data_directory_starts_beside_it(tmp_path: Path) -> None:

@@ -120,7 +120,14 @@ def test_the_published_file_of_a_release_restores_the_register(released: Core) -
     assert versions(released) == ALL_VERSIONS
 
 
-@pytest.mark.parametrize("released", list(RELEASES)[:2], indirect=True)
+@pytest.mark.parametrize(
+    "released",
+    [
+        pytest.param(commit, marks=[pytest.mark.rare] if place else [])
+        for place, commit in enumerate(list(RELEASES)[:2])
+    ],
+    indirect=True,
+)
 @pytest.mark.long
 def test_the_database_of_dagster_of_a_release_goes_on(released: Core) -> None:
     directory = released.directory

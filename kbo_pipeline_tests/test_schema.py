@@ -109,6 +109,7 @@ def test_the_first_write_brings_an_older_register_up_to_date(core: Core, update:
     assert versions(core) == ALL_VERSIONS  # each once
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_an_older_lake_is_read_and_brought_up_to_date_by_the_first_write(
     tmp_path: Path, update: Path
