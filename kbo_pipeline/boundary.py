@@ -59,7 +59,7 @@ def run(name: str, program: Callable[[], None]) -> None:
     """
     try:
         program()
-    except Exception as error:
+    except Exception as error:  # one that is not known goes on, with its traceback
         line = line_of(error)
         if line is None:
             raise

@@ -51,7 +51,7 @@ class Commands(click.Group):
             code = _fail(_of_usage(error), error.exit_code)
         except click.Abort:
             code = _fail("stopped", 130)
-        except Exception as error:
+        except Exception as error:  # one that is not known goes on, with its traceback
             line = line_of(error)
             if line is None:
                 raise
