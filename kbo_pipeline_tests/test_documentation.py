@@ -24,7 +24,7 @@ from kbo_pipeline_tests.zips import csv_text, keys_for, rows_for, write_extract
 
 DOCUMENTS = [
     *sorted(REPOSITORY.glob("*.md")),
-    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "deploy").glob("*.md")),
 ]
 README, OPERATING = REPOSITORY / "README.md", REPOSITORY / "docs" / "operating.md"

@@ -1,6 +1,7 @@
 """A year of daily extracts: how long sensors and pages take.
 
-`make year` prints the figures, as docs/design.md has them; `YEAR_EXTRACTS` is how many there are.
+`make year` prints the figures of docs/decisions/0014-old-extracts-leave-dagster.md;
+`YEAR_EXTRACTS` is how many there are.
 """
 
 import os
