@@ -99,9 +99,10 @@ fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zi
 	$(RUN)/pip install --quiet --constraint constraints.txt atheris
 	$(RUN)/python -m kbo_pipeline_tests.fuzz $(or $(FUZZ),staging --runs 5000)
 
-check: $(READY) ## format, lint, types
+check: $(READY) ## format, lint, imports, types
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
+	$(RUN)/lint-imports
 	$(RUN)/mypy
 
 audit: ## ask whether what constraints.txt pins has known vulnerabilities

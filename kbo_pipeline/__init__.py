@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kbo_pipeline.changes import Change
+    from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, RegisterError
     from kbo_pipeline.enterprises import (
         Activity,
         Address,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         PublishedExtract,
         Term,
     )
-    from kbo_pipeline.errors import ExtractError, KboError, NotFoundError, RegisterError
     from kbo_pipeline.reading import PublishedRegister, read_register
 
 __all__ = [
@@ -52,7 +52,7 @@ _MODULES = {"Change": "changes", "PublishedRegister": "reading", "read_register"
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    default = "errors" if name.endswith("Error") else "enterprises"
+    default = "core.errors" if name.endswith("Error") else "enterprises"
     found = getattr(import_module(f"{__name__}.{_MODULES.get(name, default)}"), name)
     globals()[name] = found
     return found

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.files import make_private
-from kbo_pipeline.proxies import is_own
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.proxies import is_own
 
 Kind = Literal["failed", "gap", "stale", "refused"]
 

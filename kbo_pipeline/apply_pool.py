@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 
 from kbo_pipeline.apply_worker import PassingError, Task, read_answer
-from kbo_pipeline.batches import Batch, BatchKey
-from kbo_pipeline.errors import KboError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.batches import Batch, BatchKey
+from kbo_pipeline.core.errors import KboError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql.shared import TURNS
 from kbo_pipeline.tied import tied_command
 

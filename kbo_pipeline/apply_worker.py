@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 
 import duckdb
 
-from kbo_pipeline import interrupts
-from kbo_pipeline.batches import Batch
-from kbo_pipeline.database import worker_limits
-from kbo_pipeline.errors import DamagedError, KboError, RegisterError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.database import worker_limits
+from kbo_pipeline.core.errors import DamagedError, KboError, RegisterError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.ledger import BatchChange, TableChange
 from kbo_pipeline.register import Register, is_transient, open_register
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.staging import Staged, is_damage
 
 
@@ -67,7 +67,7 @@ _ANSWERED = (KboError, duckdb.Error, OSError)
 def main() -> None:
     """Answers tasks until there are no more."""
     # They reach all processes of a terminal: the one that started this one decides.
-    interrupts.ignore_further()
+    signals.ignore_further()
     # DuckDB imports it for the first bound value, and needs it for nothing here.
     sys.modules["pandas"] = None  # type: ignore[assignment]
     key, position = ExtractKey.parse(sys.argv[1]), int(sys.argv[2])

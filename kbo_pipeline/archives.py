@@ -17,7 +17,7 @@ from typing import IO, cast
 
 from isal import igzip_lib, isal_zlib
 
-from kbo_pipeline.errors import ExtractError
+from kbo_pipeline.core.errors import ExtractError
 
 MAX_MEMBERS = 64
 MAX_BYTES = 8 << 30

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import duckdb
 
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.enterprises import PublishedExtract
 from kbo_pipeline.extract_names import ExtractName, named
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.kinds import KINDS
 from kbo_pipeline.sql import changes as changes_sql
 from kbo_pipeline.sql import looking_up as looking_up_sql

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from kbo_pipeline.database import Database
-from kbo_pipeline.extracts import ExtractKey, ExtractType
-from kbo_pipeline.plain import counted
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.extracts import ExtractKey, ExtractType
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
+from kbo_pipeline.core.text import counted
 from kbo_pipeline.sql import checking as checking_sql
-from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.usual import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_unusual
 
 Severity = Literal["error", "warning"]

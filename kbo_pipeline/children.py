@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.files import make_private
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.logs import log_file
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.tied import tied_command
 
 _STOP_SECONDS = 20.0

@@ -24,14 +24,14 @@ from kbo_pipeline.commands.console import (
 )
 from kbo_pipeline.commands.group import Commands
 from kbo_pipeline.commands.status import status
-from kbo_pipeline.errors import KboError
+from kbo_pipeline.core.errors import KboError
 
 if TYPE_CHECKING:
+    from kbo_pipeline.core.extracts import ExtractKey
+    from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.enterprises import PublishedExtract
-    from kbo_pipeline.extracts import ExtractKey
     from kbo_pipeline.findings import Finding
     from kbo_pipeline.parts import Part
-    from kbo_pipeline.settings import Settings
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,16 +61,16 @@ def start(read_only: bool, only: "Part | None") -> None:
     With --only, one of the three: the host of the code location has the data, and KBO_CODE_HOST and
     DAGSTER_POSTGRES_URL say on each host where that and PostgreSQL are.
     """
+    from kbo_pipeline.core.pause_file import PAUSED, is_paused
+    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.inbox import Inbox
-    from kbo_pipeline.pausing import PAUSED, is_paused
     from kbo_pipeline.serving import serve
-    from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
 
     class Recover:
         def __call__(self, *, ended_at: float, is_start: bool) -> "ExtractKey | None":
-            from kbo_pipeline.defs.looking import look  # when nobody else can start: 1 s
+            from kbo_pipeline.defs.looking import look
 
             return look(settings, report, ended_at=ended_at, is_start=is_start)
 
@@ -102,12 +102,12 @@ def start(read_only: bool, only: "Part | None") -> None:
 @click.argument("zips", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
-    from kbo_pipeline.extracts import read_extract
-    from kbo_pipeline.plain import counted
-    from kbo_pipeline.planning import import_order
+    from kbo_pipeline.core.extracts import read_extract
+    from kbo_pipeline.core.order import import_order
+    from kbo_pipeline.core.settings import load_settings
+    from kbo_pipeline.core.text import counted
     from kbo_pipeline.postgres import start_ahead
     from kbo_pipeline.publishing import standing_of
-    from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
     extracts = [(zip_file, read_extract(zip_file)) for zip_file in zips]
@@ -150,8 +150,8 @@ def fetch(extract: str) -> None:
 
     The latest is the one with the highest number; the Full, if there are both of that number.
     """
+    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.fetching import fetch_zip, latest_key
-    from kbo_pipeline.settings import load_settings
 
     settings = load_settings()
     key = None if extract == "latest" else extract_key(extract)
@@ -169,7 +169,7 @@ def retry(extract: str | None, accept_faults: bool) -> None:
     With --accept-faults also one that was refused because many of its rows are faulty: these are
     set aside, in rejected_row, and all others are imported.
     """
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
@@ -193,7 +193,7 @@ def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
     The sensors and kbo import do so by themselves. An extract that takes away more of a table
     than KBO_MAX_LOSS_PERCENT, or KBO_MAX_LOSS_PERCENT_FULL, waits until somebody accepts it here.
     """
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     key = extract_key(extract)
@@ -216,7 +216,7 @@ def cancel(extract: str) -> None:
 
     What is applied stays applied, unpublished. Nothing goes on by itself; kbo retry does.
     """
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     key = extract_key(extract)
@@ -231,20 +231,20 @@ def cancel(extract: str) -> None:
 @main.command()
 def pause() -> None:
     """Let nothing new begin: running batches end, then everything waits for kbo resume."""
-    from kbo_pipeline import pausing
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core import pause_file
+    from kbo_pipeline.core.settings import load_settings
 
-    done = pausing.pause(load_settings())
-    click.echo(pausing.PAUSED if done else f"{pausing.PAUSED}: nothing to do")
+    done = pause_file.pause(load_settings())
+    click.echo(pause_file.PAUSED if done else f"{pause_file.PAUSED}: nothing to do")
 
 
 @main.command()
 def resume() -> None:
     """Let everything go on that kbo pause holds up."""
-    from kbo_pipeline import pausing
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core import pause_file
+    from kbo_pipeline.core.settings import load_settings
 
-    done = pausing.resume(load_settings())
+    done = pause_file.resume(load_settings())
     click.echo("resumed" if done else "not paused: nothing to do")
 
 
@@ -252,7 +252,7 @@ def resume() -> None:
 @click.argument("extract", shell_complete=complete_extract)
 def rollback(extract: str) -> None:
     """Undo the newest extract, published or half applied; any other is refused."""
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     key = extract_key(extract)
@@ -275,7 +275,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
     PostgreSQL's files are put aside, and a new database is told all that is published; what Dagster
     knew of runs, ticks and cancelled extracts is not in it.
     """
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     from kbo_pipeline.defs.importing import open_instance, retry_extract
@@ -306,7 +306,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
 
 
 def _put_database_aside(settings: "Settings") -> Path:
-    from kbo_pipeline.errors import NotReadyError, SettingsError
+    from kbo_pipeline.core.errors import NotReadyError, SettingsError
     from kbo_pipeline.postgres import move_aside
 
     if settings.postgres_url is not None:
@@ -329,7 +329,7 @@ def doctor(as_json: bool) -> None:
     sensors, runs, extracts, inbox and leftovers. Changes nothing, and does not ask the portal. Ends
     with 1 when there is an error, and with 0 when there are warnings at most.
     """
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     from kbo_pipeline.defs.doctor import diagnose
@@ -362,8 +362,8 @@ def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
 
 def _newest_published() -> "PublishedExtract | None":
     """The newest extract that readers have; None where they have none, which is a finding too."""
+    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.reading import open_register
-    from kbo_pipeline.settings import load_settings
 
     try:
         with open_register(load_settings().database) as register:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.errors import NotReadyError, RegisterError
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.core.errors import NotReadyError, RegisterError
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.lake import NOTHING_PUBLISHED
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.ledger import read_chain
-from kbo_pipeline.places import Place
 from kbo_pipeline.published import open_published
 from kbo_pipeline.register import content_hash, open_register, register_lock
-from kbo_pipeline.settings import Privacy
-from kbo_pipeline.shared import NOTHING_PUBLISHED
 
 Report = Callable[[str], None]
 """Takes a line of progress."""

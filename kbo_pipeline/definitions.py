@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from kbo_pipeline.core.places import Lake
 from kbo_pipeline.defs.alerting import alert_sensor
 from kbo_pipeline.defs.applying import apply_to_register
 from kbo_pipeline.defs.change_report import change_report
@@ -26,7 +27,6 @@ from kbo_pipeline.defs.rollback import rollback_extract
 from kbo_pipeline.defs.sensors import apply_when_staged, publish_when_applied
 from kbo_pipeline.defs.staging import import_staging
 from kbo_pipeline.defs.verifying import full_verification, verify_when_at_hand
-from kbo_pipeline.places import Lake
 
 _IS_LAKE = isinstance(AT_IMPORT.database, Lake)
 

@@ -8,13 +8,13 @@ for one stays right whatever becomes of others, and whoever applies them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kbo_pipeline.batches import Batch, span_of
-from kbo_pipeline.database import Database
-from kbo_pipeline.extracts import Extract
+from kbo_pipeline.core.batches import Batch, span_of
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.extracts import Extract
+from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql import shared as shared_sql
 from kbo_pipeline.staging import Staged
-from kbo_pipeline.tables import TABLES, Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from typing import Any
 
 import duckdb
 
-from kbo_pipeline.database import connect
-from kbo_pipeline.errors import ExportError, NotReadyError
-from kbo_pipeline.files import replace_directory
-from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.core.database import connect
+from kbo_pipeline.core.disk_space import check_room_to_export
+from kbo_pipeline.core.errors import ExportError, NotReadyError
+from kbo_pipeline.core.files import replace_directory
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Privacy, Settings
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.published import open_published
-from kbo_pipeline.room import check_room_to_export
-from kbo_pipeline.settings import Privacy, Settings
-from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.profile import source
 from kbo_pipeline.sql.reading import fill_shown
 from kbo_pipeline.sql.views import export_queries

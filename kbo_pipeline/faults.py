@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.files import move_into_place, replace_atomically
-from kbo_pipeline.tables import Column
+from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.files import move_into_place, replace_atomically
+from kbo_pipeline.core.tables import Column
 
 MOST_FAULTS = 20
 """How many faults of an extract are reported together."""

@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kbo_pipeline.errors import ExtractError, NotReadyError, SettingsError
-from kbo_pipeline.extracts import (
+from kbo_pipeline.core.disk_space import check_room_to_keep
+from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
+from kbo_pipeline.core.extracts import (
     Extract,
     ExtractKey,
     damage,
@@ -15,12 +16,11 @@ from kbo_pipeline.extracts import (
     read_extract,
     zips_in,
 )
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.locks import exclusive_lock, zip_lock
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.locks import exclusive_lock, zip_lock
 from kbo_pipeline.refusals import Refusals
-from kbo_pipeline.room import check_room_to_keep
-from kbo_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from kbo_pipeline.portal import Portal
@@ -37,7 +37,7 @@ def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
             f"{settings.account_not_set}: not set, so the portal cannot be asked; set both, or put"
             f" ZIPs into {settings.inbox_dir}"
         )
-    from kbo_pipeline.portal import Portal  # run workers that find their ZIP need no requests
+    from kbo_pipeline.portal import Portal
 
     return Portal(
         settings.portal_url,

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from kbo_pipeline.errors import KboError
+from kbo_pipeline.core.errors import KboError
 
 Severity = Literal["ok", "warning", "error"]
 

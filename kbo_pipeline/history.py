@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import partial
 
+from kbo_pipeline.core.tables import ENTERPRISE, TABLES, Table
 from kbo_pipeline.enterprises import HistoryEvent
 from kbo_pipeline.meanings import Meanings, Row
-from kbo_pipeline.tables import ENTERPRISE, TABLES, Table
 
 _Step = tuple[list[Row], list[Row]]
 """The rows of a key that an extract removed, and those that it added."""

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from kbo_pipeline.files import make_private
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.settings import Settings
 
 INSTANCE_FILE = Path(__file__).parent / "dagster.yaml"
 """The instance configuration that travels with the package."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbo_pipeline.errors import ExtractError, StorageError
-from kbo_pipeline.extracts import (
+from kbo_pipeline.core.errors import ExtractError, StorageError
+from kbo_pipeline.core.extracts import (
     Extract,
     ExtractKey,
     damage,
@@ -19,7 +19,7 @@ from kbo_pipeline.extracts import (
     read_extract,
     read_key,
 )
-from kbo_pipeline.files import make_private
+from kbo_pipeline.core.files import make_private
 
 SETTLED_SECONDS = 2.0
 """A file that did not change for so long is taken for whole."""

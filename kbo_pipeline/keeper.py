@@ -28,7 +28,7 @@ def main() -> None:
         if not (directory / "data" / "postmaster.pid").exists():  # its last user has stopped it
             return
         os.close(start)
-        from kbo_pipeline.postgres import stop_if_unused  # which imports much
+        from kbo_pipeline.postgres import stop_if_unused
 
         # The own lock goes while nobody can start the server, which would then have no keeper.
         if stop_if_unused(directory, then=lambda: os.close(own)):

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from kbo_pipeline.tables import (
+from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
     BRANCH,

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import duckdb
 
-from kbo_pipeline.batches import Batch
-from kbo_pipeline.database import Database
-from kbo_pipeline.errors import OrderError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey
+from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.errors import OrderError, RegisterError
+from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.staging import Staged
-from kbo_pipeline.tables import TABLES
 
 
 @dataclass(frozen=True, slots=True)

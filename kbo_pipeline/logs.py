@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core.settings import Settings
 
 MAX_BYTES = 10_000_000
 """A log that is larger is put aside."""

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kbo_pipeline.database import Database
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.errors import NotFoundError
+from kbo_pipeline.core.tables import (
+    ACTIVITY,
+    ADDRESS,
+    BRANCH,
+    CONTACT,
+    DENOMINATION,
+    ENTERPRISE,
+    ESTABLISHMENT,
+    TABLES,
+    Table,
+)
 from kbo_pipeline.enterprises import (
     Activity,
     Address,
@@ -22,24 +34,12 @@ from kbo_pipeline.enterprises import (
     PublishedExtract,
     Term,
 )
-from kbo_pipeline.errors import NotFoundError
 from kbo_pipeline.history import history
 from kbo_pipeline.meanings import Meanings, Row, codes_in
 from kbo_pipeline.numbers import dotted, right_check_digits, table_of
 from kbo_pipeline.sql import looking_up as sql
 from kbo_pipeline.sql.changes import NAME_TYPES
 from kbo_pipeline.sql.reading import PRIMARY_NAME_LANGUAGES
-from kbo_pipeline.tables import (
-    ACTIVITY,
-    ADDRESS,
-    BRANCH,
-    CONTACT,
-    DENOMINATION,
-    ENTERPRISE,
-    ESTABLISHMENT,
-    TABLES,
-    Table,
-)
 
 _CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
 _NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)

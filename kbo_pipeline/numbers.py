@@ -2,8 +2,8 @@
 
 import re
 
-from kbo_pipeline.errors import NotFoundError
-from kbo_pipeline.tables import TABLES, Table
+from kbo_pipeline.core.errors import NotFoundError
+from kbo_pipeline.core.tables import TABLES, Table
 
 _LABEL = r"(?:BTW|TVA|VAT|MWST|UST|KBO|BCE|ZDU|CBE|RPR|RPM|RJP|NR|NO|N°|N\.)"
 _AROUND = re.compile(

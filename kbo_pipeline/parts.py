@@ -4,8 +4,8 @@ import errno
 import socket
 from typing import Literal
 
-from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.settings import Settings
 
 Part = Literal["code", "daemon", "web"]
 """What of `kbo start` can run alone."""

@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from kbo_pipeline.core.errors import (
+    ExtractError,
+    LoginRefusedError,
+    PortalError,
+    PortalRefusedError,
+)
+from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.core.locks import exclusive_lock, is_locked, zip_lock
 from kbo_pipeline.downloads import Download
-from kbo_pipeline.errors import ExtractError, LoginRefusedError, PortalError, PortalRefusedError
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.locks import exclusive_lock, is_locked, zip_lock
 from kbo_pipeline.pages import read_page
 from kbo_pipeline.refusals import Refusals
 from kbo_pipeline.web import Page, Report, Web, same_server

@@ -39,8 +39,8 @@ import psutil
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from kbo_pipeline.errors import SettingsError, StorageError
-from kbo_pipeline.files import make_private
+from kbo_pipeline.core.errors import SettingsError, StorageError
+from kbo_pipeline.core.files import make_private
 
 _USER = "postgres"
 _NO_PID = 2**31 - 1  # higher than any system counts

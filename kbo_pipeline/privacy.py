@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from kbo_pipeline.env_file import read_env_file
-from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.core.env_file import read_env_file
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.findings import Finding
-from kbo_pipeline.settings import Settings
 
 _SECRETS = ("KBO_PASSWORD", "DAGSTER_POSTGRES_URL", "KBO_ALERT_WEBHOOK")
 _READ_OR_WRITE, _SEARCH = 0o066, 0o011  # by the group, and by others

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.blocks import check_blocks
-from kbo_pipeline.database import Database
-from kbo_pipeline.errors import DamagedError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.core.checksums import check_blocks
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.disk_space import check_room_to_keep
+from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.schema import check, hide, migrate, show_to_reader
+from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.ledger import Standing, read_standing
-from kbo_pipeline.places import Place
-from kbo_pipeline.room import check_room_to_keep
-from kbo_pipeline.schema import check, hide, migrate, show_to_reader
-from kbo_pipeline.settings import Privacy
-from kbo_pipeline.shared import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
-from kbo_pipeline.sql import literal
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import is_damage
 

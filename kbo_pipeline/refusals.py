@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.files import replace_atomically
-from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.locks import exclusive_lock
 
 PAUSES = (3600.0, 4 * 3600.0, 12 * 3600.0)
 """Seconds after the first refusal, the second, and each further one."""

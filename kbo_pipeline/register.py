@@ -14,27 +14,27 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline import schema
-from kbo_pipeline.batches import Batch
-from kbo_pipeline.database import Database, new_file
+from kbo_pipeline.core import schema
+from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.database import Database, new_file
+from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
+from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.lake import attach_to_write, detach
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.differences import Difference, Differences
-from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey
-from kbo_pipeline.files import replace_atomically
 from kbo_pipeline.ledger import BatchChange, Ledger, Link, TableChange, check_order
-from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.places import Place
-from kbo_pipeline.settings import Privacy
-from kbo_pipeline.shared import attach_to_write, detach
 from kbo_pipeline.sql import copying as copying_sql
-from kbo_pipeline.sql import literal
 from kbo_pipeline.sql import reading as reading_sql
 from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql import shared as shared_sql
 from kbo_pipeline.sql.reading import fill_shown
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 
 _LEDGER = ("import_jobs", "import_job_batches")
 _KEPT = (*_LEDGER, "rejected_row")

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from kbo_pipeline.plain import counted
+from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.core.text import counted
 from kbo_pipeline.report_reading import EXAMPLES, ChangeReport
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline.unusual import median_of
 
 _LONGEST = 60

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kbo_pipeline.changes import Change
-from kbo_pipeline.database import Database
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.kinds import KINDS
 from kbo_pipeline.sql import report as report_sql
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline.unusual import MOST, Counts, Standout, Unusual, unusual_things
 
 HISTORY = 30

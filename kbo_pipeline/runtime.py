@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.files import make_private, replace_atomically
-from kbo_pipeline.locks import exclusive_lock
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.files import make_private, replace_atomically
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.parts import Part, suffix
-from kbo_pipeline.settings import Settings
 
 _SOCKET_PATH_BYTES = 103  # macOS; Linux has 107
 _LONGEST_NAME = "listener-12345678"  # the socket of Python's fork server

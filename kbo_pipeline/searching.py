@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from kbo_pipeline.database import Database
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.errors import NotFoundError
 from kbo_pipeline.enterprises import Match, PublishedExtract
-from kbo_pipeline.errors import NotFoundError
 from kbo_pipeline.sql import looking_up as sql
 
 _MOST = 2**31

@@ -17,19 +17,15 @@ from typing import Protocol
 
 import yaml
 
-from kbo_pipeline import interrupts, patience
+from kbo_pipeline import patience
 from kbo_pipeline.children import Children, end_leftovers
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core import signals as interrupts
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import ACCOUNT, Settings
 from kbo_pipeline.home import prepare_dagster_home
-from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.logs import (
-    alert_log,
-    log_file,
-    put_aside,
-    remove_old,
-    remove_old_outputs,
-)
+from kbo_pipeline.logs import alert_log, log_file, put_aside, remove_old, remove_old_outputs
 from kbo_pipeline.parts import (
     CHILDREN,
     Part,
@@ -43,7 +39,6 @@ from kbo_pipeline.parts import (
 from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
 from kbo_pipeline.pulse import SILENT_SECONDS, Beat, Pulse
 from kbo_pipeline.runtime import Runtime, runtime_directory
-from kbo_pipeline.settings import ACCOUNT, Settings
 from kbo_pipeline.witness import drop_lost
 
 _START_SECONDS = 90.0

@@ -15,25 +15,19 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from kbo_pipeline.batches import Batch, BatchKey, batch_target
-from kbo_pipeline.database import lock_down, new_file
-from kbo_pipeline.errors import DamagedError, ExtractError, NotReadyError, RegisterError
-from kbo_pipeline.extracts import Extract, ExtractKey, ExtractType, Operation, odd_day
-from kbo_pipeline.faults import (
-    Fault,
-    FaultyRecord,
-    RejectedError,
-    faulty_records,
-    first_faults,
-)
-from kbo_pipeline.files import make_private, replace_atomically
-from kbo_pipeline.locks import exclusive_lock, is_locked
-from kbo_pipeline.plain import counted
-from kbo_pipeline.schema import OWN_COLUMNS, layout_of
-from kbo_pipeline.sql import glob_escaped, literal
+from kbo_pipeline.core.batches import Batch, BatchKey, batch_target
+from kbo_pipeline.core.database import lock_down, new_file
+from kbo_pipeline.core.errors import DamagedError, ExtractError, NotReadyError, RegisterError
+from kbo_pipeline.core.extracts import Extract, ExtractKey, ExtractType, Operation, odd_day
+from kbo_pipeline.core.files import make_private, replace_atomically
+from kbo_pipeline.core.locks import exclusive_lock, is_locked
+from kbo_pipeline.core.schema import OWN_COLUMNS, layout_of
+from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
+from kbo_pipeline.core.sql import glob_escaped, literal
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
+from kbo_pipeline.core.text import counted
+from kbo_pipeline.faults import Fault, FaultyRecord, RejectedError, faulty_records, first_faults
 from kbo_pipeline.sql import staging as staging_sql
-from kbo_pipeline.sql.schema import SCHEMA_VERSION
-from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.unpacking import NO_ROWS, CsvFile, Unpacked, made_ahead, unpack, without
 
 KNOWN_VERSION = "1.0.0"

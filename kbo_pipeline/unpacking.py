@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from kbo_pipeline.archives import CHUNK, Archive, Member, open_archive
-from kbo_pipeline.extracts import Extract, ExtractKey, Operation
+from kbo_pipeline.core.extracts import Extract, ExtractKey, Operation
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, Column, Table, is_sent
 from kbo_pipeline.faults import Fault, FaultyRecord, Header, read_header
 from kbo_pipeline.records import Counted, RecordCounter
-from kbo_pipeline.tables import ALL_TABLES, CODE, Column, Table, is_sent
 
 Role = tuple[Table, Operation]
 """What a file says: which rows of which table go, or come."""
@@ -23,8 +23,8 @@ Role = tuple[Table, Operation]
 Chunk = TypeVar("Chunk")
 
 _DECLARE = (
-    "their values are kept nowhere; to have them, declare the columns in kbo_pipeline/tables.py, as"
-    ' "Add a column" in README.md says'
+    "their values are kept nowhere; to have them, declare the columns in"
+    ' kbo_pipeline/core/tables.py, as "Add a column" in README.md says'
 )
 
 NO_ROWS = "no rows in a Full"

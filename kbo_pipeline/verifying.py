@@ -12,17 +12,17 @@ from typing import Any
 
 import duckdb
 
-from kbo_pipeline.database import Database, connect
-from kbo_pipeline.errors import ExtractError, NotReadyError
-from kbo_pipeline.extracts import Extract, ExtractKey, read_extract
+from kbo_pipeline.core.database import Database, connect
+from kbo_pipeline.core.disk_space import check_room_to_verify
+from kbo_pipeline.core.errors import ExtractError, NotReadyError
+from kbo_pipeline.core.extracts import Extract, ExtractKey, read_extract
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.ledger import Standing
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.published import open_published
-from kbo_pipeline.room import check_room_to_verify
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.sql import verifying as verifying_sql
 from kbo_pipeline.staging import open_staged, stage
-from kbo_pipeline.tables import ALL_TABLES, Table
 
 SAMPLES = 10
 """Rows of a difference that are told."""

@@ -19,9 +19,9 @@ import requests
 
 from kbo_pipeline.connections import ERRORS, Session, Watch, is_unsent, reason
 from kbo_pipeline.content_coding import decoded
-from kbo_pipeline.errors import PortalError, PortalRefusedError, SettingsError
+from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
+from kbo_pipeline.core.proxies import is_own
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.proxies import is_own
 
 T = TypeVar("T")
 Report = Callable[[str], None]

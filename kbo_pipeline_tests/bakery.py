@@ -6,7 +6,7 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.sql.reading import SHOWN
 from kbo_pipeline.sql.views import create_views
 from kbo_pipeline_tests.core import Core

@@ -11,8 +11,11 @@ from unittest.mock import patch
 import duckdb
 
 from kbo_pipeline.checking import CheckResult
-from kbo_pipeline.extracts import ExtractKey, read_extract
-from kbo_pipeline.places import Lake, Place, Shared
+from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.lake import attach
+from kbo_pipeline.core.places import Lake, Place, Shared
+from kbo_pipeline.core.settings import Privacy, load_settings
+from kbo_pipeline.core.tables import Table
 from kbo_pipeline.publishing import publish, rollback, standing_of
 from kbo_pipeline.reading import PublishedRegister, read_register
 from kbo_pipeline.register import (
@@ -23,11 +26,8 @@ from kbo_pipeline.register import (
     open_register,
     open_register_to_copy,
 )
-from kbo_pipeline.settings import Privacy, load_settings
-from kbo_pipeline.shared import attach
 from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import Staged, open_staged, stage
-from kbo_pipeline.tables import Table
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
 from kbo_pipeline_tests.zips import Row

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, ENTERPRISE, Column, Table
 from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql.views import PROFILE, view_queries
-from kbo_pipeline.tables import ADDRESS, ALL_TABLES, ENTERPRISE, Column, Table
 from kbo_pipeline_tests.pipeline import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "data.md"

@@ -16,8 +16,8 @@ import psycopg2
 from sqlalchemy import make_url
 
 from kbo_pipeline import postgres
-from kbo_pipeline.files import make_private
-from kbo_pipeline.places import S3, Lake, lake_files, shared_place
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.places import S3, Lake, lake_files, shared_place
 
 _numbers = itertools.count(1)
 

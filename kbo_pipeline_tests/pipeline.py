@@ -16,12 +16,12 @@ from typing import Any
 import dagster as dg
 import duckdb
 
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.partitions import kbo_batches
-from kbo_pipeline.places import Place
 from kbo_pipeline.published import open_published
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import load_settings
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.core import publication_of
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
 

@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from kbo_pipeline.apply_pool import ApplyPool, _spans
-from kbo_pipeline.batches import Batch
-from kbo_pipeline.errors import RegisterError
+from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.errors import RegisterError
+from kbo_pipeline.core.lake import attach_to_write
+from kbo_pipeline.core.places import Lake
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.places import Lake
 from kbo_pipeline.register import Register, open_register
-from kbo_pipeline.settings import Settings, load_settings
-from kbo_pipeline.shared import attach_to_write
 from kbo_pipeline.sql.shared import TURNS
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import new_lake

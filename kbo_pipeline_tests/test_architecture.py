@@ -40,19 +40,20 @@ def imported(code: str, forbidden: set[str]) -> set[str]:
 
 
 def test_the_core_imports_neither_dagster_nor_pandas() -> None:
-    assert {"kbo_pipeline.tables", "kbo_pipeline.register", "kbo_pipeline.sample"} <= {*CORE}
+    assert {"kbo_pipeline.core.tables", "kbo_pipeline.register", "kbo_pipeline.sample"} <= {*CORE}
     code = "\n".join(f"import {name}" for name in CORE)
     assert imported(code, {"dagster", "dagster_postgres", "dagster_duckdb", "pandas"}) == set()
 
 
 def test_the_lowest_modules_import_nothing_but_python() -> None:
-    code = "import kbo_pipeline.tables, kbo_pipeline.errors, kbo_pipeline.settings"
+    code = "import kbo_pipeline.core.tables, kbo_pipeline.core.errors, kbo_pipeline.core.settings"
     assert imported(code, {"duckdb", "isal", "click", "dotenv", "psycopg2", "requests"}) == set()
 
 
 def test_reading_the_register_waits_for_nothing_that_only_writing_needs() -> None:
     assert (
-        imported("import kbo_pipeline", {"duckdb", "click", "rich", "kbo_pipeline.errors"}) == set()
+        imported("import kbo_pipeline", {"duckdb", "click", "rich", "kbo_pipeline.core.errors"})
+        == set()
     )
     code = "import kbo_pipeline, kbo_pipeline.commands.page\nkbo_pipeline.read_register"
     assert imported(code, {"dagster", "numpy", "pandas", "pyarrow", "requests"}) == set()

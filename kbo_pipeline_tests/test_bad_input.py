@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter, TableMetadataValue
 
-from kbo_pipeline.tables import BRANCH
+from kbo_pipeline.core.tables import BRANCH
 from kbo_pipeline_tests.bad_input.cases import UPDATE, Case, update
 from kbo_pipeline_tests.bad_input.feeding import GROUPS, Bench, page
 from kbo_pipeline_tests.pipeline import REPOSITORY

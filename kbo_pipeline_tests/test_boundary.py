@@ -17,12 +17,12 @@ import pytest
 from dagster import DagsterError
 from sqlalchemy.exc import OperationalError
 
-from kbo_pipeline.boundary import OUT_OF_MEMORY, line_of
 from kbo_pipeline.cli import main
+from kbo_pipeline.core.errors import PortalError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, line_of
 from kbo_pipeline.defs.resources import told
 from kbo_pipeline.defs.status import failure_message
-from kbo_pipeline.errors import PortalError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY

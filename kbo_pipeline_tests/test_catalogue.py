@@ -9,10 +9,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.kinds import KINDS
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline_tests.pipeline import Pipeline
 
 SPECS = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}

@@ -17,11 +17,11 @@ from kbo_pipeline.changes import (
     iterate_changes,
     published_key,
 )
-from kbo_pipeline.errors import ExtractError, NotFoundError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import ExtractError, NotFoundError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.kinds import KINDS
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

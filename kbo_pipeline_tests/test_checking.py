@@ -12,10 +12,10 @@ import pytest
 
 from kbo_pipeline.checking import CheckResult, check_published
 from kbo_pipeline.checks import CHECKS
-from kbo_pipeline.errors import CheckFailedError, NotReadyError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.usual import is_unusual
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY

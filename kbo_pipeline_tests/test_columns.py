@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 import kbo_pipeline
-from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ACTIVITY, BRANCH, CODE, ENTERPRISE, Column, Table, is_sent
+from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ACTIVITY, BRANCH, CODE, ENTERPRISE, Column, Table, is_sent
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import lake_of
 from kbo_pipeline_tests.zips import Row, csv_text, keys_for, rows_for, write_extract

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline, fetch
 from kbo_pipeline_tests.processes import (
     free_port,

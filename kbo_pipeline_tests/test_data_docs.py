@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests import data_docs
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY

@@ -31,20 +31,20 @@ from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline import health, leftovers
 from kbo_pipeline.cli import main
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.pause_file import pause
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs import examining
 from kbo_pipeline.defs.claims import OWN_RUN, claim_file
 from kbo_pipeline.defs.doctor import diagnose
 from kbo_pipeline.defs.examining import Installation
 from kbo_pipeline.defs.polling import Poll
 from kbo_pipeline.defs.progress import EXTRACT_TAG
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.findings import Finding
-from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.pausing import pause
 from kbo_pipeline.register import register_lock
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.serving import start_lock
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.witness import add_lost
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline

@@ -15,9 +15,9 @@ import click
 import pytest
 
 from kbo_pipeline.cli import main
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import CONTACT, ESTABLISHMENT
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.tables import CONTACT, ESTABLISHMENT
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.zips import csv_text, keys_for, rows_for, write_extract

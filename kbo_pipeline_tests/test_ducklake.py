@@ -11,24 +11,24 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.compacting import compact
 from kbo_pipeline.copying import copy_register
-from kbo_pipeline.errors import (
+from kbo_pipeline.core.compaction import compact
+from kbo_pipeline.core.errors import (
     NotFoundError,
     NotReadyError,
     RegisterError,
     SettingsError,
     StorageError,
 )
-from kbo_pipeline.extensions import load_extension
+from kbo_pipeline.core.extensions import load_extension
+from kbo_pipeline.core.lake import attach_to_read, attach_to_write
+from kbo_pipeline.core.places import Lake, Place
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.ledger import read_chain
-from kbo_pipeline.places import Lake, Place
 from kbo_pipeline.postgres import server_pid
 from kbo_pipeline.published import open_published
 from kbo_pipeline.reading import read_register
 from kbo_pipeline.register import content_hash
-from kbo_pipeline.shared import attach_to_read, attach_to_write
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.core import Core, current_rows, open_to_read
 from kbo_pipeline_tests.lakes import new_lake, server_directory
 from kbo_pipeline_tests.test_register import DELETES, FIRST, FULL, SECOND, UPDATE

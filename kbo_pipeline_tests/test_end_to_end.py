@@ -10,9 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, DENOMINATION, ENTERPRISE, Table
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.tables import ALL_TABLES, CODE, DENOMINATION, ENTERPRISE, Table
 from kbo_pipeline_tests.core import rows_of, sorted_rows
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.zips import Row

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.env_file import read_env_file
-from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.core.env_file import read_env_file
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.privacy import open_secrets
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 
 SECRET = "canary"

@@ -11,6 +11,9 @@ import duckdb
 import pytest
 
 import kbo_pipeline.defs.inbox as inbox_module
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.pause_file import pause, resume
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.exporting import export_when_published
 from kbo_pipeline.defs.inbox import inbox_sensor
@@ -18,11 +21,8 @@ from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.verifying import CHECK, verify_when_at_hand
 from kbo_pipeline.exporting import MANIFEST
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.inbox import Inbox
-from kbo_pipeline.pausing import pause, resume
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.server import running_server

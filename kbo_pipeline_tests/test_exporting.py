@@ -16,14 +16,14 @@ import pytest
 from click.testing import CliRunner
 
 from kbo_pipeline.cli import main
-from kbo_pipeline.errors import ExportError, NotReadyError, StorageError
+from kbo_pipeline.core.errors import ExportError, NotReadyError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.exporting import FORMAT, MANIFEST, export
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.sql.views import PROFILE
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.core import Core, current_rows, sorted_rows
 from kbo_pipeline_tests.pipeline import REPOSITORY
 from kbo_pipeline_tests.processes import wait_until

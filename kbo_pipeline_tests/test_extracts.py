@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.extracts import (
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.extracts import (
     Extract,
     ExtractKey,
     _hashed_once,
@@ -21,16 +21,8 @@ from kbo_pipeline.extracts import (
     key_in_file_name,
     read_extract,
 )
+from kbo_pipeline.core.tables import ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, Column, Table
 from kbo_pipeline.faults import RejectedError
-from kbo_pipeline.tables import (
-    ALL_TABLES,
-    BRANCH,
-    CODE,
-    CONTACT,
-    TABLES,
-    Column,
-    Table,
-)
 from kbo_pipeline.unpacking import unpack
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_staging import AWKWARD, staged_rows

@@ -8,10 +8,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.faults import MAX_RECORD, FaultyRecord, RejectedError, faulty_records
-from kbo_pipeline.settings import load_settings
-from kbo_pipeline.tables import (
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
     ALL_TABLES,
@@ -24,6 +23,7 @@ from kbo_pipeline.tables import (
     TABLES,
     Table,
 )
+from kbo_pipeline.faults import MAX_RECORD, FaultyRecord, RejectedError, faulty_records
 from kbo_pipeline.verifying import verify
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_staging import BAD_DATES, UNSOUND, good_line, spoilt
@@ -164,7 +164,7 @@ def test_what_the_zip_holds_is_accounted_for_before_readers_see_it(
     core: Core, tmp_path: Path
 ) -> None:
     """The check stops a publication when a record is neither applied nor set aside."""
-    from kbo_pipeline.errors import CheckFailedError
+    from kbo_pipeline.core.errors import CheckFailedError
     from kbo_pipeline.staging import staging_file
 
     core.stage(write_extract(tmp_path, FULL, rows_for(NUMBERS, "a")))

@@ -6,9 +6,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import CONTACT
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import CONTACT
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.zips import csv_text, rows_for, write_extract
 

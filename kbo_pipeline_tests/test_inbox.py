@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.inbox import (
     LONGEST_WAIT_SECONDS,
     SETTLED_SECONDS,

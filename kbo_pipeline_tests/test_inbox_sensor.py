@@ -8,17 +8,17 @@ import dagster as dg
 import pytest
 
 import kbo_pipeline.defs.inbox as sensor_module
+from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.importing import import_extract
 from kbo_pipeline.defs.inbox import inbox_sensor
 from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.errors import NotReadyError
-from kbo_pipeline.extracts import ExtractKey, read_extract
 from kbo_pipeline.inbox import Inbox
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.processes import at_once, wait_until
 from kbo_pipeline_tests.server import running_server

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.places import Lake
+from kbo_pipeline.core.places import Lake
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.core import Core, rows_of, sorted_rows
 from kbo_pipeline_tests.lakes import new_lake, variables
 from kbo_pipeline_tests.pipeline import Pipeline

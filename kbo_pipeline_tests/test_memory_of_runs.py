@@ -12,7 +12,10 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
 from sqlalchemy import Connection, text
 
-from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.order import import_order
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs import examining, polling, recovery
 from kbo_pipeline.defs.alerting import alert_sensor, due_alerts
 from kbo_pipeline.defs.cancelling import note_cancelled
@@ -32,12 +35,9 @@ from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
 from kbo_pipeline.defs.recovery import resume_retries
 from kbo_pipeline.defs.sensors import apply_when_staged
 from kbo_pipeline.defs.status import is_over, read_status
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.inbox import Dropped, in_number_order
 from kbo_pipeline.logs import alert_log
-from kbo_pipeline.planning import import_order
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.year import Year
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.planning import plan_imports
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.order import plan_imports
 
 
 def keys(text: str) -> list[ExtractKey]:

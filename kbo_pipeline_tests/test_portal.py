@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import pytest
 import trustme
 
-from kbo_pipeline.errors import (
+from kbo_pipeline.core.errors import (
     ExtractError,
     KboError,
     LoginRefusedError,
@@ -32,9 +32,9 @@ from kbo_pipeline.errors import (
     SettingsError,
     StorageError,
 )
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.portal import Offer, Portal, offers_in
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.zips import write_extract

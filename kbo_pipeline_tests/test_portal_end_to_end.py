@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.core import rows_of, sorted_rows
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.lakes import ASKED_FOR

@@ -14,16 +14,16 @@ import pytest
 from dagster._core.storage.runs import SqlRunStorage
 from sqlalchemy import text
 
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs import polling
 from kbo_pipeline.defs.alerting import alert_sensor, due_alerts
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.code_server import env_file_without_account
 from kbo_pipeline.defs.polling import kbo_extract_sensor, read_poll
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.pipeline import Pipeline

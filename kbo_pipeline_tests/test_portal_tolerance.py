@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from kbo_pipeline import downloads, room
-from kbo_pipeline.errors import ExtractError, PortalError, PortalRefusedError, StorageError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline import downloads
+from kbo_pipeline.core import disk_space
+from kbo_pipeline.core.errors import ExtractError, PortalError, PortalRefusedError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.portal import Offer, Portal, offers_in
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline_tests.core import Core
@@ -343,7 +344,7 @@ def test_a_length_that_no_extract_has_is_not_begun(tmp_path: Path) -> None:
 def test_room_is_watched_while_a_download_of_no_length_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_SPARE", shutil.disk_usage(tmp_path).free - (48 << 20))
+    monkeypatch.setattr(disk_space, "_SPARE", shutil.disk_usage(tmp_path).free - (48 << 20))
     with (
         raw_server(serving(endless)) as server,
         Portal(server.url, "a", "b", limits=SHORT) as reader,

@@ -26,8 +26,8 @@ from sqlalchemy import make_url
 
 import kbo_pipeline
 from kbo_pipeline import postgres
+from kbo_pipeline.core.errors import SettingsError, StorageError
 from kbo_pipeline.defs import storage
-from kbo_pipeline.errors import SettingsError, StorageError
 from kbo_pipeline.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.postgres import embedded_server_url, move_aside, moved_aside, sqlalchemy_url
 from kbo_pipeline.sample import Sample

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kbo_pipeline import privacy
-from kbo_pipeline.files import make_private, replace_atomically
+from kbo_pipeline.core.files import make_private, replace_atomically
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.findings import Finding
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 
 SECRET = "canary"

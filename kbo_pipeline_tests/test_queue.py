@@ -16,12 +16,12 @@ from dagster._core.storage.dagster_run import RunRecord
 from psycopg2 import errors, sql
 from psycopg2.extras import RealDictCursor
 
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs import jobs, queue, storage
 from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, extract_of
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.test_postgres import embedded, leave, password_server
 

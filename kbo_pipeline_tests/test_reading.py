@@ -20,11 +20,11 @@ from kbo_pipeline import (
     RegisterError,
     read_register,
 )
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.enterprises import HistoryEvent, PublishedExtract
 from kbo_pipeline.extract_names import named, state_at
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.bakery import (
     BAKER,
     BEGAN,

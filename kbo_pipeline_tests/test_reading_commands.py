@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.commands.console import extract_key, in_ranges
-from kbo_pipeline.errors import ExtractError, KboError, NotFoundError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.plain import plain
+from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.text import plain
 from kbo_pipeline_tests.bakery import BAKER, FOREIGN, OVEN, PERSON, SHOP, make_bakery
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, snapshot_date, write_extract

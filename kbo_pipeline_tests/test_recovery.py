@@ -37,6 +37,10 @@ from sqlalchemy.exc import OperationalError
 
 from kbo_pipeline import serving
 from kbo_pipeline.children import Children, end_leftovers
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock, holder
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs import claims, recovery, workers
 from kbo_pipeline.defs.claims import OWN_RUN
@@ -45,14 +49,10 @@ from kbo_pipeline.defs.partitions import register_batches, register_extract
 from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG
 from kbo_pipeline.defs.recovery import end_dead_runs, resume_retries
 from kbo_pipeline.defs.workers import is_dead
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import exclusive_lock, holder
 from kbo_pipeline.parts import is_open
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.runtime import Runtime, runtime_prefix
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations, run_status

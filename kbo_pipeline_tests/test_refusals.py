@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.errors import LoginRefusedError, PortalError, StorageError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import LoginRefusedError, PortalError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.portal import Portal
 from kbo_pipeline.refusals import PAUSES, Refusals
 from kbo_pipeline.sample.answers import Answer

@@ -12,8 +12,8 @@ import duckdb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Column, Table
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Column, Table
 from kbo_pipeline_tests.core import Core, rows_of, sorted_rows
 from kbo_pipeline_tests.zips import Row, write_extract
 

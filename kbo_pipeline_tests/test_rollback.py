@@ -9,11 +9,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.errors import NotReadyError, OrderError
-from kbo_pipeline.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.errors import NotReadyError, OrderError
+from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.publishing import is_published, read_standing_of
 from kbo_pipeline.register import content_hash
-from kbo_pipeline.tables import ALL_TABLES, TABLES
 from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, keys_for, write_extract
 from kbo_pipeline_tests.zips import rows_for as rows_of_tables
@@ -288,7 +288,7 @@ def test_without_hard_links_published_files_are_copied(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("kbo_pipeline.files.os.link", refuse)
+    monkeypatch.setattr("kbo_pipeline.core.files.os.link", refuse)
     core.import_zip(zips[FULL])
     before = core.content_hash()
     core.import_zip(zips[UPDATE])

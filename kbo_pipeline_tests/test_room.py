@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.disk_space import check_room_to_import, check_room_to_keep
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.fetching import keep_zip
-from kbo_pipeline.room import check_room_to_import, check_room_to_keep
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import Settings, load_settings
 
 FULL = ExtractKey(140, "full")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.extracts import read_extract
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.extracts import read_extract
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.words import AWKWARD_NAMES
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline_tests.core import sorted_rows
 from kbo_pipeline_tests.zips import Row, csv_field
 

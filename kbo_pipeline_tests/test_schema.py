@@ -9,14 +9,14 @@ import duckdb
 import pytest
 
 from kbo_pipeline.copying import copy_register
-from kbo_pipeline.errors import DamagedError, KboError, NotReadyError, RegisterError
+from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
+from kbo_pipeline.core.schema_sql import MIGRATIONS, SCHEMA_VERSION
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.published import open_published, renew_views
 from kbo_pipeline.reading import read_register
 from kbo_pipeline.register import content_hash, open_register
-from kbo_pipeline.settings import load_settings
-from kbo_pipeline.sql.schema import MIGRATIONS, SCHEMA_VERSION
 from kbo_pipeline.staging import is_staged, staging_file
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline.verifying import verify
 from kbo_pipeline.witness import Recorded, damaged_staging
 from kbo_pipeline_tests.core import Core, current_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kbo_pipeline import NotFoundError, PublishedRegister
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline_tests.bakery import BAKER, LATE, PERSON, SHOP, STALL, make_bakery
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract

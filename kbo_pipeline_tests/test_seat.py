@@ -8,10 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.tables import ADDRESS
 from kbo_pipeline.exporting import export
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.settings import load_settings
-from kbo_pipeline.tables import ADDRESS
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

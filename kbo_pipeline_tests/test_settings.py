@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.database import connect
-from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.places import S3, Lake
-from kbo_pipeline.settings import Settings, load_settings
+from kbo_pipeline.core.database import connect
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.places import S3, Lake
+from kbo_pipeline.core.settings import Settings, load_settings
 
 SECRET = "s3cret-Pässword"
 

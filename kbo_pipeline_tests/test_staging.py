@@ -15,13 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kbo_pipeline import staging
-from kbo_pipeline.batches import Batch
-from kbo_pipeline.errors import ExtractError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.extracts import ExtractKey, Operation, read_extract
-from kbo_pipeline.faults import Fault, RejectedError
-from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.staging import Staged, discard_staged, stage, staging_file
-from kbo_pipeline.tables import (
+from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.errors import ExtractError, NotReadyError, RegisterError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey, Operation, read_extract
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.tables import (
     ADDRESS,
     ALL_TABLES,
     BRANCH,
@@ -34,6 +32,8 @@ from kbo_pipeline.tables import (
     Column,
     Table,
 )
+from kbo_pipeline.faults import Fault, RejectedError
+from kbo_pipeline.staging import Staged, discard_staged, stage, staging_file
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import (
     Row,

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from kbo_pipeline.cli import main
-from kbo_pipeline.errors import ExtractError, NotReadyError, StorageError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import ExtractError, NotReadyError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.faults import RejectedError
-from kbo_pipeline.locks import exclusive_lock
 from kbo_pipeline.published import renew_views
-from kbo_pipeline.settings import Settings, load_settings
-from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.verifying import IN_REGISTER, IN_ZIP, Verification, verify
 from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, rows_for, write_extract

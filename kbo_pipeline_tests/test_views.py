@@ -9,17 +9,17 @@ import duckdb
 import pytest
 
 from kbo_pipeline.copying import copy_register
+from kbo_pipeline.core.errors import RegisterError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.nace import SECTIONS, divisions
+from kbo_pipeline.core.settings import Privacy, load_settings
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.defs.mending import mend
-from kbo_pipeline.errors import RegisterError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.health import check_published
-from kbo_pipeline.nace import SECTIONS, divisions
 from kbo_pipeline.published import has_views, renew_views
 from kbo_pipeline.register import open_register
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import Privacy, load_settings
 from kbo_pipeline.sql.views import macro_queries, view_queries
-from kbo_pipeline.tables import ALL_TABLES, TABLES
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

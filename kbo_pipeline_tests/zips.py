@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES, Column, Table
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Column, Table
 
 Value = str | datetime.date | None
 Row = tuple[Value, ...]

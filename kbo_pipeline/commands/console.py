@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
     from rich.console import Console
 
+    from kbo_pipeline.core.extracts import ExtractKey
+    from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.enterprises import PublishedExtract
-    from kbo_pipeline.extracts import ExtractKey
-    from kbo_pipeline.settings import Settings
 
 
 def extract_key(text: str) -> "ExtractKey":
@@ -26,9 +26,9 @@ def extract_key(text: str) -> "ExtractKey":
         ExtractError: the text is no name of an extract.
         NotFoundError: none that is known here has that number or date, or two have.
     """
-    from kbo_pipeline.errors import NotFoundError
+    from kbo_pipeline.core.errors import NotFoundError
+    from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.extract_names import as_date
-    from kbo_pipeline.extracts import ExtractKey
 
     day = as_date(text)
     if day is None and not (text.isascii() and text.isdigit() and len(text) < 10):
@@ -53,10 +53,10 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
 
     What cannot be read is not known. Dates of ZIPs are read when they are asked for.
     """
-    from kbo_pipeline.errors import KboError
-    from kbo_pipeline.extracts import ExtractKey, key_or_none, read_snapshot_date, zips_in
+    from kbo_pipeline.core.errors import KboError
+    from kbo_pipeline.core.extracts import ExtractKey, key_or_none, read_snapshot_date, zips_in
+    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.reading import open_register
-    from kbo_pipeline.settings import load_settings
 
     found: dict[ExtractKey, tuple[date | None, bool]] = {}
     with suppress(KboError, OSError):
@@ -89,8 +89,8 @@ def complete_extract(context: click.Context, argument: click.Parameter, begun: s
 
 def in_ranges(done: Sequence[str]) -> str:
     """What was run, in words; more than two batches that follow one another as a range."""
-    from kbo_pipeline.batches import BatchKey
-    from kbo_pipeline.errors import ExtractError
+    from kbo_pipeline.core.batches import BatchKey
+    from kbo_pipeline.core.errors import ExtractError
 
     ranges: list[tuple[list[str], int | None]] = []
     for name in done:
@@ -170,7 +170,7 @@ def sample_bar() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def pause_told(settings: "Settings") -> Iterator[None]:
     """Says once that the work of the caller waits, when `kbo pause` holds it up."""
-    from kbo_pipeline.pausing import PAUSED, is_paused
+    from kbo_pipeline.core.pause_file import PAUSED, is_paused
 
     def look(ended: threading.Event) -> None:
         while not is_paused(settings):
@@ -204,8 +204,8 @@ def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[Non
     if not console.is_terminal:
         yield
         return
+    from kbo_pipeline.core.errors import NotReadyError
     from kbo_pipeline.defs.status import read_status
-    from kbo_pipeline.errors import NotReadyError
 
     columns = (
         TextColumn("{task.description}"),

@@ -15,8 +15,8 @@ def copy_register(source: str, target: str) -> None:
     is there when its content has the hash of the original, and not before.
     """
     from kbo_pipeline import copying
-    from kbo_pipeline.database import connect
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.database import connect
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     places = [settings.place(text) for text in (source, target)]

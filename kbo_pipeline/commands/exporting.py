@@ -24,8 +24,8 @@ def export(directory: Path) -> None:
     replaced; anything else stays, and is refused.
     """
     from kbo_pipeline import exporting
-    from kbo_pipeline.room import megabytes
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.disk_space import megabytes
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     with _bar() as report:
@@ -47,7 +47,7 @@ def verify(zip_file: Path, as_json: bool) -> None:
     only when both are equal.
     """
     from kbo_pipeline import verifying
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     with _bar() as report:

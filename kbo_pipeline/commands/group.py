@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from kbo_pipeline import interrupts
-from kbo_pipeline.boundary import in_one_line, line_of
-from kbo_pipeline.proxies import reach_code_location_directly
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.foreign_errors import in_one_line, line_of
+from kbo_pipeline.core.proxies import reach_code_location_directly
 
 _TASKS = {
     "Read": ("show", "find", "changes", "export"),
@@ -60,12 +60,12 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that the context names; Ctrl-C and its like are a line and a code."""
-        interrupts.listen()
+        signals.listen()
         reach_code_location_directly()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            interrupts.ignore_further()
+            signals.ignore_further()
             is_at_work = ctx.invoked_subcommand in _AT_WORK
             how_far = "; kbo status says how far it came" if is_at_work else ""
             sys.exit(_fail(f"stopped{how_far}", 130))

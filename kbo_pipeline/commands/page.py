@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from kbo_pipeline.core.text import plain
 from kbo_pipeline.enterprises import (
     Activity,
     Address,
@@ -22,7 +23,6 @@ from kbo_pipeline.enterprises import (
     Name,
     Term,
 )
-from kbo_pipeline.plain import plain
 
 _ROWS_SHOWN = 50
 """Names, addresses, contacts and activities of one number that are shown without --all."""

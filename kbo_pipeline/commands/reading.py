@@ -97,7 +97,7 @@ def find(
         return
     from rich.table import Table
 
-    from kbo_pipeline.plain import plain
+    from kbo_pipeline.core.text import plain
 
     table = Table(box=None, pad_edge=False)
     for name in ("number", "name", "place", "found as"):
@@ -177,8 +177,8 @@ def _print_changes(
 def _listed(changes: "islice[Change]") -> "RenderableType":
     from rich.table import Table
 
+    from kbo_pipeline.core.text import plain
     from kbo_pipeline.kinds import NEW, STOPPED
-    from kbo_pipeline.plain import plain
 
     grid = Table.grid(padding=(0, 2))
     for change in changes:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline import interrupts
 from kbo_pipeline.commands.console import complete_extract, extract_key, print_json
+from kbo_pipeline.core import signals
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
     from rich.console import Group
 
-    from kbo_pipeline.extracts import ExtractKey
-    from kbo_pipeline.settings import Settings
+    from kbo_pipeline.core.extracts import ExtractKey
+    from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.status import ExtractStatus
 
 _LOOK_SECONDS = 1.0
@@ -39,7 +39,7 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
     the extract is published, with 1 when it failed or was cancelled. With --json besides, an
     object a line.
     """
-    from kbo_pipeline.settings import load_settings
+    from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
@@ -64,8 +64,8 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
 
 def _print_circumstances(instance: "DagsterInstance", settings: "Settings") -> None:
     """What holds for all extracts: whether all is paused, and what the portal has said."""
+    from kbo_pipeline.core.pause_file import PAUSED, is_paused
     from kbo_pipeline.defs.polling import read_poll
-    from kbo_pipeline.pausing import PAUSED, is_paused
 
     if is_paused(settings):
         click.echo(PAUSED)
@@ -88,7 +88,7 @@ def _watch(instance: "DagsterInstance", key: "ExtractKey", *, as_json: bool) -> 
                     return found
                 time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:  # nothing is stopped by it: who looked has seen enough
-        interrupts.ignore_further()
+        signals.ignore_further()
         sys.exit(130)
 
 

@@ -7,6 +7,9 @@ import time
 import dagster as dg
 
 from kbo_pipeline.alerts import Alert, post, write_down
+from kbo_pipeline.core.errors import RegisterError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.inbox import INBOX_TAG
 from kbo_pipeline.defs.polling import Poll, read_poll
@@ -20,11 +23,8 @@ from kbo_pipeline.defs.progress import (
     runs_about,
 )
 from kbo_pipeline.defs.status import error_of_run
-from kbo_pipeline.errors import RegisterError, StorageError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.logs import alert_log
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import Settings
 
 _RUNS_LOOKED_AT = 50  # about no extract that is known
 _PATIENCE_SECONDS = 600.0

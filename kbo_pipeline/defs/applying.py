@@ -17,26 +17,22 @@ from tenacity import (
     wait_random,
 )
 
-from kbo_pipeline import interrupts
 from kbo_pipeline.apply_pool import ApplyPool
-from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.errors import KboError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.applied import materializations, reported, shown
 from kbo_pipeline.defs.catalogue import OWNERS, register_metadata, tags
 from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried, told
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.errors import KboError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import (
-    Register,
-    is_transient,
-    open_register,
-)
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.register import Register, is_transient, open_register
 from kbo_pipeline.staging import Staged, is_damage
-from kbo_pipeline.tables import TABLES
 from kbo_pipeline.tally import Tally
 from kbo_pipeline.witness import mark_suspect
 
@@ -209,7 +205,7 @@ def _by_workers(
         report=context.log.warning,
     ) as pool:
         while True:
-            with interrupts.postponed(patience) as came:
+            with signals.postponed(patience) as came:
 
                 def look(came: Callable[[], bool] = came) -> None:
                     if came() and not pool.is_stopped:
@@ -232,7 +228,7 @@ def _patience(context: dg.AssetExecutionContext) -> float:
 
     A worker of the daemon is interrupted only after that patience.
     """
-    return 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else interrupts.PATIENCE
+    return 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else signals.PATIENCE
 
 
 @contextmanager
@@ -274,7 +270,7 @@ def _apply_with_retries(
         for attempt in attempts:
             with attempt:
                 number = attempt.retry_state.attempt_number
-                with interrupts.postponed(patience) as came:
+                with signals.postponed(patience) as came:
                     try:
                         change = register.apply(staged, batch, attempt=number)
                     except Exception as error:  # DuckDB wraps what a signal raises as it likes

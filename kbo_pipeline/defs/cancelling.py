@@ -12,17 +12,17 @@ import psutil
 from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
+from kbo_pipeline.core.errors import KboError, NotReadyError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import holder
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.signals import PATIENCE
 from kbo_pipeline.defs.claims import OWN_RUN, claim, claim_file
 from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of, is_retried
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.workers import is_dead
-from kbo_pipeline.errors import KboError, NotReadyError, StorageError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.interrupts import PATIENCE
-from kbo_pipeline.locks import holder
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.register import open_register
-from kbo_pipeline.settings import Settings
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
 _LOOK_SECONDS = 0.3

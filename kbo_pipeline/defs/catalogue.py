@@ -6,8 +6,8 @@ from typing import Any, Literal
 import dagster as dg
 import duckdb
 
+from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE, TABLES, Column, Table
 from kbo_pipeline.faults import FAULT_COLUMNS, Fault
-from kbo_pipeline.tables import ALL_TABLES, ENTERPRISE, TABLES, Column, Table
 
 OWNERS = ("team:register",)
 """Whom the UI names as the one who looks after an asset."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import dagster as dg
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import exclusive_lock
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Settings
 
 OWN_RUN = {"kbo/started_by": "kbo"}
 """Tag of the runs that a `kbo` process runs itself."""

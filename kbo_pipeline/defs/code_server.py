@@ -14,7 +14,7 @@ from dagster._cli.api import grpc_command
 from dagster._core.secrets.env_file import get_env_var_dict
 from dagster._grpc import server
 
-from kbo_pipeline.settings import ACCOUNT
+from kbo_pipeline.core.settings import ACCOUNT
 
 IMPORTED = ["kbo_pipeline.definitions", "dagster._cli.api", "dagster._grpc.server"]
 """What the process imports from which run workers are forked: all that they would import.

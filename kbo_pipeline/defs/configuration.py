@@ -9,13 +9,13 @@ from dagster import DagsterError
 from dagster._core.errors import DagsterUserCodeProcessError
 from dagster_shared.error import SerializableErrorInfo
 
-from kbo_pipeline import settings
-from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core import settings
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.settings import Settings
 
 
 def load_settings() -> Settings:
-    """What `kbo_pipeline.settings.load_settings` gives.
+    """What `kbo_pipeline.core.settings.load_settings` gives.
 
     Raises:
         DagsterError: a setting is unknown or malformed; one line in the web UI.

@@ -11,15 +11,15 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline import health, leftovers, privacy
-from kbo_pipeline.boundary import line_of
+from kbo_pipeline.core.errors import KboError
+from kbo_pipeline.core.foreign_errors import line_of
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs import examining
 from kbo_pipeline.defs.examining import Installation, first_line
 from kbo_pipeline.defs.importing import open_instance
 from kbo_pipeline.defs.storage import explained
-from kbo_pipeline.errors import KboError
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.postgres import embedded_server_url
-from kbo_pipeline.settings import Settings
 
 _T = TypeVar("_T")
 

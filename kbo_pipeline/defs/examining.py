@@ -11,6 +11,12 @@ import psutil
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 
+from kbo_pipeline.core.errors import RegisterError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.pause_file import is_paused
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import counted
 from kbo_pipeline.defs.alerting import (
     alerts_of_portal,
     gap_below_staged,
@@ -32,15 +38,9 @@ from kbo_pipeline.defs.progress import (
 )
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.defs.workers import is_dead
-from kbo_pipeline.errors import RegisterError, StorageError
-from kbo_pipeline.extracts import ExtractKey, key_or_none
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.ledger import Standing
-from kbo_pipeline.locks import is_locked
-from kbo_pipeline.pausing import is_paused
-from kbo_pipeline.plain import counted
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import read_lost
 
 _SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere

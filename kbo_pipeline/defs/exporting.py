@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from kbo_pipeline.core.errors import RegisterError
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.defs.catalogue import OWNERS, export_metadata, table_of, tags
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import export_parquet
@@ -9,9 +11,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress
 from kbo_pipeline.defs.queueing import last_in_queue
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.errors import RegisterError
 from kbo_pipeline.exporting import export
-from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import standing_of
 
 

@@ -5,9 +5,9 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from sqlalchemy import or_, select
 
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 
 _BY_EXTRACT = [
     dg.AssetKey(name)

@@ -14,8 +14,11 @@ import duckdb
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 from dagster._core.instance.ref import InstanceRef
 
-from kbo_pipeline import interrupts
-from kbo_pipeline.batches import BatchKey
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
+from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.applying import WRITER_POOL, WRITER_WAIT
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG, ACCEPT_LOSS_TAG
 from kbo_pipeline.defs.claims import OWN_RUN, claim
@@ -31,13 +34,10 @@ from kbo_pipeline.defs.progress import (
 )
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.status import failure_message
-from kbo_pipeline.errors import ImportFailedError, NotReadyError
-from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.ledger import check_order
 from kbo_pipeline.patience import OF_COMMANDS, OF_WORK, patience, set_patience
 from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.staging import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
@@ -290,10 +290,10 @@ def run_job(
                 run_id=run_id,
                 asset_selection=assets,
             )
-        if interrupts.received():
+        if signals.received():
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        interrupts.ignore_further()
+        signals.ignore_further()
         run = instance.get_run_by_id(run_id)
         if run is not None and not run.is_success:
             instance.report_run_canceled(run, "stopped by Ctrl-C or a signal")

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from kbo_pipeline.core.errors import ExtractError, KboError, OrderError, StorageError
+from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock, is_locked
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract
@@ -15,8 +20,6 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress, is_retried, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
-from kbo_pipeline.errors import ExtractError, KboError, OrderError, StorageError
-from kbo_pipeline.extracts import Extract, ExtractKey
 from kbo_pipeline.fetching import drop_zip, keep_zip
 from kbo_pipeline.inbox import (
     COPYING_SECONDS,
@@ -28,10 +31,7 @@ from kbo_pipeline.inbox import (
     shown,
 )
 from kbo_pipeline.ledger import check_order
-from kbo_pipeline.locks import exclusive_lock, is_locked
-from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import has_extract, standing_of
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.verifying import published_at
 
 INBOX_TAG = "kbo/inbox"

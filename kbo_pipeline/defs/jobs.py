@@ -2,10 +2,10 @@
 
 import dagster as dg
 
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
 from kbo_pipeline.defs.progress import PUBLISHED, REPORTED
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 
 stage_extract = dg.define_asset_job(
     "stage_extract",

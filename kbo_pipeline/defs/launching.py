@@ -6,8 +6,8 @@ import threading
 import dagster as dg
 from dagster._core.launcher import DefaultRunLauncher
 
-from kbo_pipeline.interrupts import PATIENCE
-from kbo_pipeline.tables import ENTERPRISE
+from kbo_pipeline.core.signals import PATIENCE
+from kbo_pipeline.core.tables import ENTERPRISE
 
 _APPLIED = dg.AssetKey(ENTERPRISE.name)
 

@@ -9,15 +9,15 @@ from dagster._grpc.client import DagsterGrpcClient
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.cancelling import note_cancelled
 from kbo_pipeline.defs.importing import open_instance
 from kbo_pipeline.defs.mending import mend, next_lost
 from kbo_pipeline.defs.recovery import end_dead_runs, end_dead_runs_of_commands, resume_retries
 from kbo_pipeline.defs.storage import migrate
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.parts import reached
-from kbo_pipeline.settings import Settings
 from kbo_pipeline.witness import mark_suspect, suspect_file
 
 _ATTEMPTS = 3

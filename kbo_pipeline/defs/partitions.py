@@ -5,8 +5,8 @@ from itertools import groupby
 
 import dagster as dg
 
-from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.extracts import ExtractKey
 
 kbo_extracts = dg.DynamicPartitionsDefinition(name="kbo_extracts")
 """Partitions such as `0141-update`."""
@@ -45,7 +45,7 @@ def batches_by_extract(instance: dg.DagsterInstance) -> dict[ExtractKey, list[st
 
 def batch_or_none(text: str) -> BatchKey | None:
     """A batch key, or None for a text that is none: anyone may add partitions in the UI."""
-    from kbo_pipeline.errors import ExtractError
+    from kbo_pipeline.core.errors import ExtractError
 
     try:
         return BatchKey.parse(text)

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from kbo_pipeline.core.errors import KboError, LoginRefusedError, PortalError
+from kbo_pipeline.core.extracts import ExtractKey, zips_in
+from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.order import plan_imports
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
-from kbo_pipeline.errors import KboError, LoginRefusedError, PortalError
-from kbo_pipeline.extracts import ExtractKey, zips_in
 from kbo_pipeline.fetching import next_login_at, open_portal
 from kbo_pipeline.limits import Limits
-from kbo_pipeline.locks import is_locked
-from kbo_pipeline.pausing import PAUSED, is_paused
-from kbo_pipeline.planning import plan_imports
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from kbo_pipeline.portal import Offer, Portal

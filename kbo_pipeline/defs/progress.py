@@ -12,13 +12,13 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.tags import MAX_RETRIES_TAG, PARTITION_NAME_TAG, WILL_RETRY_TAG
 from sqlalchemy import or_, select
 
+from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.order import next_to_apply
+from kbo_pipeline.core.tables import ENTERPRISE, TABLES
 from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
-from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.ledger import Standing
-from kbo_pipeline.planning import next_to_apply
-from kbo_pipeline.tables import ENTERPRISE, TABLES
 
 EXTRACT_TAG = "kbo/extract"
 """Tag of every run that we start: the key of its extract."""

@@ -9,6 +9,8 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.checking import CheckResult
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.tables import CODE, TABLES
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
 from kbo_pipeline.defs.catalogue import (
     OWNERS,
@@ -26,10 +28,8 @@ from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.places import Place
 from kbo_pipeline.published import open_published
 from kbo_pipeline.publishing import publish
-from kbo_pipeline.tables import CODE, TABLES
 
 
 @dg.multi_asset(

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.home import INSTANCE_FILE
-from kbo_pipeline.tables import ALL_TABLES, CODE, TABLES
 
 VIEW = "kbo_queue"
 """One row for each run of Dagster."""

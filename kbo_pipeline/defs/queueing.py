@@ -1,7 +1,7 @@
 """How runs stand in Dagster's queue: by extract number, whatever came first."""
 
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.defs.progress import EXTRACT_TAG
-from kbo_pipeline.extracts import ExtractKey
 
 _AHEAD = 2_000_000_000  # more than twice what an extract number has digits for
 

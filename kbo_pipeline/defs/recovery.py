@@ -10,12 +10,12 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster_postgres.utils import DagsterPostgresException
 from dagster_shared.error import SerializableErrorInfo
 
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.claims import BUSY_TAG, OWN_RUN, claim_file
 from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress, is_cancelled
 from kbo_pipeline.defs.workers import drop_locks, is_dead
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import is_locked
-from kbo_pipeline.settings import Settings
 
 _NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
 _FORGOTTEN_SECONDS = 15.0  # Dagster looks each five seconds for what it is to retry

@@ -9,18 +9,18 @@ from dagster_duckdb import DuckDBResource
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
-from kbo_pipeline import interrupts
-from kbo_pipeline.boundary import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
-from kbo_pipeline.database import limits
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.database import limits
+from kbo_pipeline.core.errors import KboError, SettingsError
+from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
-from kbo_pipeline.errors import KboError, SettingsError
 from kbo_pipeline.faults import RejectedError
-from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.register import is_transient
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline.staging import is_damage
 from kbo_pipeline.witness import mark_suspect
 
@@ -114,7 +114,7 @@ def is_canceling(context: StepContext) -> bool:
 def _is_stopped(context: StepContext) -> bool:
     """Whether a person has stopped the step; who cancels a run means its extract."""
     if not is_canceling(context):
-        return interrupts.received()
+        return signals.received()
     context.instance.add_run_tags(context.run.run_id, {CANCELLED_TAG: context.run.run_id})
     extract = extract_of(context.run)
     if extract is not None:

@@ -5,14 +5,14 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.change_report import remove_report
+from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.defs.applying import WRITER_POOL
 from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of, job_of
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.errors import NotReadyError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.publishing import check_rollback, rollback
 
 _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)

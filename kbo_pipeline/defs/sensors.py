@@ -6,14 +6,14 @@ the same event starts one run, a new staging or a repaired batch starts another.
 
 import dagster as dg
 
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
 from kbo_pipeline.defs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 from kbo_pipeline.defs.queueing import queue_tags
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.locks import is_locked
-from kbo_pipeline.pausing import PAUSED, is_paused
 
 CHAIN_SECONDS = 2
 """Between two looks at what is to be done next; nobody waits much longer for the next run."""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster import DagsterInstance
 
-from kbo_pipeline.batches import BatchKey
-from kbo_pipeline.boundary import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.progress import ROLLBACK_JOB, Progress, is_retried, job_of, runs_about
-from kbo_pipeline.errors import NotReadyError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.status import BatchPlace, ExtractStatus, State, TableProgress
-from kbo_pipeline.tables import TABLES
 
 _APPLYING = ("apply_batches", "materialize")
 

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from kbo_pipeline.core.errors import ExtractError, NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.defs.status import newest_extract, read_status
-from kbo_pipeline.errors import ExtractError, NotReadyError
-from kbo_pipeline.extracts import ExtractKey
 
 _FRESH = {"Cache-Control": "no-store"}
 

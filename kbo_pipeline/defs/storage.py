@@ -26,11 +26,11 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy import URL, Connection, Engine, and_, create_engine, event, func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.defs.queue import drop_queue, ensure_queue
-from kbo_pipeline.errors import StorageError
 from kbo_pipeline.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.postgres import IF_DAMAGED, embedded_server_url, server_pid, sqlalchemy_url
-from kbo_pipeline.settings import load_settings
 
 _PATIENCE = 90.0
 """Seconds to wait for a server that has been there before: somebody restarts it."""

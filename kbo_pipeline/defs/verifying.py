@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from kbo_pipeline.core.errors import RegisterError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.defs.catalogue import OWNERS, table_of, tags, verification_metadata
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import verify_full
@@ -11,10 +14,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress
 from kbo_pipeline.defs.queueing import last_in_queue
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.errors import RegisterError
-from kbo_pipeline.extracts import ExtractKey
 from kbo_pipeline.fetching import kept_zip, kept_zips
-from kbo_pipeline.pausing import PAUSED, is_paused
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.rebuilding import kept_keys
 from kbo_pipeline.verifying import Verification, published_at, verify

@@ -42,9 +42,9 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.defs.query_limits import CostlyQueryError, read_query
 from kbo_pipeline.defs.status_route import status_routes
-from kbo_pipeline.settings import load_settings
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")

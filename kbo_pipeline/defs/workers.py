@@ -13,10 +13,10 @@ from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
+from kbo_pipeline.core.locks import hold_until_exit, is_locked
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.claims import OWN_RUN
-from kbo_pipeline.locks import hold_until_exit, is_locked
 from kbo_pipeline.runtime import is_ours
-from kbo_pipeline.settings import Settings
 
 LAUNCH_SECONDS = 10.0
 """From the moment at which a daemon says that it launches a run until the code server has it."""

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from kbo_pipeline.nace import divisions
+from kbo_pipeline.core.nace import divisions
 
 CodeRow = tuple[str, str, str, str]
 

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kbo_pipeline.boundary import run
-from kbo_pipeline.errors import ImportFailedError, NotReadyError
-from kbo_pipeline.extracts import ExtractKey, key_in_file_name
-from kbo_pipeline.files import make_private
-from kbo_pipeline.interrupts import listen
+from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.foreign_errors import run
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.signals import listen
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
-from kbo_pipeline.settings import load_settings
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline.tied import tied_command
 
 _DIRECTORY = Path("data/demo")

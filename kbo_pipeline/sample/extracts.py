@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.files import replace_atomically
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.tables import CODE, TABLES, Column, Table
 from kbo_pipeline.sample.codes import code_rows
 from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.members import (
@@ -20,7 +21,6 @@ from kbo_pipeline.sample.members import (
     write_member,
 )
 from kbo_pipeline.sample.rows import Rows, Value, keyed_rows, sent_rows
-from kbo_pipeline.tables import CODE, TABLES, Column, Table
 
 Progress = Callable[[str, int, int], None]
 Member = tuple[str, Sequence[Column], Iterable[str]]

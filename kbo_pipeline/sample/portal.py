@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
-from kbo_pipeline.extracts import ExtractKey, zips_in
+from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.sample.answers import (
     BASE,
     LOGIN,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.boundary import run
-from kbo_pipeline.errors import ImportFailedError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.interrupts import listen
+from kbo_pipeline.core.errors import ImportFailedError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.foreign_errors import run
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.signals import listen
+from kbo_pipeline.core.tables import ACTIVITY, Table
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline.staging import staging_file
-from kbo_pipeline.tables import ACTIVITY, Table
 
 _DIRECTORY = Path("data/practice")
 _KEY = ExtractKey(140, "full")

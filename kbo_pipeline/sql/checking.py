@@ -8,9 +8,9 @@ touches.
 import re
 from collections.abc import Sequence
 
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import ENTERPRISE_NUMBER, ESTABLISHMENT_NUMBER, TABLES, Column, Table
 from kbo_pipeline.sql.staging import of_operation
-from kbo_pipeline.tables import ENTERPRISE_NUMBER, ESTABLISHMENT_NUMBER, TABLES, Column, Table
 
 TOUCHED = "temp.main.touched"
 """The numbers of all entities of which an extract opened or closed a row, in any table."""

@@ -1,6 +1,6 @@
 """SQL that copies a register: the target is the default database, the source is named."""
 
-from kbo_pipeline.tables import ALL_TABLES
+from kbo_pipeline.core.tables import ALL_TABLES
 
 _KEYS = {table.name: table.key for table in ALL_TABLES}
 

@@ -7,10 +7,7 @@ The register is the default database.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from kbo_pipeline.sql.changes import is_enterprise_number, main_names
-from kbo_pipeline.sql.profile import SEAT
-from kbo_pipeline.sql.reading import SHOWN, address_order
-from kbo_pipeline.tables import (
+from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
     CODE,
@@ -19,6 +16,9 @@ from kbo_pipeline.tables import (
     TABLES,
     Table,
 )
+from kbo_pipeline.sql.changes import is_enterprise_number, main_names
+from kbo_pipeline.sql.profile import SEAT
+from kbo_pipeline.sql.reading import SHOWN, address_order
 
 UNITS = tuple(table for table in TABLES if table.unique_key and table is not ENTERPRISE)
 """The tables of what belongs to an enterprise and has a number of its own."""

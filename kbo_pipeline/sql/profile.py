@@ -3,10 +3,9 @@
 As in `sql/reading.py`, each query is whole by itself and reads the tables in `main`.
 """
 
-from kbo_pipeline.nace import LEVELS, divisions
-from kbo_pipeline.settings import Privacy
-from kbo_pipeline.sql.reading import CURRENT, address_order, chosen_name, state
-from kbo_pipeline.tables import (
+from kbo_pipeline.core.nace import LEVELS, divisions
+from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
     CODE,
@@ -16,6 +15,7 @@ from kbo_pipeline.tables import (
     ESTABLISHMENT_NUMBER,
     Column,
 )
+from kbo_pipeline.sql.reading import CURRENT, address_order, chosen_name, state
 
 SOURCE = "Source: KBO Open Data, FPS Economy; data of "
 """What whoever shows data has to say; the snapshot date follows."""

@@ -4,8 +4,8 @@ Each query is whole by itself: it reads the tables in `main` and no view, so tha
 `KBO_PRIVACY` leaves out is left out also where views were made under another setting.
 """
 
-from kbo_pipeline.settings import Privacy
-from kbo_pipeline.tables import ADDRESS, ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
+from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
 
 PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
 """KBO's language codes in the order in which a primary name is chosen."""

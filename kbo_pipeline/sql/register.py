@@ -3,10 +3,10 @@
 The register is the default database of the connection: what is its own is named without it.
 """
 
-from kbo_pipeline.batches import Batch
-from kbo_pipeline.extracts import ExtractType
+from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.extracts import ExtractType
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.sql.staging import of_operation
-from kbo_pipeline.tables import ALL_TABLES, TABLES, Table
 
 VERSION_COLUMNS = (
     "_snapshot_date DATE NOT NULL",

@@ -3,9 +3,9 @@
 The changes of one extract are put into the temporary table `report_changes` first.
 """
 
+from kbo_pipeline.core.tables import ENTERPRISE
 from kbo_pipeline.kinds import NEW, STOPPED
 from kbo_pipeline.sql.changes import CHANGED_ENTITIES
-from kbo_pipeline.tables import ENTERPRISE
 
 CREATE_CHANGES = f"CREATE OR REPLACE TEMP TABLE report_changes AS {CHANGED_ENTITIES}"
 """Finds what an extract changed; binds `$number`."""

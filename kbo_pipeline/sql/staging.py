@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from kbo_pipeline.extracts import ExtractType, Operation
+from kbo_pipeline.core.extracts import ExtractType, Operation
+from kbo_pipeline.core.tables import CODE, TABLES, Column, Table
 from kbo_pipeline.faults import DATE_PATTERN, MAX_RECORD
-from kbo_pipeline.tables import CODE, TABLES, Column, Table
 
 
 def load_staged(

@@ -7,11 +7,11 @@ the register must be the default database when they are made.
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from kbo_pipeline.settings import Privacy
-from kbo_pipeline.sql import literal
+from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE
 from kbo_pipeline.sql.profile import activity_described, nace, profile, source
 from kbo_pipeline.sql.reading import AT, CURRENT, changes, fill_shown, state
-from kbo_pipeline.tables import ALL_TABLES, ENTERPRISE
 
 PROFILE = "enterprise_profile"
 

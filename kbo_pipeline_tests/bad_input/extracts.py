@@ -5,8 +5,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.tables import ACTIVITY, ADDRESS, BRANCH, CONTACT, ENTERPRISE, ESTABLISHMENT, Table
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import (
+    ACTIVITY,
+    ADDRESS,
+    BRANCH,
+    CONTACT,
+    ENTERPRISE,
+    ESTABLISHMENT,
+    Table,
+)
 from kbo_pipeline_tests.bad_input.cases import (
     DELETES,
     LATER_FULL,

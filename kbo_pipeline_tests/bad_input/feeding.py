@@ -16,7 +16,7 @@ from dagster import DagsterInstance, RunsFilter
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from kbo_pipeline.cli import main
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.register import content_hash
 from kbo_pipeline_tests.bad_input.cases import ROWS, Case
 from kbo_pipeline_tests.bad_input.commands import command_cases

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline_tests.bench import growth, page
 from kbo_pipeline_tests.bench.importers import FILES, IMPORTERS
 from kbo_pipeline_tests.bench.measuring import Measurement, measure

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from kbo_pipeline.extracts import key_in_file_name
+from kbo_pipeline.core.extracts import key_in_file_name
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.bench.measuring import Measurement
 from kbo_pipeline_tests.bench.ours import Ours

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kbo_pipeline.tables import ALL_TABLES
+from kbo_pipeline.core.tables import ALL_TABLES
 
 _CHUNK_ROWS = 500_000
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from kbo_pipeline.extracts import key_in_file_name
+from kbo_pipeline.core.extracts import key_in_file_name
 from kbo_pipeline_tests.bench.measuring import Measurement, inode, measure
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import free_port

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline_tests.bench.importers import bare
 from kbo_pipeline_tests.bench.sample import WHOLE, Extracts, extracts
 from kbo_pipeline_tests.core import Core

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.runtime import runtime_prefix
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import StandInPortal
-from kbo_pipeline.settings import load_settings
 from kbo_pipeline_tests.chaos.outages import Postgres
 from kbo_pipeline_tests.chaos.outcomes import Outcome, Perform, Row, Step
 from kbo_pipeline_tests.chaos.stack import Command, Ended, Stack, begun, running

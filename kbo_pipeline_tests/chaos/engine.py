@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline_tests.chaos.faults import MADE_UP, Fault, install
 
 if TYPE_CHECKING:
-    from kbo_pipeline.batches import Batch
-    from kbo_pipeline.extracts import ExtractKey
+    from kbo_pipeline.core.batches import Batch
+    from kbo_pipeline.core.extracts import ExtractKey
+    from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.register import Register
-    from kbo_pipeline.settings import Settings
     from kbo_pipeline.staging import Staged
     from kbo_pipeline_tests.core import Core
 
@@ -87,7 +87,7 @@ def rebuild(settings: "Settings") -> None:
 
 def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
     """Brings everything that the portal offers into the register, batches in random order."""
-    from kbo_pipeline.errors import OrderError
+    from kbo_pipeline.core.errors import OrderError
     from kbo_pipeline.portal import Portal
     from kbo_pipeline_tests.core import Core
 

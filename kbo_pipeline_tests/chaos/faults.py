@@ -60,9 +60,9 @@ def install(fault: Fault, chance: random.Random) -> None:
         _lie(chance)
         return
     if fault.name == ROOM_TAKEN:
-        from kbo_pipeline import room
+        from kbo_pipeline.core import disk_space
 
-        room._check = lambda what, needs: None
+        disk_space._check = lambda what, needs: None
         return
     kill = _remote_killer(fault.delay) if fault.name in (NEAR_COMMIT, "in the checkpoint") else _die
     count = 0
@@ -158,7 +158,7 @@ def _inside_batch(passed: Callable[[], None]) -> None:
 
 def _statement(when: str, text: str) -> Callable[[Callable[[], None]], None]:
     def install(passed: Callable[[], None]) -> None:
-        from kbo_pipeline.database import Database
+        from kbo_pipeline.core.database import Database
 
         def look(_: Any, statement: str, *rest: Any) -> None:
             if statement.startswith(text):
@@ -182,7 +182,7 @@ def _in_copy(passed: Callable[[], None]) -> None:
 
 
 def _before_folder_fsync(passed: Callable[[], None]) -> None:
-    from kbo_pipeline import files
+    from kbo_pipeline.core import files
 
     _around(files, "_sync", before=lambda path: passed() if path.is_dir() else None)
 
@@ -209,7 +209,7 @@ _INSTALLERS: dict[str, Callable[[Callable[[], None]], None]] = {
 def _lie(chance: random.Random) -> None:
     import duckdb
 
-    from kbo_pipeline.database import Database
+    from kbo_pipeline.core.database import Database
 
     def perhaps(_: Any, statement: str, *rest: Any) -> None:
         if chance.random() < 0.01:

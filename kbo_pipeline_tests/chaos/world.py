@@ -11,9 +11,9 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import StandInPortal
-from kbo_pipeline.tables import ALL_TABLES
 from kbo_pipeline_tests.chaos.faults import Fault
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import fetch

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline_tests.zips import keys_for, rows_for, write_extract
 
 RELEASES = {

@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbo_pipeline.places import Lake
+from kbo_pipeline.core.places import Lake
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.settings import Settings, load_settings
 from kbo_pipeline_tests.lakes import new_lake, server_directory
 from kbo_pipeline_tests.soak.harm import Harm
 from kbo_pipeline_tests.soak.importing import Importer

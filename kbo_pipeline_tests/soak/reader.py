@@ -13,10 +13,10 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.errors import KboError, NotReadyError
+from kbo_pipeline.core.errors import KboError, NotReadyError
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.published import open_published
 from kbo_pipeline.register import content_hash
-from kbo_pipeline.settings import load_settings
 
 _PAUSE = 0.2  # seconds
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.core.errors import SettingsError
 
 _MOTHERDUCK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LAKE_PREFIX = "ducklake:"

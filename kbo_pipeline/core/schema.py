@@ -12,16 +12,16 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.database import Database
-from kbo_pipeline.errors import RegisterError
-from kbo_pipeline.places import Place
-from kbo_pipeline.sql import schema as schema_sql
+from kbo_pipeline.core import schema_sql
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.errors import RegisterError
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.schema_sql import MIGRATIONS, SCHEMA_VERSION, VERSION_TABLE
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.sql.reading import HIDDEN_BEFORE, SHOWN
 from kbo_pipeline.sql.register import VERSION_COLUMNS, create_ledger, create_register_table
-from kbo_pipeline.sql.schema import MIGRATIONS, SCHEMA_VERSION, VERSION_TABLE
 from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.sql.views import create_views
-from kbo_pipeline.tables import ALL_TABLES
 
 _SHOWN = "shown"
 """What shows an older register as one of today."""

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kbo_pipeline.errors import ExtractError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.extracts import ExtractKey
 
 _KEY = re.compile(r"(.+)-(\d{4,9})")
 

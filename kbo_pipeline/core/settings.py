@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, cast, get_args, overload
 from urllib.parse import urlsplit
 
-from kbo_pipeline.env_file import read_env_file
-from kbo_pipeline.errors import SettingsError
-from kbo_pipeline.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
+from kbo_pipeline.core.env_file import read_env_file
+from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
 
 Privacy = Literal["full", "legal-persons"]
 """Who is in views and exports: all, or known legal persons and what belongs to them alone."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kbo_pipeline.errors import StorageError
-from kbo_pipeline.files import make_private
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.files import make_private
 
 
 @contextmanager

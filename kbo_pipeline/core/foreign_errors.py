@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from kbo_pipeline.errors import KboError
+from kbo_pipeline.core.errors import KboError
 
 OUT_OF_MEMORY = (
     "out of memory; give it more by KBO_MEMORY_MB where the machine has it, or end other programs"
@@ -147,7 +147,7 @@ def _of_dagster(error: BaseException) -> str:
 
 
 _FOREIGN: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (
-    ("kbo_pipeline.errors", "KboError", str),
+    ("kbo_pipeline.core.errors", "KboError", str),
     ("builtins", "MemoryError", lambda error: OUT_OF_MEMORY),
     ("duckdb", "OutOfMemoryException", lambda error: OUT_OF_MEMORY),
     ("duckdb", "Error", _of_duckdb),

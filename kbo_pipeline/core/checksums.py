@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy
 
-from kbo_pipeline.errors import DamagedError
+from kbo_pipeline.core.errors import DamagedError
 
 _HEADERS = 3
 _HEADER_BYTES = 4096

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from kbo_pipeline.archives import Archive, open_archive
-from kbo_pipeline.errors import ExtractError
+from kbo_pipeline.core.errors import ExtractError
 
 ExtractType = Literal["full", "update"]
 Operation = Literal["delete", "insert"]

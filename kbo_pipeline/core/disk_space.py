@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbo_pipeline.errors import ExtractError, StorageError
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.places import Place
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core.errors import ExtractError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.settings import Settings
 
 _UNPACKED_AND_STAGED = {"full": 2.0, "update": 4.0}
 """Of the length of the CSV files; measured 1.65 and 3.6 (a DuckDB file has its least size)."""

@@ -8,7 +8,7 @@ import re
 import stat
 from pathlib import Path
 
-from kbo_pipeline.errors import SettingsError
+from kbo_pipeline.core.errors import SettingsError
 
 _OURS = ("KBO_", "DAGSTER_")
 _READ = (*_OURS, "AWS_")

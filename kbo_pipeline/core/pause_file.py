@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kbo_pipeline.files import make_private
-from kbo_pipeline.settings import Settings
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.settings import Settings
 
 PAUSED = "paused; kbo resume goes on"
 """What everything that waits says of itself."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from kbo_pipeline.places import Lake
-from kbo_pipeline.shared import attach_to_write, detach
+from kbo_pipeline.core.lake import attach_to_write, detach
+from kbo_pipeline.core.places import Lake
 
 KEEP_DAYS = 7
 """How long a reader may stay with the snapshot that it has opened."""

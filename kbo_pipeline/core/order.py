@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 
-from kbo_pipeline.errors import OrderError
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.errors import OrderError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.ledger import check_order
 
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from kbo_pipeline.files import make_private
-from kbo_pipeline.settings import Settings
-from kbo_pipeline.sql import glob_escaped, literal
+from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import glob_escaped, literal
 
 Result = TypeVar("Result")
 

@@ -6,9 +6,9 @@ The register is the default database of the connection; of a shared one its sche
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kbo_pipeline.sql import literal
+from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.tables import Column, Table
 from kbo_pipeline.sql.staging import CREATE_REJECTED
-from kbo_pipeline.tables import Column, Table
 
 VERSION_TABLE = "schema_version"
 
