@@ -34,10 +34,10 @@ $(READY): pyproject.toml setup.cfg constraints.txt
 	touch $(READY)
 
 demo: $(READY) ## import made-up extracts and show what is in the register
-	$(RUN)/python -m kbo_pipeline.sample.demo
+	$(RUN)/python -m kbo_pipeline.commands.demo
 
 practice: $(READY) ## import a made-up extract of which two batches fail, to practise the repair
-	$(RUN)/python -m kbo_pipeline.sample.practice
+	$(RUN)/python -m kbo_pipeline.commands.practice
 
 start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start

@@ -63,7 +63,7 @@ def start(read_only: bool, only: "Part | None") -> None:
     """
     from kbo_pipeline.core.pause_file import PAUSED, is_paused
     from kbo_pipeline.core.settings import load_settings
-    from kbo_pipeline.inbox import Inbox
+    from kbo_pipeline.fetch.inbox import Inbox
     from kbo_pipeline.serving import serve
 
     settings = load_settings()
@@ -102,10 +102,10 @@ def start(read_only: bool, only: "Part | None") -> None:
 @click.argument("zips", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
-    from kbo_pipeline.core.extracts import read_extract
     from kbo_pipeline.core.order import import_order
     from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.core.text import counted
+    from kbo_pipeline.fetch.meta import read_extract
     from kbo_pipeline.postgres import start_ahead
     from kbo_pipeline.publishing import standing_of
 
@@ -151,7 +151,7 @@ def fetch(extract: str) -> None:
     The latest is the one with the highest number; the Full, if there are both of that number.
     """
     from kbo_pipeline.core.settings import load_settings
-    from kbo_pipeline.fetching import fetch_zip, latest_key
+    from kbo_pipeline.fetch.zips import fetch_zip, latest_key
 
     settings = load_settings()
     key = None if extract == "latest" else extract_key(extract)

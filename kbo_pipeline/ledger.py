@@ -14,6 +14,7 @@ from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import OrderError, RegisterError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.staging import Staged
 
@@ -511,27 +512,6 @@ def read_chain(connection: duckdb.DuckDBPyConnection) -> tuple[Link, ...]:
         text = f"{before} {key} {zip_hash} {applied}"
         chain.append(Link(key, zip_hash, batches, records, sha256(text.encode()).hexdigest()))
     return tuple(chain)
-
-
-def check_order(key: ExtractKey, published: ExtractKey | None) -> None:
-    """Makes sure that an extract may be applied after what is published.
-
-    Raises:
-        OrderError: names the extract that is expected.
-    """
-    if published is None:
-        if key.type == "update":
-            raise OrderError(f"{key}: the register is empty; import a Full first")
-    elif key.number <= published.number:
-        why = "what it brings is in the register"
-        if key.type == "full":
-            why = "an older Full is not taken; kbo rollback is the way back"
-        raise OrderError(f"{key}: {published} is published; {why}")
-    elif key.type == "update" and key.number != published.number + 1:
-        expected = ExtractKey(published.number + 1, "update")
-        raise OrderError(
-            f"{key}: {published} is published; {expected} is expected, or a Full above it"
-        )
 
 
 def _ledger_keys(staged: Staged, batches: Sequence[Batch]) -> list[tuple[str, int, str, int]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import key_or_none
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.fetch.inbox import Inbox, shown
 from kbo_pipeline.findings import Finding
 from kbo_pipeline.health import holder_if_any, start_process
-from kbo_pipeline.inbox import Inbox, shown
 from kbo_pipeline.postgres import moved_aside
 from kbo_pipeline.publishing import standing_of
 

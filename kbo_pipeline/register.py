@@ -22,12 +22,18 @@ from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import attach_to_write, detach
 from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.differences import Difference, Differences
-from kbo_pipeline.ledger import BatchChange, Ledger, Link, TableChange, check_order
+from kbo_pipeline.ledger import (
+    BatchChange,
+    Ledger,
+    Link,
+    TableChange,
+)
 from kbo_pipeline.sql import copying as copying_sql
 from kbo_pipeline.sql import reading as reading_sql
 from kbo_pipeline.sql import register as register_sql

@@ -86,13 +86,3 @@ class ExtractStatus:
             "error": self.error,
             "rejected_rows": self.rejected_rows,
         }
-
-
-def in_words(seconds: float) -> str:
-    """A duration as people say it: `40 s`, `2 min`, `1 h 5 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"

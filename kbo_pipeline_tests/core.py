@@ -11,11 +11,12 @@ from unittest.mock import patch
 import duckdb
 
 from kbo_pipeline.checking import CheckResult
-from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import attach
 from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
+from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publishing import publish, rollback, standing_of
 from kbo_pipeline.reading import PublishedRegister, read_register
 from kbo_pipeline.register import (

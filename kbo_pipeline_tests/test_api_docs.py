@@ -14,8 +14,8 @@ import pytest
 from dagster_graphql.schema import create_schema
 from graphql import parse, validate
 
+from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sample.practice import damage
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import wait_until
 from kbo_pipeline_tests.server import running_server

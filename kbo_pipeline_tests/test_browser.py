@@ -10,11 +10,11 @@ import dagster as dg
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
+from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.pause_file import pause, resume
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sample.practice import damage
 from kbo_pipeline_tests.browser import COLUMNS, Screen, opened, running_browser, terminal_picture
 from kbo_pipeline_tests.core import current_rows, sorted_rows
 from kbo_pipeline_tests.pipeline import Pipeline, fetch, materializations

@@ -28,7 +28,7 @@ def test_a_stopped_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path / "settings")
     where = tmp_path / "cloned"
     where.mkdir()
-    with started(pipeline, "kbo_pipeline.sample.demo", cwd=where) as demo:
+    with started(pipeline, "kbo_pipeline.commands.demo", cwd=where) as demo:
         log = where / "data" / "demo" / "start.log"
         wait_until(
             lambda: log.exists() and "(Ctrl-C ends everything)" in log.read_text(), "a start", demo

@@ -21,7 +21,7 @@ from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.verifying import CHECK, verify_when_at_hand
 from kbo_pipeline.exporting import MANIFEST
-from kbo_pipeline.inbox import Inbox
+from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline
@@ -225,7 +225,7 @@ def test_a_full_in_the_inbox_whose_number_is_published_is_kept_to_be_compared(
     made: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kbo_pipeline.inbox.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("kbo_pipeline.fetch.inbox.SETTLED_SECONDS", -1.0)
     monkeypatch.setattr(inbox_module, "COPYING_SECONDS", -1.0)
     inbox = Inbox(settings.inbox_dir)
     inbox.prepare()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sample.practice import damage
 from kbo_pipeline_tests.lakes import ASKED_FOR
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, partition_states
 from kbo_pipeline_tests.server import running_server

@@ -11,7 +11,7 @@ import pytest
 
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.inbox import (
+from kbo_pipeline.fetch.inbox import (
     LONGEST_WAIT_SECONDS,
     SETTLED_SECONDS,
     Dropped,

@@ -9,7 +9,7 @@ import pytest
 
 import kbo_pipeline.defs.inbox as sensor_module
 from kbo_pipeline.core.errors import NotReadyError
-from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
@@ -17,7 +17,8 @@ from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.importing import import_extract
 from kbo_pipeline.defs.inbox import inbox_sensor
 from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.inbox import Inbox
+from kbo_pipeline.fetch.inbox import Inbox
+from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.processes import at_once, wait_until
@@ -79,7 +80,7 @@ class Bench:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files count as settled at once, and not as being copied; a clock tick may be behind."""
-    monkeypatch.setattr("kbo_pipeline.inbox.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("kbo_pipeline.fetch.inbox.SETTLED_SECONDS", -1.0)
     monkeypatch.setattr(sensor_module, "COPYING_SECONDS", -1.0)
 
 

@@ -35,7 +35,7 @@ from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
 from kbo_pipeline.defs.recovery import resume_retries
 from kbo_pipeline.defs.sensors import apply_when_staged
 from kbo_pipeline.defs.status import is_over, read_status
-from kbo_pipeline.inbox import Dropped, in_number_order
+from kbo_pipeline.fetch.inbox import Dropped, in_number_order
 from kbo_pipeline.logs import alert_log
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline

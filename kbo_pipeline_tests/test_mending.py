@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.defs.mending import read_recorded
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.sample.practice import damage
 from kbo_pipeline.staging import staging_file
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline

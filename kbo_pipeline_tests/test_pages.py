@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kbo_pipeline.content_coding import decoded
-from kbo_pipeline.pages import _start_tags, read_page
+from kbo_pipeline.fetch.content_coding import decoded
+from kbo_pipeline.fetch.pages import _start_tags, read_page
 
 SOUND = [
     *(

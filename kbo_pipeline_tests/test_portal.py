@@ -34,8 +34,8 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
-from kbo_pipeline.limits import Limits
-from kbo_pipeline.portal import Offer, Portal, offers_in
+from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.zips import write_extract
 

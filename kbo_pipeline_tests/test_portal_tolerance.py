@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from kbo_pipeline import downloads
 from kbo_pipeline.core import disk_space
 from kbo_pipeline.core.errors import ExtractError, PortalError, PortalRefusedError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.portal import Offer, Portal, offers_in
+from kbo_pipeline.fetch import download
+from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, Kind
@@ -318,7 +318,7 @@ def test_a_download_of_no_length_ends_where_no_extract_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(downloads, "MAX_ZIP_BYTES", 40 << 20)
+    monkeypatch.setattr(download, "MAX_ZIP_BYTES", 40 << 20)
     with (
         raw_server(serving(body, *headers)) as server,
         Portal(server.url, "a", "b", limits=SHORT) as reader,
@@ -331,7 +331,7 @@ def test_a_download_of_no_length_ends_where_no_extract_goes_on(
 
 
 def test_a_length_that_no_extract_has_is_not_begun(tmp_path: Path) -> None:
-    length = downloads.MAX_ZIP_BYTES + 1
+    length = download.MAX_ZIP_BYTES + 1
     with (
         raw_server(serving(endless, f"Content-Length: {length}")) as server,
         Portal(server.url, "a", "b", limits=SHORT) as reader,

@@ -20,9 +20,9 @@ from kbo_pipeline.core.errors import PortalError, StorageError
 from kbo_pipeline.core.lake import _make_secrets
 from kbo_pipeline.core.places import S3, Lake
 from kbo_pipeline.core.proxies import is_direct, is_own
-from kbo_pipeline.limits import Limits
+from kbo_pipeline.fetch.http import Web
+from kbo_pipeline.fetch.limits import Limits
 from kbo_pipeline.serving import answers
-from kbo_pipeline.web import Web
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 ALERT = Alert("event", "gap", None, "portal", "a gap", "wait for a Full")

@@ -12,8 +12,8 @@ import pytest
 
 from kbo_pipeline.core.errors import LoginRefusedError, PortalError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.portal import Portal
-from kbo_pipeline.refusals import PAUSES, Refusals
+from kbo_pipeline.fetch.portal import Portal
+from kbo_pipeline.fetch.refusals import PAUSES, Refusals
 from kbo_pipeline.sample.answers import Answer
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, Kind
 from kbo_pipeline_tests.odd_portal import LANDINGS, OddPortal, wrong_password_answers

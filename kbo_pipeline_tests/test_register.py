@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.errors import (
     KboError,
     NotReadyError,
@@ -21,13 +22,14 @@ from kbo_pipeline.core.errors import (
     RegisterError,
     StorageError,
 )
-from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.tables import CODE, TABLES
-from kbo_pipeline.ledger import BatchChange, check_order
+from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.ledger import BatchChange
 from kbo_pipeline.publishing import is_published, read_published
 from kbo_pipeline.register import content_hash, is_transient, open_register, register_lock
-from kbo_pipeline.sample.practice import damage
 from kbo_pipeline.staging import staging_file
 from kbo_pipeline_tests.core import Core, current_rows, rows_of, sorted_rows
 from kbo_pipeline_tests.zips import Row, keys_for, rows_for, write_extract

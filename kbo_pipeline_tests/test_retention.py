@@ -19,7 +19,7 @@ from kbo_pipeline.defs.partitions import kbo_batches, kbo_extracts
 from kbo_pipeline.defs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
 from kbo_pipeline.defs.retention import old_extracts, remove_extract, retention_sensor
-from kbo_pipeline.fetching import remove_old_zips
+from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.year import Year
 

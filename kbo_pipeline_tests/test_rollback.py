@@ -10,8 +10,9 @@ import duckdb
 import pytest
 
 from kbo_pipeline.core.errors import NotReadyError, OrderError
-from kbo_pipeline.core.extracts import ExtractKey, read_extract
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
+from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publishing import is_published, read_standing_of
 from kbo_pipeline.register import content_hash
 from kbo_pipeline_tests.core import Core, publication_of

@@ -9,13 +9,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.progress import Progress
 from kbo_pipeline.register import content_hash
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.sample.practice import damage
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, partition_states
 from kbo_pipeline_tests.server import Server, running_server
 from kbo_pipeline_tests.test_failed_batches import BAD

@@ -10,7 +10,7 @@ from kbo_pipeline.core.disk_space import check_room_to_import, check_room_to_kee
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.fetching import keep_zip
+from kbo_pipeline.fetch.zips import keep_zip
 from kbo_pipeline.sample import Sample
 
 FULL = ExtractKey(140, "full")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from kbo_pipeline.core.errors import SettingsError
-from kbo_pipeline.core.extracts import read_extract
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
+from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.words import AWKWARD_NAMES

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kbo_pipeline import staging
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey, Operation, read_extract
+from kbo_pipeline.core.extracts import ExtractKey, Operation
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.tables import (
     ADDRESS,
@@ -33,6 +33,7 @@ from kbo_pipeline.core.tables import (
     Table,
 )
 from kbo_pipeline.faults import Fault, RejectedError
+from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.staging import Staged, discard_staged, stage, staging_file
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import (

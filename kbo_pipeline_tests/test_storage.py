@@ -9,10 +9,10 @@ from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import event
 
 from kbo_pipeline.core.batches import BatchKey
-from kbo_pipeline.core.extracts import read_extract
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.importing import import_extract
+from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 

@@ -54,8 +54,9 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
     What cannot be read is not known. Dates of ZIPs are read when they are asked for.
     """
     from kbo_pipeline.core.errors import KboError
-    from kbo_pipeline.core.extracts import ExtractKey, key_or_none, read_snapshot_date, zips_in
+    from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
     from kbo_pipeline.core.settings import load_settings
+    from kbo_pipeline.fetch.meta import read_snapshot_date
     from kbo_pipeline.reading import open_register
 
     found: dict[ExtractKey, tuple[date | None, bool]] = {}

@@ -124,7 +124,7 @@ def _print(found: "ExtractStatus", *, as_json: bool) -> None:
 
 
 def _headline(found: "ExtractStatus", *, with_time: bool = True) -> str:
-    from kbo_pipeline.status import in_words
+    from kbo_pipeline.core.text import in_words
 
     is_timed = with_time and found.seconds_left is not None
     left = f", about {in_words(found.seconds_left or 0.0)} left" if is_timed else ""

@@ -6,7 +6,6 @@ from itertools import groupby
 
 from kbo_pipeline.core.errors import OrderError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.ledger import check_order
 
 
 def next_to_apply(
@@ -120,3 +119,24 @@ def plan_imports(
     if not due:
         return Plan((), f"{published} is the newest: nothing to do")
     return Plan(tuple(due), "; ".join(bridges) or f"follows {published}")
+
+
+def check_order(key: ExtractKey, published: ExtractKey | None) -> None:
+    """Makes sure that an extract may be applied after what is published.
+
+    Raises:
+        OrderError: names the extract that is expected.
+    """
+    if published is None:
+        if key.type == "update":
+            raise OrderError(f"{key}: the register is empty; import a Full first")
+    elif key.number <= published.number:
+        why = "what it brings is in the register"
+        if key.type == "full":
+            why = "an older Full is not taken; kbo rollback is the way back"
+        raise OrderError(f"{key}: {published} is published; {why}")
+    elif key.type == "update" and key.number != published.number + 1:
+        expected = ExtractKey(published.number + 1, "update")
+        raise OrderError(
+            f"{key}: {published} is published; {expected} is expected, or a Full above it"
+        )

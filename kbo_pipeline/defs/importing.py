@@ -18,6 +18,7 @@ from kbo_pipeline.core import signals
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.applying import WRITER_POOL, WRITER_WAIT
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG, ACCEPT_LOSS_TAG
@@ -35,7 +36,6 @@ from kbo_pipeline.defs.progress import (
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.home import prepare_dagster_home
-from kbo_pipeline.ledger import check_order
 from kbo_pipeline.patience import OF_COMMANDS, OF_WORK, patience, set_patience
 from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
 from kbo_pipeline.staging import is_staged

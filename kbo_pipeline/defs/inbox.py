@@ -11,6 +11,7 @@ import dagster as dg
 from kbo_pipeline.core.errors import ExtractError, KboError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock, is_locked
+from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.claims import claim_file
@@ -20,8 +21,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress, is_retried, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
-from kbo_pipeline.fetching import drop_zip, keep_zip
-from kbo_pipeline.inbox import (
+from kbo_pipeline.fetch.inbox import (
     COPYING_SECONDS,
     SETTLED_SECONDS,
     Dropped,
@@ -30,7 +30,7 @@ from kbo_pipeline.inbox import (
     settled,
     shown,
 )
-from kbo_pipeline.ledger import check_order
+from kbo_pipeline.fetch.zips import drop_zip, keep_zip
 from kbo_pipeline.publishing import has_extract, standing_of
 from kbo_pipeline.verifying import published_at
 

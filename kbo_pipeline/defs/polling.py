@@ -21,12 +21,12 @@ from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
-from kbo_pipeline.fetching import next_login_at, open_portal
-from kbo_pipeline.limits import Limits
+from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.zips import next_login_at, open_portal
 from kbo_pipeline.publishing import standing_of
 
 if TYPE_CHECKING:
-    from kbo_pipeline.portal import Offer, Portal
+    from kbo_pipeline.fetch.portal import Offer, Portal
 
 ASKING_SECONDS = 30.0
 """How long asking the portal may take: a sensor is given 60 s, and not all of it is ours."""

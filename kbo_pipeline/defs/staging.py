@@ -7,7 +7,6 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.disk_space import check_room_to_import
-from kbo_pipeline.core.extracts import read_extract
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
@@ -16,7 +15,8 @@ from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.progress import REJECTED_ROWS, WARNINGS
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.faults import reported
-from kbo_pipeline.fetching import kept_zip
+from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.publishing import is_published
 from kbo_pipeline.staging import open_staged, stage, staging_file
 

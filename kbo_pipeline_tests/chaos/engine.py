@@ -88,7 +88,7 @@ def rebuild(settings: "Settings") -> None:
 def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
     """Brings everything that the portal offers into the register, batches in random order."""
     from kbo_pipeline.core.errors import OrderError
-    from kbo_pipeline.portal import Portal
+    from kbo_pipeline.fetch.portal import Portal
     from kbo_pipeline_tests.core import Core
 
     core = Core(directory, BATCH_ROWS, MAX_BATCHES)

@@ -123,10 +123,10 @@ def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
 
 
 def _mid_download(passed: Callable[[], None]) -> None:
-    from kbo_pipeline import web
+    from kbo_pipeline.fetch import http
 
-    web._CHUNK = 512  # the ZIPs are small
-    real = web.Web.chunks
+    http._CHUNK = 512  # the ZIPs are small
+    real = http.Web.chunks
 
     def chunks(self: Any, response: Any) -> Any:
         for chunk in real(self, response):
@@ -134,7 +134,7 @@ def _mid_download(passed: Callable[[], None]) -> None:
             if response.headers.get("Content-Type") == "application/zip":
                 passed()
 
-    _replace(web.Web, "chunks", chunks)
+    _replace(http.Web, "chunks", chunks)
 
 
 def _rename(when: str) -> Callable[[Callable[[], None]], None]:

@@ -22,11 +22,11 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.locks import exclusive_lock, is_locked, zip_lock
-from kbo_pipeline.downloads import Download
-from kbo_pipeline.limits import Limits
-from kbo_pipeline.pages import read_page
-from kbo_pipeline.refusals import Refusals
-from kbo_pipeline.web import Page, Report, Web, same_server
+from kbo_pipeline.fetch.download import Download
+from kbo_pipeline.fetch.http import Page, Report, Web, same_server
+from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.pages import read_page
+from kbo_pipeline.fetch.refusals import Refusals
 
 __all__ = ["Limits", "Offer", "Portal", "offers_in"]
 

@@ -11,19 +11,18 @@ from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import (
     Extract,
     ExtractKey,
-    damage,
     key_in_file_name,
-    read_extract,
     zips_in,
 )
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.locks import exclusive_lock, zip_lock
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.limits import Limits
-from kbo_pipeline.refusals import Refusals
+from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.meta import damage, read_extract
+from kbo_pipeline.fetch.refusals import Refusals
 
 if TYPE_CHECKING:
-    from kbo_pipeline.portal import Portal
+    from kbo_pipeline.fetch.portal import Portal
 
 
 def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
@@ -37,7 +36,7 @@ def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
             f"{settings.account_not_set}: not set, so the portal cannot be asked; set both, or put"
             f" ZIPs into {settings.inbox_dir}"
         )
-    from kbo_pipeline.portal import Portal
+    from kbo_pipeline.fetch.portal import Portal
 
     return Portal(
         settings.portal_url,

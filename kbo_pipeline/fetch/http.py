@@ -17,11 +17,11 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 
-from kbo_pipeline.connections import ERRORS, Session, Watch, is_unsent, reason
-from kbo_pipeline.content_coding import decoded
 from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
 from kbo_pipeline.core.proxies import is_own
-from kbo_pipeline.limits import Limits
+from kbo_pipeline.fetch.content_coding import decoded
+from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.sessions import ERRORS, Session, Watch, is_unsent, reason
 
 T = TypeVar("T")
 Report = Callable[[str], None]
