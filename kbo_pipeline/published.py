@@ -18,10 +18,11 @@ from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError,
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.schema import check, hide, migrate, show_to_reader
+from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.ledger import Standing, read_standing
+from kbo_pipeline.read.older import hide, show_to_reader
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.staging import is_damage
 

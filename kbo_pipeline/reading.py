@@ -22,13 +22,13 @@ from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import KboError, NotFoundError, NotReadyError, RegisterError
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, files_unreachable
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.schema import show_to_reader
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.enterprises import Enterprise, Language, Match, PublishedExtract
 from kbo_pipeline.extract_names import ExtractName, named, state_at
 from kbo_pipeline.lookup import look_up
+from kbo_pipeline.read.older import show_to_reader
 from kbo_pipeline.sql import looking_up as sql
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core import schema
+from kbo_pipeline.core import lake, schema
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import Database, new_file
 from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
@@ -213,7 +213,7 @@ class Register:
 
     def _prepare_shared(self) -> None:
         if self._database.row(shared_sql.IS_PREPARED) is None:
-            self._database.execute(f"CREATE SCHEMA IF NOT EXISTS {shared_sql.WORK}")
+            self._database.execute(f"CREATE SCHEMA IF NOT EXISTS {lake.WORK}")
             self._use_work()
             if not schema.is_register(self._database.connection):
                 schema.create(self._database, is_shared=True)
@@ -620,7 +620,7 @@ class Register:
 
     def _use_work(self) -> None:
         """Lets names mean the register at work."""
-        at_work = f".{shared_sql.WORK}" if self._is_shared else ""
+        at_work = f".{lake.WORK}" if self._is_shared else ""
         self._database.execute(f"USE {self._name}{at_work}")
 
 

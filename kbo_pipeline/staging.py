@@ -15,6 +15,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from kbo_pipeline.core import schema_sql
 from kbo_pipeline.core.batches import Batch, BatchKey, batch_target
 from kbo_pipeline.core.database import lock_down, new_file
 from kbo_pipeline.core.errors import DamagedError, ExtractError, NotReadyError, RegisterError
@@ -306,7 +307,7 @@ def _load(
         refuse()
     for statement in (
         staging_sql.CREATE_MEMBER,
-        staging_sql.CREATE_REJECTED,
+        schema_sql.CREATE_REJECTED,
         staging_sql.CREATE_SUPERSEDED,
     ):
         connection.execute(statement)

@@ -17,7 +17,7 @@ from kbo_pipeline.core.checksums import check_blocks, is_duckdb
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
-from kbo_pipeline.core.lake import attach_to_read, detach
+from kbo_pipeline.core.lake import WORK, attach_to_read, detach
 from kbo_pipeline.core.places import Place, Shared
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
@@ -26,7 +26,6 @@ from kbo_pipeline.ledger import Link, read_chain, read_standing
 from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.publishing import kept_files
 from kbo_pipeline.register import Register
-from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import is_damage, is_staged
 
 

@@ -12,7 +12,7 @@ import duckdb
 
 from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.lake import attach
+from kbo_pipeline.core.lake import WORK, attach
 from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
@@ -27,7 +27,6 @@ from kbo_pipeline.register import (
     open_register,
     open_register_to_copy,
 )
-from kbo_pipeline.sql.shared import WORK
 from kbo_pipeline.staging import Staged, open_staged, stage
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables

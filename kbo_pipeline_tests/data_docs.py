@@ -5,8 +5,8 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.core import schema_sql
 from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, ENTERPRISE, Column, Table
-from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql.views import PROFILE, view_queries
 from kbo_pipeline_tests.pipeline import REPOSITORY
 
@@ -117,8 +117,8 @@ def view_columns(name: str) -> Iterator[tuple[str, str]]:
     with duckdb.connect(":memory:") as connection:
         connection.execute("ATTACH ':memory:' AS register; USE register")
         for table in ALL_TABLES:
-            connection.execute(register_sql.create_register_table(table))
-        for statement in register_sql.create_ledger():
+            connection.execute(schema_sql.create_register_table(table))
+        for statement in schema_sql.create_ledger():
             connection.execute(statement)
         found = connection.execute(f"DESCRIBE {view_queries('full')[name]}").fetchall()
     for column, kind, *_ in found:

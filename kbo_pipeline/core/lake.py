@@ -150,3 +150,7 @@ def files_unreachable(place: Shared, error: duckdb.IOException) -> StorageError:
     """The error where the catalog of a lake answers, and its files cannot be read."""
     said = str(error).split("\n", 1)[0]
     return StorageError(f"{place}: its files do not answer ({said}); kbo doctor says more")
+
+
+WORK = "work"
+"""The schema of the register at work."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import Column, Table
-from kbo_pipeline.sql.staging import CREATE_REJECTED
 
 VERSION_TABLE = "schema_version"
 
@@ -18,6 +17,20 @@ CREATE_VERSION = (
 )
 
 NOTE_VERSION = f"INSERT INTO {VERSION_TABLE} VALUES ($version, $description, now())"
+
+_OPERATIONS = "'delete', 'insert'"
+STATUSES = "('pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"
+
+CREATE_REJECTED = """
+CREATE TABLE IF NOT EXISTS rejected_row (
+    extract VARCHAR NOT NULL, file VARCHAR NOT NULL, line BIGINT NOT NULL, raw VARCHAR NOT NULL,
+    column_name VARCHAR, reason VARCHAR NOT NULL
+)
+"""
+"""The records that are set aside: where they stood, and the first thing that is wrong with each.
+
+In a staging file, and likewise in the register, which gets them from there when it is published.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +98,72 @@ def show_older(name: str, source: str, columns: Mapping[str, str], there: Collec
 def attach_empty(name: str) -> str:
     """Attaches an empty database in memory."""
     return f"ATTACH {literal(':memory:')} AS {name}"
+
+
+VERSION_COLUMNS = (
+    "_snapshot_date DATE NOT NULL",
+    "_extract_number INTEGER NOT NULL",
+    "_deleted_at_extract INTEGER",
+    "_is_current BOOLEAN NOT NULL",
+)
+"""What each register table has besides the columns of its CSV."""
+
+
+def create_register_table(table: Table) -> str:
+    """Creates a register table, when it is not there."""
+    columns = [
+        f"{c.name} {c.type}{' NOT NULL' if c.name == table.key else ''}" for c in table.columns
+    ]
+    return f"CREATE TABLE IF NOT EXISTS {table.name} ({', '.join((*columns, *VERSION_COLUMNS))})"
+
+
+def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
+    """Creates the ledger as the first release had it; without constraints where there are none.
+
+    A shared register has none: there, taking turns does what unique keys do here.
+    """
+
+    def unless_shared(constraint: str) -> str:
+        return "" if is_shared else constraint
+
+    status = f"status VARCHAR NOT NULL{unless_shared(f' CHECK (status IN {STATUSES})')}"
+    operation = f"VARCHAR NOT NULL{unless_shared(f' CHECK (operation IN ({_OPERATIONS}))')}"
+    return (
+        f"""
+CREATE TABLE import_jobs (
+    id VARCHAR NOT NULL{unless_shared(" PRIMARY KEY")},
+    extract_number INTEGER NOT NULL,
+    extract_type VARCHAR NOT NULL,
+    snapshot_date DATE NOT NULL,
+    extract_timestamp TIMESTAMP NOT NULL,
+    source_file VARCHAR NOT NULL,
+    sha256 VARCHAR NOT NULL,
+    {status},
+    total_batches INTEGER NOT NULL,
+    names_resolved BIGINT,
+    error_message VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL,
+    started_at TIMESTAMPTZ,
+    completed_at TIMESTAMPTZ
+)
+""",
+        f"""
+CREATE TABLE import_job_batches (
+    job_id VARCHAR NOT NULL,
+    table_name VARCHAR NOT NULL,
+    batch_number INTEGER NOT NULL,
+    operation {operation},
+    {status},
+    records_count BIGINT NOT NULL,
+    attempts INTEGER NOT NULL,
+    started_at TIMESTAMPTZ,
+    completed_at TIMESTAMPTZ,
+    error_message VARCHAR,
+    rows_closed BIGINT NOT NULL DEFAULT 0,
+    rows_opened BIGINT NOT NULL DEFAULT 0,
+    rows_unchanged BIGINT NOT NULL DEFAULT 0,
+    duplicates_dropped BIGINT NOT NULL DEFAULT 0
+    {unless_shared(", PRIMARY KEY (job_id, table_name, batch_number, operation)")}
+)
+""",
+    )

@@ -8,79 +8,8 @@ from kbo_pipeline.core.extracts import ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.sql.staging import of_operation
 
-VERSION_COLUMNS = (
-    "_snapshot_date DATE NOT NULL",
-    "_extract_number INTEGER NOT NULL",
-    "_deleted_at_extract INTEGER",
-    "_is_current BOOLEAN NOT NULL",
-)
-"""What each register table has besides the columns of its CSV."""
-
 _BLOCK_LENGTH = 7
 """Characters by which keys are compared together: `0123.45` stands for some 25 enterprises."""
-
-_OPERATIONS = "'delete', 'insert'"
-STATUSES = "('pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"
-
-
-def create_register_table(table: Table) -> str:
-    """Creates a register table, when it is not there."""
-    columns = [
-        f"{c.name} {c.type}{' NOT NULL' if c.name == table.key else ''}" for c in table.columns
-    ]
-    return f"CREATE TABLE IF NOT EXISTS {table.name} ({', '.join((*columns, *VERSION_COLUMNS))})"
-
-
-def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
-    """Creates the ledger as the first release had it; without constraints where there are none.
-
-    A shared register has none: there, taking turns does what unique keys do here.
-    """
-
-    def unless_shared(constraint: str) -> str:
-        return "" if is_shared else constraint
-
-    status = f"status VARCHAR NOT NULL{unless_shared(f' CHECK (status IN {STATUSES})')}"
-    operation = f"VARCHAR NOT NULL{unless_shared(f' CHECK (operation IN ({_OPERATIONS}))')}"
-    return (
-        f"""
-CREATE TABLE import_jobs (
-    id VARCHAR NOT NULL{unless_shared(" PRIMARY KEY")},
-    extract_number INTEGER NOT NULL,
-    extract_type VARCHAR NOT NULL,
-    snapshot_date DATE NOT NULL,
-    extract_timestamp TIMESTAMP NOT NULL,
-    source_file VARCHAR NOT NULL,
-    sha256 VARCHAR NOT NULL,
-    {status},
-    total_batches INTEGER NOT NULL,
-    names_resolved BIGINT,
-    error_message VARCHAR,
-    created_at TIMESTAMPTZ NOT NULL,
-    started_at TIMESTAMPTZ,
-    completed_at TIMESTAMPTZ
-)
-""",
-        f"""
-CREATE TABLE import_job_batches (
-    job_id VARCHAR NOT NULL,
-    table_name VARCHAR NOT NULL,
-    batch_number INTEGER NOT NULL,
-    operation {operation},
-    {status},
-    records_count BIGINT NOT NULL,
-    attempts INTEGER NOT NULL,
-    started_at TIMESTAMPTZ,
-    completed_at TIMESTAMPTZ,
-    error_message VARCHAR,
-    rows_closed BIGINT NOT NULL DEFAULT 0,
-    rows_opened BIGINT NOT NULL DEFAULT 0,
-    rows_unchanged BIGINT NOT NULL DEFAULT 0,
-    duplicates_dropped BIGINT NOT NULL DEFAULT 0
-    {unless_shared(", PRIMARY KEY (job_id, table_name, batch_number, operation)")}
-)
-""",
-    )
 
 
 def range_parameters(batch: Batch | None) -> dict[str, str]:

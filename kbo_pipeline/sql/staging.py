@@ -236,16 +236,6 @@ CREATE TABLE member (
 """
 """The CSV files: their records without the header, and how many of these are set aside."""
 
-CREATE_REJECTED = """
-CREATE TABLE IF NOT EXISTS rejected_row (
-    extract VARCHAR NOT NULL, file VARCHAR NOT NULL, line BIGINT NOT NULL, raw VARCHAR NOT NULL,
-    column_name VARCHAR, reason VARCHAR NOT NULL
-)
-"""
-"""The records that are set aside: where they stood, and the first thing that is wrong with each.
-
-In a staging file, and likewise in the register, which gets them from there when it is published.
-"""
 
 NOTE_REJECTED = """
 INSERT INTO rejected_row SELECT $key, unnest($files::VARCHAR[]), unnest($lines::BIGINT[]),
