@@ -11,9 +11,9 @@ import duckdb
 from kbo_pipeline.core.errors import NotReadyError, RegisterError
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED
+from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.ledger import read_chain
 from kbo_pipeline.published import open_published
 from kbo_pipeline.register import content_hash, open_register, register_lock
 

@@ -14,7 +14,7 @@ from kbo_pipeline.core.extracts import Extract
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql import shared as shared_sql
-from kbo_pipeline.staging import Staged
+from kbo_pipeline.stage.staging import Staged
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ import duckdb
 from kbo_pipeline.core.disk_space import Room, existing, megabytes, room_now, room_to_import
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
+from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.locks import exclusive_lock, holder
 from kbo_pipeline.core.pause_file import is_paused
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.findings import Finding, found_error
-from kbo_pipeline.ledger import Standing
 from kbo_pipeline.parts import ui_address
 from kbo_pipeline.published import has_views
 from kbo_pipeline.publishing import standing_of

@@ -12,19 +12,18 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.core.checksums import check_blocks
-from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.database import Database, is_damage
 from kbo_pipeline.core.disk_space import check_room_to_keep
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
+from kbo_pipeline.core.ledger import Standing, read_standing
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
-from kbo_pipeline.ledger import Standing, read_standing
 from kbo_pipeline.read.older import hide, show_to_reader
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
-from kbo_pipeline.staging import is_damage
 
 
 @contextmanager

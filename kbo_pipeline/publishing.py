@@ -13,13 +13,13 @@ from kbo_pipeline.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
+from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.ledger import Standing
 from kbo_pipeline.published import open_published, show_to_readers
 from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
-from kbo_pipeline.staging import discard_staged, open_staged, staging_file
+from kbo_pipeline.stage.staging import discard_staged, open_staged, staging_file
 
 
 def publish(

@@ -17,7 +17,7 @@ from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip
 from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.register import open_register, open_register_to_copy
-from kbo_pipeline.staging import stage
+from kbo_pipeline.stage.staging import stage
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 """Opens an in-memory DuckDB."""

@@ -16,11 +16,12 @@ import duckdb
 
 from kbo_pipeline.core import lake, schema
 from kbo_pipeline.core.batches import Batch
-from kbo_pipeline.core.database import Database, new_file
-from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
+from kbo_pipeline.core.database import Database, is_damage, new_file
+from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import attach_to_write, detach
+from kbo_pipeline.core.ledger import Link
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
@@ -28,19 +29,14 @@ from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.differences import Difference, Differences
-from kbo_pipeline.ledger import (
-    BatchChange,
-    Ledger,
-    Link,
-    TableChange,
-)
+from kbo_pipeline.ledger import BatchChange, Ledger, TableChange
 from kbo_pipeline.sql import copying as copying_sql
 from kbo_pipeline.sql import reading as reading_sql
 from kbo_pipeline.sql import register as register_sql
 from kbo_pipeline.sql import shared as shared_sql
 from kbo_pipeline.sql.reading import fill_shown
 from kbo_pipeline.sql.views import READ_MARK, create_views, mark
-from kbo_pipeline.staging import Staged, is_damage, open_staged, staging_file
+from kbo_pipeline.stage.staging import Staged, open_staged, staging_file
 
 _LEDGER = ("import_jobs", "import_job_batches")
 _KEPT = (*_LEDGER, "rejected_row")
@@ -81,16 +77,6 @@ class Rollback:
     dropped: Mapping[str, int]
     reopened: Mapping[str, int]
     already_rolled_back: bool
-
-
-def is_transient(error: Exception) -> bool:
-    """Tells whether the same call may succeed a moment later: locks, memory, disk, conflicts."""
-    if isinstance(error, KboError):
-        return error.transient
-    if is_damage(error):
-        return False
-    passing = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
-    return isinstance(error, (*passing, OSError))
 
 
 def register_lock(file: Path) -> Path:

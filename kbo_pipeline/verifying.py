@@ -16,14 +16,14 @@ from kbo_pipeline.core.database import Database, connect
 from kbo_pipeline.core.disk_space import check_room_to_verify
 from kbo_pipeline.core.errors import ExtractError, NotReadyError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.ledger import Standing
 from kbo_pipeline.published import open_published
 from kbo_pipeline.sql import verifying as verifying_sql
-from kbo_pipeline.staging import open_staged, stage
+from kbo_pipeline.stage.staging import open_staged, stage
 
 SAMPLES = 10
 """Rows of a difference that are told."""

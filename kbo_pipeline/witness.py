@@ -14,19 +14,20 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.core.checksums import check_blocks, is_duckdb
+from kbo_pipeline.core.database import is_damage
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.lake import WORK, attach_to_read, detach
+from kbo_pipeline.core.ledger import Link, read_chain, read_standing
 from kbo_pipeline.core.places import Place, Shared
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
-from kbo_pipeline.ledger import Link, read_chain, read_standing
 from kbo_pipeline.published import show_to_readers
 from kbo_pipeline.publishing import kept_files
 from kbo_pipeline.register import Register
-from kbo_pipeline.staging import is_damage, is_staged
+from kbo_pipeline.stage.staging import is_staged
 
 
 @dataclass(frozen=True)

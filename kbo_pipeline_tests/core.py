@@ -27,7 +27,7 @@ from kbo_pipeline.register import (
     open_register,
     open_register_to_copy,
 )
-from kbo_pipeline.staging import Staged, open_staged, stage
+from kbo_pipeline.stage.staging import Staged, open_staged, stage
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
 from kbo_pipeline_tests.zips import Row

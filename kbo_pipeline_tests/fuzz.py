@@ -26,15 +26,15 @@ import atheris
 with atheris.instrument_imports(include=["kbo_pipeline"]):
     from kbo_pipeline.core.errors import ExtractError
     from kbo_pipeline.core.tables import BRANCH
-    from kbo_pipeline.faults import FaultyRecord, RejectedError, faulty_records, read_header
     from kbo_pipeline.fetch.archive import MAX_BYTES, MAX_MEMBERS, open_archive
-    from kbo_pipeline.records import RecordCounter
-    from kbo_pipeline.unpacking import CsvFile, Unpacked
+    from kbo_pipeline.stage.faults import FaultyRecord, RejectedError, faulty_records, read_header
+    from kbo_pipeline.stage.records import RecordCounter
+    from kbo_pipeline.stage.unpack import CsvFile, Unpacked
 
 import duckdb
 
-from kbo_pipeline import staging
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.stage import staging
 from kbo_pipeline_tests.bad_input.cases import update
 from kbo_pipeline_tests.bad_input.extracts import extract_cases
 from kbo_pipeline_tests.bad_input.zips import zip_cases

@@ -22,9 +22,9 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extensions import load_extension
 from kbo_pipeline.core.lake import attach_to_read, attach_to_write
+from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Lake, Place
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.ledger import read_chain
 from kbo_pipeline.postgres import server_pid
 from kbo_pipeline.published import open_published
 from kbo_pipeline.reading import read_register

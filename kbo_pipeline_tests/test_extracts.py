@@ -15,9 +15,9 @@ from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, Column, Table
-from kbo_pipeline.faults import RejectedError
 from kbo_pipeline.fetch.meta import _hashed_once, damage, read_extract
-from kbo_pipeline.unpacking import unpack
+from kbo_pipeline.stage.faults import RejectedError
+from kbo_pipeline.stage.unpack import unpack
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_staging import AWKWARD, staged_rows
 from kbo_pipeline_tests.zips import LONE_ENTERPRISE, Row, csv_text, write_extract

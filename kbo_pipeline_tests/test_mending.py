@@ -14,7 +14,7 @@ from kbo_pipeline.defs.mending import read_recorded
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.staging import staging_file
+from kbo_pipeline.stage.staging import staging_file
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.server import PATIENCE, running_server

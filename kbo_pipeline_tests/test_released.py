@@ -10,14 +10,14 @@ from sqlalchemy import make_url
 
 from kbo_pipeline.core.errors import DamagedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.ledger import read_chain
 from kbo_pipeline.postgres import _programs, embedded_server_url
 from kbo_pipeline.published import open_published
 from kbo_pipeline.register import content_hash
-from kbo_pipeline.staging import is_staged
+from kbo_pipeline.stage.staging import is_staged
 from kbo_pipeline.verifying import verify
 from kbo_pipeline.witness import Recorded
 from kbo_pipeline_tests.core import Core, current_rows, sorted_rows

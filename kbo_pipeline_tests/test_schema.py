@@ -16,7 +16,7 @@ from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.published import open_published, renew_views
 from kbo_pipeline.reading import read_register
 from kbo_pipeline.register import content_hash, open_register
-from kbo_pipeline.staging import is_staged, staging_file
+from kbo_pipeline.stage.staging import is_staged, staging_file
 from kbo_pipeline.verifying import verify
 from kbo_pipeline.witness import Recorded, damaged_staging
 from kbo_pipeline_tests.core import Core, current_rows

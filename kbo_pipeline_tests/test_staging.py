@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kbo_pipeline import staging
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, Operation
@@ -32,9 +31,10 @@ from kbo_pipeline.core.tables import (
     Column,
     Table,
 )
-from kbo_pipeline.faults import Fault, RejectedError
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.staging import Staged, discard_staged, stage, staging_file
+from kbo_pipeline.stage import staging
+from kbo_pipeline.stage.faults import Fault, RejectedError
+from kbo_pipeline.stage.staging import Staged, discard_staged, stage, staging_file
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import (
     Row,

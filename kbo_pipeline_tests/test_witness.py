@@ -13,10 +13,10 @@ import pytest
 from kbo_pipeline.core.checksums import check_blocks
 from kbo_pipeline.core.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.ledger import Link, read_chain
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.ledger import Link, read_chain
 from kbo_pipeline.publishing import read_published
 from kbo_pipeline.register import content_hash, register_lock
 from kbo_pipeline.witness import Recorded, Remedy, newest_known

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
+from kbo_pipeline.core.errors import DamagedError, KboError
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import glob_escaped, literal
@@ -171,3 +172,28 @@ class Database:
             with suppress(duckdb.TransactionException):  # there is none: a commit has worked
                 self.execute("ROLLBACK")
             raise
+
+
+_DAMAGE = (
+    "not a valid DuckDB database file",
+    "enough bytes",
+    "Corrupt database file",
+    "Failure while replaying WAL",
+)
+"""What DuckDB 1.5 says of a file that is not what it wrote."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tells whether a file could not be read because of what is in it; that does not pass."""
+    said = isinstance(error, duckdb.Error) and any(text in str(error) for text in _DAMAGE)
+    return said or isinstance(error, duckdb.SerializationException | DamagedError)
+
+
+def is_transient(error: Exception) -> bool:
+    """Tells whether the same call may succeed a moment later: locks, memory, disk, conflicts."""
+    if isinstance(error, KboError):
+        return error.transient
+    if is_damage(error):
+        return False
+    passing = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
+    return isinstance(error, (*passing, OSError))

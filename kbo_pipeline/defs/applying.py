@@ -20,6 +20,7 @@ from tenacity import (
 from kbo_pipeline.apply_pool import ApplyPool
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
@@ -31,8 +32,8 @@ from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried, told
 from kbo_pipeline.defs.staging import staging_asset
 from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import Register, is_transient, open_register
-from kbo_pipeline.staging import Staged, is_damage
+from kbo_pipeline.register import Register, open_register
+from kbo_pipeline.stage.staging import Staged
 from kbo_pipeline.tally import Tally
 from kbo_pipeline.witness import mark_suspect
 

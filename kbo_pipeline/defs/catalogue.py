@@ -7,7 +7,7 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE, TABLES, Column, Table
-from kbo_pipeline.faults import FAULT_COLUMNS, Fault
+from kbo_pipeline.stage.faults import FAULT_COLUMNS, Fault
 
 OWNERS = ("team:register",)
 """Whom the UI names as the one who looks after an asset."""

@@ -13,6 +13,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.pause_file import is_paused
 from kbo_pipeline.core.settings import Settings
@@ -39,7 +40,6 @@ from kbo_pipeline.defs.progress import (
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.findings import Finding, found_error
-from kbo_pipeline.ledger import Standing
 from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.witness import read_lost
 

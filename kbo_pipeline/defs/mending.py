@@ -11,12 +11,12 @@ from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.ledger import Link
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
 from kbo_pipeline.defs.resources import duckdb_resource
-from kbo_pipeline.ledger import Link
 from kbo_pipeline.published import renew_views
 from kbo_pipeline.rebuilding import rebuild_register
 from kbo_pipeline.register import Register, open_register_to_copy, sole_writer

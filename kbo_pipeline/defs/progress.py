@@ -14,11 +14,11 @@ from sqlalchemy import or_, select
 
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.order import next_to_apply
 from kbo_pipeline.core.tables import ENTERPRISE, TABLES
 from kbo_pipeline.defs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
-from kbo_pipeline.ledger import Standing
 
 EXTRACT_TAG = "kbo/extract"
 """Tag of every run that we start: the key of its extract."""

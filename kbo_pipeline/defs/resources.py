@@ -10,7 +10,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.database import limits
+from kbo_pipeline.core.database import is_damage, is_transient, limits
 from kbo_pipeline.core.errors import KboError, SettingsError
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.pause_file import PAUSED, is_paused
@@ -19,9 +19,7 @@ from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
 from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.defs.workers import hold_run
-from kbo_pipeline.faults import RejectedError
-from kbo_pipeline.register import is_transient
-from kbo_pipeline.staging import is_damage
+from kbo_pipeline.stage.faults import RejectedError
 from kbo_pipeline.witness import mark_suspect
 
 _LOOK_SECONDS = 1.0

@@ -17,7 +17,7 @@ from kbo_pipeline.defs.partitions import batch_or_none
 from kbo_pipeline.defs.progress import RANGE_END_TAG, Progress, runs_about
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.staging import staging_file
+from kbo_pipeline.stage.staging import staging_file
 
 _SECONDS_A_TICK = 20.0
 """After so long the next tick goes on: a sensor is given 60 s."""

@@ -14,11 +14,11 @@ from kbo_pipeline.defs.claims import claimed_partition
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.progress import REJECTED_ROWS, WARNINGS
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.faults import reported
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.publishing import is_published
-from kbo_pipeline.staging import open_staged, stage, staging_file
+from kbo_pipeline.stage.faults import reported
+from kbo_pipeline.stage.staging import open_staged, stage, staging_file
 
 
 def staging_asset(table: Table) -> str:

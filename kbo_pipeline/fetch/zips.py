@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 from kbo_pipeline.core.disk_space import check_room_to_keep
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
-from kbo_pipeline.core.extracts import (
-    Extract,
-    ExtractKey,
-    key_in_file_name,
-    zips_in,
-)
+from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name, zips_in
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.locks import exclusive_lock, zip_lock
 from kbo_pipeline.core.settings import Settings

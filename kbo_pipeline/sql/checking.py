@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ENTERPRISE_NUMBER, ESTABLISHMENT_NUMBER, TABLES, Column, Table
-from kbo_pipeline.sql.staging import of_operation
+from kbo_pipeline.stage.sql import of_operation
 
 TOUCHED = "temp.main.touched"
 """The numbers of all entities of which an extract opened or closed a row, in any table."""

@@ -6,7 +6,7 @@ The register is the default database of the connection: what is its own is named
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.extracts import ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
-from kbo_pipeline.sql.staging import of_operation
+from kbo_pipeline.stage.sql import of_operation
 
 _BLOCK_LENGTH = 7
 """Characters by which keys are compared together: `0123.45` stands for some 25 enterprises."""

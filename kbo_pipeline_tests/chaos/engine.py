@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.register import Register
-    from kbo_pipeline.staging import Staged
+    from kbo_pipeline.stage.staging import Staged
     from kbo_pipeline_tests.core import Core
 
 BATCH_ROWS, MAX_BATCHES = 200, 6
@@ -115,7 +115,7 @@ def _apply_all(core: "Core", key: "ExtractKey", chance: random.Random) -> None:
 
 def _apply(register: "Register", staged: "Staged", batch: "Batch") -> None:
     """With further attempts on the same connection, as Dagster's shell does."""
-    from kbo_pipeline.register import is_transient
+    from kbo_pipeline.core.database import is_transient
 
     for attempt in range(1, 6):
         try:

@@ -145,7 +145,7 @@ def _rename(when: str) -> Callable[[Callable[[], None]], None]:
 
 
 def _mid_staging(passed: Callable[[], None]) -> None:
-    from kbo_pipeline import staging
+    from kbo_pipeline.stage import staging
 
     _around(staging, "_count", before=lambda *_: passed())
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kbo_pipeline.core import schema_sql
 from kbo_pipeline.core.batches import Batch, BatchKey, batch_target
-from kbo_pipeline.core.database import lock_down, new_file
+from kbo_pipeline.core.database import is_damage, lock_down, new_file
 from kbo_pipeline.core.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, ExtractType, Operation, odd_day
 from kbo_pipeline.core.files import make_private, replace_atomically
@@ -27,9 +27,15 @@ from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
 from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted
-from kbo_pipeline.faults import Fault, FaultyRecord, RejectedError, faulty_records, first_faults
-from kbo_pipeline.sql import staging as staging_sql
-from kbo_pipeline.unpacking import NO_ROWS, CsvFile, Unpacked, made_ahead, unpack, without
+from kbo_pipeline.stage import sql as staging_sql
+from kbo_pipeline.stage.faults import (
+    Fault,
+    FaultyRecord,
+    RejectedError,
+    faulty_records,
+    first_faults,
+)
+from kbo_pipeline.stage.unpack import NO_ROWS, CsvFile, Unpacked, made_ahead, unpack, without
 
 KNOWN_VERSION = "1.0.0"
 """The version of KBO's format that this was made for; others are read too, with a warning."""
@@ -212,21 +218,6 @@ def discard_staged(directory: Path, newest: int) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-_DAMAGE = (
-    "not a valid DuckDB database file",
-    "enough bytes",
-    "Corrupt database file",
-    "Failure while replaying WAL",
-)
-"""What DuckDB 1.5 says of a file that is not what it wrote."""
-
-
-def is_damage(error: BaseException) -> bool:
-    """Tells whether a file could not be read because of what is in it; that does not pass."""
-    said = isinstance(error, duckdb.Error) and any(text in str(error) for text in _DAMAGE)
-    return said or isinstance(error, duckdb.SerializationException | DamagedError)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from kbo_pipeline.core.extracts import ExtractType, Operation
 from kbo_pipeline.core.tables import CODE, TABLES, Column, Table
-from kbo_pipeline.faults import DATE_PATTERN, MAX_RECORD
+from kbo_pipeline.stage.faults import DATE_PATTERN, MAX_RECORD
 
 
 def load_staged(

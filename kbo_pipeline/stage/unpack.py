@@ -13,9 +13,9 @@ from typing import IO, TypeVar
 
 from kbo_pipeline.core.extracts import Extract, ExtractKey, Operation
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, Column, Table, is_sent
-from kbo_pipeline.faults import Fault, FaultyRecord, Header, read_header
 from kbo_pipeline.fetch.archive import CHUNK, Archive, Member, open_archive
-from kbo_pipeline.records import Counted, RecordCounter
+from kbo_pipeline.stage.faults import Fault, FaultyRecord, Header, read_header
+from kbo_pipeline.stage.records import Counted, RecordCounter
 
 Role = tuple[Table, Operation]
 """What a file says: which rows of which table go, or come."""
