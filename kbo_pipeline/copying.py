@@ -8,14 +8,16 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.apply.register import Register, open_register, register_lock
 from kbo_pipeline.core.errors import NotReadyError, RegisterError
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED
 from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.published import open_published
-from kbo_pipeline.register import content_hash, open_register, register_lock
+from kbo_pipeline.publish.publication import show
+from kbo_pipeline.published import content_hash, open_published
+from kbo_pipeline.sql import copying as copying_sql
 
 Report = Callable[[str], None]
 """Takes a line of progress."""
@@ -98,6 +100,35 @@ def _copy(
             if (content_hash(connection), read_chain(connection)) != expected:
                 raise RegisterError(f"{target}: not what {source} is; nothing is written; again")
 
-        register.take_over(str(row[0]), privacy, check, is_new=is_new)
+        _take_over(register, str(row[0]), privacy, check, is_new=is_new)
         register.checkpoint()
     return expected[0]
+
+
+def _take_over(
+    register: Register, source: str, privacy: Privacy, check: Callable[[], None], *, is_new: bool
+) -> None:
+    """Replaces everything by what readers of another register see, in one transaction.
+
+    Args:
+        register: the target.
+        source: what that register is attached as.
+        privacy: who is in the views.
+        check: is called when all is done and not committed, with what readers will see as the
+            default database; nothing is done when it raises.
+        is_new: nothing may be there.
+
+    Raises:
+        RegisterError: something is there.
+    """
+    register.use_work()
+    with register.database.transaction():
+        if is_new and register.database.row(copying_sql.IS_EMPTY) != (True,):
+            raise RegisterError(f"{register.place}: a register is there; name an empty place")
+        register.forget_noted()
+        for name in copying_sql.COPIED:
+            register.database.execute(copying_sql.empty(name))
+            register.database.execute(copying_sql.copy(name, source))
+        show(register, privacy)
+        with register.readers_schema():
+            check()

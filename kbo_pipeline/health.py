@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.disk_space import Room, existing, megabytes, room_now, room_to_import
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
@@ -20,9 +21,8 @@ from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.parts import ui_address
-from kbo_pipeline.published import has_views
+from kbo_pipeline.publish.readers_file import has_views
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.register import register_lock
 from kbo_pipeline.serving import answers, start_lock
 
 

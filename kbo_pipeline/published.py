@@ -4,26 +4,21 @@ It is the register at work, byte by byte, as that was when it was published; onl
 `KBO_PRIVACY` has changed since, its views are made for it alone.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core.checksums import check_blocks
-from kbo_pipeline.core.database import Database, is_damage
-from kbo_pipeline.core.disk_space import check_room_to_keep
+from kbo_pipeline.core.database import is_damage
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
 from kbo_pipeline.core.ledger import Standing, read_standing
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.schema import check, migrate
-from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.read.older import hide, show_to_reader
-from kbo_pipeline.sql.views import READ_MARK, create_views, mark
+from kbo_pipeline.sql import reading as reading_sql
 
 
 @contextmanager
@@ -93,65 +88,6 @@ def _explained(database: Place) -> Iterator[None]:
         raise _unreadable(database, error) from None
 
 
-def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
-    """Puts a copy of a register into its place for readers, with the views that it should have.
-
-    Args:
-        file: the register at work, which must be detached; or `database` itself.
-        database: the file that readers open.
-        privacy: who is in its views.
-
-    Raises:
-        DamagedError: the register is not what was written; readers keep what they have.
-    """
-    check_blocks(file)
-    with replace_atomically(database) as temporary:
-        shutil.copyfile(file, temporary)
-        if has_views(temporary, privacy):
-            return
-        with duckdb.connect(str(temporary)) as connection:
-            check(connection, database)
-            opened = Database(connection)
-            with opened.transaction():
-                migrate(opened)
-                for statement in create_views(privacy):
-                    opened.execute(statement)
-            connection.execute("CHECKPOINT")
-
-
-def has_views(database: Path, privacy: Privacy) -> bool:
-    """Tells whether the views of a published file are those that would be made for it now.
-
-    Raises:
-        RegisterError: the file is no register, or somebody has it open for writing.
-    """
-    try:
-        with duckdb.connect(str(database), read_only=True) as connection:
-            return connection.execute(READ_MARK).fetchall() == [(mark(privacy),)]
-    except duckdb.Error as error:
-        raise _unreadable(database, error) from None
-
-
-def renew_views(database: Path, privacy: Privacy) -> bool:
-    """Makes the views of the published file anew, where they are not those that it should have.
-
-    They may be of another version, or made with another `KBO_PRIVACY`. The caller holds the lock of
-    the register at work.
-
-    Returns:
-        False when nothing had to be done.
-
-    Raises:
-        RegisterError: the file is no register, or somebody has it open for writing.
-        StorageError: there is no room for a second copy.
-    """
-    if not database.exists() or has_views(database, privacy):
-        return False
-    check_room_to_keep("views", database.parent, database.stat().st_size)
-    show_to_readers(database, database, privacy)
-    return True
-
-
 def _unreadable(database: Place, error: Exception) -> RegisterError:
     said = f"{database}: {_first_line(error)}"
     if is_damage(error):
@@ -161,3 +97,12 @@ def _unreadable(database: Place, error: Exception) -> RegisterError:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]
+
+
+def content_hash(connection: duckdb.DuckDBPyConnection) -> str:
+    """A hash of all row versions of all tables of the register that is the default database.
+
+    It does not depend on the order of rows in the file; compare it within one version of DuckDB.
+    """
+    rows = connection.execute(f"{reading_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
+    return sha256(repr(rows).encode()).hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.apply.register import open_register, open_register_to_copy
 from kbo_pipeline.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_or_none
@@ -17,8 +18,9 @@ from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.published import open_published, show_to_readers
-from kbo_pipeline.register import Publication, Rollback, open_register, open_register_to_copy
+from kbo_pipeline.publish.publication import Publication, Rollback, complete, completed, roll_back
+from kbo_pipeline.publish.readers_file import show_to_readers
+from kbo_pipeline.published import open_published
 from kbo_pipeline.stage.staging import discard_staged, open_staged, staging_file
 
 
@@ -75,11 +77,12 @@ def publish(
     with open_register_to_copy(connection, register) as attach:
         with attach() as opened:
             ledger = opened.ledger
-            publication = opened.completed_publication(key)
+            publication = completed(opened, key)
             if publication is None:
                 with open_staged(connection, staging_dir, key) as staged:
                     try:
-                        publication = opened.complete(
+                        publication = complete(
+                            opened,
                             staged,
                             lambda: stop_on_errors(
                                 key, look(is_staged=True, accept_loss=accept_loss)
@@ -140,7 +143,7 @@ def rollback(
     """
     with open_register_to_copy(connection, register) as attach:
         with attach() as opened:
-            done = opened.rollback(key, privacy)
+            done = roll_back(opened, key, privacy)
             opened.checkpoint()
             standing, half_applied = opened.ledger.standing(), opened.ledger.half_applied()
         if isinstance(register, Path) and isinstance(database, Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.apply.register import open_register, open_register_to_copy
 from kbo_pipeline.copying import replace_shared
 from kbo_pipeline.core.disk_space import check_room_to_import
 from kbo_pipeline.core.errors import NotReadyError
@@ -15,8 +16,8 @@ from kbo_pipeline.core.files import move_into_place
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip
-from kbo_pipeline.published import show_to_readers
-from kbo_pipeline.register import open_register, open_register_to_copy
+from kbo_pipeline.publish.publication import complete
+from kbo_pipeline.publish.readers_file import show_to_readers
 from kbo_pipeline.stage.staging import stage
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
@@ -134,6 +135,6 @@ def _import(
         for batch in staged.batches:
             register.apply(staged, batch)
             report(f"{key}: batch {batch.number} of {len(staged.batches)}")
-        register.complete(staged, privacy=settings.privacy)
+        complete(register, staged, privacy=settings.privacy)
         register.checkpoint()
     shutil.rmtree(staging_dir)

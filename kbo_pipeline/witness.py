@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.apply.register import Register
 from kbo_pipeline.core.checksums import check_blocks, is_duckdb
 from kbo_pipeline.core.database import is_damage
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
@@ -24,9 +25,9 @@ from kbo_pipeline.core.places import Place, Shared
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
-from kbo_pipeline.published import show_to_readers
+from kbo_pipeline.publish.publication import roll_back
+from kbo_pipeline.publish.readers_file import show_to_readers
 from kbo_pipeline.publishing import kept_files
-from kbo_pipeline.register import Register
 from kbo_pipeline.stage.staging import is_staged
 
 
@@ -365,7 +366,7 @@ def mend_files(
     if remedy.show:
         with attach() as opened:
             if remedy.undo is not None:
-                opened.rollback(remedy.undo, settings.privacy)
+                roll_back(opened, remedy.undo, settings.privacy)
             opened.checkpoint()
         show_to_readers(register, settings.database, settings.privacy)
 

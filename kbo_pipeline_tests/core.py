@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import duckdb
 
+from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
 from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import WORK, attach
@@ -17,16 +18,10 @@ from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.publish.publication import Publication, Rollback
+from kbo_pipeline.published import content_hash
 from kbo_pipeline.publishing import publish, rollback, standing_of
 from kbo_pipeline.reading import PublishedRegister, read_register
-from kbo_pipeline.register import (
-    Publication,
-    Register,
-    Rollback,
-    content_hash,
-    open_register,
-    open_register_to_copy,
-)
 from kbo_pipeline.stage.staging import Staged, open_staged, stage
 from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables

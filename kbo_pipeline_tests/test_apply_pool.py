@@ -12,15 +12,15 @@ import duckdb
 import psutil
 import pytest
 
-from kbo_pipeline.apply_pool import ApplyPool, _spans
+from kbo_pipeline.apply.lake_sql import TURNS
+from kbo_pipeline.apply.ledger import BatchChange
+from kbo_pipeline.apply.pool import ApplyPool, _spans
+from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.lake import attach_to_write
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import Register, open_register
-from kbo_pipeline.sql.shared import TURNS
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import new_lake
 from kbo_pipeline_tests.test_register import DELETES, FIRST, FULL, SECOND, UPDATE
@@ -64,19 +64,19 @@ def test_batches_with_other_turns_commit_at_once_and_the_same_one_does_not(
         same = stack.enter_context(other.taking_part(core.staging_dir, FULL))
         first, second, third, *_ = staged.batches
         other.find(same, [second, third])
-        with one._database.transaction(turn=first.number):
+        with one.database.transaction(turn=first.number):
             one._apply(staged, first, 1)
             assert not other.apply(same, second).already_applied
         assert one.apply(staged, first).already_applied
-        with pytest.raises(duckdb.TransactionException), one._database.transaction(turn=3):
+        with pytest.raises(duckdb.TransactionException), one.database.transaction(turn=3):
             one._apply(staged, third, 1)
             assert not other.apply(same, third).already_applied
         assert one.apply(staged, third).already_applied
-        assert one._database.count(
+        assert one.database.count(
             "SELECT count(*) FROM import_job_batches WHERE status = 'completed'"
         ) == 3 * 7 * len(FULL.operations)
-        with pytest.raises(duckdb.TransactionException), one._database.transaction():
-            other._database.commit(lambda: None, turn=TURNS - 1)
+        with pytest.raises(duckdb.TransactionException), one.database.transaction():
+            other.database.commit(lambda: None, turn=TURNS - 1)
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 
+from kbo_pipeline.apply.register import open_register, register_lock
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock, is_locked
@@ -31,7 +32,6 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.defs.cancelling import cancel_extract, note_cancelled
 from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
-from kbo_pipeline.register import open_register, register_lock
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core, open_at_work
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, run_status

@@ -173,7 +173,7 @@ with core.read_register() as register:
     assert do(newer, core, read) == [[[None]], 6, "0200.000.002", changes]
     # The next Update brings values; rolling it back gives what was before.
     update_and_back = """
-import kbo_pipeline.register as r
+import kbo_pipeline.apply.register as r
 from kbo_pipeline.published import open_published
 def content():
     with duckdb.connect() as c, open_published(c, core.readers):

@@ -30,6 +30,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline import health, leftovers
+from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
@@ -42,7 +43,6 @@ from kbo_pipeline.defs.examining import Installation
 from kbo_pipeline.defs.polling import Poll
 from kbo_pipeline.defs.progress import EXTRACT_TAG
 from kbo_pipeline.findings import Finding
-from kbo_pipeline.register import register_lock
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.serving import start_lock
 from kbo_pipeline.witness import add_lost

@@ -16,7 +16,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.exporting import export
-from kbo_pipeline.published import renew_views
+from kbo_pipeline.publish.readers_file import renew_views
 from kbo_pipeline.read.older import show_to_reader
 from kbo_pipeline.sql.reading import HIDDEN_BEFORE, SHOWN
 from kbo_pipeline.sql.views import create_views, macro_queries, view_queries

@@ -13,8 +13,9 @@ from kbo_pipeline.core.errors import NotReadyError, OrderError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.publish.publication import completed
+from kbo_pipeline.published import content_hash
 from kbo_pipeline.publishing import is_published, read_standing_of
-from kbo_pipeline.register import content_hash
 from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, keys_for, write_extract
 from kbo_pipeline_tests.zips import rows_for as rows_of_tables
@@ -205,7 +206,7 @@ def test_a_rolled_back_extract_counts_as_not_applied_anywhere(
         core.publish(UPDATE)
     with core.applying(UPDATE) as (register, staged):
         assert register.ledger.half_applied() == UPDATE
-        assert register.completed_publication(UPDATE) is None
+        assert completed(register, UPDATE) is None
         assert register.ledger.missing_batches(UPDATE) == len(staged.batches)
         assert register.ledger.applied_change(UPDATE, 1) is None
 
@@ -302,7 +303,7 @@ def test_without_hard_links_published_files_are_copied(
 READER = """
 import json, sys, threading
 from kbo_pipeline.reading import read_register
-from kbo_pipeline.register import content_hash
+from kbo_pipeline.published import content_hash
 seen, ended = set(), threading.Event()
 def read():
     while not ended.wait(0.02):

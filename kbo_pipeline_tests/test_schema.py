@@ -8,14 +8,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.copying import copy_register
 from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.core.schema_sql import MIGRATIONS, SCHEMA_VERSION
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.published import open_published, renew_views
+from kbo_pipeline.publish.readers_file import renew_views
+from kbo_pipeline.published import content_hash, open_published
 from kbo_pipeline.reading import read_register
-from kbo_pipeline.register import content_hash, open_register
 from kbo_pipeline.stage.staging import is_staged, staging_file
 from kbo_pipeline.verifying import verify
 from kbo_pipeline.witness import Recorded, damaged_staging

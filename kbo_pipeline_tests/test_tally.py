@@ -2,10 +2,10 @@
 
 import pytest
 
+from kbo_pipeline.apply.ledger import BatchChange, TableChange
+from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import in_words
-from kbo_pipeline.ledger import BatchChange, TableChange
-from kbo_pipeline.tally import TALLY_COLUMNS, Tally
 
 NOTHING = TableChange(0, 0, 0, 0, 0, 0.0)
 

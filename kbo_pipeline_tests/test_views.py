@@ -8,6 +8,7 @@ import dagster as dg
 import duckdb
 import pytest
 
+from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.copying import copy_register
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
@@ -16,8 +17,8 @@ from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.defs.mending import mend
 from kbo_pipeline.health import check_published
-from kbo_pipeline.published import has_views, renew_views
-from kbo_pipeline.register import open_register
+from kbo_pipeline.publish import publication
+from kbo_pipeline.publish.readers_file import has_views, renew_views
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sql.views import macro_queries, view_queries
 from kbo_pipeline_tests.core import Core
@@ -289,7 +290,7 @@ def shows(core: Core, privacy: Privacy) -> bool:
         duckdb.connect(":memory:") as connection,
         open_register(connection, core.shared) as register,
     ):
-        return register.has_views(privacy)
+        return publication.has_views(register, privacy)
 
 
 def test_natural_persons_and_what_belonged_to_them_are_left_out(legal_persons: Core) -> None:

@@ -7,13 +7,13 @@ from types import MappingProxyType
 import dagster as dg
 from dagster._core.events import DagsterEventBatchMetadata
 
+from kbo_pipeline.apply.ledger import BatchChange
+from kbo_pipeline.apply.register import Register
+from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.catalogue import PREVIEW_ROWS, preview, shown_table
-from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import Register
-from kbo_pipeline.tally import TALLY_COLUMNS, Tally
 
 
 def shown(

@@ -17,7 +17,10 @@ from tenacity import (
     wait_random,
 )
 
-from kbo_pipeline.apply_pool import ApplyPool
+from kbo_pipeline.apply.ledger import BatchChange
+from kbo_pipeline.apply.pool import ApplyPool
+from kbo_pipeline.apply.register import Register, open_register
+from kbo_pipeline.apply.tally import Tally
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.database import is_damage, is_transient
@@ -31,10 +34,7 @@ from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
 from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried, told
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import Register, open_register
 from kbo_pipeline.stage.staging import Staged
-from kbo_pipeline.tally import Tally
 from kbo_pipeline.witness import mark_suspect
 
 WRITER_POOL = "register"

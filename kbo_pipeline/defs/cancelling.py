@@ -12,6 +12,7 @@ import psutil
 from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
+from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import KboError, NotReadyError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import holder
@@ -22,7 +23,6 @@ from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of, is_r
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.publishing import standing_of
-from kbo_pipeline.register import open_register
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
 _LOOK_SECONDS = 0.3

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 
+from kbo_pipeline.apply.register import Register, open_register_to_copy, sole_writer
 from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import StorageError
@@ -17,9 +18,9 @@ from kbo_pipeline.defs.forgetting import forget_batches, forget_extract
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
 from kbo_pipeline.defs.resources import duckdb_resource
-from kbo_pipeline.published import renew_views
+from kbo_pipeline.publish import publication
+from kbo_pipeline.publish.readers_file import renew_views
 from kbo_pipeline.rebuilding import rebuild_register
-from kbo_pipeline.register import Register, open_register_to_copy, sole_writer
 from kbo_pipeline.witness import (
     Recorded,
     Remedy,
@@ -121,7 +122,7 @@ def _renew_views(
     if isinstance(settings.database, Path):
         return renew_views(settings.database, settings.privacy)
     with attach() as register:
-        return register.renew_views(settings.privacy)
+        return publication.renew_views(register, settings.privacy)
 
 
 def rebuild_from_zips(

@@ -1,7 +1,7 @@
 """SQL that compares a staged Full with the published register as it was at a number."""
 
+from kbo_pipeline.apply.sql import differing_keys, incoming
 from kbo_pipeline.core.tables import Table
-from kbo_pipeline.sql.register import differing_keys, incoming
 
 
 def count_rows(table: Table) -> str:

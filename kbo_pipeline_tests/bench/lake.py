@@ -20,14 +20,14 @@ from typing import Any
 import duckdb
 import psycopg2
 
-from kbo_pipeline.apply_pool import ApplyPool
+from kbo_pipeline.apply.ledger import BatchChange
+from kbo_pipeline.apply.pool import ApplyPool
+from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ENTERPRISE
-from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import open_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.bench import lake_page, page
 from kbo_pipeline_tests.core import Core, open_to_read

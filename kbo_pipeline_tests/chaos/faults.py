@@ -151,7 +151,7 @@ def _mid_staging(passed: Callable[[], None]) -> None:
 
 
 def _inside_batch(passed: Callable[[], None]) -> None:
-    from kbo_pipeline.register import Register
+    from kbo_pipeline.apply.register import Register
 
     _around(Register, "_change", after=lambda *_: passed())
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.apply_pool import ApplyPool
+from kbo_pipeline.apply.ledger import BatchChange
+from kbo_pipeline.apply.pool import ApplyPool
+from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.database import is_transient
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Shared
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.register import open_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.soak.harm import Harm

@@ -7,11 +7,11 @@ N+1: publishing is the commit that turns a row of the ledger to `completed`.
 
 from collections.abc import Iterator
 
+from kbo_pipeline.apply.sql import held as held_in_file
+from kbo_pipeline.apply.sql import in_range, row_hash
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.lake import WORK
 from kbo_pipeline.core.tables import ALL_TABLES, Table
-from kbo_pipeline.sql.register import held as held_in_file
-from kbo_pipeline.sql.register import in_range, row_hash
 
 TURNS = 16
 """How many turns there are; so many batches can be written at once.

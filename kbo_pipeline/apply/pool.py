@@ -18,13 +18,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
-from kbo_pipeline.apply_worker import PassingError, Task, read_answer
+from kbo_pipeline.apply.lake_sql import TURNS
+from kbo_pipeline.apply.ledger import BatchChange
+from kbo_pipeline.apply.worker import PassingError, Task, read_answer
 from kbo_pipeline.core.batches import Batch, BatchKey
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.ledger import BatchChange
-from kbo_pipeline.sql.shared import TURNS
 from kbo_pipeline.tied import tied_command
 
 _LOOK_SECONDS = 1.0
@@ -191,7 +191,7 @@ class ApplyPool:
             worker.process.stdin.flush()
 
     def _start(self, position: int) -> _Worker:
-        module = ("kbo_pipeline.apply_worker", str(self._key), str(position))
+        module = ("kbo_pipeline.apply.worker", str(self._key), str(position))
         process = subprocess.Popen(
             tied_command(*module),
             stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """A process that applies batches of an extract to a shared register, as it is told. No Dagster.
 
-`python -m kbo_pipeline.apply_worker EXTRACT POSITION`, which `apply_pool` starts: each line on its
+`python -m kbo_pipeline.apply.worker EXTRACT POSITION`, which `apply_pool` starts: each line on its
 standard input is a `Task`, answered by one line on standard output. It ends when that input does,
 so whoever started it may be killed; and after a task that failed, because what it is connected to
 may not answer any more. The next attempt is another process's.
@@ -17,14 +17,14 @@ from typing import Any, NoReturn
 
 import duckdb
 
+from kbo_pipeline.apply.ledger import BatchChange, TableChange
+from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import is_damage, is_transient, worker_limits
 from kbo_pipeline.core.errors import DamagedError, KboError, RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.ledger import BatchChange, TableChange
-from kbo_pipeline.register import Register, open_register
 from kbo_pipeline.stage.staging import Staged
 
 

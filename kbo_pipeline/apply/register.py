@@ -8,75 +8,30 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.apply import lake_sql as shared_sql
+from kbo_pipeline.apply import sql as register_sql
+from kbo_pipeline.apply.differences import Difference, Differences
+from kbo_pipeline.apply.ledger import BatchChange, Ledger, TableChange
 from kbo_pipeline.core import lake, schema
 from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import Database, is_damage, new_file
-from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError
+from kbo_pipeline.core.errors import DamagedError, RegisterError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import attach_to_write, detach
-from kbo_pipeline.core.ledger import Link
 from kbo_pipeline.core.locks import exclusive_lock
-from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
-from kbo_pipeline.differences import Difference, Differences
-from kbo_pipeline.ledger import BatchChange, Ledger, TableChange
-from kbo_pipeline.sql import copying as copying_sql
-from kbo_pipeline.sql import reading as reading_sql
-from kbo_pipeline.sql import register as register_sql
-from kbo_pipeline.sql import shared as shared_sql
-from kbo_pipeline.sql.reading import fill_shown
-from kbo_pipeline.sql.views import READ_MARK, create_views, mark
 from kbo_pipeline.stage.staging import Staged, open_staged, staging_file
 
 _LEDGER = ("import_jobs", "import_job_batches")
 _KEPT = (*_LEDGER, "rejected_row")
 """What is kept where a staged Full takes the place of the rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """What publishing an extract did.
-
-    Attributes:
-        code: the change of the `code` table.
-        names_resolved: entities whose primary name was resolved anew.
-        row_counts: current rows by table name, all eight.
-        rows_changed: row versions that the extract closed or opened, by table name, the seven.
-        already_published: nothing was done now.
-        link: the extract in the chain of the ledger.
-    """
-
-    code: TableChange
-    names_resolved: int
-    row_counts: Mapping[str, int]
-    rows_changed: Mapping[str, int]
-    already_published: bool
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """What rolling back an extract did.
-
-    Attributes:
-        dropped: row versions that the extract had opened, by table name, all eight.
-        reopened: row versions that it had closed and that hold again, by table name.
-        already_rolled_back: the ledger had it so before: nothing was done now.
-    """
-
-    dropped: Mapping[str, int]
-    reopened: Mapping[str, int]
-    already_rolled_back: bool
 
 
 def register_lock(file: Path) -> Path:
@@ -169,14 +124,14 @@ class Register:
         """Takes a connection on which the register is attached: the default database."""
         is_file = isinstance(place, Path)
         turns = () if is_file else shared_sql.TAKE_TURNS
-        self._database = Database(connection, turns=turns)
-        self._place = place
+        self.database = Database(connection, turns=turns)
+        self.place = place
         self._name = "register"
-        self._differences = Differences(self._database, is_shared=not is_file)
+        self._differences = Differences(self.database, is_shared=not is_file)
         self._found: dict[tuple[str, int], Difference] = {}  # by table name and batch
         self._is_found: set[int] = set()  # batches
         self._faults: dict[int, str] = {}  # by batch
-        self.ledger = Ledger(self._database, is_shared=not is_file)
+        self.ledger = Ledger(self.database, is_shared=not is_file)
 
     def prepare(self, name: str) -> None:
         """Makes the register the default, an empty one of today where there is none.
@@ -188,23 +143,23 @@ class Register:
             RegisterError: it is newer than this program.
         """
         self._name = name
-        if self._is_shared:
-            self._database.execute(f"USE {name}")
-            self._database.commit(self._prepare_shared, takes_turn=False)
-            self._use_work()
-        elif not schema.is_register(self._database.connection):
-            self._database.commit(lambda: schema.create(self._database, is_shared=False))
-        schema.check(self._database.connection, self._place)
-        self._database.before_first_write(self._migrate)
+        if self.is_shared:
+            self.database.execute(f"USE {name}")
+            self.database.commit(self._prepare_shared, takes_turn=False)
+            self.use_work()
+        elif not schema.is_register(self.database.connection):
+            self.database.commit(lambda: schema.create(self.database, is_shared=False))
+        schema.check(self.database.connection, self.place)
+        self.database.before_first_write(self._migrate)
 
     def _prepare_shared(self) -> None:
-        if self._database.row(shared_sql.IS_PREPARED) is None:
-            self._database.execute(f"CREATE SCHEMA IF NOT EXISTS {lake.WORK}")
-            self._use_work()
-            if not schema.is_register(self._database.connection):
-                schema.create(self._database, is_shared=True)
+        if self.database.row(shared_sql.IS_PREPARED) is None:
+            self.database.execute(f"CREATE SCHEMA IF NOT EXISTS {lake.WORK}")
+            self.use_work()
+            if not schema.is_register(self.database.connection):
+                schema.create(self.database, is_shared=True)
             for statement in shared_sql.PREPARE:
-                self._database.execute(statement)
+                self.database.execute(statement)
 
     def _migrate(self) -> None:
         """Makes the register one of today; part of the transaction of the first write.
@@ -212,32 +167,33 @@ class Register:
         What is half applied was applied without the values of a new column: it is undone, and its
         batches are to be applied again, from a ZIP that is staged anew.
         """
-        if not schema.migrate(self._database):
+        if not schema.migrate(self.database):
             return
         half_applied = self.ledger.half_applied()
         if half_applied is not None:
-            self._undo(half_applied)
+            self.undo(half_applied)
             self.ledger.reopen_job(half_applied)
 
     def migrate(self) -> None:
         """Makes the register one of today now, for those who read it only."""
-        self._database.commit(lambda: None)
+        self.database.commit(lambda: None)
 
     @property
-    def _is_shared(self) -> bool:
-        return not isinstance(self._place, Path)
+    def is_shared(self) -> bool:
+        """Whether readers work in the same database, so that they see each commit."""
+        return not isinstance(self.place, Path)
 
     def row_counts(self) -> dict[str, int]:
         """Current rows by table name, all eight."""
         counts = {}
         for table in ALL_TABLES:
-            row = self._database.row(f"SELECT count(*) FROM {table.name} WHERE _is_current")
+            row = self.database.row(f"SELECT count(*) FROM {table.name} WHERE _is_current")
             counts[table.name] = int(row[0]) if row else 0
         return counts
 
     def opened_rows(self, table: Table, key: ExtractKey, most: int) -> duckdb.DuckDBPyConnection:
         """A query for some row versions of a table that hold from an extract on."""
-        return self._database.execute(register_sql.opened_rows(table), number=key.number, most=most)
+        return self.database.execute(register_sql.opened_rows(table), number=key.number, most=most)
 
     @contextmanager
     def importing(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
@@ -254,8 +210,8 @@ class Register:
         with self.opening(staging_dir, key):
             pass
         is_adopted = False
-        if isinstance(self._place, Path) and key.type == "full" and not self.ledger.has_applied():
-            self._adopt(staging_file(staging_dir, key), self._place)
+        if isinstance(self.place, Path) and key.type == "full" and not self.ledger.has_applied():
+            self._adopt(staging_file(staging_dir, key), self.place)
             is_adopted = True
         with self.taking_part(staging_dir, key) as staged:
             self._found = self._differences.find(staged, None, is_adopted=is_adopted)
@@ -268,7 +224,7 @@ class Register:
 
         Raises what it does.
         """
-        with open_staged(self._database.connection, staging_dir, key) as staged:
+        with open_staged(self.database.connection, staging_dir, key) as staged:
             self.ledger.open_job(staged)
             yield staged
 
@@ -282,7 +238,7 @@ class Register:
             NotReadyError: it is not staged.
             DamagedError: its staging file is not what was staged.
         """
-        with open_staged(self._database.connection, staging_dir, key) as staged:
+        with open_staged(self.database.connection, staging_dir, key) as staged:
             self._faults = self._differences.find_faults(staged)
             yield staged
 
@@ -303,7 +259,7 @@ class Register:
         as reading them from the CSV files. The file is replaced at one instant; it must not be
         attached as `staging`.
         """
-        database = self._database
+        database = self.database
         for name in _KEPT:
             database.execute(f"CREATE OR REPLACE TEMP TABLE kept_{name} AS FROM {name}")
         detach(database.connection, "register")
@@ -345,12 +301,12 @@ class Register:
                 f"{staged.extract.key}: batch {batch.number}: nobody has looked what it changes;"
                 " report this as a defect"
             )
-        return self._database.commit(lambda: self._apply(staged, batch, attempt), turn=batch.number)
+        return self.database.commit(lambda: self._apply(staged, batch, attempt), turn=batch.number)
 
     def _apply(self, staged: Staged, batch: Batch, attempt: int) -> BatchChange:
         """Applies a batch in the caller's transaction, unless another writer has done it."""
         extract = staged.extract
-        if self._is_shared:
+        if self.is_shared:
             applied = self.ledger.applied_change(extract.key, batch.number)
             if applied is not None:
                 return applied
@@ -396,15 +352,15 @@ class Register:
         bounds = register_sql.range_parameters(batch)
         closed = opened = 0
         if found.closing:
-            if self._is_shared and batch is not None:
-                closed = self._database.count(shared_sql.note_closing(table, batch), **bounds)
+            if self.is_shared and batch is not None:
+                closed = self.database.count(shared_sql.note_closing(table, batch), **bounds)
             else:
                 close = register_sql.close_rows(table, batch)
-                closed = self._database.count(close, **number, **bounds)
+                closed = self.database.count(close, **number, **bounds)
         if found.opening:
             date = {"date": extract.snapshot_date}
             open_ = register_sql.open_rows(table, batch)
-            opened = self._database.count(open_, **date, **number, **bounds)
+            opened = self.database.count(open_, **date, **number, **bounds)
         unchanged = records.get("insert", 0) - superseded - found.opened - opened
         if (closed, opened) != (found.closing, found.opening) or unchanged < 0:
             raise RegisterError(
@@ -416,204 +372,77 @@ class Register:
             sum(records.values()), closed, found.opened + opened, unchanged, superseded, seconds
         )
 
-    def complete(
-        self,
-        staged: Staged,
-        check: Callable[[], None] = lambda: None,
-        privacy: Privacy = "full",
-    ) -> Publication:
-        """Completes an extract whose batches are all applied: `code`, names, the job itself.
+    def apply_rest(self, staged: Staged) -> TableChange:
+        """Applies what belongs to no batch: noted closings, `code`, the rows set aside.
 
-        With the commit, readers of a shared register see it.
+        Part of the caller's transaction.
 
-        Args:
-            staged: the extract, attached as `staging`.
-            check: is called when all that is done and not committed; nothing is when it raises.
-            privacy: who is in the views.
-
-        Raises:
-            NotReadyError: batches are missing; names how many.
+        Returns:
+            The change of `code`.
         """
         extract = staged.extract
-        check_order(extract.key, self.ledger.published())
-        missing = self.ledger.missing_batches(extract.key)
-        if missing or self.ledger.job_status(extract.key) in (None, "rolled_back"):
-            raise NotReadyError(
-                f"{extract.key}: {missing or len(staged.batches)} of {len(staged.batches)} batches"
-                " are not applied; materialize their partitions first"
-            )
-        with self._database.transaction():
-            self._close_noted(extract.key)
-            self._differences.find_in(CODE, extract, is_whole=True)
-            found = self._differences.count_in(CODE)
-            ((_, rows),) = self._database.execute(register_sql.count_staged(CODE)).fetchall()
-            superseded = self._database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
-            code = self._change(CODE, extract, None, found, {"insert": rows}, superseded)
-            names = self._database.count(
-                reading_sql.COUNT_NAMES_RESOLVED, number=extract.key.number
-            )
-            self._database.execute(register_sql.FORGET_REJECTED, key=str(extract.key))
-            self._database.execute(register_sql.KEEP_REJECTED, key=str(extract.key))
-            self.ledger.complete_job(extract.key, names)
-            check()
-            self.show(privacy)
-        return self._publication(extract.key, code, names, already_published=False)
+        self._close_noted(extract.key)
+        self._differences.find_in(CODE, extract, is_whole=True)
+        found = self._differences.count_in(CODE)
+        ((_, rows),) = self.database.execute(register_sql.count_staged(CODE)).fetchall()
+        superseded = self.database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
+        code = self._change(CODE, extract, None, found, {"insert": rows}, superseded)
+        self.database.execute(register_sql.FORGET_REJECTED, key=str(extract.key))
+        self.database.execute(register_sql.KEEP_REJECTED, key=str(extract.key))
+        return code
 
     def _close_noted(self, key: ExtractKey) -> None:
         """Closes the rows of a shared register that the batches of an extract have noted."""
         for name, noted in self._noted().items():
             table = next(table for table in TABLES if table.name == name)
-            closed = self._database.count(shared_sql.close_noted(table), number=key.number)
+            closed = self.database.count(shared_sql.close_noted(table), number=key.number)
             if closed != noted:
                 raise RegisterError(
                     f"{key}: {name}: {closed} rows closed of {noted} that its batches have noted;"
                     f" kbo rollback {key}, then import it again"
                 )
-        self._forget_noted()
+        self.forget_noted()
 
     def _noted(self) -> dict[str, int]:
         """How many rows of a shared register are noted to be closed, by table name."""
-        if not self._is_shared:
+        if not self.is_shared:
             return {}
-        return dict(self._database.execute(shared_sql.COUNT_NOTED).fetchall())
+        return dict(self.database.execute(shared_sql.COUNT_NOTED).fetchall())
 
-    def _forget_noted(self) -> None:
-        if self._is_shared:
-            self._database.execute(shared_sql.FORGET_NOTED)
+    def forget_noted(self) -> None:
+        """Forgets what batches have noted to be closed."""
+        if self.is_shared:
+            self.database.execute(shared_sql.FORGET_NOTED)
 
-    def completed_publication(self, key: ExtractKey) -> Publication | None:
-        """What publishing an extract did, when that is done already."""
-        names = self.ledger.names_resolved(key)
-        if names is None:
-            return None
-        nothing = TableChange(0, 0, 0, 0, 0, 0.0)
-        return self._publication(key, nothing, names, already_published=True)
-
-    def _publication(
-        self, key: ExtractKey, code: TableChange, names: int, *, already_published: bool
-    ) -> Publication:
-        link = next(link for link in self.ledger.chain() if link.key == key)
-        changed = self.ledger.rows_changed(key)
-        return Publication(code, names, self.row_counts(), changed, already_published, link)
-
-    def rollback(self, key: ExtractKey, privacy: Privacy = "full") -> Rollback:
-        """Undoes the newest extract, published or half applied, in one transaction with the ledger.
-
-        The register holds the row versions that it held before; once, however often called.
-
-        Args:
-            key: the extract.
-            privacy: who is in the views.
-
-        Raises:
-            OrderError: another extract is the newest; names it.
-        """
-        self.ledger.check_rollback(key)
-        if self.ledger.job_status(key) == "rolled_back":
-            return Rollback({}, {}, already_rolled_back=True)
-        with self._database.transaction():
-            dropped, reopened = self._undo(key)
-            self._database.execute(register_sql.FORGET_REJECTED, key=str(key))
-            self.ledger.roll_back_job(key)
-            self.show(privacy)
-        return Rollback(dropped, reopened, already_rolled_back=False)
-
-    def _undo(self, key: ExtractKey) -> tuple[dict[str, int], dict[str, int]]:
+    def undo(self, key: ExtractKey) -> tuple[dict[str, int], dict[str, int]]:
         """Lets the rows be what they were before an extract; says how many it had changed."""
         dropped, reopened = {}, {}
         noted = self._noted()
-        self._forget_noted()
+        self.forget_noted()
         for table in ALL_TABLES:
-            dropped[table.name] = self._database.count(
+            dropped[table.name] = self.database.count(
                 register_sql.drop_versions(table), number=key.number
             )
-            reopened[table.name] = noted.get(table.name, 0) + self._database.count(
+            reopened[table.name] = noted.get(table.name, 0) + self.database.count(
                 register_sql.reopen_versions(table), number=key.number
             )
         return dropped, reopened
 
     def checkpoint(self) -> None:
         """Moves the whole write-ahead log into the file; a shared register has none."""
-        if not self._is_shared:
-            self._database.execute("FORCE CHECKPOINT register")
-
-    def has_views(self, privacy: Privacy) -> bool:
-        """Tells whether the views of the register are those that would be made for it now."""
-        with self._in_main():
-            return self._database.row(READ_MARK) == (mark(privacy, self._below_views()),)
-
-    def _below_views(self) -> tuple[str, ...]:
-        return tuple(shared_sql.published_views()) if self._is_shared else ()
-
-    def show(self, privacy: Privacy) -> None:
-        """Makes what readers see besides the rows: views, and who is left out of them.
-
-        Part of the caller's transaction. A copy for readers has them from there.
-        """
-        statements = fill_shown(privacy)
-        if not self.has_views(privacy):
-            statements = create_views(privacy, self._below_views())
-        with self._in_main():
-            for statement in statements:
-                self._database.execute(statement)
-
-    def renew_views(self, privacy: Privacy) -> bool:
-        """Makes the views of a shared register anew, where they are not those that it should have.
-
-        Returns:
-            False when nothing had to be done.
-        """
-        if self.ledger.published() is None or self.has_views(privacy):
-            return False
-        self._database.commit(lambda: self.show(privacy))
-        return True
-
-    def take_over(
-        self, source: str, privacy: Privacy, check: Callable[[], None], *, is_new: bool
-    ) -> None:
-        """Replaces everything by what readers of another register see, in one transaction.
-
-        Args:
-            source: what that register is attached as.
-            privacy: who is in the views.
-            check: is called when all is done and not committed, with what readers will see as the
-                default database; nothing is done when it raises.
-            is_new: nothing may be there.
-
-        Raises:
-            RegisterError: something is there.
-        """
-        self._use_work()
-        with self._database.transaction():
-            if is_new and self._database.row(copying_sql.IS_EMPTY) != (True,):
-                raise RegisterError(f"{self._place}: a register is there; name an empty place")
-            self._forget_noted()
-            for name in copying_sql.COPIED:
-                self._database.execute(copying_sql.empty(name))
-                self._database.execute(copying_sql.copy(name, source))
-            self.show(privacy)
-            with self._in_main():
-                check()
+        if not self.is_shared:
+            self.database.execute("FORCE CHECKPOINT register")
 
     @contextmanager
-    def _in_main(self) -> Iterator[None]:
+    def readers_schema(self) -> Iterator[None]:
         """Lets names mean what readers see."""
-        self._database.execute(f"USE {self._name}")
+        self.database.execute(f"USE {self._name}")
         try:
             yield
         finally:
-            self._use_work()
+            self.use_work()
 
-    def _use_work(self) -> None:
+    def use_work(self) -> None:
         """Lets names mean the register at work."""
-        at_work = f".{lake.WORK}" if self._is_shared else ""
-        self._database.execute(f"USE {self._name}{at_work}")
-
-
-def content_hash(connection: duckdb.DuckDBPyConnection) -> str:
-    """A hash of all row versions of all tables of the register that is the default database.
-
-    It does not depend on the order of rows in the file; compare it within one version of DuckDB.
-    """
-    rows = connection.execute(f"{reading_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
-    return sha256(repr(rows).encode()).hexdigest()
+        at_work = f".{lake.WORK}" if self.is_shared else ""
+        self.database.execute(f"USE {self._name}{at_work}")

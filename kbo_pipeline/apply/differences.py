@@ -8,12 +8,12 @@ for one stays right whatever becomes of others, and whoever applies them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kbo_pipeline.apply import lake_sql as shared_sql
+from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.batches import Batch, span_of
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import Extract
 from kbo_pipeline.core.tables import TABLES, Table
-from kbo_pipeline.sql import register as register_sql
-from kbo_pipeline.sql import shared as shared_sql
 from kbo_pipeline.stage.staging import Staged
 
 

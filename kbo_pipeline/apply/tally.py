@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import in_words
-from kbo_pipeline.ledger import BatchChange
 
 TALLY_COLUMNS = ("table", "batches", "of", "percent", "rows_closed", "rows_opened", "seconds")
 """The columns of `Tally.rows`."""
