@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kbo_pipeline.changes import Change
     from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, RegisterError
-    from kbo_pipeline.enterprises import (
+    from kbo_pipeline.read.changes import Change
+    from kbo_pipeline.read.register import PublishedRegister, read_register
+    from kbo_pipeline.read.types import (
         Activity,
         Address,
         Branch,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         PublishedExtract,
         Term,
     )
-    from kbo_pipeline.reading import PublishedRegister, read_register
 
 __all__ = [
     "Activity",

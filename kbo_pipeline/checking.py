@@ -16,7 +16,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import TABLES, Table
-from kbo_pipeline.published import open_published
+from kbo_pipeline.read.published import open_published
 from kbo_pipeline.sql import checking as checking_sql
 
 CHANGED_AT_MOST = 1_000_000

@@ -29,9 +29,9 @@ from kbo_pipeline.core.errors import KboError
 if TYPE_CHECKING:
     from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.core.settings import Settings
-    from kbo_pipeline.enterprises import PublishedExtract
     from kbo_pipeline.findings import Finding
     from kbo_pipeline.parts import Part
+    from kbo_pipeline.read.types import PublishedExtract
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -363,7 +363,7 @@ def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
 def _newest_published() -> "PublishedExtract | None":
     """The newest extract that readers have; None where they have none, which is a finding too."""
     from kbo_pipeline.core.settings import load_settings
-    from kbo_pipeline.reading import open_register
+    from kbo_pipeline.read.register import open_register
 
     try:
         with open_register(load_settings().database) as register:

@@ -16,7 +16,7 @@ from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.publish.publication import show
-from kbo_pipeline.published import content_hash, open_published
+from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.sql import copying as copying_sql
 
 Report = Callable[[str], None]

@@ -20,7 +20,7 @@ from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.publish.publication import Publication, Rollback, complete, completed, roll_back
 from kbo_pipeline.publish.readers_file import show_to_readers
-from kbo_pipeline.published import open_published
+from kbo_pipeline.read.published import open_published
 from kbo_pipeline.stage.staging import discard_staged, open_staged, staging_file
 
 

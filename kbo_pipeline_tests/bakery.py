@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.sql.reading import SHOWN
-from kbo_pipeline.sql.views import create_views
+from kbo_pipeline.read.state_sql import SHOWN
+from kbo_pipeline.read.views import create_views
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

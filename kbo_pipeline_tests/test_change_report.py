@@ -8,17 +8,17 @@ import dagster as dg
 import duckdb
 import pytest
 
-from kbo_pipeline.change_report import make_report, remove_report, report_directory
-from kbo_pipeline.changes import iterate_changes
 from kbo_pipeline.core.errors import NotFoundError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.alerting import due_alerts
-from kbo_pipeline.plotting import Bars, draw
-from kbo_pipeline.report_page import escaped
-from kbo_pipeline.report_reading import EXAMPLES, ChangeReport
+from kbo_pipeline.read.anomalies import MOST, Counts, Standout, unusual_things
+from kbo_pipeline.read.change_report import make_report, remove_report, report_directory
+from kbo_pipeline.read.changes import iterate_changes
+from kbo_pipeline.read.plot import Bars, draw
+from kbo_pipeline.read.report import EXAMPLES, ChangeReport
+from kbo_pipeline.read.report_page import escaped
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.unusual import MOST, Counts, Standout, unusual_things
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 

@@ -10,17 +10,17 @@ from typing import Any
 import duckdb
 import pytest
 
-from kbo_pipeline.changes import (
+from kbo_pipeline.core.errors import ExtractError, NotFoundError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.read.changes import (
     Change,
     changed_entities,
     count_changes,
     iterate_changes,
     published_key,
 )
-from kbo_pipeline.core.errors import ExtractError, NotFoundError
-from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.kinds import KINDS
+from kbo_pipeline.read.kinds import KINDS
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract

@@ -15,8 +15,8 @@ from kbo_pipeline.checks import CHECKS
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
+from kbo_pipeline.read.baseline import is_unusual
 from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.usual import is_unusual
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY
 from kbo_pipeline_tests.zips import Row, snapshot_date, write_extract

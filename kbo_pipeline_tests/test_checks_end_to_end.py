@@ -14,7 +14,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.alerting import due_alerts
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
-from kbo_pipeline.published import content_hash
+from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.server import LOCATION, PATIENCE, Server, running_server
 from kbo_pipeline_tests.test_checking import CODES, Register, enterprise, update

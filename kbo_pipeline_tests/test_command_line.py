@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.cli import main
-from kbo_pipeline.published import content_hash
+from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline, materializations, partition_states
 from kbo_pipeline_tests.processes import (

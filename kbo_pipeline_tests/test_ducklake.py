@@ -26,8 +26,8 @@ from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Lake, Place
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.postgres import server_pid
-from kbo_pipeline.published import content_hash, open_published
-from kbo_pipeline.reading import read_register
+from kbo_pipeline.read.published import content_hash, open_published
+from kbo_pipeline.read.register import read_register
 from kbo_pipeline_tests.core import Core, current_rows, open_to_read
 from kbo_pipeline_tests.lakes import new_lake, server_directory
 from kbo_pipeline_tests.test_register import DELETES, FIRST, FULL, SECOND, UPDATE

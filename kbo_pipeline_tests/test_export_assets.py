@@ -20,8 +20,8 @@ from kbo_pipeline.defs.inbox import inbox_sensor
 from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.verifying import CHECK, verify_when_at_hand
-from kbo_pipeline.exporting import MANIFEST
 from kbo_pipeline.fetch.inbox import Inbox
+from kbo_pipeline.read.export import MANIFEST
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline

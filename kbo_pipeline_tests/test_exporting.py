@@ -21,9 +21,9 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.exporting import FORMAT, MANIFEST, export
+from kbo_pipeline.read.export import FORMAT, MANIFEST, export
+from kbo_pipeline.read.views import PROFILE
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sql.views import PROFILE
 from kbo_pipeline_tests.core import Core, current_rows, sorted_rows
 from kbo_pipeline_tests.pipeline import REPOSITORY
 from kbo_pipeline_tests.processes import wait_until

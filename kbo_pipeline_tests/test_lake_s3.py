@@ -15,8 +15,8 @@ from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.lake import attach_to_read
 from kbo_pipeline.core.places import S3
-from kbo_pipeline.published import open_published
-from kbo_pipeline.reading import read_register
+from kbo_pipeline.read.published import open_published
+from kbo_pipeline.read.register import read_register
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import new_lake, variables

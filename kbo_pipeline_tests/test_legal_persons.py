@@ -10,16 +10,16 @@ import pytest
 from click.testing import CliRunner
 
 from kbo_pipeline import NotFoundError, RegisterError, read_register
-from kbo_pipeline.change_report import make_report
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.exporting import export
 from kbo_pipeline.publish.readers_file import renew_views
+from kbo_pipeline.read.change_report import make_report
+from kbo_pipeline.read.export import export
 from kbo_pipeline.read.older import show_to_reader
-from kbo_pipeline.sql.reading import HIDDEN_BEFORE, SHOWN
-from kbo_pipeline.sql.views import create_views, macro_queries, view_queries
+from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
+from kbo_pipeline.read.views import create_views, macro_queries, view_queries
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

@@ -22,8 +22,8 @@ from kbo_pipeline import (
 )
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.enterprises import HistoryEvent, PublishedExtract
-from kbo_pipeline.extract_names import named, state_at
+from kbo_pipeline.read.extract_names import named, state_at
+from kbo_pipeline.read.types import HistoryEvent, PublishedExtract
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.bakery import (
     BAKER,

@@ -50,7 +50,7 @@ from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_T
 from kbo_pipeline.defs.recovery import end_dead_runs, resume_retries
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.parts import is_open
-from kbo_pipeline.published import content_hash
+from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.runtime import Runtime, runtime_prefix
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core

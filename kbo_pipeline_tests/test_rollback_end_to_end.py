@@ -14,7 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.published import content_hash
+from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, partition_states
 from kbo_pipeline_tests.server import Server, running_server

@@ -15,8 +15,8 @@ from kbo_pipeline.core.schema_sql import MIGRATIONS, SCHEMA_VERSION
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.publish.readers_file import renew_views
-from kbo_pipeline.published import content_hash, open_published
-from kbo_pipeline.reading import read_register
+from kbo_pipeline.read.published import content_hash, open_published
+from kbo_pipeline.read.register import read_register
 from kbo_pipeline.stage.staging import is_staged, staging_file
 from kbo_pipeline.verifying import verify
 from kbo_pipeline.witness import Recorded, damaged_staging

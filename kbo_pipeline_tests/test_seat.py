@@ -11,7 +11,7 @@ import pytest
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ADDRESS
-from kbo_pipeline.exporting import export
+from kbo_pipeline.read.export import export
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

@@ -19,8 +19,8 @@ from kbo_pipeline.defs.mending import mend
 from kbo_pipeline.health import check_published
 from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.readers_file import has_views, renew_views
+from kbo_pipeline.read.views import macro_queries, view_queries
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.sql.views import macro_queries, view_queries
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 

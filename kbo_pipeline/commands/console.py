@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.core.settings import Settings
-    from kbo_pipeline.enterprises import PublishedExtract
+    from kbo_pipeline.read.types import PublishedExtract
 
 
 def extract_key(text: str) -> "ExtractKey":
@@ -28,7 +28,7 @@ def extract_key(text: str) -> "ExtractKey":
     """
     from kbo_pipeline.core.errors import NotFoundError
     from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.extract_names import as_date
+    from kbo_pipeline.read.extract_names import as_date
 
     day = as_date(text)
     if day is None and not (text.isascii() and text.isdigit() and len(text) < 10):
@@ -57,7 +57,7 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
     from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
     from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.fetch.meta import read_snapshot_date
-    from kbo_pipeline.reading import open_register
+    from kbo_pipeline.read.register import open_register
 
     found: dict[ExtractKey, tuple[date | None, bool]] = {}
     with suppress(KboError, OSError):

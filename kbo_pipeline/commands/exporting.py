@@ -23,9 +23,9 @@ def export(directory: Path) -> None:
     manifest.json. KBO_PRIVACY says whether natural persons are in it. An export that lies there is
     replaced; anything else stays, and is refused.
     """
-    from kbo_pipeline import exporting
     from kbo_pipeline.core.disk_space import megabytes
     from kbo_pipeline.core.settings import load_settings
+    from kbo_pipeline.read import export as exporting
 
     settings = load_settings()
     with _bar() as report:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kbo_pipeline.core.text import plain
-from kbo_pipeline.enterprises import (
+from kbo_pipeline.read.types import (
     Activity,
     Address,
     Contact,

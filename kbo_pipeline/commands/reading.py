@@ -13,9 +13,9 @@ from kbo_pipeline.commands.console import complete_extract, print_json, with_sou
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from kbo_pipeline.changes import Change
-    from kbo_pipeline.enterprises import Language
-    from kbo_pipeline.reading import PublishedRegister
+    from kbo_pipeline.read.changes import Change
+    from kbo_pipeline.read.register import PublishedRegister
+    from kbo_pipeline.read.types import Language
 
 _SHOWN = 10  # establishment units, and events, of one enterprise
 _LONGEST = 80  # characters of a text before or after a change
@@ -178,7 +178,7 @@ def _listed(changes: "islice[Change]") -> "RenderableType":
     from rich.table import Table
 
     from kbo_pipeline.core.text import plain
-    from kbo_pipeline.kinds import NEW, STOPPED
+    from kbo_pipeline.read.kinds import NEW, STOPPED
 
     grid = Table.grid(padding=(0, 2))
     for change in changes:
@@ -197,7 +197,7 @@ def _register() -> Iterator["PublishedRegister"]:
     """The published register; where it cannot be read any more, the block ends with one line."""
     import duckdb
 
-    from kbo_pipeline.reading import read_register, unreadable
+    from kbo_pipeline.read.register import read_register, unreadable
 
     with read_register() as register:
         try:

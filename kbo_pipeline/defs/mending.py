@@ -8,7 +8,6 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register_to_copy, sole_writer
-from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
@@ -20,6 +19,7 @@ from kbo_pipeline.defs.progress import PUBLISHED, Progress, extract_of
 from kbo_pipeline.defs.resources import duckdb_resource
 from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.readers_file import renew_views
+from kbo_pipeline.read.change_report import remove_report
 from kbo_pipeline.rebuilding import rebuild_register
 from kbo_pipeline.witness import (
     Recorded,

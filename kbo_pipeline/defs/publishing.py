@@ -28,8 +28,8 @@ from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.published import open_published
 from kbo_pipeline.publishing import publish
+from kbo_pipeline.read.published import open_published
 
 
 @dg.multi_asset(

@@ -5,7 +5,6 @@ import time
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
@@ -17,6 +16,7 @@ from kbo_pipeline.defs.partitions import batch_or_none
 from kbo_pipeline.defs.progress import RANGE_END_TAG, Progress, runs_about
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.read.change_report import remove_report
 from kbo_pipeline.stage.staging import staging_file
 
 _SECONDS_A_TICK = 20.0

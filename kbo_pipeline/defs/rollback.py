@@ -4,7 +4,6 @@ import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.change_report import remove_report
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.defs.applying import WRITER_POOL
@@ -14,6 +13,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of, job_of
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.publishing import check_rollback, rollback
+from kbo_pipeline.read.change_report import remove_report
 
 _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 

@@ -15,9 +15,9 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.ledger import Link
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.sql import reading as reading_sql
-from kbo_pipeline.sql.reading import fill_shown
-from kbo_pipeline.sql.views import READ_MARK, create_views, mark
+from kbo_pipeline.read import state_sql as reading_sql
+from kbo_pipeline.read.state_sql import fill_shown
+from kbo_pipeline.read.views import READ_MARK, create_views, mark
 from kbo_pipeline.stage.staging import Staged
 
 

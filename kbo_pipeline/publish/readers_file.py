@@ -11,8 +11,8 @@ from kbo_pipeline.core.disk_space import check_room_to_keep
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.published import _unreadable
-from kbo_pipeline.sql.views import READ_MARK, create_views, mark
+from kbo_pipeline.read.published import _unreadable
+from kbo_pipeline.read.views import READ_MARK, create_views, mark
 
 
 def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:

@@ -12,8 +12,8 @@ from kbo_pipeline.core.lake import WORK
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.schema import _check_version, _has_ledger, _version, create, layout_of
 from kbo_pipeline.core.schema_sql import VERSION_TABLE
-from kbo_pipeline.sql.reading import HIDDEN_BEFORE, SHOWN
-from kbo_pipeline.sql.views import create_views
+from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
+from kbo_pipeline.read.views import create_views
 
 _SHOWN = "shown"
 """What shows an older register as one of today."""

@@ -17,7 +17,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.published import content_hash
+from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.bad_input.cases import ROWS, Case
 from kbo_pipeline_tests.bad_input.commands import command_cases
 from kbo_pipeline_tests.bad_input.extracts import extract_cases

@@ -15,7 +15,7 @@ import duckdb
 
 from kbo_pipeline.core.errors import KboError, NotReadyError
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.published import content_hash, open_published
+from kbo_pipeline.read.published import content_hash, open_published
 
 _PAUSE = 0.2  # seconds
 

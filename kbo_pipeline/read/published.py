@@ -17,8 +17,8 @@ from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, fi
 from kbo_pipeline.core.ledger import Standing, read_standing
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.sql import literal
+from kbo_pipeline.read import state_sql as reading_sql
 from kbo_pipeline.read.older import hide, show_to_reader
-from kbo_pipeline.sql import reading as reading_sql
 
 
 @contextmanager

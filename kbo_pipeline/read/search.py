@@ -6,8 +6,8 @@ from typing import Any
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import NotFoundError
-from kbo_pipeline.enterprises import Match, PublishedExtract
-from kbo_pipeline.sql import looking_up as sql
+from kbo_pipeline.read import queries as sql
+from kbo_pipeline.read.types import Match, PublishedExtract
 
 _MOST = 2**31
 

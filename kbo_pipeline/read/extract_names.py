@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kbo_pipeline.core.errors import ExtractError, NotFoundError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.enterprises import PublishedExtract
+from kbo_pipeline.read.types import PublishedExtract
 
 ExtractName = int | str | datetime.date
 """A number such as 141 or `141`, a key such as `0141-update`, or a date such as `2025-10-05`."""

@@ -7,13 +7,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kbo_pipeline.changes import Change
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.kinds import KINDS
-from kbo_pipeline.sql import report as report_sql
-from kbo_pipeline.unusual import MOST, Counts, Standout, Unusual, unusual_things
+from kbo_pipeline.read import report_sql
+from kbo_pipeline.read.anomalies import MOST, Counts, Standout, Unusual, unusual_things
+from kbo_pipeline.read.changes import Change
+from kbo_pipeline.read.kinds import KINDS
 
 HISTORY = 30
 """An extract is compared with so many before it."""

@@ -6,8 +6,8 @@ from datetime import date
 from functools import partial
 
 from kbo_pipeline.core.tables import ENTERPRISE, TABLES, Table
-from kbo_pipeline.enterprises import HistoryEvent
-from kbo_pipeline.meanings import Meanings, Row
+from kbo_pipeline.read.meanings import Meanings, Row
+from kbo_pipeline.read.types import HistoryEvent
 
 _Step = tuple[list[Row], list[Row]]
 """The rows of a key that an extract removed, and those that it added."""

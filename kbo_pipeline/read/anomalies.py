@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kbo_pipeline.usual import LEAST_PAST, is_unusual
+from kbo_pipeline.read.baseline import LEAST_PAST, is_unusual
 
 MOST = 10
 """So many things are named."""

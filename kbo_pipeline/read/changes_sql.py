@@ -7,8 +7,8 @@ register is the default database.
 from itertools import groupby
 
 from kbo_pipeline.core.tables import DENOMINATION, ENTERPRISE, ENTERPRISE_NUMBER, TABLES, Table
-from kbo_pipeline.kinds import CHANGED, KINDS, NEW, RENAMED, STOPPED, Kind
-from kbo_pipeline.sql.reading import PRIMARY_NAME_LANGUAGES
+from kbo_pipeline.read.kinds import CHANGED, KINDS, NEW, RENAMED, STOPPED, Kind
+from kbo_pipeline.read.state_sql import PRIMARY_NAME_LANGUAGES
 
 _BEFORE, _AFTER = "$number - 1", "$number"  # states: nothing changes between two extracts
 

@@ -15,7 +15,7 @@ from kbo_pipeline.core.tables import (
     ESTABLISHMENT_NUMBER,
     Column,
 )
-from kbo_pipeline.sql.reading import CURRENT, address_order, chosen_name, state
+from kbo_pipeline.read.state_sql import CURRENT, address_order, chosen_name, state
 
 SOURCE = "Source: KBO Open Data, FPS Economy; data of "
 """What whoever shows data has to say; the snapshot date follows."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import counted
-from kbo_pipeline.report_reading import EXAMPLES, ChangeReport
-from kbo_pipeline.unusual import median_of
+from kbo_pipeline.read.anomalies import median_of
+from kbo_pipeline.read.report import EXAMPLES, ChangeReport
 
 _LONGEST = 60
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!])")

@@ -4,8 +4,8 @@ The changes of one extract are put into the temporary table `report_changes` fir
 """
 
 from kbo_pipeline.core.tables import ENTERPRISE
-from kbo_pipeline.kinds import NEW, STOPPED
-from kbo_pipeline.sql.changes import CHANGED_ENTITIES
+from kbo_pipeline.read.changes_sql import CHANGED_ENTITIES
+from kbo_pipeline.read.kinds import NEW, STOPPED
 
 CREATE_CHANGES = f"CREATE OR REPLACE TEMP TABLE report_changes AS {CHANGED_ENTITIES}"
 """Finds what an extract changed; binds `$number`."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kbo_pipeline.core.tables import Table
-from kbo_pipeline.enterprises import Language, Term
+from kbo_pipeline.read.types import Language, Term
 
 Row = Mapping[str, Any]
 """A row of a table by the names of its columns; row versions have `_extract_number` and

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import duckdb
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.enterprises import PublishedExtract
-from kbo_pipeline.extract_names import ExtractName, named
-from kbo_pipeline.kinds import KINDS
-from kbo_pipeline.sql import changes as changes_sql
-from kbo_pipeline.sql import looking_up as looking_up_sql
+from kbo_pipeline.read import changes_sql
+from kbo_pipeline.read import queries as looking_up_sql
+from kbo_pipeline.read.extract_names import ExtractName, named
+from kbo_pipeline.read.kinds import KINDS
+from kbo_pipeline.read.types import PublishedExtract
 
 _FETCHED = 10_000
 
@@ -25,7 +25,7 @@ class Change:
 
     Attributes:
         table: the table in which it is seen.
-        kind: the kind's name; see `kbo_pipeline.kinds.KINDS`.
+        kind: the kind's name; see `kbo_pipeline.read.kinds.KINDS`.
         entity_number: of the enterprise, establishment unit or branch.
         enterprise_number: of the enterprise that it is or belongs to; None when KBO knows none.
         name: its main name, after the extract or else before it; the number when it has none.

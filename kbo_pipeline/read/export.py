@@ -21,10 +21,10 @@ from kbo_pipeline.core.files import replace_directory
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Privacy, Settings
 from kbo_pipeline.core.sql import literal
-from kbo_pipeline.published import open_published
-from kbo_pipeline.sql.profile import source
-from kbo_pipeline.sql.reading import fill_shown
-from kbo_pipeline.sql.views import export_queries
+from kbo_pipeline.read.profile_sql import source
+from kbo_pipeline.read.published import open_published
+from kbo_pipeline.read.state_sql import fill_shown
+from kbo_pipeline.read.views import export_queries
 
 MANIFEST = "manifest.json"
 FORMAT = "kbo_pipeline export 1"

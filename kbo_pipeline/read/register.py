@@ -16,8 +16,6 @@ from typing import Any, get_args
 
 import duckdb
 
-from kbo_pipeline import changes, searching
-from kbo_pipeline.changes import Change
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import KboError, NotFoundError, NotReadyError, RegisterError
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, files_unreachable
@@ -25,11 +23,14 @@ from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.enterprises import Enterprise, Language, Match, PublishedExtract
-from kbo_pipeline.extract_names import ExtractName, named, state_at
-from kbo_pipeline.lookup import look_up
+from kbo_pipeline.read import changes
+from kbo_pipeline.read import queries as sql
+from kbo_pipeline.read import search as searching
+from kbo_pipeline.read.changes import Change
+from kbo_pipeline.read.extract_names import ExtractName, named, state_at
+from kbo_pipeline.read.lookup import look_up
 from kbo_pipeline.read.older import show_to_reader
-from kbo_pipeline.sql import looking_up as sql
+from kbo_pipeline.read.types import Enterprise, Language, Match, PublishedExtract
 
 
 def read_register(path: str | Path | None = None) -> "PublishedRegister":

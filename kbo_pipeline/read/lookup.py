@@ -22,7 +22,13 @@ from kbo_pipeline.core.tables import (
     TABLES,
     Table,
 )
-from kbo_pipeline.enterprises import (
+from kbo_pipeline.read import queries as sql
+from kbo_pipeline.read.changes_sql import NAME_TYPES
+from kbo_pipeline.read.entity_numbers import dotted, right_check_digits, table_of
+from kbo_pipeline.read.history import history
+from kbo_pipeline.read.meanings import Meanings, Row, codes_in
+from kbo_pipeline.read.state_sql import PRIMARY_NAME_LANGUAGES
+from kbo_pipeline.read.types import (
     Activity,
     Address,
     Branch,
@@ -34,12 +40,6 @@ from kbo_pipeline.enterprises import (
     PublishedExtract,
     Term,
 )
-from kbo_pipeline.history import history
-from kbo_pipeline.meanings import Meanings, Row, codes_in
-from kbo_pipeline.numbers import dotted, right_check_digits, table_of
-from kbo_pipeline.sql import looking_up as sql
-from kbo_pipeline.sql.changes import NAME_TYPES
-from kbo_pipeline.sql.reading import PRIMARY_NAME_LANGUAGES
 
 _CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
 _NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)

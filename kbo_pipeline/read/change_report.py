@@ -10,18 +10,18 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.changes import published_key
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.plotting import Bars, draw
-from kbo_pipeline.published import open_published
-from kbo_pipeline.report_page import page
-from kbo_pipeline.report_reading import ChangeReport, read_report
-from kbo_pipeline.sql import report as report_sql
+from kbo_pipeline.read import report_sql
+from kbo_pipeline.read.changes import published_key
+from kbo_pipeline.read.plot import Bars, draw
+from kbo_pipeline.read.published import open_published
+from kbo_pipeline.read.report import ChangeReport, read_report
+from kbo_pipeline.read.report_page import page
 
 PAGE_FILE, PLOT_FILE, CHANGES_FILE = "report.md", "plot.png", "changes.parquet"
 """The files of a report: the page, its plot, the list of all changes."""

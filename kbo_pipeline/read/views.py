@@ -10,8 +10,8 @@ from hashlib import sha256
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE
-from kbo_pipeline.sql.profile import activity_described, nace, profile, source
-from kbo_pipeline.sql.reading import AT, CURRENT, changes, fill_shown, state
+from kbo_pipeline.read.profile_sql import activity_described, nace, profile, source
+from kbo_pipeline.read.state_sql import AT, CURRENT, changes, fill_shown, state
 
 PROFILE = "enterprise_profile"
 

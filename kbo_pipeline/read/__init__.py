@@ -1,0 +1,4 @@
+"""What readers get of the published register: views, look-up, search, changes, exports.
+
+Nothing is written to a register here.
+"""
