@@ -107,7 +107,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     from kbo_pipeline.core.text import counted
     from kbo_pipeline.fetch.meta import read_extract
     from kbo_pipeline.postgres import start_ahead
-    from kbo_pipeline.publishing import standing_of
+    from kbo_pipeline.publish.publish import standing_of
 
     settings = load_settings()
     extracts = [(zip_file, read_extract(zip_file)) for zip_file in zips]

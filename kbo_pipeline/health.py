@@ -21,8 +21,8 @@ from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.findings import Finding, found_error
 from kbo_pipeline.parts import ui_address
+from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.publish.readers_file import has_views
-from kbo_pipeline.publishing import standing_of
 from kbo_pipeline.serving import answers, start_lock
 
 

@@ -11,7 +11,7 @@ from kbo_pipeline.fetch.inbox import Inbox, shown
 from kbo_pipeline.findings import Finding
 from kbo_pipeline.health import holder_if_any, start_process
 from kbo_pipeline.postgres import moved_aside
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 
 _OLD_SECONDS = 86_400.0  # no import and no download takes so long
 _MOST_NAMED = 3

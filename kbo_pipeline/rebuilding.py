@@ -8,7 +8,6 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import open_register, open_register_to_copy
-from kbo_pipeline.copying import replace_shared
 from kbo_pipeline.core.disk_space import check_room_to_import
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
@@ -16,6 +15,7 @@ from kbo_pipeline.core.files import move_into_place
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip
+from kbo_pipeline.publish.copy import replace_shared
 from kbo_pipeline.publish.publication import complete
 from kbo_pipeline.publish.readers_file import show_to_readers
 from kbo_pipeline.stage.staging import stage

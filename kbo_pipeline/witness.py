@@ -26,8 +26,8 @@ from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.publish.publication import roll_back
+from kbo_pipeline.publish.publish import kept_files
 from kbo_pipeline.publish.readers_file import show_to_readers
-from kbo_pipeline.publishing import kept_files
 from kbo_pipeline.stage.staging import is_staged
 
 

@@ -11,15 +11,15 @@ from unittest.mock import patch
 import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
-from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import WORK, attach
 from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.publish.checking import CheckResult
 from kbo_pipeline.publish.publication import Publication, Rollback
-from kbo_pipeline.publishing import publish, rollback, standing_of
+from kbo_pipeline.publish.publish import publish, rollback, standing_of
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.read.register import PublishedRegister, read_register
 from kbo_pipeline.stage.staging import Staged, open_staged, stage

@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.checking import CheckResult, check_published
-from kbo_pipeline.checks import CHECKS
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
+from kbo_pipeline.publish.checking import CheckResult, check_published
+from kbo_pipeline.publish.checks import CHECKS
 from kbo_pipeline.read.baseline import is_unusual
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.core import Core

@@ -8,12 +8,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from kbo_pipeline.checks import CHECKS
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.alerting import due_alerts
 from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
+from kbo_pipeline.publish.checks import CHECKS
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.server import LOCATION, PATIENCE, Server, running_server

@@ -11,7 +11,6 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.copying import copy_register
 from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.errors import (
     NotFoundError,
@@ -26,6 +25,7 @@ from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Lake, Place
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.postgres import server_pid
+from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline_tests.core import Core, current_rows, open_to_read

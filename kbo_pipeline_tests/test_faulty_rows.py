@@ -23,8 +23,8 @@ from kbo_pipeline.core.tables import (
     TABLES,
     Table,
 )
+from kbo_pipeline.publish.verification import verify
 from kbo_pipeline.stage.faults import MAX_RECORD, FaultyRecord, RejectedError, faulty_records
-from kbo_pipeline.verifying import verify
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_staging import BAD_DATES, UNSOUND, good_line, spoilt
 from kbo_pipeline_tests.zips import Row, csv_text, keys_for, rows_for, write_extract

@@ -14,7 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publish.publication import completed
-from kbo_pipeline.publishing import is_published, read_standing_of
+from kbo_pipeline.publish.publish import is_published, read_standing_of
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, keys_for, write_extract

@@ -9,7 +9,6 @@ import duckdb
 import pytest
 
 from kbo_pipeline.apply.register import open_register
-from kbo_pipeline.copying import copy_register
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.nace import SECTIONS, divisions
@@ -18,6 +17,7 @@ from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.defs.mending import mend
 from kbo_pipeline.health import check_published
 from kbo_pipeline.publish import publication
+from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.publish.readers_file import has_views, renew_views
 from kbo_pipeline.read.views import macro_queries, view_queries
 from kbo_pipeline.sample import Sample

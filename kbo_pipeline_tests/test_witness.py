@@ -18,7 +18,7 @@ from kbo_pipeline.core.ledger import Link, read_chain
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.publishing import read_published
+from kbo_pipeline.publish.publish import read_published
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.witness import Recorded, Remedy, newest_known
 from kbo_pipeline_tests.core import Core

@@ -14,9 +14,9 @@ def copy_register(source: str, target: str) -> None:
     along, and the ledger: KBO_DATABASE may name the copy from then on. Nothing may be at TO. A copy
     is there when its content has the hash of the original, and not before.
     """
-    from kbo_pipeline import copying
     from kbo_pipeline.core.database import connect
     from kbo_pipeline.core.settings import load_settings
+    from kbo_pipeline.publish import copy as copying
 
     settings = load_settings()
     places = [settings.place(text) for text in (source, target)]

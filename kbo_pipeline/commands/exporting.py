@@ -11,7 +11,7 @@ import click
 from kbo_pipeline.commands.console import print_json
 
 if TYPE_CHECKING:
-    from kbo_pipeline.verifying import Verification
+    from kbo_pipeline.publish.verification import Verification
 
 
 @click.command()
@@ -46,12 +46,12 @@ def verify(zip_file: Path, as_json: bool) -> None:
     The register is read as it was at that number, all of it, whatever KBO_PRIVACY says. Ends with 0
     only when both are equal.
     """
-    from kbo_pipeline import verifying
     from kbo_pipeline.core.settings import load_settings
+    from kbo_pipeline.publish import verification
 
     settings = load_settings()
     with _bar() as report:
-        found = verifying.verify(settings, zip_file, report=report)
+        found = verification.verify(settings, zip_file, report=report)
     if as_json:
         print_json(found.to_json())
     else:

@@ -24,7 +24,7 @@ from kbo_pipeline.defs.progress import (
 )
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.logs import alert_log
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 
 _RUNS_LOOKED_AT = 50  # about no extract that is known
 _PATIENCE_SECONDS = 600.0

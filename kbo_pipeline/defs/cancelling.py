@@ -22,7 +22,7 @@ from kbo_pipeline.defs.claims import OWN_RUN, claim, claim_file
 from kbo_pipeline.defs.progress import CANCELLED_TAG, Progress, extract_of, is_retried
 from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.workers import is_dead
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
 _LOOK_SECONDS = 0.3

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.checking import CheckResult, check_published
-from kbo_pipeline.checks import CHECKS
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.publish.checking import CheckResult, check_published
+from kbo_pipeline.publish.checks import CHECKS
 
 ACCEPT_LOSS_TAG = "kbo/accept_loss"
 """Tag of a run that publishes an extract although it takes away many rows: who accepts that."""

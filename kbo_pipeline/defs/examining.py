@@ -40,7 +40,7 @@ from kbo_pipeline.defs.progress import (
 from kbo_pipeline.defs.status import error_of_run
 from kbo_pipeline.defs.workers import is_dead
 from kbo_pipeline.findings import Finding, found_error
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.witness import read_lost
 
 _SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere

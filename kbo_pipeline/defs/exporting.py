@@ -11,7 +11,7 @@ from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import Progress
 from kbo_pipeline.defs.queueing import last_in_queue
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.read.export import export
 
 

@@ -37,7 +37,7 @@ from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.defs.status import failure_message
 from kbo_pipeline.home import prepare_dagster_home
 from kbo_pipeline.patience import OF_COMMANDS, OF_WORK, patience, set_patience
-from kbo_pipeline.publishing import check_rollback, has_extract, standing_of
+from kbo_pipeline.publish.publish import check_rollback, has_extract, standing_of
 from kbo_pipeline.stage.staging import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")

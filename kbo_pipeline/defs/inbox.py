@@ -31,8 +31,8 @@ from kbo_pipeline.fetch.inbox import (
     shown,
 )
 from kbo_pipeline.fetch.zips import drop_zip, keep_zip
-from kbo_pipeline.publishing import has_extract, standing_of
-from kbo_pipeline.verifying import published_at
+from kbo_pipeline.publish.publish import has_extract, standing_of
+from kbo_pipeline.publish.verification import published_at
 
 INBOX_TAG = "kbo/inbox"
 """Tag of the runs that the inbox starts: which ZIP, and when it was claimed."""

@@ -23,7 +23,7 @@ from kbo_pipeline.defs.progress import Progress, newest_published
 from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.fetch.limits import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 
 if TYPE_CHECKING:
     from kbo_pipeline.fetch.portal import Offer, Portal

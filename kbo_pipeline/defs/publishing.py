@@ -8,7 +8,6 @@ from pathlib import Path
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.checking import CheckResult
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import CODE, TABLES
 from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
@@ -28,7 +27,8 @@ from kbo_pipeline.defs.mending import ledger_metadata
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.defs.staging import staging_asset
-from kbo_pipeline.publishing import publish
+from kbo_pipeline.publish.checking import CheckResult
+from kbo_pipeline.publish.publish import publish
 from kbo_pipeline.read.published import open_published
 
 

@@ -15,7 +15,7 @@ from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import batch_or_none
 from kbo_pipeline.defs.progress import RANGE_END_TAG, Progress, runs_about
 from kbo_pipeline.fetch.zips import remove_old_zips
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.read.change_report import remove_report
 from kbo_pipeline.stage.staging import staging_file
 

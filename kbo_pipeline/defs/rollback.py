@@ -12,7 +12,7 @@ from kbo_pipeline.defs.forgetting import forget_extract
 from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of, job_of
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.publishing import check_rollback, rollback
+from kbo_pipeline.publish.publish import check_rollback, rollback
 from kbo_pipeline.read.change_report import remove_report
 
 _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)

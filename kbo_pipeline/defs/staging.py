@@ -16,7 +16,7 @@ from kbo_pipeline.defs.progress import REJECTED_ROWS, WARNINGS
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
-from kbo_pipeline.publishing import is_published
+from kbo_pipeline.publish.publish import is_published
 from kbo_pipeline.stage.faults import reported
 from kbo_pipeline.stage.staging import open_staged, stage, staging_file
 

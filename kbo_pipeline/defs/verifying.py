@@ -15,9 +15,9 @@ from kbo_pipeline.defs.progress import Progress
 from kbo_pipeline.defs.queueing import last_in_queue
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.fetch.zips import kept_zip, kept_zips
-from kbo_pipeline.publishing import standing_of
+from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.verification import Verification, published_at, verify
 from kbo_pipeline.rebuilding import kept_keys
-from kbo_pipeline.verifying import Verification, published_at, verify
 
 CHECK = "register_equals_full"
 

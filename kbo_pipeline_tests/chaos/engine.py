@@ -130,7 +130,7 @@ def published(core: "Core") -> int | None:
     """The number of the newest published extract."""
     import duckdb
 
-    from kbo_pipeline.publishing import read_published
+    from kbo_pipeline.publish.publish import read_published
 
     with duckdb.connect(":memory:") as connection:
         found = read_published(connection, core.database)

@@ -21,8 +21,8 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.publish import verification_sql as verifying_sql
 from kbo_pipeline.read.published import open_published
-from kbo_pipeline.sql import verifying as verifying_sql
 from kbo_pipeline.stage.staging import open_staged, stage
 
 SAMPLES = 10

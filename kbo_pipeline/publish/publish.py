@@ -10,7 +10,6 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import open_register, open_register_to_copy
-from kbo_pipeline.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
@@ -18,6 +17,7 @@ from kbo_pipeline.core.ledger import Standing
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.publish.publication import Publication, Rollback, complete, completed, roll_back
 from kbo_pipeline.publish.readers_file import show_to_readers
 from kbo_pipeline.read.published import open_published

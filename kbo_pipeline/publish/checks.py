@@ -14,8 +14,8 @@ from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey, ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted
+from kbo_pipeline.publish import checks_sql as checking_sql
 from kbo_pipeline.read.baseline import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_unusual
-from kbo_pipeline.sql import checking as checking_sql
 
 Severity = Literal["error", "warning"]
 

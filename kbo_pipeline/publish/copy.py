@@ -15,9 +15,9 @@ from kbo_pipeline.core.lake import NOTHING_PUBLISHED
 from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.publish import copy_sql as copying_sql
 from kbo_pipeline.publish.publication import show
 from kbo_pipeline.read.published import content_hash, open_published
-from kbo_pipeline.sql import copying as copying_sql
 
 Report = Callable[[str], None]
 """Takes a line of progress."""

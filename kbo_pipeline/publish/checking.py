@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 import duckdb
 
-from kbo_pipeline.checks import CHECKS, LOSS, Check, Found, Severity, Subject
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import TABLES, Table
+from kbo_pipeline.publish import checks_sql as checking_sql
+from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
 from kbo_pipeline.read.published import open_published
-from kbo_pipeline.sql import checking as checking_sql
 
 CHANGED_AT_MOST = 1_000_000
 """Rows that an extract may open and close before looking at everything is quicker."""
