@@ -46,13 +46,17 @@ __all__ = [
     "read_register",
 ]
 
-_MODULES = {"Change": "changes", "PublishedRegister": "reading", "read_register": "reading"}
+_MODULES = {
+    "Change": "read.changes",
+    "PublishedRegister": "read.register",
+    "read_register": "read.register",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    default = "core.errors" if name.endswith("Error") else "enterprises"
+    default = "core.errors" if name.endswith("Error") else "read.types"
     found = getattr(import_module(f"{__name__}.{_MODULES.get(name, default)}"), name)
     globals()[name] = found
     return found

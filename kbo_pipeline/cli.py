@@ -27,10 +27,12 @@ from kbo_pipeline.commands.status import status
 from kbo_pipeline.core.errors import KboError
 
 if TYPE_CHECKING:
+    from dagster import SensorDefinition
+
     from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.core.settings import Settings
-    from kbo_pipeline.findings import Finding
-    from kbo_pipeline.parts import Part
+    from kbo_pipeline.operate.parts import Part
+    from kbo_pipeline.operate.repair.findings import Finding
     from kbo_pipeline.read.types import PublishedExtract
 
 
@@ -41,7 +43,7 @@ def main() -> None:
 
     Settings come from the environment and from a .env file; docs/operating.md lists them.
     """
-    from kbo_pipeline.privacy import open_secrets
+    from kbo_pipeline.operate.repair.privacy import open_secrets
 
     if (line := open_secrets()) is not None:
         click.echo(f"kbo: warning: {line}", err=True)
@@ -64,18 +66,18 @@ def start(read_only: bool, only: "Part | None") -> None:
     from kbo_pipeline.core.pause_file import PAUSED, is_paused
     from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.fetch.inbox import Inbox
-    from kbo_pipeline.serving import serve
+    from kbo_pipeline.operate.processes.start import serve
 
     settings = load_settings()
 
     class Recover:
         def __call__(self, *, ended_at: float, is_start: bool) -> "ExtractKey | None":
-            from kbo_pipeline.defs.looking import look
+            from kbo_pipeline.operate.repair.watch import look
 
             return look(settings, report, ended_at=ended_at, is_start=is_start)
 
         def has_code_server(self, socket: Path) -> bool:
-            from kbo_pipeline.defs.looking import has_code_server
+            from kbo_pipeline.operate.repair.watch import has_code_server
 
             return has_code_server(settings, socket)
 
@@ -106,7 +108,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.core.text import counted
     from kbo_pipeline.fetch.meta import read_extract
-    from kbo_pipeline.postgres import start_ahead
+    from kbo_pipeline.operate.processes.postgres import start_ahead
     from kbo_pipeline.publish.publish import standing_of
 
     settings = load_settings()
@@ -117,8 +119,9 @@ def import_command(zips: tuple[Path, ...]) -> None:
     extracts.sort(key=lambda item: order.index(item[1].key))
     if settings.postgres_url is None:  # beside the imports that follow, which take two seconds
         start_ahead(settings.postgres_dir)
-    from kbo_pipeline.defs.importing import import_extract, open_instance
-    from kbo_pipeline.defs.progress import Progress
+    from kbo_pipeline.defs.importing import import_extract
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.progress import Progress
 
     with open_instance(settings) as instance:
         for zip_file, extract in extracts:
@@ -173,8 +176,9 @@ def retry(extract: str | None, accept_faults: bool) -> None:
 
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
-    from kbo_pipeline.defs.importing import open_instance, retry_extract
-    from kbo_pipeline.defs.status import newest_extract
+    from kbo_pipeline.defs.importing import retry_extract
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.status import newest_extract
 
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
@@ -197,7 +201,8 @@ def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
 
     settings = load_settings()
     key = extract_key(extract)
-    from kbo_pipeline.defs.importing import open_instance, publish_extract, retry_extract
+    from kbo_pipeline.defs.importing import publish_extract, retry_extract
+    from kbo_pipeline.operate.instance import open_instance
 
     with open_instance(settings) as instance, pause_told(settings):
         if accept_faults:
@@ -220,8 +225,8 @@ def cancel(extract: str) -> None:
 
     settings = load_settings()
     key = extract_key(extract)
-    from kbo_pipeline.defs.cancelling import cancel_extract
-    from kbo_pipeline.defs.importing import open_instance
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.cancellation import cancel_extract
 
     with open_instance(settings) as instance:
         cancel_extract(instance, settings, key)
@@ -256,7 +261,8 @@ def rollback(extract: str) -> None:
 
     settings = load_settings()
     key = extract_key(extract)
-    from kbo_pipeline.defs.importing import open_instance, rollback_extract
+    from kbo_pipeline.defs.importing import rollback_extract
+    from kbo_pipeline.operate.instance import open_instance
 
     with open_instance(settings) as instance:
         rollback_extract(instance, settings, key)
@@ -278,9 +284,10 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
     from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
-    from kbo_pipeline.defs.importing import open_instance, retry_extract
-    from kbo_pipeline.defs.mending import mend, rebuild_from_zips
-    from kbo_pipeline.witness import drop_lost, read_lost
+    from kbo_pipeline.defs.importing import retry_extract
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.lost import drop_lost, read_lost
+    from kbo_pipeline.operate.repair.repair import mend, rebuild_from_zips
 
     said: list[str] = []
 
@@ -307,7 +314,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
 
 def _put_database_aside(settings: "Settings") -> Path:
     from kbo_pipeline.core.errors import NotReadyError, SettingsError
-    from kbo_pipeline.postgres import move_aside
+    from kbo_pipeline.operate.processes.postgres import move_aside
 
     if settings.postgres_url is not None:
         raise SettingsError(
@@ -318,6 +325,12 @@ def _put_database_aside(settings: "Settings") -> Path:
     if aside is None:
         raise NotReadyError(f"{settings.postgres_dir}: no database there; kbo rebuild makes it")
     return aside
+
+
+def _sensors() -> "Iterable[SensorDefinition]":
+    from kbo_pipeline.definitions import defs
+
+    return defs.sensors or ()
 
 
 @main.command()
@@ -332,13 +345,13 @@ def doctor(as_json: bool) -> None:
     from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
-    from kbo_pipeline.defs.doctor import diagnose
+    from kbo_pipeline.operate.repair.doctor import diagnose
 
     if as_json:
-        found = list(diagnose(settings))
+        found = list(diagnose(settings, _sensors))
         print_json(with_source(_newest_published(), [finding.to_json() for finding in found]))
     else:
-        found = _print_findings(diagnose(settings))
+        found = _print_findings(diagnose(settings, _sensors))
     if any(finding.severity == "error" for finding in found):
         sys.exit(1)
 

@@ -17,13 +17,13 @@ from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.operate.repair.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline.publish.checking import CheckResult
 from kbo_pipeline.publish.publication import Publication, Rollback
 from kbo_pipeline.publish.publish import publish, rollback, standing_of
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.read.register import PublishedRegister, read_register
 from kbo_pipeline.stage.staging import Staged, open_staged, stage
-from kbo_pipeline.witness import Recorded, Remedy, look, mend_files
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
 from kbo_pipeline_tests.zips import Row
 

@@ -19,7 +19,7 @@ import duckdb
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.defs.partitions import kbo_batches
+from kbo_pipeline.operate.runs.partitions import kbo_batches
 from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline_tests.core import publication_of

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from kbo_pipeline.serving import answers
+from kbo_pipeline.operate.processes.start import answers
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.server import PATIENCE, Server
 
@@ -141,7 +141,9 @@ def web_server(pipeline: Pipeline) -> Iterator[tuple[Server, Started]]:
     arguments = ("--port", str(port), "--workspace", workspace)
     server = Server(f"http://127.0.0.1:{port}")
     home = {"DAGSTER_HOME": str(pipeline.directory / "dagster_home")}
-    with started(pipeline, "kbo_pipeline.defs.webserver", *arguments, settings=home) as process:
+    with started(
+        pipeline, "kbo_pipeline.operate.processes.webserver", *arguments, settings=home
+    ) as process:
         wait_until(partial(answers, f"{server.address}/server_info"), "web server", process)
         yield server, process
 

@@ -29,9 +29,9 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.pause_file import PAUSED
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.defs.cancelling import cancel_extract, note_cancelled
-from kbo_pipeline.defs.claims import claim_file
-from kbo_pipeline.defs.progress import EXTRACT_TAG, Progress
+from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelled
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, Progress
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core, open_at_work
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, run_status

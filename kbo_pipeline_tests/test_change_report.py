@@ -11,7 +11,7 @@ import pytest
 from kbo_pipeline.core.errors import NotFoundError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs.alerting import due_alerts
+from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.read.anomalies import MOST, Counts, Standout, unusual_things
 from kbo_pipeline.read.change_report import make_report, remove_report, report_directory
 from kbo_pipeline.read.changes import iterate_changes

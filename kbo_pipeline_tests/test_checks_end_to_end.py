@@ -11,8 +11,8 @@ import pytest
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs.alerting import due_alerts
-from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
+from kbo_pipeline.operate.repair.alerts import due_alerts
+from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG
 from kbo_pipeline.publish.checks import CHECKS
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.pipeline import Pipeline, materializations

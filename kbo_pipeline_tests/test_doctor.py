@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -29,23 +29,23 @@ from dagster._core.scheduler.instigation import (
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
-from kbo_pipeline import health, leftovers
 from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.pause_file import pause
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs import examining
-from kbo_pipeline.defs.claims import OWN_RUN, claim_file
-from kbo_pipeline.defs.doctor import diagnose
-from kbo_pipeline.defs.examining import Installation
-from kbo_pipeline.defs.polling import Poll
-from kbo_pipeline.defs.progress import EXTRACT_TAG
-from kbo_pipeline.findings import Finding
+from kbo_pipeline.definitions import defs
+from kbo_pipeline.operate.lost import add_lost
+from kbo_pipeline.operate.processes.start import start_lock
+from kbo_pipeline.operate.repair import dagster_checks, disk_checks, leftovers
+from kbo_pipeline.operate.repair.dagster_checks import Installation
+from kbo_pipeline.operate.repair.doctor import diagnose
+from kbo_pipeline.operate.repair.findings import Finding
+from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
+from kbo_pipeline.operate.runs.poll import Poll
+from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.serving import start_lock
-from kbo_pipeline.witness import add_lost
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.test_portal_sensor import forget_everything
@@ -97,16 +97,16 @@ def only(findings: Iterator[Finding]) -> Finding:
 
 
 def test_without_an_account_it_says_that_the_portal_is_not_asked(settings: Settings) -> None:
-    assert bad(health.check_settings(settings)) == [("warning", "portal account")]
+    assert bad(disk_checks.check_settings(settings)) == [("warning", "portal account")]
     whole = dataclasses.replace(settings, username="me", password="canary")
-    assert bad(health.check_settings(whole)) == []
-    assert "canary" not in str(list(health.check_settings(whole)))
+    assert bad(disk_checks.check_settings(whole)) == []
+    assert "canary" not in str(list(disk_checks.check_settings(whole)))
 
 
 def test_a_directory_that_is_none_is_an_error(settings: Settings) -> None:
-    assert bad(health.check_directories(settings)) == []
+    assert bad(disk_checks.check_directories(settings)) == []
     settings.downloads_dir.write_text("a file")
-    found = only(health.check_directories(settings))
+    found = only(disk_checks.check_directories(settings))
     assert (found.severity, found.subject) == ("error", "directories")
     assert str(settings.downloads_dir) in found.text
 
@@ -114,44 +114,44 @@ def test_a_directory_that_is_none_is_an_error(settings: Settings) -> None:
 def test_a_disk_that_is_too_small_for_the_next_extract_is_an_error(
     settings: Settings, tmp_path: Path
 ) -> None:
-    assert bad(health.check_disks(settings)) == []
+    assert bad(disk_checks.check_disks(settings)) == []
     settings.downloads_dir.mkdir()
     length = shutil.disk_usage(tmp_path).free
     announcing(tmp_path, length).rename(settings.downloads_dir / ZIP_NAME)
-    found = list(health.check_disks(settings))
+    found = list(disk_checks.check_disks(settings))
     assert bad(iter(found)) == [("error", "disk")] * len(found)
     assert "one like 0141-update needs about" in found[0].text
     assert str(found[0].remedy).startswith("free ")
     (settings.downloads_dir / ZIP_NAME).write_text("no ZIP")
-    assert bad(health.check_disks(settings)) == [("warning", "downloads")]
+    assert bad(disk_checks.check_disks(settings)) == [("warning", "downloads")]
 
 
 def test_kbo_start_that_does_not_run_and_a_pause_are_warnings(settings: Settings) -> None:
-    found = only(health.check_start(settings))
+    found = only(disk_checks.check_start(settings))
     assert (found.severity, found.remedy) == ("warning", "kbo start")
     assert not settings.work_dir.exists()
     with exclusive_lock(start_lock(settings)):
-        assert health.start_process(settings) == os.getpid()
-        assert "no web UI answers" in only(health.check_start(settings)).text
-    assert list(health.check_pause(settings)) == []
+        assert disk_checks.start_process(settings) == os.getpid()
+        assert "no web UI answers" in only(disk_checks.check_start(settings)).text
+    assert list(disk_checks.check_pause(settings)) == []
     pause(settings)
-    assert only(health.check_pause(settings)).remedy == "kbo resume"
+    assert only(disk_checks.check_pause(settings)).remedy == "kbo resume"
 
 
 def test_a_sound_register_is_found_sound(settings: Settings, published: Core) -> None:
-    found = [*health.check_published(settings), *health.check_register(settings)]
+    found = [*disk_checks.check_published(settings), *disk_checks.check_register(settings)]
     assert {finding.severity for finding in found} == {"ok"}
     assert all("0140-full (1 extract), opens: " in finding.text for finding in found)
     with exclusive_lock(register_lock(settings.register_file)):
-        (finding,) = health.check_register(settings)
+        (finding,) = disk_checks.check_register(settings)
     assert finding.text == f"process {os.getpid()} is at work on it"
 
 
 def test_a_damaged_register_is_an_error(settings: Settings, published: Core) -> None:
     settings.database_file.write_bytes(b"no DuckDB")
-    assert only(health.check_published(settings)).severity == "error"
+    assert only(disk_checks.check_published(settings)).severity == "error"
     settings.register_file.write_bytes(b"no DuckDB")
-    found = only(health.check_register(settings))
+    found = only(disk_checks.check_register(settings))
     assert (found.severity, found.subject) == ("error", "register at work")
     assert str(found.remedy).endswith("kbo rebuild")
 
@@ -167,15 +167,15 @@ def test_a_register_that_another_program_has_open_is_an_error(
         text=True,
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "1\n"
-        found = only(health.check_register(settings))
+        found = only(disk_checks.check_register(settings))
         other.communicate("\n")
     assert f"PID {other.pid}" in found.text
-    assert bad(health.check_register(settings)) == []
+    assert bad(disk_checks.check_register(settings)) == []
 
 
 def test_a_register_at_work_that_is_gone_is_an_error(settings: Settings, published: Core) -> None:
     settings.register_file.unlink()
-    assert "not there, though" in only(health.check_register(settings)).text
+    assert "not there, though" in only(disk_checks.check_register(settings)).text
 
 
 def test_leftovers_are_warnings(settings: Settings, published: Core) -> None:
@@ -213,6 +213,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInsta
         yield instance
 
 
+def sensors() -> Iterable[dg.SensorDefinition]:
+    return defs.sensors or ()
+
+
 class Bench:
     """An installation whose records the tests write, with or without `kbo start`."""
 
@@ -223,7 +227,7 @@ class Bench:
     def look(self, check: Callable[[Installation], Iterator[Finding]]) -> Iterator[Finding]:
         """What a check finds now; a `kbo start` has run for as long as the machine."""
         pid = 1 if self.is_run else None
-        return check(Installation(self.settings, self.instance, pid))
+        return check(Installation(self.settings, self.instance, pid, sensors))
 
     def run(
         self, job: str, status: dg.DagsterRunStatus, key: ExtractKey, *tags: Mapping[str, str]
@@ -256,19 +260,19 @@ def bench(settings: Settings, shared: dg.DagsterInstance) -> Iterator[Bench]:
 
 
 def test_what_does_not_agree_is_an_error(bench: Bench, published: Core) -> None:
-    found = only(bench.look(examining.check_ledger))
+    found = only(bench.look(dagster_checks.check_ledger))
     assert (found.severity, found.remedy) == ("error", "kbo start mends it, or kbo rebuild")
     assert found.text == "0140-full: published, and unknown to Dagster: told to it"
     bench.materialize("published_extract", FULL)
-    assert bad(bench.look(examining.check_ledger)) == []
+    assert bad(bench.look(dagster_checks.check_ledger)) == []
     with exclusive_lock(register_lock(bench.settings.register_file)):
-        assert bad(bench.look(examining.check_ledger)) == [("warning", "ledger")]
+        assert bad(bench.look(dagster_checks.check_ledger)) == [("warning", "ledger")]
     add_lost(bench.settings, [UPDATE])
-    assert only(bench.look(examining.check_ledger)).remedy == "kbo retry 0141-update"
+    assert only(bench.look(dagster_checks.check_ledger)).remedy == "kbo retry 0141-update"
     damaged = bytearray(published.database.read_bytes())
     damaged[300_000] ^= 1
     published.database.write_bytes(damaged)
-    texts = [finding.text for finding in bench.look(examining.check_ledger)]
+    texts = [finding.text for finding in bench.look(dagster_checks.check_ledger)]
     assert "the checksum of 262144 bytes at 274432 is wrong" in texts[1]
 
 
@@ -280,21 +284,21 @@ def test_files_that_were_put_aside_are_warnings(settings: Settings, published: C
 
 
 def test_a_silent_daemon_is_an_error(bench: Bench) -> None:
-    assert list(bench.look(examining.check_daemons)) == []
+    assert list(bench.look(dagster_checks.check_daemons)) == []
     bench.is_run = True
-    assert "SENSOR" in only(bench.look(examining.check_daemons)).text
+    assert "SENSOR" in only(bench.look(dagster_checks.check_daemons)).text
     error = SerializableErrorInfo("it hurts\nhere", [], None)
     for name in bench.instance.get_required_daemon_types():
         errors = [error] if name == "SENSOR" else []
         bench.instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), name, "1", errors))
-    assert only(bench.look(examining.check_daemons)).text == "SENSOR: it hurts"
+    assert only(bench.look(dagster_checks.check_daemons)).text == "SENSOR: it hurts"
     bench.instance.wipe_daemon_heartbeats()
 
 
 def test_a_sensor_that_was_stopped_fails_or_is_silent_is_told(bench: Bench) -> None:
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("kbo_pipeline"), "__it__")
     instance, now = bench.instance, time.time()
-    assert list(bench.look(examining.check_sensors)) == []
+    assert list(bench.look(dagster_checks.check_sensors)) == []
     states = {}
     for name in (
         *("kbo_extract_sensor", "inbox_sensor", "apply_when_staged", "publish_when_applied"),
@@ -309,7 +313,7 @@ def test_a_sensor_that_was_stopped_fails_or_is_silent_is_told(bench: Bench) -> N
             )
         )
     bench.is_run = True
-    assert bad(bench.look(examining.check_sensors)) == []
+    assert bad(bench.look(dagster_checks.check_sensors)) == []
     state = states["inbox_sensor"]
     tick = TickData(
         state.instigator_origin_id,
@@ -321,18 +325,18 @@ def test_a_sensor_that_was_stopped_fails_or_is_silent_is_told(bench: Bench) -> N
         selector_id=state.selector_id,
     )
     instance.create_tick(tick)
-    found = only(bench.look(examining.check_sensors))
+    found = only(bench.look(dagster_checks.check_sensors))
     assert found.severity == "error"
     assert found.text.startswith("inbox_sensor failed at ")
     assert found.text.endswith(": no inbox")
     instance.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
-    found = only(bench.look(examining.check_sensors))
+    found = only(bench.look(dagster_checks.check_sensors))
     assert (found.severity, found.text) == ("warning", "inbox_sensor was stopped by hand")
     instance.update_instigator_state(state.with_status(InstigatorStatus.DECLARED_IN_CODE))
     alerting = states["alert_sensor"]
     silent = SensorInstigatorData(last_tick_timestamp=now - 1000)
     instance.update_instigator_state(alerting.with_data(silent))
-    texts = [finding.text for finding in bench.look(examining.check_sensors)]
+    texts = [finding.text for finding in bench.look(dagster_checks.check_sensors)]
     assert any(text.startswith("alert_sensor has not looked since ") for text in texts)
     for state in states.values():
         instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
@@ -344,25 +348,25 @@ def test_runs_whose_process_has_died_are_told(bench: Bench) -> None:
     dead = bench.run("apply_batches", STATUS.STARTED, FULL)
     (locks / f"{dead}.lock").write_text("1")
     with exclusive_lock(locks / f"{dead}.lock"):
-        assert bad(bench.look(examining.check_stuck_runs)) == []
-    found = only(bench.look(examining.check_stuck_runs))
+        assert bad(bench.look(dagster_checks.check_stuck_runs)) == []
+    found = only(bench.look(dagster_checks.check_stuck_runs))
     assert (found.severity, found.subject, found.remedy) == ("error", "0140-full", "kbo start")
     bench.is_run = True
-    assert only(bench.look(examining.check_stuck_runs)).severity == "warning"
+    assert only(bench.look(dagster_checks.check_stuck_runs)).severity == "warning"
     bench.instance.delete_run(dead)
     bench.run("apply_batches", STATUS.STARTED, FULL, OWN_RUN)
     with exclusive_lock(claim_file(bench.settings, FULL)):
-        assert bad(bench.look(examining.check_stuck_runs)) == []
-    assert only(bench.look(examining.check_stuck_runs)).remedy == "kbo retry 0140-full"
+        assert bad(bench.look(dagster_checks.check_stuck_runs)) == []
+    assert only(bench.look(dagster_checks.check_stuck_runs)).remedy == "kbo retry 0140-full"
 
 
 def test_a_run_that_waits_too_long_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run("stage_extract", STATUS.NOT_STARTED, FULL)
-    assert bad(bench.look(examining.check_stuck_runs)) == []
-    monkeypatch.setattr(examining, "_QUEUED_SECONDS", -1.0)
-    assert "waits in the queue" in only(bench.look(examining.check_stuck_runs)).text
+    assert bad(bench.look(dagster_checks.check_stuck_runs)) == []
+    monkeypatch.setattr(dagster_checks, "_QUEUED_SECONDS", -1.0)
+    assert "waits in the queue" in only(bench.look(dagster_checks.check_stuck_runs)).text
     pause(bench.settings)
-    assert only(bench.look(examining.check_stuck_runs)).remedy == "kbo resume"
+    assert only(bench.look(dagster_checks.check_stuck_runs)).remedy == "kbo resume"
 
 
 def test_a_failed_run_is_an_error_until_somebody_takes_it_up(bench: Bench) -> None:
@@ -370,27 +374,27 @@ def test_a_failed_run_is_an_error_until_somebody_takes_it_up(bench: Bench) -> No
     bench.stage(UPDATE)
     bench.run("apply_batches", STATUS.FAILURE, FULL, NOT_RETRIED)  # published since
     failed = bench.run("apply_batches", STATUS.FAILURE, UPDATE)
-    assert list(bench.look(examining.check_failed_runs)) == []  # Dagster may retry it
+    assert list(bench.look(dagster_checks.check_failed_runs)) == []  # Dagster may retry it
     bench.instance.add_run_tags(failed, {"dagster/will_retry": "false"})
-    found = only(bench.look(examining.check_failed_runs))
+    found = only(bench.look(dagster_checks.check_failed_runs))
     assert (found.severity, found.subject) == ("error", "0141-update")
     assert found.remedy == "mend the cause, then kbo retry 0141-update"
     taken_up = bench.run("apply_batches", STATUS.STARTED, UPDATE)
-    assert list(bench.look(examining.check_failed_runs)) == []
+    assert list(bench.look(dagster_checks.check_failed_runs)) == []
     bench.instance.delete_run(taken_up)
     bench.run("rollback_extract", STATUS.FAILURE, FULL, NOT_RETRIED)
-    texts = [finding.remedy for finding in bench.look(examining.check_failed_runs)]
+    texts = [finding.remedy for finding in bench.look(dagster_checks.check_failed_runs)]
     assert texts[0] == "mend the cause, then kbo rollback 0140-full"
 
 
 def test_a_report_that_failed_is_a_warning_until_it_is_made(bench: Bench) -> None:
     bench.materialize("published_extract", FULL)
     bench.run("publish_extract", STATUS.FAILURE, FULL, NOT_RETRIED)
-    found = only(bench.look(examining.check_failed_runs))
+    found = only(bench.look(dagster_checks.check_failed_runs))
     assert (found.severity, found.subject) == ("warning", "0140-full")
     assert found.text.startswith("change_report failed: ")
     bench.materialize("change_report", FULL)
-    assert list(bench.look(examining.check_failed_runs)) == []
+    assert list(bench.look(dagster_checks.check_failed_runs)) == []
 
 
 def test_a_place_in_a_pool_that_a_run_has_left_taken_is_told(bench: Bench) -> None:
@@ -398,12 +402,12 @@ def test_a_place_in_a_pool_that_a_run_has_left_taken_is_told(bench: Bench) -> No
     storage.initialize_concurrency_limit_to_default("register")
     run = bench.run("apply_batches", STATUS.STARTED, FULL)
     storage.claim_concurrency_slot("register", run, "step")
-    assert list(bench.look(examining.check_pools)) == []
+    assert list(bench.look(dagster_checks.check_pools)) == []
     ended = bench.run("apply_batches", STATUS.CANCELED, FULL)
     for run_id, says in ((ended, "which has ended"), ("gone", "which is not recorded")):
         storage.free_concurrency_slots_for_run(run)
         storage.claim_concurrency_slot("register", run_id, "step")
-        found = only(bench.look(examining.check_pools))
+        found = only(bench.look(dagster_checks.check_pools))
         assert (found.severity, found.subject) == ("error", "pools")
         assert says in found.text
         run = run_id
@@ -412,28 +416,28 @@ def test_a_place_in_a_pool_that_a_run_has_left_taken_is_told(bench: Bench) -> No
 
 def test_extracts_that_wait_for_a_person_are_told(bench: Bench) -> None:
     bench.materialize("published_extract", FULL)
-    assert bad(bench.look(examining.check_extracts)) == []
+    assert bad(bench.look(dagster_checks.check_extracts)) == []
     bench.stage(UPDATE)
     run = bench.run("stage_extract", STATUS.SUCCESS, UPDATE, OWN_RUN)
-    found = only(bench.look(examining.check_extracts))
+    found = only(bench.look(dagster_checks.check_extracts))
     assert (found.severity, found.subject) == ("warning", "0141-update")
     assert found.text == "0 of 2 batches are applied, and nothing is at work on it"
     with exclusive_lock(claim_file(bench.settings, UPDATE)):
-        assert bad(bench.look(examining.check_extracts)) == []
+        assert bad(bench.look(dagster_checks.check_extracts)) == []
     bench.is_run = True
-    assert bad(bench.look(examining.check_extracts)) == []  # the sensors take it up
+    assert bad(bench.look(dagster_checks.check_extracts)) == []  # the sensors take it up
     bench.instance.delete_run(run)
     bench.run("apply_batches", STATUS.CANCELED, UPDATE)
-    assert only(bench.look(examining.check_extracts)).text.startswith("cancelled: ")
+    assert only(bench.look(dagster_checks.check_extracts)).text.startswith("cancelled: ")
     bench.run("rollback_extract", STATUS.SUCCESS, UPDATE)
-    assert only(bench.look(examining.check_extracts)).text == "was rolled back"
+    assert only(bench.look(dagster_checks.check_extracts)).text == "was rolled back"
 
 
 def test_a_gap_below_what_is_staged_is_an_error(bench: Bench) -> None:
     bench.materialize("published_extract", FULL)
     bench.stage(ExtractKey(143, "update"))
     bench.run("stage_extract", STATUS.SUCCESS, ExtractKey(143, "update"))
-    found = only(bench.look(examining.check_extracts))
+    found = only(bench.look(dagster_checks.check_extracts))
     assert (found.severity, found.subject) == ("error", "0143-update")
     assert found.text == "0143-update is staged and waits for 0141-update"
 
@@ -457,19 +461,19 @@ def test_what_the_last_poll_has_found_is_told(
     bench: Bench, poll: Poll, is_run: bool, severity: str, says: str
 ) -> None:
     bench.settings = dataclasses.replace(bench.settings, username="me", password="secret")
-    assert bad(bench.look(examining.check_portal)) == []
+    assert bad(bench.look(dagster_checks.check_portal)) == []
     bench.poll(poll)
     bench.is_run = is_run
-    found = only(bench.look(examining.check_portal))
+    found = only(bench.look(dagster_checks.check_portal))
     assert (found.severity, found.subject) == (severity, "portal")
     assert str(found.remedy).startswith(says)
 
 
 def test_a_stale_register_is_a_warning(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.materialize("published_extract", FULL)
-    assert list(bench.look(examining.check_freshness)) == []
+    assert list(bench.look(dagster_checks.check_freshness)) == []
     bench.settings = dataclasses.replace(bench.settings, stale_hours=0)
-    assert only(bench.look(examining.check_freshness)).severity == "warning"
+    assert only(bench.look(dagster_checks.check_freshness)).severity == "warning"
 
 
 def test_a_look_that_fails_hides_no_other(settings: Settings) -> None:
@@ -477,7 +481,7 @@ def test_a_look_that_fails_hides_no_other(settings: Settings) -> None:
     (settings.data_dir / "inbox").mkdir()
     (settings.inbox_dir / "rejected").symlink_to(settings.inbox_dir / "rejected")  # a loop
     settings.database_file.mkdir()
-    found = {finding.subject: finding for finding in diagnose(settings)}
+    found = {finding.subject: finding for finding in diagnose(settings, sensors)}
     assert found["published register"].severity == "error"
     assert found["PostgreSQL"].text.startswith("none yet")
     assert not settings.postgres_dir.exists()
@@ -487,7 +491,7 @@ def test_a_postgresql_that_does_not_answer_is_an_error(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://me:canary@127.0.0.1:9/db")
-    *_, last = diagnose(load_settings())
+    *_, last = diagnose(load_settings(), sensors)
     assert (last.severity, last.subject) == ("error", "PostgreSQL")
     assert "canary" not in str(last)
 

@@ -24,7 +24,7 @@ from kbo_pipeline.core.lake import attach_to_read, attach_to_write
 from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.places import Lake, Place
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.postgres import server_pid
+from kbo_pipeline.operate.processes.postgres import server_pid
 from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.read.register import read_register

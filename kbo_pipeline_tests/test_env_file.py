@@ -8,7 +8,7 @@ import pytest
 from kbo_pipeline.core.env_file import read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.privacy import open_secrets
+from kbo_pipeline.operate.repair.privacy import open_secrets
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 
 SECRET = "canary"

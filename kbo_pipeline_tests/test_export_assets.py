@@ -17,10 +17,10 @@ from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.exporting import export_when_published
 from kbo_pipeline.defs.inbox import inbox_sensor
-from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.verifying import CHECK, verify_when_at_hand
 from kbo_pipeline.fetch.inbox import Inbox
+from kbo_pipeline.operate.runs.partitions import register_extract
+from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.read.export import MANIFEST
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core

@@ -11,9 +11,9 @@ import pytest
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.fetch.zips import fetch_zip, kept_zip, latest_key, remove_old_zips
-from kbo_pipeline.rebuilding import kept_keys
+from kbo_pipeline.operate.repair.rebuild import kept_keys
+from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.pipeline import Pipeline, fetch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline.operate.processes.parent_death import tied_command
 from kbo_pipeline.sample import Sample
-from kbo_pipeline.tied import tied_command
 from kbo_pipeline_tests.lakes import new_lake, variables
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import Started, free_port, wait_until

@@ -13,12 +13,12 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.importing import import_extract
 from kbo_pipeline.defs.inbox import inbox_sensor
-from kbo_pipeline.defs.partitions import register_extract
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.processes import at_once, wait_until

@@ -10,14 +10,20 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from kbo_pipeline import logs
-from kbo_pipeline.alerts import Alert, write_down
-from kbo_pipeline.children import Children
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.inbox import inbox_sensor
-from kbo_pipeline.logs import alert_log, log_file, put_aside, remove_old, remove_old_outputs
-from kbo_pipeline.serving import tidy_logs
+from kbo_pipeline.operate.processes import logs
+from kbo_pipeline.operate.processes.children import Children
+from kbo_pipeline.operate.processes.logs import (
+    alert_log,
+    log_file,
+    put_aside,
+    remove_old,
+    remove_old_outputs,
+)
+from kbo_pipeline.operate.processes.start import tidy_logs
+from kbo_pipeline.operate.repair.alerts import Alert, write_down
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.server import running_server
 

@@ -16,12 +16,19 @@ from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.order import import_order
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs import examining, polling, recovery
-from kbo_pipeline.defs.alerting import alert_sensor, due_alerts
-from kbo_pipeline.defs.cancelling import note_cancelled
-from kbo_pipeline.defs.claims import OWN_RUN
-from kbo_pipeline.defs.examining import Installation
-from kbo_pipeline.defs.progress import (
+from kbo_pipeline.defs import polling
+from kbo_pipeline.defs.alerting import alert_sensor
+from kbo_pipeline.defs.sensors import apply_when_staged
+from kbo_pipeline.fetch.inbox import Dropped, in_number_order
+from kbo_pipeline.operate.processes.logs import alert_log
+from kbo_pipeline.operate.repair import dagster_checks
+from kbo_pipeline.operate.repair.alerts import due_alerts
+from kbo_pipeline.operate.repair.dagster_checks import Installation
+from kbo_pipeline.operate.runs import recovery
+from kbo_pipeline.operate.runs.cancellation import note_cancelled
+from kbo_pipeline.operate.runs.claims import OWN_RUN
+from kbo_pipeline.operate.runs.progress import (
+    ASSETS_OF_JOBS,
     CANCELLED_TAG,
     EXTRACT_TAG,
     RANGE_END_TAG,
@@ -31,12 +38,8 @@ from kbo_pipeline.defs.progress import (
     job_of,
     runs_about,
 )
-from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
-from kbo_pipeline.defs.recovery import resume_retries
-from kbo_pipeline.defs.sensors import apply_when_staged
-from kbo_pipeline.defs.status import is_over, read_status
-from kbo_pipeline.fetch.inbox import Dropped, in_number_order
-from kbo_pipeline.logs import alert_log
+from kbo_pipeline.operate.runs.recovery import resume_retries
+from kbo_pipeline.operate.runs.status import is_over, read_status
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.year import Year
@@ -153,7 +156,7 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
     assert not polling._is_startable(settings, progress, UPDATE)
     found = read_status(instance, UPDATE)
     assert (found.status, is_over(instance, found)) == ("cancelled", True)
-    said = list(examining.check_extracts(Installation(settings, instance, None)))
+    said = list(dagster_checks.check_extracts(Installation(settings, instance, None, tuple)))
     assert any(finding.text.startswith("cancelled: it waits") for finding in said)
     note_cancelled(instance, settings)  # there is no register in which it could be noted
 
@@ -222,7 +225,7 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     assert read_status(instance, UPDATE).status == "failed"
     (alert,) = due_alerts(instance, settings, 0.0)
     assert (alert.extract, alert.stage) == (str(UPDATE), "apply_batches")
-    said = list(examining.check_failed_runs(Installation(settings, instance, None)))
+    said = list(dagster_checks.check_failed_runs(Installation(settings, instance, None, tuple)))
     assert any(finding.text.startswith("apply_batches failed: ") for finding in said)
     log, line = alert_log(settings), f"ALERT failed ({UPDATE}, apply_batches): "
     log.mkdir(parents=True)  # where no file can be written

@@ -10,9 +10,8 @@ import pytest
 from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.defs.mending import read_recorded
-from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.operate.repair.repair import read_recorded
+from kbo_pipeline.operate.runs.partitions import register_extract, staging_asset
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.stage.staging import staging_file
 from kbo_pipeline_tests.core import Core

@@ -19,10 +19,12 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs import polling
-from kbo_pipeline.defs.alerting import alert_sensor, due_alerts
-from kbo_pipeline.defs.claims import claim_file
-from kbo_pipeline.defs.code_server import env_file_without_account
-from kbo_pipeline.defs.polling import kbo_extract_sensor, read_poll
+from kbo_pipeline.defs.alerting import alert_sensor
+from kbo_pipeline.defs.polling import kbo_extract_sensor
+from kbo_pipeline.operate.processes.code_server import env_file_without_account
+from kbo_pipeline.operate.repair.alerts import due_alerts
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.poll import read_poll
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, FaultyPortal, Kind

@@ -25,11 +25,15 @@ from psycopg2 import extensions
 from sqlalchemy import make_url
 
 import kbo_pipeline
-from kbo_pipeline import postgres
 from kbo_pipeline.core.errors import SettingsError, StorageError
-from kbo_pipeline.defs import storage
-from kbo_pipeline.patience import SilentError, answers, limit_silence, patience
-from kbo_pipeline.postgres import embedded_server_url, move_aside, moved_aside, sqlalchemy_url
+from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
+from kbo_pipeline.operate.processes import postgres, storage
+from kbo_pipeline.operate.processes.postgres import (
+    embedded_server_url,
+    move_aside,
+    moved_aside,
+    sqlalchemy_url,
+)
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline
 
@@ -293,7 +297,7 @@ def test_a_killed_process_does_not_keep_the_server(
 
 def keeper(directory: Path) -> list[psutil.Process]:
     """The processes that stop the server when its last user is killed."""
-    wanted = ["kbo_pipeline.keeper", str(directory)]
+    wanted = ["kbo_pipeline.operate.processes.keeper", str(directory)]
     return [p for p in psutil.process_iter() if command(p)[-2:] == wanted]
 
 
@@ -649,7 +653,7 @@ def test_a_connection_on_which_nothing_comes_is_given_up(
             with pytest.raises(SilentError, match=r"^no answer in "):
                 ask()
             assert 0.5 <= time.monotonic() - began < 5
-        monkeypatch.setattr("kbo_pipeline.patience._PING_SECONDS", 0.5)
+        monkeypatch.setattr("kbo_pipeline.operate.patience._PING_SECONDS", 0.5)
         assert not answers(url)
         assert connection.closed
     finally:

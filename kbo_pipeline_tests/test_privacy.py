@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline import privacy
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.findings import Finding
+from kbo_pipeline.operate.repair import privacy
+from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 
 SECRET = "canary"

@@ -15,14 +15,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from kbo_pipeline.alerts import Alert, post
 from kbo_pipeline.core.errors import PortalError, StorageError
 from kbo_pipeline.core.lake import _make_secrets
 from kbo_pipeline.core.places import S3, Lake
 from kbo_pipeline.core.proxies import is_direct, is_own
 from kbo_pipeline.fetch.http import Web
 from kbo_pipeline.fetch.limits import Limits
-from kbo_pipeline.serving import answers
+from kbo_pipeline.operate.processes.start import answers
+from kbo_pipeline.operate.repair.alerts import Alert, post
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 ALERT = Alert("event", "gap", None, "portal", "a gap", "wait for a Full")

@@ -17,8 +17,8 @@ from graphql import (
     graphql_sync,
 )
 
-from kbo_pipeline.defs import webserver
-from kbo_pipeline.defs.query_limits import (
+from kbo_pipeline.operate.processes import webserver
+from kbo_pipeline.operate.processes.query_limits import (
     MAX_ALIASES,
     MAX_CHARACTERS,
     MAX_DEPTH,

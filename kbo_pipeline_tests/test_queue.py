@@ -17,10 +17,17 @@ from psycopg2 import errors, sql
 from psycopg2.extras import RealDictCursor
 
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.defs import jobs, queue, storage
-from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG, extract_of
-from kbo_pipeline.defs.status import failure_message
-from kbo_pipeline.postgres import embedded_server_url, sqlalchemy_url
+from kbo_pipeline.defs import jobs
+from kbo_pipeline.operate.processes import queue_view, storage
+from kbo_pipeline.operate.processes.postgres import embedded_server_url, sqlalchemy_url
+from kbo_pipeline.operate.runs import progress
+from kbo_pipeline.operate.runs.progress import (
+    EXTRACT_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    extract_of,
+)
+from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.test_postgres import embedded, leave, password_server
@@ -56,7 +63,7 @@ print(storage.run_storage.get_runs_count(), flush=True)
 
 START_FOUR = f"""
 import os
-import kbo_pipeline.defs.storage
+import kbo_pipeline.operate.processes.storage
 children = 0
 for _ in range(2):
     children = children + 1 if os.fork() else 0
@@ -166,7 +173,7 @@ def add_run(
     )
 
 
-def address(pipeline: Pipeline, role: str = queue.READER) -> str:
+def address(pipeline: Pipeline, role: str = queue_view.READER) -> str:
     url = embedded_server_url(pipeline.directory / "postgres")
     return url.replace("+psycopg2", "").replace("postgres@", f"{role}@")
 
@@ -311,7 +318,9 @@ def test_the_assets_of_the_jobs_are_those_of_the_definitions(job: Any) -> None:
     from kbo_pipeline.definitions import defs
 
     assets = defs.resolve_job_def(job.name).asset_layer.executable_asset_keys
-    assert sorted(key.to_user_string() for key in assets) == sorted(queue.ASSETS_OF_JOBS[job.name])
+    assert sorted(key.to_user_string() for key in assets) == sorted(
+        progress.ASSETS_OF_JOBS[job.name]
+    )
 
 
 def test_a_row_that_is_no_json_spoils_only_itself(pipeline: Pipeline) -> None:
@@ -452,7 +461,7 @@ def test_a_reader_who_locks_the_view_keeps_nobody_from_starting(
                 assert instance.get_runs_count() > 20
     assert len(caplog.messages) == 1
     assert "the view kbo_queue is not made: canceling statement due to lock" in caplog.text
-    queue._not_made.clear()
+    queue_view._not_made.clear()
     with pipeline.instance():
         pass
     assert made(pipeline)[0]["obj_description"] != "older"

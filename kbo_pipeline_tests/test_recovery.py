@@ -35,23 +35,23 @@ from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from kbo_pipeline import serving
-from kbo_pipeline.children import Children, end_leftovers
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock, holder
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs import claims, recovery, workers
-from kbo_pipeline.defs.claims import OWN_RUN
-from kbo_pipeline.defs.looking import look
-from kbo_pipeline.defs.partitions import register_batches, register_extract
-from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG
-from kbo_pipeline.defs.recovery import end_dead_runs, resume_retries
-from kbo_pipeline.defs.workers import is_dead
-from kbo_pipeline.parts import is_open
+from kbo_pipeline.operate.parts import is_open
+from kbo_pipeline.operate.processes import start as serving
+from kbo_pipeline.operate.processes.children import Children, end_leftovers
+from kbo_pipeline.operate.repair.watch import look
+from kbo_pipeline.operate.runs import claims, recovery, workers
+from kbo_pipeline.operate.runs.claims import OWN_RUN
+from kbo_pipeline.operate.runs.partitions import register_batches, register_extract
+from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG
+from kbo_pipeline.operate.runs.recovery import end_dead_runs, resume_retries
+from kbo_pipeline.operate.runs.workers import is_dead
+from kbo_pipeline.operate.runtime import Runtime, runtime_prefix
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.runtime import Runtime, runtime_prefix
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.lakes import ASKED_FOR
@@ -123,7 +123,7 @@ def wait_for_more(instance: dg.DagsterInstance, process: Started, batches: int =
 
 def of_postgres(words: list[str]) -> bool:
     """Whether a command line is of the embedded server, or of what stops it at last."""
-    return "postgres" in words[0] or "kbo_pipeline.keeper" in words
+    return "postgres" in words[0] or "kbo_pipeline.operate.processes.keeper" in words
 
 
 def runtime_directories(pipeline: Pipeline) -> list[Path]:
@@ -176,13 +176,13 @@ def check_published(pipeline: Pipeline, undisturbed: str) -> None:
         assert rows == [("completed", 7 * total)]
 
 
-CODE_SERVER = "kbo_pipeline.defs.code_server"
+CODE_SERVER = "kbo_pipeline.operate.processes.code_server"
 KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
     "worker": lambda pipeline: psutil.Process(worker(pipeline)),
     "code server": lambda pipeline: child(pipeline, CODE_SERVER),
     "what forks workers": lambda pipeline: psutil.Process(psutil.Process(worker(pipeline)).ppid()),
-    "daemon": lambda pipeline: child(pipeline, "kbo_pipeline.defs.daemon"),
-    "web server": lambda pipeline: child(pipeline, "kbo_pipeline.defs.webserver"),
+    "daemon": lambda pipeline: child(pipeline, "kbo_pipeline.operate.processes.daemon"),
+    "web server": lambda pipeline: child(pipeline, "kbo_pipeline.operate.processes.webserver"),
 }
 
 
@@ -218,7 +218,7 @@ def test_what_a_daemon_was_launching_when_it_was_killed_is_begun_by_the_next(
 ) -> None:
     with kbo_start(pipeline) as (process, server):
         daemon, code_server = (
-            child(pipeline, name) for name in ("kbo_pipeline.defs.daemon", CODE_SERVER)
+            child(pipeline, name) for name in ("kbo_pipeline.operate.processes.daemon", CODE_SERVER)
         )
         daemon.suspend()
         server.launch("stage_extract", EXTRACT)
@@ -249,7 +249,7 @@ def test_the_next_start_takes_over_from_a_killed_one(
         wait_for_more(instance, process)
         at_work = worker(pipeline)
         assert at_work is not None
-        daemon = child(pipeline, "kbo_pipeline.defs.daemon")
+        daemon = child(pipeline, "kbo_pipeline.operate.processes.daemon")
         process.end(signal.SIGKILL)
         psutil.wait_procs([daemon], timeout=10)
         assert not daemon.is_running()
@@ -334,8 +334,8 @@ def test_what_lives_and_does_not_answer_is_replaced(
     with kbo_start(pipeline) as (process, server):
         names = {
             "code": CODE_SERVER,
-            "daemon": "kbo_pipeline.defs.daemon",
-            "webserver": "kbo_pipeline.defs.webserver",
+            "daemon": "kbo_pipeline.operate.processes.daemon",
+            "webserver": "kbo_pipeline.operate.processes.webserver",
         }
         time.sleep(15)  # each has answered once
         stopped = {name: child(pipeline, module) for name, module in names.items()}
@@ -443,7 +443,7 @@ def test_a_child_that_dies_again_and_again_ends_kbo_start_with_one_error(
     pipeline = Pipeline(tmp_path, {"KBO_UI_PORT": str(free_port())})
     with kbo_start(pipeline) as (process, _):
         for deaths in range(8):
-            find = partial(child, pipeline, "kbo_pipeline.defs.webserver")
+            find = partial(child, pipeline, "kbo_pipeline.operate.processes.webserver")
             wait_until(partial(_or_none, find), "the web server", process)
             find().kill()
             if deaths < 7:

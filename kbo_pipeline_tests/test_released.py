@@ -13,12 +13,12 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.ledger import read_chain
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.postgres import _programs, embedded_server_url
+from kbo_pipeline.operate.processes.postgres import _programs, embedded_server_url
+from kbo_pipeline.operate.repair.witness import Recorded
+from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.publish.verification import verify
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.stage.staging import is_staged
-from kbo_pipeline.witness import Recorded
 from kbo_pipeline_tests.core import Core, current_rows, sorted_rows
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.released.make import (

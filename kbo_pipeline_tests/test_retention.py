@@ -13,13 +13,17 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs import retention
-from kbo_pipeline.defs.claims import claim_file
-from kbo_pipeline.defs.forgetting import forget_extract
-from kbo_pipeline.defs.partitions import kbo_batches, kbo_extracts
-from kbo_pipeline.defs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
-from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
 from kbo_pipeline.defs.retention import old_extracts, remove_extract, retention_sensor
 from kbo_pipeline.fetch.zips import remove_old_zips
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.partitions import kbo_batches, kbo_extracts
+from kbo_pipeline.operate.runs.progress import (
+    ASSETS_OF_JOBS,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    Progress,
+)
+from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.year import Year
 

@@ -12,8 +12,8 @@ import pytest
 from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
-from kbo_pipeline.defs.progress import Progress
+from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches
+from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.pipeline import Pipeline, materializations, partition_states

@@ -14,10 +14,16 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 
-from kbo_pipeline import pulse
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.pulse import Beat, Pulse
-from kbo_pipeline.runtime import Runtime, drop_leftovers, is_ours, runtime_directory, runtime_prefix
+from kbo_pipeline.operate.processes import pulse
+from kbo_pipeline.operate.processes.pulse import Beat, Pulse
+from kbo_pipeline.operate.runtime import (
+    Runtime,
+    drop_leftovers,
+    is_ours,
+    runtime_directory,
+    runtime_prefix,
+)
 
 
 @pytest.fixture

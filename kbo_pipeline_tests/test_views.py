@@ -14,8 +14,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.nace import SECTIONS, divisions
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.defs.mending import mend
-from kbo_pipeline.health import check_published
+from kbo_pipeline.operate.repair.disk_checks import check_published
+from kbo_pipeline.operate.repair.repair import mend
 from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.publish.readers_file import has_views, renew_views

@@ -18,14 +18,14 @@ from graphql import get_introspection_query
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from kbo_pipeline.defs.query_limits import (
+from kbo_pipeline.operate.processes.query_limits import (
     MAX_ALIASES,
     MAX_CHARACTERS,
     MAX_DEPTH,
     MAX_FIELDS,
     MAX_TOKENS,
 )
-from kbo_pipeline.defs.webserver import MAX_CONNECTIONS
+from kbo_pipeline.operate.processes.webserver import MAX_CONNECTIONS
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.processes import noise, wait_until, web_server
 from kbo_pipeline_tests.server import LOCATION, Server, running_server

@@ -18,9 +18,9 @@ from kbo_pipeline.core.ledger import Link, read_chain
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.operate.repair.witness import Recorded, Remedy, newest_known
 from kbo_pipeline.publish.publish import read_published
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.witness import Recorded, Remedy, newest_known
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.test_rollback import FULL, NUMBERS, UPDATE, apply_some, rows_for
 from kbo_pipeline_tests.zips import keys_for, write_extract

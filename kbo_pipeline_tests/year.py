@@ -14,9 +14,13 @@ from dagster._core.events.log import EventLogEntry
 from dagster_postgres import PostgresEventLogStorage
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.defs.partitions import register_batches, register_extract
-from kbo_pipeline.defs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG
-from kbo_pipeline.defs.queue import ASSETS_OF_JOBS
+from kbo_pipeline.operate.runs.partitions import register_batches, register_extract
+from kbo_pipeline.operate.runs.progress import (
+    ASSETS_OF_JOBS,
+    EXTRACT_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+)
 
 _ROWS_A_STATEMENT = 4000
 

@@ -25,7 +25,7 @@ from kbo_pipeline.core.batches import Batch, BatchKey
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.tied import tied_command
+from kbo_pipeline.operate.processes.parent_death import tied_command
 
 _LOOK_SECONDS = 1.0
 """How often it is asked whether to stop, while nothing happens."""

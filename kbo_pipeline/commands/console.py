@@ -206,7 +206,7 @@ def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[Non
         yield
         return
     from kbo_pipeline.core.errors import NotReadyError
-    from kbo_pipeline.defs.status import read_status
+    from kbo_pipeline.operate.runs.status import read_status
 
     columns = (
         TextColumn("{task.description}"),

@@ -25,9 +25,9 @@ from kbo_pipeline.core.foreign_errors import run
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ALL_TABLES
+from kbo_pipeline.operate.processes.parent_death import tied_command
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
-from kbo_pipeline.tied import tied_command
 
 _DIRECTORY = Path("data/demo")
 _UPDATES = 3
@@ -100,8 +100,8 @@ def _follow(keys: Sequence[ExtractKey], process: subprocess.Popen[bytes]) -> Non
     Raises:
         ImportFailedError: one failed, `kbo start` has ended, or it takes too long.
     """
-    from kbo_pipeline.defs.importing import open_instance
-    from kbo_pipeline.defs.status import read_status
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.status import read_status
 
     began = time.monotonic()
     console = Console()

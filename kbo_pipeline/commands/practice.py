@@ -24,8 +24,9 @@ _DAMAGED = (3, 7)
 
 def main() -> None:
     """Imports a made-up Full into a directory of its own, and spoils what is staged on the way."""
-    from kbo_pipeline.defs.importing import open_instance, retry_extract, run_job
-    from kbo_pipeline.defs.partitions import register_extract
+    from kbo_pipeline.defs.importing import retry_extract, run_job
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.partitions import register_extract
 
     listen()
     if _DIRECTORY.exists():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.core.settings import Settings
-    from kbo_pipeline.status import ExtractStatus
+    from kbo_pipeline.operate.runs.extract_status import ExtractStatus
 
 _LOOK_SECONDS = 1.0
 _BAR_WIDTH = 30
@@ -43,8 +43,8 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
 
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
-    from kbo_pipeline.defs.importing import open_instance
-    from kbo_pipeline.defs.status import newest_extract, read_status
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.status import newest_extract, read_status
 
     with open_instance(settings) as instance:
         if not as_json:
@@ -65,7 +65,7 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
 def _print_circumstances(instance: "DagsterInstance", settings: "Settings") -> None:
     """What holds for all extracts: whether all is paused, and what the portal has said."""
     from kbo_pipeline.core.pause_file import PAUSED, is_paused
-    from kbo_pipeline.defs.polling import read_poll
+    from kbo_pipeline.operate.runs.poll import read_poll
 
     if is_paused(settings):
         click.echo(PAUSED)
@@ -77,7 +77,7 @@ def _print_circumstances(instance: "DagsterInstance", settings: "Settings") -> N
 
 def _watch(instance: "DagsterInstance", key: "ExtractKey", *, as_json: bool) -> "ExtractStatus":
     """Shows an extract until nothing goes on by itself any more; returns how it stands then."""
-    from kbo_pipeline.defs.status import is_over, read_status
+    from kbo_pipeline.operate.runs.status import is_over, read_status
 
     try:
         with _shower(as_json=as_json) as show:

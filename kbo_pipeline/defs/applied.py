@@ -1,11 +1,9 @@
 """What Dagster is told of a batch that is applied."""
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import dagster as dg
-from dagster._core.events import DagsterEventBatchMetadata
 
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.register import Register
@@ -31,18 +29,6 @@ def shown(
             )
     found[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
     return found
-
-
-def reported(
-    context: dg.AssetExecutionContext, found: Sequence[dg.AssetMaterialization]
-) -> Iterator[dg.DagsterEvent]:
-    """Reports the events of a batch together: our storage has all of them then, or none."""
-    step, together = context.get_step_execution_context(), str(uuid.uuid4())
-    for place, materialization in enumerate(found, start=1):
-        is_last = place == len(found)
-        yield dg.DagsterEvent.asset_materialization(
-            step, materialization, DagsterEventBatchMetadata(together, is_last)
-        )
 
 
 def materializations(

@@ -28,23 +28,18 @@ from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.defs.applied import materializations, reported, shown
+from kbo_pipeline.defs.applied import materializations, shown
 from kbo_pipeline.defs.catalogue import OWNERS, register_metadata, tags
-from kbo_pipeline.defs.claims import OWN_RUN, claimed_for_step
-from kbo_pipeline.defs.partitions import kbo_batches
 from kbo_pipeline.defs.resources import go_on, is_canceling, permanent_errors_not_retried, told
-from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.operate.lost import mark_suspect
+from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
+from kbo_pipeline.operate.runs.events import reported
+from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
 from kbo_pipeline.stage.staging import Staged
-from kbo_pipeline.witness import mark_suspect
-
-WRITER_POOL = "register"
-"""The pool of all steps that write the register: one at a time."""
 
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
 
-WRITER_WAIT = 900.0
-"""Seconds to wait for the register: its holder may be a process that was held up."""
 
 _Outcomes = Generator[tuple[BatchKey, BatchChange | Exception], None, None]
 """Batches, each with what it did, or why its last attempt failed."""

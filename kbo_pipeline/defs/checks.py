@@ -7,13 +7,10 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import Table
-from kbo_pipeline.defs.progress import PUBLISHED
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
-
-ACCEPT_LOSS_TAG = "kbo/accept_loss"
-"""Tag of a run that publishes an extract although it takes away many rows: who accepts that."""
 
 ACCEPT_FAULTS_TAG = "kbo/accept_faults"
 """Tag of a run that sets aside however many faulty rows an extract has: who accepts that."""

@@ -5,13 +5,10 @@ sensor is evaluated, Dagster shows with all its frames; but not an error that st
 another process.
 """
 
-from dagster import DagsterError
-from dagster._core.errors import DagsterUserCodeProcessError
-from dagster_shared.error import SerializableErrorInfo
-
 from kbo_pipeline.core import settings
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.operate.runs.settings_error import in_one_line
 
 
 def load_settings() -> Settings:
@@ -23,15 +20,7 @@ def load_settings() -> Settings:
     try:
         return settings.load_settings()
     except SettingsError as error:
-        raise _in_one_line(error) from None
-
-
-def _in_one_line(error: SettingsError) -> DagsterError:
-    said = SerializableErrorInfo(f"{error}\n", stack=[], cls_name=type(error).__name__)
-    standing_for: DagsterError = DagsterUserCodeProcessError(  # type: ignore[no-untyped-call]
-        str(error), user_code_process_error_infos=[said]
-    )
-    return standing_for
+        raise in_one_line(error) from None
 
 
 AT_IMPORT = load_settings()

@@ -7,10 +7,10 @@ from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.defs.catalogue import OWNERS, export_metadata, table_of, tags
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import export_parquet
-from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.defs.queueing import last_in_queue
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.operate.runs.partitions import kbo_extracts
+from kbo_pipeline.operate.runs.priority import last_in_queue
+from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.read.export import export
 

@@ -5,14 +5,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
-from dagster._core.instance.ref import InstanceRef
 
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.batches import BatchKey
@@ -20,11 +18,12 @@ from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.defs.applying import WRITER_POOL, WRITER_WAIT
-from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG, ACCEPT_LOSS_TAG
-from kbo_pipeline.defs.claims import OWN_RUN, claim
-from kbo_pipeline.defs.partitions import register_extract
-from kbo_pipeline.defs.progress import (
+from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
+from kbo_pipeline.operate.patience import OF_WORK, patience
+from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claim
+from kbo_pipeline.operate.runs.partitions import register_extract
+from kbo_pipeline.operate.runs.progress import (
+    ACCEPT_LOSS_TAG,
     EXTRACT_TAG,
     PUBLISH_JOB,
     RANGE_END_TAG,
@@ -33,40 +32,15 @@ from kbo_pipeline.defs.progress import (
     ROLLBACK_JOB,
     Progress,
 )
-from kbo_pipeline.defs.recovery import end_dead_runs_of_commands
-from kbo_pipeline.defs.status import failure_message
-from kbo_pipeline.home import prepare_dagster_home
-from kbo_pipeline.patience import OF_COMMANDS, OF_WORK, patience, set_patience
+from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
+from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.publish.publish import check_rollback, has_extract, standing_of
 from kbo_pipeline.stage.staging import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
-_NOT_CAPTURED = {
-    "compute_logs": {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-    }
-}
-"""What a step prints is for the terminal alone. To keep it too, Dagster would start four processes
-a step; Ctrl-C reaches them as well, and two of them answer with a traceback."""
 
 _NO_RETRY = {"dagster/max_retries": "0"}
 """The daemon must not take up what a person sees fail, or stops."""
-
-
-@contextmanager
-def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
-    """The Dagster instance of these settings; its storage runs until the process ends.
-
-    Raises:
-        StorageError: PostgreSQL does not answer as it must.
-    """
-    prepare_dagster_home(settings)
-    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
-    set_patience(OF_COMMANDS)
-    ref = InstanceRef.from_dir(str(settings.dagster_home), overrides=_NOT_CAPTURED)
-    with DagsterInstance.from_ref(ref) as instance:
-        yield instance
 
 
 def import_extract(

@@ -14,13 +14,8 @@ from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract
-from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import Progress, is_retried, newest_published
-from kbo_pipeline.defs.queueing import queue_tags
-from kbo_pipeline.defs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.fetch.inbox import (
     COPYING_SECONDS,
     SETTLED_SECONDS,
@@ -31,11 +26,13 @@ from kbo_pipeline.fetch.inbox import (
     shown,
 )
 from kbo_pipeline.fetch.zips import drop_zip, keep_zip
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.partitions import kbo_extracts
+from kbo_pipeline.operate.runs.priority import queue_tags
+from kbo_pipeline.operate.runs.progress import INBOX_TAG, Progress, is_retried, newest_published
+from kbo_pipeline.operate.runs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.publish.publish import has_extract, standing_of
 from kbo_pipeline.publish.verification import published_at
-
-INBOX_TAG = "kbo/inbox"
-"""Tag of the runs that the inbox starts: which ZIP, and when it was claimed."""
 
 CHECKING_SECONDS = 20.0
 """After how long a tick checks no further ZIP: it is given 60 s, and one may take 20."""

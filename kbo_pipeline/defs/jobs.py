@@ -3,9 +3,8 @@
 import dagster as dg
 
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
-from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG
-from kbo_pipeline.defs.progress import PUBLISHED, REPORTED
-from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.operate.runs.partitions import staging_asset
+from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, REPORTED
 
 stage_extract = dg.define_asset_job(
     "stage_extract",

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -15,14 +15,15 @@ from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.order import plan_imports
 from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract
-from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import Progress, newest_published
-from kbo_pipeline.defs.queueing import queue_tags
 from kbo_pipeline.fetch.limits import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.partitions import kbo_extracts
+from kbo_pipeline.operate.runs.poll import _STORED_AS, Poll, read_poll
+from kbo_pipeline.operate.runs.priority import queue_tags
+from kbo_pipeline.operate.runs.progress import Progress, newest_published
 from kbo_pipeline.publish.publish import standing_of
 
 if TYPE_CHECKING:
@@ -35,53 +36,7 @@ _LIMITS = Limits(connect=5, read=10, total=15, attempts=3, first_wait=1, longest
 _FIRST_PAUSE = 60.0  # seconds, after the portal failed; doubled each time, up to the usual pause
 _LONGEST_PAUSE = 3600.0
 _MOST_FAILURES = 3  # of staging an extract; then a Full takes its place, if there is one
-_STORED_AS = "kbo/poll"
 _TICK_SECONDS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Poll:
-    """What came of asking the portal for the last time. Times are seconds of the epoch, UTC.
-
-    Attributes:
-        asked_at: when.
-        next_at: when it is to be asked again.
-        not_before: when the portal allows it to be asked again; 0 when it did not say.
-        decision: what was decided and why, or what went wrong, in one line.
-        due: keys of the extracts that were due.
-        days_left: until the next needed extract leaves the server; None when none is needed, or
-            its name does not tell.
-        gap: what is missing, with no Full that would bridge it; None when nothing is.
-        is_failed: the portal did not answer as it must.
-        is_refused: the portal refuses the account.
-        since: since when it has been failing without a break; equals `asked_at` when it is not.
-        failures: how often it has failed without a break.
-    """
-
-    asked_at: float
-    next_at: float
-    decision: str
-    due: tuple[str, ...] = ()
-    days_left: int | None = None
-    gap: str | None = None
-    is_failed: bool = False
-    is_refused: bool = False
-    not_before: float = 0.0
-    since: float = 0.0
-    failures: int = 0
-
-    def __str__(self) -> str:
-        left = "" if self.days_left is None else f"; {self.due[0]} {_leaves(self.days_left)}"
-        return f"{self.decision}{left}"
-
-
-def read_poll(instance: dg.DagsterInstance) -> Poll | None:
-    """What came of asking the portal for the last time; None when it never was asked."""
-    stored = instance.run_storage.get_cursor_values({_STORED_AS}).get(_STORED_AS)
-    if stored is None:
-        return None
-    read = json.loads(stored)
-    return Poll(**{**read, "due": tuple(read["due"])})
 
 
 @dg.sensor(
@@ -203,12 +158,6 @@ def _is_startable(settings: Settings, progress: Progress, key: ExtractKey) -> bo
     failures = progress.staging_failures.get(key, [])
     pause = min(_FIRST_PAUSE * 2 ** (len(failures) - 1), _LONGEST_PAUSE)
     return not failures or time.time() >= failures[0] + pause
-
-
-def _leaves(days: int) -> str:
-    if days < 0:
-        return "may leave the server any day"
-    return f"leaves the server in {days} day{'' if days == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

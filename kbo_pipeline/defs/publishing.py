@@ -10,7 +10,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import CODE, TABLES
-from kbo_pipeline.defs.applying import WRITER_POOL, every_partition
+from kbo_pipeline.defs.applying import every_partition
 from kbo_pipeline.defs.catalogue import (
     OWNERS,
     PREVIEW_ROWS,
@@ -20,13 +20,12 @@ from kbo_pipeline.defs.catalogue import (
     shown_table,
     tags,
 )
-from kbo_pipeline.defs.checks import ACCEPT_LOSS_TAG, evaluated
-from kbo_pipeline.defs.claims import claimed_partition
+from kbo_pipeline.defs.checks import evaluated
 from kbo_pipeline.defs.configuration import AT_IMPORT
-from kbo_pipeline.defs.mending import ledger_metadata
-from kbo_pipeline.defs.partitions import kbo_extracts
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.defs.staging import staging_asset
+from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
+from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
+from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, ledger_metadata
 from kbo_pipeline.publish.checking import CheckResult
 from kbo_pipeline.publish.publish import publish
 from kbo_pipeline.read.published import open_published

@@ -15,12 +15,12 @@ from kbo_pipeline.core.errors import KboError, SettingsError
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs.cancelling import cancel_waiting_runs
 from kbo_pipeline.defs.catalogue import fault_table
-from kbo_pipeline.defs.progress import CANCELLED_TAG, extract_of
-from kbo_pipeline.defs.workers import hold_run
+from kbo_pipeline.operate.lost import mark_suspect
+from kbo_pipeline.operate.runs.cancellation import cancel_waiting_runs
+from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of
+from kbo_pipeline.operate.runs.workers import hold_run
 from kbo_pipeline.stage.faults import RejectedError
-from kbo_pipeline.witness import mark_suspect
 
 _LOOK_SECONDS = 1.0
 StepContext = dg.AssetExecutionContext | dg.OpExecutionContext

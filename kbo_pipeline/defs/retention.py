@@ -3,18 +3,22 @@
 import time
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.defs.claims import claim
 from kbo_pipeline.defs.configuration import load_settings
-from kbo_pipeline.defs.forgetting import forget_extract
-from kbo_pipeline.defs.partitions import batch_or_none
-from kbo_pipeline.defs.progress import RANGE_END_TAG, Progress, runs_about
 from kbo_pipeline.fetch.zips import remove_old_zips
+from kbo_pipeline.operate.runs.claims import claim
+from kbo_pipeline.operate.runs.partitions import batch_or_none
+from kbo_pipeline.operate.runs.progress import (
+    NOT_FINISHED_STATUSES,
+    RANGE_END_TAG,
+    Progress,
+    runs_about,
+)
+from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.read.change_report import remove_report
 from kbo_pipeline.stage.staging import staging_file

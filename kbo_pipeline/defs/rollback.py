@@ -1,17 +1,21 @@
 """The job `rollback_extract`: undoes the newest extract, in the register and in Dagster."""
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.defs.applying import WRITER_POOL
-from kbo_pipeline.defs.claims import claimed_partition
-from kbo_pipeline.defs.forgetting import forget_extract
-from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import EXTRACT_TAG, ROLLBACK_JOB, extract_of, job_of
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
+from kbo_pipeline.operate.runs.partitions import kbo_extracts
+from kbo_pipeline.operate.runs.progress import (
+    EXTRACT_TAG,
+    NOT_FINISHED_STATUSES,
+    ROLLBACK_JOB,
+    extract_of,
+    job_of,
+)
+from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline.publish.publish import check_rollback, rollback
 from kbo_pipeline.read.change_report import remove_report
 

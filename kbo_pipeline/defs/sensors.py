@@ -9,11 +9,11 @@ import dagster as dg
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.pause_file import PAUSED, is_paused
-from kbo_pipeline.defs.claims import claim_file
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
-from kbo_pipeline.defs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
-from kbo_pipeline.defs.queueing import queue_tags
+from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.priority import queue_tags
+from kbo_pipeline.operate.runs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 
 CHAIN_SECONDS = 2
 """Between two looks at what is to be done next; nobody waits much longer for the next run."""

@@ -7,23 +7,18 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.disk_space import check_room_to_import
-from kbo_pipeline.core.tables import ALL_TABLES, Table
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
-from kbo_pipeline.defs.claims import claimed_partition
-from kbo_pipeline.defs.partitions import kbo_extracts, register_batches
-from kbo_pipeline.defs.progress import REJECTED_ROWS, WARNINGS
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
+from kbo_pipeline.operate.runs.claims import claimed_partition
+from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset
+from kbo_pipeline.operate.runs.progress import REJECTED_ROWS, WARNINGS
 from kbo_pipeline.publish.publish import is_published
 from kbo_pipeline.stage.faults import reported
 from kbo_pipeline.stage.staging import open_staged, stage, staging_file
-
-
-def staging_asset(table: Table) -> str:
-    """The name of the asset, and of the relation, that holds a table's staged rows."""
-    return f"import_staging_{table.name}"
 
 
 @dg.multi_asset(

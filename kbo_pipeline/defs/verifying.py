@@ -10,14 +10,14 @@ from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.defs.catalogue import OWNERS, table_of, tags, verification_metadata
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import verify_full
-from kbo_pipeline.defs.partitions import kbo_extracts
-from kbo_pipeline.defs.progress import Progress
-from kbo_pipeline.defs.queueing import last_in_queue
 from kbo_pipeline.defs.resources import permanent_errors_not_retried
 from kbo_pipeline.fetch.zips import kept_zip, kept_zips
+from kbo_pipeline.operate.repair.rebuild import kept_keys
+from kbo_pipeline.operate.runs.partitions import kbo_extracts
+from kbo_pipeline.operate.runs.priority import last_in_queue
+from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.publish.verification import Verification, published_at, verify
-from kbo_pipeline.rebuilding import kept_keys
 
 CHECK = "register_equals_full"
 

@@ -23,9 +23,8 @@ from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.read import changes
+from kbo_pipeline.read import changes, search
 from kbo_pipeline.read import queries as sql
-from kbo_pipeline.read import search as searching
 from kbo_pipeline.read.changes import Change
 from kbo_pipeline.read.extract_names import ExtractName, named, state_at
 from kbo_pipeline.read.lookup import look_up
@@ -244,9 +243,9 @@ class PublishedRegister:
         Raises:
             NotFoundError: neither `text` nor `zipcode` nor `nace` says what to look for.
         """
-        criteria = searching.Criteria(text, zipcode, nace, nace_version, status, limit)
+        criteria = search.Criteria(text, zipcode, nace, nace_version, status, limit)
         with self._database() as database:
-            return searching.find(database, criteria, self.extracts[0])
+            return search.find(database, criteria, self.extracts[0])
 
     def check_known(
         self,
@@ -261,9 +260,9 @@ class PublishedRegister:
         Raises:
             NotFoundError: the register has no such zipcode, NACE code or status; says which.
         """
-        criteria = searching.Criteria("", zipcode, nace, nace_version, status, 1)
+        criteria = search.Criteria("", zipcode, nace, nace_version, status, 1)
         with self._database() as database:
-            searching.check_known(database, criteria, self.extracts[0])
+            search.check_known(database, criteria, self.extracts[0])
 
     def state(self, table: str, at: ExtractName | None = None) -> duckdb.DuckDBPyRelation:
         """The rows of a table at an extract, as a relation of DuckDB.

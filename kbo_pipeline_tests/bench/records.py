@@ -14,7 +14,7 @@ from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import text
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.defs.progress import EXTRACT_TAG
+from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
 from kbo_pipeline_tests.pipeline import Pipeline
 from kbo_pipeline_tests.year import Year
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.runtime import runtime_prefix
+from kbo_pipeline.operate.runtime import runtime_prefix
 from kbo_pipeline.sample import Sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline_tests.chaos.outages import Postgres

@@ -68,7 +68,7 @@ def main() -> None:
 
 def mend(settings: "Settings") -> None:
     """Compares the files, as `kbo start` does before anything runs."""
-    from kbo_pipeline.witness import Recorded, damaged_staging
+    from kbo_pipeline.operate.repair.witness import Recorded, damaged_staging
     from kbo_pipeline_tests.core import Core
 
     Core(settings.data_dir).mend(Recorded())
@@ -80,7 +80,7 @@ def rebuild(settings: "Settings") -> None:
     """Makes the register anew from the kept ZIPs."""
     import duckdb
 
-    from kbo_pipeline.rebuilding import rebuild_register
+    from kbo_pipeline.operate.repair.rebuild import rebuild_register
 
     rebuild_register(lambda: duckdb.connect(":memory:"), settings, None, lambda line: None)
 

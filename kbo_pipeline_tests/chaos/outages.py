@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg2
 
-from kbo_pipeline import postgres
+from kbo_pipeline.operate.processes import postgres
 
 _PATIENCE = 60.0
 

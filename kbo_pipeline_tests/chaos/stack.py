@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import psycopg2
 
-from kbo_pipeline.defs.applying import WRITER_POOL
+from kbo_pipeline.operate.runs.claims import WRITER_POOL
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import free_port
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from kbo_pipeline import postgres
+from kbo_pipeline.operate.processes import postgres
 
 _AWAY_SECONDS = 2.0
 """How long the server is away at least."""

@@ -1,0 +1,46 @@
+"""Register files and extracts that are known to be lost or suspect, noted on disk until mended."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.settings import Settings
+
+
+def suspect_file(settings: Settings) -> Path:
+    """There while somebody has come upon damage that nobody has looked into since."""
+    return settings.work_dir / "suspect"
+
+
+def mark_suspect(settings: Settings) -> None:
+    """Notes that something is damaged: `kbo start` looks into it within a minute."""
+    suspect_file(settings).touch()
+
+
+def read_lost(settings: Settings) -> list[ExtractKey]:
+    """The extracts that are to be imported again, or to an end, after something was mended."""
+    file = settings.work_dir / "lost"
+    if not file.exists():
+        return []
+    keys = (key_or_none(line) for line in file.read_text().splitlines())
+    return sorted({key for key in keys if key is not None})
+
+
+def add_lost(settings: Settings, keys: Iterable[ExtractKey]) -> None:
+    """Notes extracts that are to be imported again, or to an end."""
+    _write_lost(settings, {*read_lost(settings), *keys})
+
+
+def drop_lost(settings: Settings, key: ExtractKey) -> None:
+    """Notes that an extract has had its turn."""
+    _write_lost(settings, set(read_lost(settings)) - {key})
+
+
+def _write_lost(settings: Settings, keys: set[ExtractKey]) -> None:
+    file = settings.work_dir / "lost"
+    if not keys:
+        file.unlink(missing_ok=True)
+        return
+    with replace_atomically(file) as unfinished:
+        unfinished.write_text("".join(f"{key}\n" for key in keys))

@@ -1,0 +1,313 @@
+"""Dagster's run, event and schedule storage, as `dagster.yaml` names it."""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from dagster import AssetKey, DagsterEventType, DagsterInstance, EventLogEntry
+from dagster._config.config_schema import UserConfigSchema
+from dagster._core.storage.event_log.schema import (
+    AssetCheckExecutionsTable,
+    AssetEventTagsTable,
+    AssetKeyTable,
+    SqlEventLogStorageTable,
+)
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import (
+    DagsterPostgresStorage,
+    PostgresEventLogStorage,
+    PostgresRunStorage,
+)
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy import URL, Connection, Engine, and_, create_engine, event, func, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
+from kbo_pipeline.operate.processes.postgres import (
+    IF_DAMAGED,
+    embedded_server_url,
+    server_pid,
+    sqlalchemy_url,
+)
+from kbo_pipeline.operate.processes.queue_view import drop_queue, ensure_queue
+
+_PATIENCE = 90.0
+"""Seconds to wait for a server that has been there before: somebody restarts it."""
+
+_FIRST_PATIENCE = 6.0
+"""Seconds to wait for a server that has not been there yet, and may be starting."""
+
+_PASSING = (
+    "Connection refused",
+    "No such file or directory",
+    "starting up",
+    "shutting down",
+    "in recovery mode",
+    "too many clients",
+    "too many connections",
+    "connection slots are reserved",
+)
+"""What says that a server may answer a moment later; libpq gives a text alone, and no code."""
+
+_PAUSE = 0.5
+
+_EVENTS_AT_ONCE = 1000
+"""Events of one kind that Dagster hands over together, where they come together."""
+
+_TABLES_LOCK = int.from_bytes(b"kbo", "big")
+
+
+class KboPostgresStorage(DagsterPostgresStorage):
+    """Storage in PostgreSQL: at `DAGSTER_POSTGRES_URL`, or else in the embedded server.
+
+    It has no configuration. Dagster hands the configuration of the storage to run workers and code
+    servers on their command lines; each finds the address in its own environment instead.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        inst_data: ConfigurableClassData | None = None,
+        *,
+        embedded: Path | None = None,
+    ) -> None:
+        """Creates Dagster's tables, and the view on them, where they are missing.
+
+        Raises:
+            StorageError: the server does not answer, or does not let us in.
+        """
+        url = engine.url
+        try:
+            with engine.connect() as connection:
+                connection = connection.execution_options(isolation_level="READ COMMITTED")
+                with connection.begin():
+                    # Of four processes at a new database one fails without it (dagster 1.13.27).
+                    connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
+                    super().__init__(url.render_as_string(hide_password=False), inst_data=inst_data)
+                    ensure_queue(connection, embedded=embedded is not None)
+        except (DagsterPostgresException, SQLAlchemyError) as error:
+            raise explained(error, url, embedded) from error
+        self._run_storage = _RunStorage(self.postgres_url, should_autocreate_tables=False)
+        self._event_log_storage = _EventLogStorage(
+            self.postgres_url, should_autocreate_tables=False
+        )
+        # What DagsterInstance.optimize_for_webserver does to these three, but in every process:
+        # an event costs two or three connections, and opening one takes longer than using it.
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine = engine
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Returns the configuration that `dagster.yaml` may give: none."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "KboPostgresStorage":
+        """Returns the storage that the environment names."""
+        settings = load_settings()
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(_EVENTS_AT_ONCE))
+        if settings.postgres_url is None:
+            embedded, url = settings.postgres_dir, embedded_server_url(settings.postgres_dir)
+        else:
+            embedded, url = None, sqlalchemy_url(settings.postgres_url)
+        return cls(_engine(url, embedded), inst_data=inst_data, embedded=embedded)
+
+
+def migrate(instance: DagsterInstance, report: Callable[[str], None]) -> None:
+    """Brings Dagster's tables to its installed version, when they are of an older one.
+
+    Args:
+        instance: whose tables; nobody else may be at work with them.
+        report: takes a line, before it begins.
+    """
+    of_tables, of_program = instance.run_storage.alembic_version() or (None, None)
+    if of_tables != of_program:
+        report("Dagster's tables in PostgreSQL are of an older version: migrating them")
+        with patience(None):  # whole tables are written anew
+            instance.upgrade()
+
+
+def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError:
+    """What PostgreSQL, or what talks with it, has to say, in one line with what helps.
+
+    Args:
+        error: is raised by SQLAlchemy or by Dagster's storage.
+        url: the address of the server.
+        embedded: the directory of the embedded server; None for one of the user's own.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    reason = str(chain[-1]).strip().split("\n", 1)[0]
+    if embedded is None:
+        helps = "check DAGSTER_POSTGRES_URL and that the server runs"
+    elif isinstance(chain[-1], SilentError) and answers(url.render_as_string(False)):
+        helps = "another process holds what was asked for; give the command again, see kbo doctor"
+    elif isinstance(chain[-1], SilentError):
+        helps = f"its process {server_pid(embedded)} stands still: end it, and it is started again"
+    else:
+        helps = f"see {embedded / 'log'}; {IF_DAMAGED}"
+    where = f"PostgreSQL at {url.host or url.query.get('host')}, database {url.database}"
+    return StorageError(f"{where}: {reason}; {helps}")
+
+
+class _RunStorage(PostgresRunStorage):
+    """The first storage that `dagster instance migrate` comes to."""
+
+    _has_run_stats = False
+
+    def upgrade(self) -> None:
+        """Drops the view, whose columns PostgreSQL would not alter; the next start makes it."""
+        with self.connect() as connection:
+            drop_queue(connection)
+        super().upgrade()
+
+    def has_run_stats_index_cols(self) -> bool:
+        """Tells what does not change any more; Dagster's own asks it with each query of runs."""
+        self._has_run_stats = self._has_run_stats or super().has_run_stats_index_cols()
+        return self._has_run_stats
+
+
+class _EventLogStorage(PostgresEventLogStorage):
+    """Also stores events of several assets together, and forgets single partitions of an asset.
+
+    Dagster's own can neither (1.13.27).
+    """
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Stores events that come together, those of assets in one statement: all of them or none.
+
+        Dagster's own takes the last event for that of all assets; events of runs that begin, one
+        for each asset and partition, it stores one by one.
+        """
+        if not all(event.get_dagster_event().event_type in _TOGETHER for event in events):
+            super().store_event_batch(events)
+            return
+        insert = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
+        with self._connect() as connection:  # at once: who reads on from an id must not miss one
+            ids = [row[0] for row in connection.execute(insert).fetchall()]
+        with self.index_transaction() as connection:
+            self._store_asset_event_tags(connection, events, ids)
+            newest = {
+                str(event.get_dagster_event().asset_key): (event, event_id)
+                for event, event_id in zip(events, ids, strict=True)
+            }
+            for _, (event, event_id) in sorted(newest.items()):  # always in the same order
+                self._store_asset_event(connection, event, event_id)
+
+    def wipe_asset_partitions(self, asset_key: AssetKey, partition_keys: Sequence[str]) -> None:
+        """Removes all that makes partitions of an asset materialized, failed or in progress.
+
+        The asset's cached status goes too, and its newest materialization, which Dagster then
+        looks for among the events that are left.
+        """
+        asset, keys = asset_key.to_string(), list(partition_keys)
+        events, checks = SqlEventLogStorageTable.c, AssetCheckExecutionsTable.c
+        forgotten = and_(
+            events.asset_key == asset,
+            events.dagster_event_type.in_([event_type.value for event_type in _FORGOTTEN]),
+            events.partition.in_(keys),
+        )
+        with self.index_transaction() as connection:
+            # In the order of Dagster's own writing, which would wait for us or we for it: the
+            # events first, then the row of the asset.
+            connection.execute(
+                AssetEventTagsTable.delete().where(
+                    AssetEventTagsTable.c.event_id.in_(select(events.id).where(forgotten))
+                )
+            )
+            connection.execute(SqlEventLogStorageTable.delete().where(forgotten))
+            connection.execute(
+                AssetCheckExecutionsTable.delete().where(
+                    checks.asset_key == asset, checks.partition.in_(keys)
+                )
+            )
+            connection.execute(
+                AssetKeyTable.update()
+                .where(AssetKeyTable.c.asset_key == asset)
+                .values(last_materialization=None, cached_status_data=None)
+            )
+
+    def delete_events_for_run(self, conn: Connection, run_id: str) -> None:
+        """Removes what Dagster's own removes, and the results of asset checks, which it keeps."""
+        super().delete_events_for_run(conn, run_id)
+        conn.execute(
+            AssetCheckExecutionsTable.delete().where(AssetCheckExecutionsTable.c.run_id == run_id)
+        )
+
+
+_TOGETHER = (
+    DagsterEventType.ASSET_MATERIALIZATION,
+    DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+)
+
+_FORGOTTEN = (
+    DagsterEventType.ASSET_MATERIALIZATION,
+    DagsterEventType.ASSET_OBSERVATION,
+    DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+    DagsterEventType.ASSET_FAILED_TO_MATERIALIZE,
+)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a server that has not been there yet may be there a moment later."""
+    return not isinstance(error, StorageError) and any(text in str(error) for text in _PASSING)
+
+
+@functools.cache
+def _engine(url: str, embedded: Path | None) -> Engine:
+    """Returns the process's one engine for this URL.
+
+    One, because a code server makes a DagsterInstance at every tick, and its connections would
+    outlive it. Two connections stay open, more come and go; those that a restart of the server or
+    a router in between has cut are found out before they are used.
+    """
+    limit_silence()
+    engine = create_engine(
+        make_url(url),
+        isolation_level="AUTOCOMMIT",
+        pool_size=2,
+        max_overflow=-1,  # a thread may hold two: with a limit, threads could wait for each other
+        pool_pre_ping=True,
+        pool_recycle=300,
+    )
+    was_there = False
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, _: object, arguments: Any, options: Any) -> Any:
+        nonlocal was_there
+        deadline = time.monotonic() + (_PATIENCE if was_there else _FIRST_PATIENCE)
+        while True:
+            try:
+                if embedded is not None:
+                    embedded_server_url(embedded)
+                connection = dialect.connect(*arguments, **options)
+            except (StorageError, psycopg2.OperationalError) as error:
+                if not was_there and not _may_pass(error):
+                    raise
+                if time.monotonic() > deadline or isinstance(error, SilentError):
+                    raise DagsterPostgresException(f"PostgreSQL is away: {error}") from error
+                time.sleep(_PAUSE)
+            else:
+                was_there = True
+                return connection
+
+    @event.listens_for(engine, "connect")
+    def in_utc(connection: Any, _: object) -> None:
+        # Dagster writes instants with a zone into columns without one: PostgreSQL converts them to
+        # the session's zone, and Dagster reads them as UTC (dagster 1.13.27).
+        if connection.info.parameter_status("TimeZone") != "UTC":
+            with connection.cursor() as cursor:
+                cursor.execute("SET TIME ZONE 'UTC'")
+
+    # A forked child must not talk on its parent's connections, nor close them.
+    os.register_at_fork(after_in_child=lambda: engine.dispose(close=False))
+    return engine

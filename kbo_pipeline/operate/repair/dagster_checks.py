@@ -1,0 +1,418 @@
+"""What `kbo doctor` looks at in Dagster's storage: daemon, sensors, runs, extracts, portal."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import dagster as dg
+import psutil
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
+
+from kbo_pipeline.core.errors import RegisterError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.ledger import Standing
+from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.pause_file import is_paused
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import counted
+from kbo_pipeline.operate.lost import read_lost
+from kbo_pipeline.operate.repair.alerts import (
+    alerts_of_portal,
+    gap_below_staged,
+    stale_register,
+    what_helps,
+)
+from kbo_pipeline.operate.repair.findings import Finding, found_error
+from kbo_pipeline.operate.repair.repair import examine
+from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
+from kbo_pipeline.operate.runs.poll import Poll, read_poll
+from kbo_pipeline.operate.runs.progress import (
+    PUBLISH_JOB,
+    REPORTED,
+    ROLLBACK_JOB,
+    Progress,
+    extract_of,
+    is_retried,
+    job_of,
+    newest_published,
+)
+from kbo_pipeline.operate.runs.status import error_of_run
+from kbo_pipeline.operate.runs.workers import is_dead
+from kbo_pipeline.publish.publish import standing_of
+
+_SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere
+_SILENT_SECONDS = 180.0  # heartbeats and ticks come every 30 s or more often
+_QUEUED_SECONDS = 3600.0
+_LATE_SECONDS = 600.0
+_WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+
+
+Sensors = Callable[[], Iterable[dg.SensorDefinition]]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is examined.
+
+    Attributes:
+        settings: say where everything is.
+        instance: Dagster's instance.
+        start_pid: the process of `kbo start`; None when none runs.
+        sensors: gives those that there are; what defines them is above this folder.
+    """
+
+    settings: Settings
+    instance: dg.DagsterInstance
+    start_pid: int | None
+    sensors: Sensors
+
+    @cached_property
+    def progress(self) -> Progress:
+        """How far each extract is."""
+        return Progress(self.instance)
+
+    @cached_property
+    def poll(self) -> Poll | None:
+        """What came of asking the portal for the last time."""
+        return read_poll(self.instance)
+
+    @cached_property
+    def running_seconds(self) -> float:
+        """For how long `kbo start` runs; 0 when it does not."""
+        try:
+            return time.time() - psutil.Process(self.start_pid).create_time() if self.is_run else 0
+        except psutil.Error:
+            return 0.0
+
+    @cached_property
+    def newest(self) -> ExtractKey | None:
+        """The newest published extract."""
+        try:
+            standing = standing_of(self.settings.database)
+        except RegisterError:  # told by who looks at that file
+            standing = Standing()
+        return newest_published(standing, self.progress)
+
+    def is_ahead(self, key: ExtractKey) -> bool:
+        """Tells whether an extract is yet to be published, and not overtaken by a Full."""
+        return self.newest is None or key.number > self.newest.number
+
+    def is_claimed(self, key: ExtractKey) -> bool:
+        """Tells whether a process works on an extract."""
+        lock = claim_file(self.settings, key)
+        return lock.exists() and is_locked(lock)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether `kbo start` runs."""
+        return self.start_pid is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether `kbo start` runs for so long that all its parts must have shown up."""
+        return self.running_seconds > _SETTLED_SECONDS
+
+
+def check_daemons(installation: Installation) -> Iterator[Finding]:
+    """Whether all parts of Dagster's daemon are alive."""
+    if not installation.is_settled:
+        return
+    instance, log = installation.instance, installation.settings.work_dir / "logs" / "daemon.log"
+    beats = instance.get_daemon_heartbeats()
+    now = time.time()
+    silent = [
+        name
+        for name in instance.get_required_daemon_types()
+        if name not in beats or now - beats[name].timestamp > _SILENT_SECONDS
+    ]
+    if silent:
+        yield Finding(
+            "error",
+            "daemon",
+            f"no sign of life for {_SILENT_SECONDS:.0f} s from {', '.join(sorted(silent))}",
+            f"see {log}, then end kbo start and start it again",
+        )
+    for name, beat in sorted(beats.items()):
+        if beat.errors and now - beat.timestamp <= _SILENT_SECONDS:
+            said = first_line(beat.errors[0].message)
+            yield Finding("warning", "daemon", f"{name}: {said}", f"see {log}")
+    if not silent:
+        yield Finding("ok", "daemon", "all parts of it are alive")
+
+
+def check_sensors(installation: Installation) -> Iterator[Finding]:
+    """Whether a sensor was stopped by hand, fails, or has gone silent."""
+    newest: dict[str, InstigatorState] = {}
+    for state in installation.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        known = newest.get(state.instigator_name)
+        if known is None or _last_tick(known) <= _last_tick(state):
+            newest[state.instigator_name] = state
+    bad = False
+    for sensor in installation.sensors():
+        found = newest.get(sensor.name)
+        if _is_off(sensor, found):
+            continue
+        finding = _of_sensor(installation, sensor.name, sensor.minimum_interval_seconds, found)
+        if finding is not None:
+            bad = True
+            yield finding
+    if newest and not bad:
+        yield Finding("ok", "sensors", "none was stopped, and none has failed in its newest tick")
+
+
+def _is_off(sensor: dg.SensorDefinition, state: InstigatorState | None) -> bool:
+    """Whether a sensor that is off until somebody starts it was never started, or stopped again."""
+    is_started = state is not None and state.status == InstigatorStatus.RUNNING
+    return sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started
+
+
+def _of_sensor(
+    installation: Installation, name: str, interval: int | None, state: InstigatorState | None
+) -> Finding | None:
+    log = installation.settings.work_dir / "logs" / "code.log"
+    if state is not None and state.status == InstigatorStatus.STOPPED:
+        helps = f"start {name} in the web UI, under Automation"
+        return Finding("warning", "sensors", f"{name} was stopped by hand", helps)
+    silent = max(_SILENT_SECONDS, 5.0 * (interval or 30))
+    last_tick = _last_tick(state)
+    if installation.running_seconds > silent and time.time() - last_tick > silent:
+        since = f"since {_clock(last_tick)}" if last_tick else "ever"
+        return Finding(
+            "error", "sensors", f"{name} has not looked {since}", f"see {log} and daemon.log there"
+        )
+    if state is None:
+        return None
+    ticks = installation.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+    if ticks and ticks[0].status == TickStatus.FAILURE:
+        error = ticks[0].error
+        said = first_line(error.message) if error else "without a message"
+        return Finding(
+            "error" if installation.is_run else "warning",
+            "sensors",
+            f"{name} failed at {_clock(ticks[0].timestamp)}: {said}",
+            f"mend the cause; it looks again by itself; more in the web UI, or in {log}",
+        )
+    return None
+
+
+def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
+    """Whether a run has lost its process, or waits in the queue for too long."""
+    settings, instance = installation.settings, installation.instance
+    # Without kbo start none of the workers that it had launched lives.
+    ended_at = 0.0 if installation.is_run else time.time()
+    healthy = 0
+    for run in installation.progress.unfinished_runs:
+        extract = extract_of(run)
+        name = f"run {run.run_id[:8]} ({job_of(run)})"
+        if run.status in _WAITING:
+            record = instance.get_run_record_by_id(run.run_id)
+            seconds = time.time() - record.create_timestamp.timestamp() if record else 0.0
+            if seconds > _QUEUED_SECONDS:
+                helps = (
+                    "see in the web UI what it waits for" if installation.is_run else "kbo start"
+                )
+                if is_paused(settings):
+                    helps = "kbo resume"
+                text = f"{name} waits in the queue since {seconds / 3600:.0f} hours"
+                yield Finding("warning", extract or "runs", text, helps)
+                continue
+        elif _is_own(run):
+            key = key_or_none(extract or "")
+            if key is not None and not installation.is_claimed(key):
+                yield Finding(
+                    "error",
+                    str(key),
+                    f"{name}: the kbo process that it ran in was killed",
+                    f"kbo retry {key}",
+                )
+                continue
+        elif is_dead(instance, settings, run, ended_at=ended_at):
+            yield Finding(
+                "warning" if installation.is_run else "error",
+                extract or "runs",
+                f"{name} is recorded as at work, but its process has died",
+                "kbo start sees to it within a minute" if installation.is_run else "kbo start",
+            )
+            continue
+        healthy += 1
+    yield Finding("ok", "runs", f"{healthy} at work or in the queue" if healthy else "none at work")
+
+
+def check_failed_runs(installation: Installation) -> Iterator[Finding]:
+    """Whether an import, a rollback or a report has failed that nobody has taken up since."""
+    instance, progress = installation.instance, installation.progress
+    for text, record in sorted(progress.newest_runs.items()):
+        key, run = key_or_none(text), record.dagster_run
+        if key is None or not run.is_failure or is_retried(instance, run):
+            continue
+        is_passed = run.job_name != ROLLBACK_JOB and not installation.is_ahead(key)
+        if is_passed and not (
+            _makes_report(run) and key in progress.published.keys() - progress.reported
+        ):
+            continue
+        if key in progress.cancelled or installation.is_claimed(key):
+            continue
+        what = "change_report" if is_passed else job_of(run)
+        said = f"{what} failed: {error_of_run(instance, run)}"
+        yield Finding("warning" if is_passed else "error", text, said, what_helps(run))
+
+
+def _makes_report(run: dg.DagsterRun) -> bool:
+    return run.job_name == PUBLISH_JOB or REPORTED in (run.asset_selection or ())
+
+
+def check_pools(installation: Installation) -> Iterator[Finding]:
+    """Whether places in pools are taken by runs that have ended: nobody else would get them."""
+    instance = installation.instance
+    for pool in sorted(instance.event_log_storage.get_concurrency_keys()):
+        slots = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
+        for run_id in sorted({slot.run_id for slot in slots}):
+            record = instance.get_run_record_by_id(run_id)
+            if record is None:
+                yield Finding(
+                    "error",
+                    "pools",
+                    f"{pool}: the place is taken by run {run_id[:8]}, which is not recorded",
+                    f"free it in the web UI: Deployment, Concurrency, {pool}",
+                )
+            elif record.dagster_run.is_finished:
+                yield Finding(
+                    "warning" if installation.is_run else "error",
+                    "pools",
+                    f"{pool}: the place is taken by run {run_id[:8]}, which has ended",
+                    "kbo start frees it in some seconds",
+                )
+
+
+def check_extracts(installation: Installation) -> Iterator[Finding]:
+    """Whether an extract waits for a person."""
+    settings, progress = installation.settings, installation.progress
+    gap = gap_below_staged(settings, progress)
+    if gap is not None:
+        first, alert = gap
+        yield Finding("error", str(first), alert.error, alert.command)
+    following = progress.next_to_apply
+    ahead = (key for key in progress.known if installation.is_ahead(key))
+    found = [
+        finding
+        for key in sorted(ahead)
+        if (finding := _of_extract(installation, key, following)) is not None
+    ]
+    yield from found
+    if gap is None and not found:
+        yield Finding("ok", "extracts", "none waits for a person")
+
+
+def _of_extract(
+    installation: Installation, key: ExtractKey, following: ExtractKey | None
+) -> Finding | None:
+    """What an unpublished extract waits for, unless something is at work on it or has failed."""
+    progress = installation.progress
+    if key in progress.cancelled:
+        helps = f"kbo retry {key} goes on, kbo rollback {key} undoes what is applied"
+        return Finding("warning", str(key), "cancelled: it waits, and so do later ones", helps)
+    newest = progress.newest_run(key)
+    is_at_work = any(extract_of(run) == str(key) for run in progress.unfinished_runs)
+    if newest is None or newest.is_failure or is_at_work or installation.is_claimed(key):
+        return None
+    if newest.job_name == ROLLBACK_JOB:
+        helps = f"kbo retry {key} imports it again, or import a Full above it"
+        return Finding("warning", str(key), "was rolled back", helps)
+    if installation.is_run or following not in (None, key):
+        return None  # its turn comes by itself
+    if key not in progress.staged:
+        return Finding("warning", str(key), "begun, but not staged", f"kbo retry {key}")
+    if following is None:
+        return None  # there is a gap below, which is told
+    total = len(progress.batches.get(key, ()))
+    done = total - len(progress.missing_batches(key))
+    said = f"{done} of {total} batches are applied, and nothing is at work on it"
+    return Finding("warning", str(key), said, f"kbo retry {key}, or kbo start")
+
+
+def check_rejected_rows(installation: Installation) -> Iterator[Finding]:
+    """Whether rows of the newest published extract, or of one that is to come, are set aside."""
+    found = False
+    for key in sorted(installation.progress.known):
+        if key != installation.newest and not installation.is_ahead(key):
+            continue
+        if rejected := installation.progress.rejected_rows(key):
+            found = True
+            said = f"{counted(rejected, 'row')} of its ZIP could not be read: set aside"
+            helps = f"SELECT * FROM rejected_row WHERE extract = '{key}' shows them and why"
+            yield Finding("warning", str(key), said, helps)
+    if not found:
+        yield Finding("ok", "rows set aside", "none of the newest extract")
+
+
+def check_portal(installation: Installation) -> Iterator[Finding]:
+    """What came of asking the portal for the last time; nobody is asked now."""
+    poll, settings = installation.poll, installation.settings
+    if poll is None or not settings.has_account:
+        if settings.has_account:
+            yield Finding("ok", "portal", f"{settings.portal_url}: was not asked yet")
+        return
+    asked = f"asked at {_clock(poll.asked_at)}: {poll}"
+    alerts = alerts_of_portal(poll)
+    for alert in alerts:
+        yield Finding("error", "portal", asked, alert.command)
+    late = time.time() - poll.next_at
+    is_polled = installation.is_run and not is_paused(settings)
+    if poll.is_failed and not alerts:
+        helps = f"it is asked again at {_clock(poll.next_at)}" if is_polled else "kbo start"
+        yield Finding("warning", "portal", asked, helps)
+    elif is_polled and late > _LATE_SECONDS:
+        helps = "see the ticks of kbo_extract_sensor in the web UI"
+        yield Finding("warning", "portal", f"{asked}; not asked again since", helps)
+    elif poll.due and not installation.is_run:
+        yield Finding("warning", "portal", asked, "kbo start imports what is due")
+    elif not alerts:
+        yield Finding("ok", "portal", asked)
+
+
+def check_freshness(installation: Installation) -> Iterator[Finding]:
+    """Whether the register is older than it should be."""
+    published = installation.progress.newest_published
+    instance, settings = installation.instance, installation.settings
+    for alert in stale_register(instance, settings, published, None, time.time()):
+        helps = "see what else is found here, or get newer ZIPs and kbo import them"
+        yield Finding("warning", "freshness", alert.error, helps)
+
+
+def check_ledger(installation: Installation) -> Iterator[Finding]:
+    """Whether register, published file and Dagster agree on what is published and applied."""
+    settings = installation.settings
+    for key in read_lost(settings):
+        if key in installation.progress.published:
+            continue
+        yield Finding("warning", str(key), "lost, and to be imported again", f"kbo retry {key}")
+    try:
+        remedy = examine(installation.instance, settings)
+    except StorageError as error:
+        yield found_error("ledger", error, "warning")
+        return
+    for line in remedy.said:
+        yield Finding("error", "ledger", line, "kbo start mends it, or kbo rebuild")
+    if not remedy.said:
+        yield Finding("ok", "ledger", "register, published file and Dagster agree")
+
+
+def _is_own(run: dg.DagsterRun) -> bool:
+    return not OWN_RUN.keys().isdisjoint(run.tags)
+
+
+def _last_tick(state: InstigatorState | None) -> float:
+    tick = state.sensor_instigator_data if state else None
+    return (tick.last_tick_timestamp if tick else None) or 0.0
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def first_line(text: str) -> str:
+    """The first line of what an error says."""
+    return text.strip().split("\n", 1)[0] or "without a message"

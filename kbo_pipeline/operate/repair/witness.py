@@ -1,0 +1,411 @@
+"""Which of the register at work, the published file and Dagster's records to believe. No Dagster.
+
+The register at work has every published extract, and the published file is a copy of it; what
+Dagster knows as applied is in the ledger. When they differ, something was lost outside our
+transactions: a disk, a backup that was put back, a hand. `judge` says what makes them agree again.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import duckdb
+
+from kbo_pipeline.apply.register import Register
+from kbo_pipeline.core.checksums import check_blocks, is_duckdb
+from kbo_pipeline.core.database import is_damage
+from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.files import link_or_copy, replace_atomically
+from kbo_pipeline.core.lake import WORK, attach_to_read, detach
+from kbo_pipeline.core.ledger import Link, read_chain, read_standing
+from kbo_pipeline.core.places import Place, Shared
+from kbo_pipeline.core.schema import check
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import literal
+from kbo_pipeline.publish.publication import roll_back
+from kbo_pipeline.publish.publish import kept_files
+from kbo_pipeline.publish.readers_file import show_to_readers
+from kbo_pipeline.stage.staging import is_staged
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What a register says.
+
+    Attributes:
+        file: the file, or the place that writers and readers share.
+        is_there: whether there is one.
+        damage: why nothing it says counts; None when it is sound.
+        is_foreign: it is no damaged register but some other file.
+        chain: its published extracts, the first one first.
+        rolled_back: extracts that were rolled back and not imported since.
+        half_applied: the extract whose batches are being applied.
+        batches: numbers of the batches of that one that are applied.
+    """
+
+    file: Place
+    is_there: bool = True
+    damage: str | None = None
+    is_foreign: bool = False
+    chain: tuple[Link, ...] = ()
+    rolled_back: frozenset[ExtractKey] = frozenset()
+    half_applied: ExtractKey | None = None
+    batches: frozenset[int] = frozenset()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether what it says counts."""
+        return self.is_there and self.damage is None
+
+    @property
+    def newest(self) -> ExtractKey | None:
+        """The newest published extract."""
+        return self.chain[-1].key if self.chain else None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What Dagster's storage says.
+
+    Attributes:
+        published: the published extracts; the chained hash of the ledger, where it is known.
+        applied: the numbers of applied batches, by extract that is not published.
+    """
+
+    published: Mapping[ExtractKey, str | None] = field(default_factory=dict)
+    applied: Mapping[ExtractKey, frozenset[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What makes them agree, in this order; nothing where nothing is said.
+
+    Attributes:
+        said: what was found and is to be done, a line each.
+        restore: the register at work becomes a copy of `base`, or new when there is none.
+        base: see `restore`.
+        undo: this half applied extract is rolled back before readers are shown the rest.
+        show: the published file becomes a copy of the register at work.
+        forget: extracts that Dagster takes for published and that the register has not.
+        lost: those of them that are to be imported again; not the ones that were rolled back.
+        lost_batches: batches that Dagster takes for applied and that the ledger has not.
+        adopt: published extracts that Dagster does not know of.
+    """
+
+    said: tuple[str, ...] = ()
+    restore: bool = False
+    base: Path | None = None
+    undo: ExtractKey | None = None
+    show: bool = False
+    forget: tuple[ExtractKey, ...] = ()
+    lost: tuple[ExtractKey, ...] = ()
+    lost_batches: Mapping[ExtractKey, frozenset[int]] = field(default_factory=dict)
+    adopt: tuple[Link, ...] = ()
+
+
+def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimony:
+    """Reads what a register file says, and compares all its checksums; changes nothing.
+
+    Args:
+        connection: an in-memory DuckDB.
+        file: the register at work, with its lock held by the caller, or a published file.
+
+    Raises:
+        StorageError: another program has it open for writing.
+    """
+    if not file.is_file():
+        return Testimony(file, is_there=False)
+    if file.stat().st_size > 0 and not is_duckdb(file):
+        return Testimony(file, damage=f"{file}: no DuckDB file", is_foreign=True)
+    try:
+        check_blocks(file)
+        connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
+    except (DamagedError, duckdb.Error) as error:
+        if is_damage(error):
+            return Testimony(file, damage=_first_line(error))
+        raise StorageError(f"{file}: {_first_line(error)}; close the program that has it") from None
+    try:
+        connection.execute("USE witness")
+        return _read(connection, file)
+    except duckdb.CatalogException:
+        said = f"{file}: a DuckDB file, but no register of this pipeline"
+        return Testimony(file, damage=said, is_foreign=True)
+    except (duckdb.Error, DamagedError) as error:
+        if not is_damage(error):
+            raise
+        return Testimony(file, damage=_first_line(error))
+    finally:
+        connection.execute("USE memory")
+        connection.execute("DETACH witness")
+
+
+def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Testimony:
+    """Reads what a register says that writers and readers share."""
+    try:
+        name = attach_to_read(connection, place, "witness")
+    except NotReadyError:
+        return Testimony(place, is_there=False)
+    try:
+        connection.execute(f"USE {name}.{WORK}")
+        return _read(connection, place)
+    except duckdb.CatalogException:  # nobody has written to it yet
+        return Testimony(place, is_there=False)
+    finally:
+        detach(connection, name)
+
+
+def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Testimony:
+    check(connection, file)
+    half_applied = connection.execute(
+        "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
+    ).fetchone()
+    batches = connection.execute(
+        "SELECT batch_number FROM import_job_batches WHERE job_id = $id"
+        " GROUP BY batch_number HAVING bool_and(status = 'completed')",
+        {"id": half_applied[0] if half_applied else ""},
+    ).fetchall()
+    return Testimony(
+        file,
+        chain=read_chain(connection),
+        rolled_back=read_standing(connection).rolled_back,
+        half_applied=ExtractKey.parse(half_applied[0]) if half_applied else None,
+        batches=frozenset(number for (number,) in batches),
+    )
+
+
+def judge(
+    work: Testimony, published: Testimony, recorded: Recorded, kept: Testimony | None = None
+) -> Remedy:
+    """Says what makes all of them agree, when nothing is ambiguous.
+
+    Args:
+        work: the register at work.
+        published: the file that readers open.
+        recorded: what Dagster knows.
+        kept: the newest of the older published files that are sound.
+
+    Raises:
+        RegisterError: what is left does not tell what was; names the next step.
+    """
+    files, truth = _judge_files(work, published, recorded, kept)
+    return _judge_records(files, truth, recorded)
+
+
+def _judge_files(
+    work: Testimony, published: Testimony, recorded: Recorded, kept: Testimony | None
+) -> tuple[Remedy, Testimony]:
+    """What is to be done to the files, and what the register at work says then."""
+    if published.is_foreign:
+        raise RegisterError(f"{published.damage}; move it away, then kbo rebuild")
+    said = tuple(t.damage for t in (work, published) if t.is_there and t.damage is not None)
+    if work.is_sound and published.is_sound:
+        return _judge_sound(work, published)
+    if published.is_sound and (work.is_there or published.chain):
+        said += (f"the register at work becomes a copy of {published.file}",)
+        return Remedy(said, restore=True, base=_file(published)), published
+    if work.is_sound:
+        if not work.chain:  # nothing was ever published: readers have nothing to lose
+            return Remedy(said, show=published.is_there and work.half_applied is None), work
+        said += (f"readers get the register at work again: {work.newest}",)
+        undone = replace(work, half_applied=None, batches=frozenset())
+        return Remedy(said, undo=work.half_applied, show=True), undone
+    nothing = Testimony(work.file, is_there=False)
+    if not work.is_there and not published.is_there and not recorded.published:
+        return Remedy(said), nothing
+    if kept is not None:
+        said += (f"register and published file become copies of {kept.file}",)
+        return Remedy(said, restore=True, base=_file(kept), show=True), kept
+    if not published.is_there and not recorded.published:  # died in the very first import
+        said += ("the register at work begins anew",)
+        return Remedy(said, restore=True), nothing
+    raise RegisterError(
+        f"{'; '.join(said) or f'{work.file} and {published.file} are gone'}: nothing to restore"
+        " it from but ZIPs; kbo rebuild --from-zips makes it anew"
+    )
+
+
+def _judge_sound(work: Testimony, published: Testimony) -> tuple[Remedy, Testimony]:
+    """Two sound files: one of them may be behind the other."""
+    ours, theirs = _identities(work.chain), _identities(published.chain)
+    beyond = {link.key for link in published.chain[len(ours) :]}
+    if ours == theirs:
+        if work.chain == published.chain or work.half_applied is not None:
+            return Remedy(), work
+        return Remedy(("readers get the newer ledger",), show=True), work
+    if ours[: len(theirs)] == theirs or (
+        theirs[: len(ours)] == ours and beyond <= work.rolled_back
+    ):
+        if work.half_applied is not None:
+            return Remedy(), work  # readers see both when that one is published
+        said = f"{_file(published).name}: is at {published.newest}, the register at {work.newest}"
+        return Remedy((f"{said}: readers get the register",), show=True), work
+    if theirs[: len(ours)] == ours:
+        said = f"{work.file}: has lost its tail: it is at {work.newest}"
+        said += f", {_file(published).name} at {published.newest}, and becomes a copy of that"
+        return Remedy((said,), restore=True, base=_file(published)), published
+    raise RegisterError(
+        f"{work.file} and {published.file} are registers of different extracts; keep the right one"
+        " and move the other away, or kbo rebuild --from-zips"
+    )
+
+
+def _judge_records(files: Remedy, truth: Testimony, recorded: Recorded) -> Remedy:
+    """What is to be done to Dagster's records, once the register says what `truth` says."""
+    chain = {link.key: link for link in truth.chain}
+    newest = truth.newest.number if truth.newest else -1
+    forget = sorted(key for key in recorded.published if key not in chain and key.number > newest)
+    forget += [key for key in recorded.published if key in truth.rolled_back and key not in forget]
+    forget += [key for key in recorded.applied if key in truth.rolled_back and key not in forget]
+    lost = [key for key in forget if key not in truth.rolled_back]
+    if lost and not chain:
+        raise RegisterError(
+            f"{truth.file}: empty, but Dagster's database knows {lost[-1]} as published; kbo"
+            " rebuild --from-zips makes the register anew, or name another DAGSTER_POSTGRES_URL"
+        )
+    lost_batches = {}
+    for key, applied in recorded.applied.items():
+        there = truth.batches if key == truth.half_applied else frozenset()
+        if key not in chain and key not in forget and (missing := applied - there):
+            lost_batches[key] = missing
+    adopt = [
+        link
+        for link in truth.chain
+        if link.key not in recorded.published
+        and link.key.number > max((k.number for k in recorded.published if k in chain), default=-1)
+    ]
+    head = truth.chain[-1] if truth.chain else None
+    other_head = head is not None and recorded.published.get(head.key) not in (None, head.hash)
+    said = [
+        *(f"{key}: Dagster knows it as published, the register does not have it" for key in forget),
+        *(
+            f"{key}: {len(numbers)} batches that Dagster knows as applied are not in the ledger"
+            for key, numbers in lost_batches.items()
+        ),
+    ]
+    if adopt:
+        said.append(f"{_listed(adopt)}: published, and unknown to Dagster: told to it")
+    if other_head and head is not None:
+        said.append(f"{head.key}: published with another ledger than Dagster knows: told to it")
+        adopt.append(head)
+    return replace(
+        files,
+        said=(*files.said, *said),
+        forget=tuple(forget),
+        lost=tuple(lost),
+        lost_batches=lost_batches,
+        adopt=tuple(adopt),
+    )
+
+
+def mend_files(
+    settings: Settings, remedy: Remedy, attach: Callable[[], AbstractContextManager[Register]]
+) -> None:
+    """Does what a remedy says to the register at work and to the published file.
+
+    To a shared register nothing is to be done: its copies are PostgreSQL's and the files' backups.
+
+    Args:
+        settings: say where they are.
+        remedy: what `look` has said, under the same hold of the register's lock.
+        attach: attaches the register at work, as `open_register_to_copy` yields it.
+    """
+    if not isinstance(settings.database, Path):
+        return
+    register = settings.register_file
+    if remedy.restore:
+        _put_aside(settings, register)
+    if remedy.show:
+        _put_aside(settings, settings.database)
+    if remedy.restore and remedy.base is None:
+        with replace_atomically(register) as temporary:
+            duckdb.connect(str(temporary)).close()
+    elif remedy.base is not None:
+        with replace_atomically(register) as temporary:
+            shutil.copyfile(remedy.base, temporary)
+    if remedy.show:
+        with attach() as opened:
+            if remedy.undo is not None:
+                roll_back(opened, remedy.undo, settings.privacy)
+            opened.checkpoint()
+        show_to_readers(register, settings.database, settings.privacy)
+
+
+def _put_aside(settings: Settings, file: Path) -> None:
+    """Keeps what is about to be replaced, in place of what was replaced before."""
+    if file.exists():
+        with replace_atomically(settings.work_dir / "damaged" / file.name) as temporary:
+            link_or_copy(file, temporary)
+
+
+def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded) -> Remedy:
+    """Says what makes everything agree; changes nothing. The caller holds the register's lock.
+
+    Raises:
+        StorageError: another program has the published file open for writing.
+        RegisterError: what is left does not tell what was; names the next step.
+    """
+    if not isinstance(settings.database, Path):  # one witness: readers see what was written
+        shared = _read_shared(connection, settings.database)
+        return judge(shared, shared, recorded)
+    work = read_testimony(connection, settings.register_file)
+    published = read_testimony(connection, settings.database)
+    kept = None
+    if not work.is_sound and not published.is_sound:
+        older = (read_testimony(connection, file) for file in kept_files(settings.register_file))
+        kept = next((t for t in older if t.is_sound and t.chain), None)
+    return judge(work, published, recorded, kept)
+
+
+def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
+    """The newest extract that anything says was published; None when nothing says so."""
+    with duckdb.connect(":memory:") as connection:
+        if isinstance(settings.database, Path):
+            work = read_testimony(connection, settings.register_file)
+            published = read_testimony(connection, settings.database)
+        else:
+            work = published = _read_shared(connection, settings.database)
+    found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
+    return max(found - work.rolled_back, default=None)
+
+
+def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:
+    """The staging files that are not what this program would have staged, by extract."""
+    found = {}
+    for file in sorted(settings.staging_dir.glob("*.duckdb")):
+        key = key_or_none(file.stem)
+        if key is None:
+            continue
+        try:
+            check_blocks(file)
+        except FileNotFoundError:  # published meanwhile
+            continue
+        except DamagedError:
+            found[key] = file
+            continue
+        if not is_staged(settings.staging_dir, key) and file.exists():
+            found[key] = file
+    return found
+
+
+def _identities(chain: Sequence[Link]) -> list[tuple[ExtractKey, str]]:
+    return [(link.key, link.sha256) for link in chain]
+
+
+def _listed(links: Sequence[Link]) -> str:
+    if len(links) < 4:
+        return ", ".join(str(link.key) for link in links)
+    return f"{links[0].key} to {links[-1].key}"
+
+
+def _file(testimony: Testimony) -> Path:
+    """The file of a testimony of which a copy is to be made."""
+    if not isinstance(testimony.file, Path):
+        raise RegisterError(f"{testimony.file}: no file to restore from; restore its backup")
+    return testimony.file
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

@@ -1,0 +1,83 @@
+"""Who works on an extract: one process at a time, whoever started it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.settings import Settings
+
+OWN_RUN = {"kbo/started_by": "kbo"}
+"""Tag of the runs that a `kbo` process runs itself."""
+
+BUSY_TAG = "kbo/busy"
+"""Tag of a run that failed because another process worked on its extract: the run's own id."""
+
+StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
+
+_PATIENCE = 10.0  # seconds; somebody may only be looking whether it is free
+
+
+def claim_file(settings: Settings, key: ExtractKey) -> Path:
+    """The lock of whoever works on an extract."""
+    return settings.work_dir / "claims" / f"{key}.lock"
+
+
+@contextmanager
+def claim(settings: Settings, key: ExtractKey, patience: float = _PATIENCE) -> Iterator[None]:
+    """Works on an extract: nobody else does until the block ends.
+
+    Args:
+        settings: say where the claims are.
+        key: the extract.
+        patience: seconds to wait for another process.
+
+    Raises:
+        StorageError: another process works on it; names its process id.
+    """
+    with exclusive_lock(claim_file(settings, key), timeout=patience):
+        yield
+
+
+@contextmanager
+def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) -> Iterator[None]:
+    """What `claim` does, for a step of a run; a `kbo` process has claimed it for all its runs.
+
+    A run that fails of it is tagged: it may have had to do what the other process leaves undone.
+
+    Raises:
+        StorageError: another process works on it; names its process id.
+    """
+    if OWN_RUN.keys() <= context.run.tags.keys():
+        yield
+        return
+    with ExitStack() as claimed:
+        try:
+            claimed.enter_context(claim(settings, key, _PATIENCE))
+        except StorageError:
+            context.instance.add_run_tags(context.run.run_id, {BUSY_TAG: context.run.run_id})
+            raise
+        yield
+
+
+@contextmanager
+def claimed_partition(context: StepContext, settings: Settings) -> Iterator[ExtractKey]:
+    """The extract of a step's partition, which is claimed until the block ends.
+
+    Raises:
+        ExtractError: the partition is no extract.
+        StorageError: another process works on it; names its process id.
+    """
+    key = ExtractKey.parse(context.partition_key)
+    with claimed_for_step(context, settings, key):
+        yield key
+
+
+WRITER_POOL = "register"
+"""The pool of all steps that write the register: one at a time."""
+WRITER_WAIT = 900.0
+"""Seconds to wait for the register: its holder may be a process that was held up."""

@@ -1,0 +1,200 @@
+"""Reads the status of an extract from Dagster's storage."""
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import DagsterInstance
+
+from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
+from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.operate.runs.extract_status import BatchPlace, ExtractStatus, State, TableProgress
+from kbo_pipeline.operate.runs.partitions import kbo_batches
+from kbo_pipeline.operate.runs.progress import (
+    ROLLBACK_JOB,
+    Progress,
+    is_retried,
+    job_of,
+    runs_about,
+)
+
+_APPLYING = ("apply_batches", "materialize")
+
+
+def newest_extract(instance: DagsterInstance) -> ExtractKey:
+    """The extract that people ask about: the one at work, or else the newest published one.
+
+    Raises:
+        NotReadyError: there is no extract yet.
+    """
+    progress = Progress(instance)
+    published = progress.newest_published
+    waiting = [
+        key
+        for key in progress.known
+        if key not in progress.published and (published is None or key.number > published.number)
+    ]
+    if waiting:
+        return min(waiting)
+    if published is None:
+        raise NotReadyError("no extract yet; start with kbo import ZIP")
+    return published
+
+
+def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
+    """How far the import of an extract is.
+
+    Raises:
+        NotReadyError: nothing is known of the extract.
+    """
+    progress = Progress(instance)
+    if key not in progress.known:
+        raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
+    applied = progress.applied(key)
+    batches = progress.batches.get(key, [])
+    runs = runs_about(instance, [key])
+    running = next((run for run in runs if not run.is_finished), None)
+    failed = _failed(instance, batches)
+    done = key in progress.published
+    cancelled = running is None and key in progress.cancelled
+    is_rolled_back = bool(runs) and runs[0].job_name == ROLLBACK_JOB and runs[0].is_success
+    broken = not (done or running or cancelled) and bool(failed or (runs and runs[0].is_failure))
+    tables = {
+        table.name: _table_progress(
+            len(applied[table.name]), len(batches), bool(failed.get(table.name)), running
+        )
+        for table in TABLES
+        if batches
+    }
+    open_places = [
+        BatchPlace(table.name, BatchKey.parse(batch).number, key.operations[0])
+        for batch in progress.missing_batches(key)
+        for table in TABLES
+        if batch not in applied[table.name]
+    ]
+    places = _first_of_each_batch(open_places)
+    at_work = running is not None and bool(places) and job_of(running) in _APPLYING
+    status: State = (
+        "completed"
+        if done
+        else "failed"
+        if broken
+        else "processing"
+        if running
+        else "cancelled"
+        if cancelled
+        else "pending"
+    )
+    return ExtractStatus(
+        job_id=str(key),
+        status=status,
+        stage=_stage(progress, key, bool(places), status, is_rolled_back),
+        tables=tables,
+        current_batch=places[0] if at_work else None,
+        next_batch=next(iter(places[1:] if at_work else places), None),
+        failed_batches=tuple(
+            BatchPlace(name, BatchKey.parse(batch).number, key.operations[0])
+            for name, keys in failed.items()
+            for batch in keys
+        ),
+        error=error_of_run(instance, runs[0]) if broken and runs else None,
+        rejected_rows=progress.rejected_rows(key),
+        seconds_left=_seconds_left(instance, running, len(batches), len(places))
+        if at_work
+        else None,
+    )
+
+
+def is_over(instance: DagsterInstance, found: ExtractStatus) -> bool:
+    """Whether nothing goes on by itself.
+
+    It is published, cancelled or rolled back, or has failed and Dagster does not retry it.
+    """
+    if found.status in ("completed", "cancelled"):
+        return True
+    newest = Progress(instance).newest_run(ExtractKey.parse(found.job_id))
+    if newest is None or found.status == "processing":
+        return False
+    if found.status == "failed":
+        return not is_retried(instance, newest)
+    return newest.job_name == ROLLBACK_JOB and newest.is_success
+
+
+def failure_message(event: dg.DagsterEvent) -> str:
+    """Why a step failed, in one line, as our own code said it."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description.split("\n", 1)[0]
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is not None and error.cls_name in OUT_OF_MEMORY_CLASSES:
+        return OUT_OF_MEMORY
+    return error.message.strip().split("\n", 1)[0] if error else "failed without a message"
+
+
+def step_failure(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterEvent | None:
+    """The event of the last step that failed in a run; None when none did."""
+    records = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    events = [record.dagster_event for record in records if record.dagster_event]
+    return events[-1] if events else None
+
+
+def error_of_run(instance: DagsterInstance, run: dg.DagsterRun) -> str:
+    """Why a run failed, in one line."""
+    event = step_failure(instance, run)
+    if event is not None:
+        return failure_message(event)
+    return f"run {run.run_id} ended without a failed step; see it in the UI"
+
+
+def _table_progress(
+    completed: int, total: int, failed: bool, running: dg.DagsterRun | None
+) -> TableProgress:
+    if completed == total:
+        return TableProgress(completed, total, "completed")
+    state: State = "processing" if running else "failed" if failed else "pending"
+    return TableProgress(completed, total, state)
+
+
+def _first_of_each_batch(places: Sequence[BatchPlace]) -> list[BatchPlace]:
+    first: dict[int, BatchPlace] = {}
+    for place in places:
+        first.setdefault(place.batch, place)
+    return list(first.values())
+
+
+def _stage(
+    progress: Progress, key: ExtractKey, batches_open: bool, status: State, is_rolled_back: bool
+) -> str:
+    if status == "completed":
+        return "published"
+    if is_rolled_back:
+        return f"rolled back; kbo retry {key} imports it again"
+    if key not in progress.staged or key not in progress.batches:
+        return "staging"
+    return "applying" if batches_open else "publishing"
+
+
+def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
+    failed = {}
+    for table in TABLES:
+        statuses = instance.get_status_by_partition(
+            dg.AssetKey(table.name), list(batches), kbo_batches
+        )
+        names = {b for b, s in (statuses or {}).items() if s is not None and s.value == "FAILED"}
+        if names:
+            failed[table.name] = [batch for batch in batches if batch in names]
+    return failed
+
+
+def _seconds_left(
+    instance: DagsterInstance, run: dg.DagsterRun | None, total: int, missing: int
+) -> float | None:
+    record = instance.get_run_record_by_id(run.run_id) if run else None
+    if record is None or record.start_time is None or total == missing:
+        return None
+    return (time.time() - record.start_time) / (total - missing) * missing
