@@ -3,15 +3,16 @@
 import dagster as dg
 
 from kbo_pipeline.core.places import Lake
-from kbo_pipeline.defs.alerting import alert_sensor
-from kbo_pipeline.defs.applying import apply_to_register
-from kbo_pipeline.defs.change_report import change_report
+from kbo_pipeline.defs.assets.change_report import change_report
+from kbo_pipeline.defs.assets.export import parquet_export
+from kbo_pipeline.defs.assets.extract_zip import extract_zip
+from kbo_pipeline.defs.assets.published import publish_assets
+from kbo_pipeline.defs.assets.register import apply_to_register
+from kbo_pipeline.defs.assets.staging import import_staging
+from kbo_pipeline.defs.assets.verification import full_verification
 from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.compacting import compact_lake, compact_weekly
 from kbo_pipeline.defs.configuration import AT_IMPORT
-from kbo_pipeline.defs.download import extract_zip
-from kbo_pipeline.defs.exporting import export_when_published, parquet_export
-from kbo_pipeline.defs.inbox import inbox_sensor
 from kbo_pipeline.defs.jobs import (
     apply_batches,
     export_parquet,
@@ -19,14 +20,14 @@ from kbo_pipeline.defs.jobs import (
     stage_extract,
     verify_full,
 )
-from kbo_pipeline.defs.polling import kbo_extract_sensor
-from kbo_pipeline.defs.publishing import publish_assets
 from kbo_pipeline.defs.resources import duckdb_resource
-from kbo_pipeline.defs.retention import retention_sensor
 from kbo_pipeline.defs.rollback import rollback_extract
-from kbo_pipeline.defs.sensors import apply_when_staged, publish_when_applied
-from kbo_pipeline.defs.staging import import_staging
-from kbo_pipeline.defs.verifying import full_verification, verify_when_at_hand
+from kbo_pipeline.defs.sensors.after_publication import export_when_published, verify_when_at_hand
+from kbo_pipeline.defs.sensors.alerts import alert_sensor
+from kbo_pipeline.defs.sensors.chain import apply_when_staged, publish_when_applied
+from kbo_pipeline.defs.sensors.inbox import inbox_sensor
+from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
+from kbo_pipeline.defs.sensors.retention import retention_sensor
 
 _IS_LAKE = isinstance(AT_IMPORT.database, Lake)
 

@@ -21,7 +21,7 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.core.errors import PortalError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, line_of
-from kbo_pipeline.defs.resources import told
+from kbo_pipeline.defs.step import told
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core

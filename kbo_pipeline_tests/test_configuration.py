@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-from kbo_pipeline.defs.inbox import inbox_sensor
-from kbo_pipeline.defs.polling import kbo_extract_sensor
+from kbo_pipeline.defs.sensors.inbox import inbox_sensor
+from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 

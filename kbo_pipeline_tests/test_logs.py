@@ -12,7 +12,7 @@ import pytest
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs.inbox import inbox_sensor
+from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.operate.processes import logs
 from kbo_pipeline.operate.processes.children import Children
 from kbo_pipeline.operate.processes.logs import (

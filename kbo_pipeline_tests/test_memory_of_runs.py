@@ -16,9 +16,9 @@ from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.order import import_order
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs import polling
-from kbo_pipeline.defs.alerting import alert_sensor
-from kbo_pipeline.defs.sensors import apply_when_staged
+from kbo_pipeline.defs.sensors import portal
+from kbo_pipeline.defs.sensors.alerts import alert_sensor
+from kbo_pipeline.defs.sensors.chain import apply_when_staged
 from kbo_pipeline.fetch.inbox import Dropped, in_number_order
 from kbo_pipeline.operate.processes.logs import alert_log
 from kbo_pipeline.operate.repair import dagster_checks
@@ -153,7 +153,7 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
         waits = apply_when_staged(context)
     assert isinstance(waits, dg.SkipReason)
     assert waits.skip_message == f"{UPDATE} is cancelled; kbo retry {UPDATE} goes on"
-    assert not polling._is_startable(settings, progress, UPDATE)
+    assert not portal._is_startable(settings, progress, UPDATE)
     found = read_status(instance, UPDATE)
     assert (found.status, is_over(instance, found)) == ("cancelled", True)
     said = list(dagster_checks.check_extracts(Installation(settings, instance, None, tuple)))

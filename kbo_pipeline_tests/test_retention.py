@@ -12,8 +12,8 @@ from sqlalchemy import text
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs import retention
-from kbo_pipeline.defs.retention import old_extracts, remove_extract, retention_sensor
+from kbo_pipeline.defs.sensors import retention
+from kbo_pipeline.defs.sensors.retention import old_extracts, remove_extract, retention_sensor
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.partitions import kbo_batches, kbo_extracts

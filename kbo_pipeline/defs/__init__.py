@@ -1,1 +1,4 @@
-"""The Dagster shell around the core; the only place that imports Dagster."""
+"""Dagster's definitions: assets, checks, sensors, jobs, with Dagster's public API alone.
+
+What they do is in the folders below; here is only what Dagster has to be told.
+"""

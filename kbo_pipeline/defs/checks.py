@@ -7,7 +7,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import Table
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS

@@ -6,7 +6,7 @@ from dagster_duckdb import DuckDBResource
 from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.places import Lake
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.claims import WRITER_POOL
 
 

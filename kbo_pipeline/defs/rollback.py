@@ -5,7 +5,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import (

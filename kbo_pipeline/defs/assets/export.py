@@ -2,16 +2,9 @@
 
 import dagster as dg
 
-from kbo_pipeline.core.errors import RegisterError
-from kbo_pipeline.core.pause_file import PAUSED, is_paused
-from kbo_pipeline.defs.catalogue import OWNERS, export_metadata, table_of, tags
-from kbo_pipeline.defs.configuration import load_settings
-from kbo_pipeline.defs.jobs import export_parquet
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.metadata import OWNERS, export_metadata, table_of, tags
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
-from kbo_pipeline.operate.runs.priority import last_in_queue
-from kbo_pipeline.operate.runs.progress import Progress
-from kbo_pipeline.publish.publish import standing_of
 from kbo_pipeline.read.export import export
 
 
@@ -53,28 +46,3 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
                 **{f"rows/{name}": table.rows for name, table in done.tables.items()},
             }
         )
-
-
-@dg.sensor(
-    job=export_parquet,
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Exports each newly published extract as Parquet. Off until somebody starts it.",
-)
-def export_when_published(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Requests the export of the newest published extract."""
-    settings = load_settings()
-    if is_paused(settings):
-        return dg.SkipReason(PAUSED)
-    try:
-        key = standing_of(settings.database).newest
-    except RegisterError as error:
-        return dg.SkipReason(str(error))
-    published = Progress(context.instance).published
-    if key is None or key not in published:
-        return dg.SkipReason("nothing is published")
-    return dg.RunRequest(
-        run_key=f"export:{key}:{published[key]}:{settings.privacy}",
-        partition_key=str(key),
-        tags=last_in_queue(key),
-    )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, shown_table, tags, zip_metadata
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, shown_table, tags, zip_metadata
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.fetch.archive import Member, open_archive
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip, keep_zip, refused_zip

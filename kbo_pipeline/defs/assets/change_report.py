@@ -9,8 +9,8 @@ import dagster as dg
 from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.sql import literal
-from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, report_metadata, tags
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, report_metadata, tags
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import PUBLISHED

@@ -4,20 +4,12 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.pause_file import PAUSED, is_paused
-from kbo_pipeline.defs.catalogue import OWNERS, table_of, tags, verification_metadata
-from kbo_pipeline.defs.configuration import load_settings
-from kbo_pipeline.defs.jobs import verify_full
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
-from kbo_pipeline.fetch.zips import kept_zip, kept_zips
-from kbo_pipeline.operate.repair.rebuild import kept_keys
+from kbo_pipeline.defs.metadata import OWNERS, table_of, tags, verification_metadata
+from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
-from kbo_pipeline.operate.runs.priority import last_in_queue
-from kbo_pipeline.operate.runs.progress import Progress
-from kbo_pipeline.publish.publish import standing_of
-from kbo_pipeline.publish.verification import Verification, published_at, verify
+from kbo_pipeline.publish.verification import Verification, verify
 
 CHECK = "register_equals_full"
 
@@ -93,44 +85,4 @@ def _result(found: Verification) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.ERROR,
         description=str(found),
         metadata={"drift": found.drift, **({"sample": table_of(rows)} if rows else {})},
-    )
-
-
-@dg.sensor(
-    job=verify_full,
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Compares the register with a Full in the downloads directory whose number was"
-    " published as an Update. It downloads none.",
-)
-def verify_when_at_hand(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Requests one run for each publication and ZIP.
-
-    A Full that was published itself was compared when it was applied, row for row; and the check
-    `ledger_equals_rows` has counted what came of it.
-    """
-    settings = load_settings()
-    if is_paused(settings):
-        return dg.SkipReason(PAUSED)
-    try:
-        standing = standing_of(settings.database)
-    except RegisterError as error:
-        return dg.SkipReason(str(error))
-    fulls = sorted(key.number for key in kept_keys(settings) if key.type == "full")
-    pairs = [(published_at(standing.published, n), ExtractKey(n, "full")) for n in fulls]
-    wanted = [(key, full) for key, full in pairs if key is not None and key.type == "update"]
-    if not wanted:
-        return dg.SkipReason("no Full is at hand whose number was published as an Update")
-    known = Progress(context.instance).published  # of older extracts nothing is told any more
-    return dg.SensorResult(
-        run_requests=[
-            dg.RunRequest(
-                run_key=f"verify:{key}:{known[key]}:{stat.st_mtime_ns}:{stat.st_size}",
-                partition_key=str(key),
-                tags=last_in_queue(key),
-            )
-            for key, full in wanted
-            if key in known
-            for stat in [file.stat() for file in kept_zips(settings, full)[:1]]
-        ]
     )

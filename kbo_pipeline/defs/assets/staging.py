@@ -8,9 +8,9 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.disk_space import check_room_to_import
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.defs.catalogue import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition

@@ -10,8 +10,10 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import CODE, TABLES
-from kbo_pipeline.defs.applying import every_partition
-from kbo_pipeline.defs.catalogue import (
+from kbo_pipeline.defs.assets.register import every_partition
+from kbo_pipeline.defs.checks import evaluated
+from kbo_pipeline.defs.configuration import AT_IMPORT
+from kbo_pipeline.defs.metadata import (
     OWNERS,
     PREVIEW_ROWS,
     preview,
@@ -20,9 +22,7 @@ from kbo_pipeline.defs.catalogue import (
     shown_table,
     tags,
 )
-from kbo_pipeline.defs.checks import evaluated
-from kbo_pipeline.defs.configuration import AT_IMPORT
-from kbo_pipeline.defs.resources import permanent_errors_not_retried
+from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, ledger_metadata

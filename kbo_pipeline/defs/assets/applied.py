@@ -11,7 +11,7 @@ from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.defs.catalogue import PREVIEW_ROWS, preview, shown_table
+from kbo_pipeline.defs.metadata import PREVIEW_ROWS, preview, shown_table
 
 
 def shown(

@@ -1,0 +1,1 @@
+"""The assets, a module a stage of the import. Each calls one function of the folders below."""

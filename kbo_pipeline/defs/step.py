@@ -1,0 +1,113 @@
+"""What surrounds a step: its settings, stops and pauses, and how errors become Dagster's."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
+
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.database import is_damage, is_transient
+from kbo_pipeline.core.errors import KboError, SettingsError
+from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
+from kbo_pipeline.core.pause_file import PAUSED, is_paused
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.defs.metadata import fault_table
+from kbo_pipeline.operate.lost import mark_suspect
+from kbo_pipeline.operate.runs.cancellation import cancel_waiting_runs
+from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of
+from kbo_pipeline.operate.runs.workers import hold_run
+from kbo_pipeline.stage.faults import RejectedError
+
+_LOOK_SECONDS = 1.0
+StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
+
+
+@contextmanager
+def permanent_errors_not_retried(context: StepContext) -> Iterator[Settings]:
+    """Yields the settings of a step, which are loaded here and nowhere else.
+
+    Lets errors that may pass reach the retry policy, and fails at once for all others.
+
+    A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
+    policy would begin it again. Any other interruption goes on to Dagster, which takes the run up
+    later; so does what comes of a PostgreSQL that is away.
+
+    Before the block this process says that it is the run's worker, and waits while `kbo pause`
+    holds.
+    """
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+    try:
+        hold_run(settings, context.run)
+        go_on(context, settings)
+        yield settings
+    except dg.Failure:
+        raise
+    except dg.DagsterExecutionInterruptedError:
+        if _is_stopped(context):
+            raise dg.Failure(description="stopped", allow_retries=False) from None
+        raise
+    except (SQLAlchemyError, DagsterPostgresException) as error:
+        # As interrupted, and not as failed: failed steps are not retried after a crash.
+        raise dg.DagsterExecutionInterruptedError from error
+    except Exception as error:  # each goes on: as an interruption, to be retried, or as a failure
+        if isinstance(error.__cause__, dg.DagsterExecutionInterruptedError):  # DuckDB wraps it
+            if _is_stopped(context):
+                raise dg.Failure(description="stopped", allow_retries=False) from None
+            raise error.__cause__ from None
+        if is_damage(error):
+            mark_suspect(settings)
+        if is_transient(error):
+            raise
+        faults = {"faults": fault_table(error.faults)} if isinstance(error, RejectedError) else {}
+        raise dg.Failure(description=told(error), metadata=faults, allow_retries=False) from error
+
+
+def told(error: Exception) -> str:
+    """What is said of an error; of a file that DuckDB finds damaged, what mends it too."""
+    if is_damage(error) and not isinstance(error, KboError):
+        first_line = str(error).split("\n", 1)[0]
+        return f"a file of ours is damaged ({first_line}); kbo rebuild mends it"
+    return OUT_OF_MEMORY if type(error).__name__ in OUT_OF_MEMORY_CLASSES else str(error)
+
+
+def go_on(context: StepContext, settings: Settings) -> None:
+    """Waits while `kbo pause` holds; then makes sure that the run is still to go on.
+
+    Raises:
+        DagsterExecutionInterruptedError: somebody has stopped the run; or it has ended without this
+            process, which was taken for dead: another may be at work in its place.
+    """
+    is_told = False
+    while True:
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+            raise dg.DagsterExecutionInterruptedError
+        if not is_paused(settings):
+            return
+        if not is_told:
+            context.log.info(PAUSED)
+            is_told = True
+        time.sleep(_LOOK_SECONDS)
+
+
+def is_canceling(context: StepContext) -> bool:
+    """Tells whether somebody is ending the run, in the UI or by `kbo cancel`."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    return run is not None and run.status == dg.DagsterRunStatus.CANCELING
+
+
+def _is_stopped(context: StepContext) -> bool:
+    """Whether a person has stopped the step; who cancels a run means its extract."""
+    if not is_canceling(context):
+        return signals.received()
+    context.instance.add_run_tags(context.run.run_id, {CANCELLED_TAG: context.run.run_id})
+    extract = extract_of(context.run)
+    if extract is not None:
+        cancel_waiting_runs(context.instance, extract)
+    return True
