@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline.commands import copying, exporting, reading
+from kbo_pipeline.commands import copy_register, export
+from kbo_pipeline.commands import read as reading
 from kbo_pipeline.commands.console import (
     complete_extract,
     extract_key,
@@ -119,7 +120,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     extracts.sort(key=lambda item: order.index(item[1].key))
     if settings.postgres_url is None:  # beside the imports that follow, which take two seconds
         start_ahead(settings.postgres_dir)
-    from kbo_pipeline.defs.importing import import_extract
+    from kbo_pipeline.commands.runs import import_extract
     from kbo_pipeline.operate.instance import open_instance
     from kbo_pipeline.operate.runs.progress import Progress
 
@@ -176,7 +177,7 @@ def retry(extract: str | None, accept_faults: bool) -> None:
 
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
-    from kbo_pipeline.defs.importing import retry_extract
+    from kbo_pipeline.commands.runs import retry_extract
     from kbo_pipeline.operate.instance import open_instance
     from kbo_pipeline.operate.runs.status import newest_extract
 
@@ -201,7 +202,7 @@ def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
 
     settings = load_settings()
     key = extract_key(extract)
-    from kbo_pipeline.defs.importing import publish_extract, retry_extract
+    from kbo_pipeline.commands.runs import publish_extract, retry_extract
     from kbo_pipeline.operate.instance import open_instance
 
     with open_instance(settings) as instance, pause_told(settings):
@@ -261,7 +262,7 @@ def rollback(extract: str) -> None:
 
     settings = load_settings()
     key = extract_key(extract)
-    from kbo_pipeline.defs.importing import rollback_extract
+    from kbo_pipeline.commands.runs import rollback_extract
     from kbo_pipeline.operate.instance import open_instance
 
     with open_instance(settings) as instance:
@@ -284,7 +285,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
     from kbo_pipeline.core.settings import load_settings
 
     settings = load_settings()
-    from kbo_pipeline.defs.importing import retry_extract
+    from kbo_pipeline.commands.runs import retry_extract
     from kbo_pipeline.operate.instance import open_instance
     from kbo_pipeline.operate.lost import drop_lost, read_lost
     from kbo_pipeline.operate.repair.repair import mend, rebuild_from_zips
@@ -414,9 +415,9 @@ main.add_command(status)
 main.add_command(reading.show)
 main.add_command(reading.find)
 main.add_command(reading.changes)
-main.add_command(copying.copy_register)
-main.add_command(exporting.export)
-main.add_command(exporting.verify)
+main.add_command(copy_register.copy_register)
+main.add_command(export.export)
+main.add_command(export.verify)
 
 if __name__ == "__main__":
     main()

@@ -200,7 +200,7 @@ core.import_zip(zips["0143-update"])
 from kbo_pipeline.exporting import export
 missing = differing("0143-full")
 core.import_zip(zips["0144-full"])
-export(settings, Path(sys.argv[1]) / "export")
+write_export(settings, Path(sys.argv[1]) / "export")
 exported = duckdb.sql(f"FROM '{sys.argv[1]}/export/enterprise.parquet'").columns
 result = [missing, differing("0144-full"), "tax_region" in exported,
     rows("SELECT enterprise_number FROM enterprise_changes(144) WHERE _change = 'added'")]

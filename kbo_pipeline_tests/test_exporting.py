@@ -21,7 +21,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.read.export import FORMAT, MANIFEST, export
+from kbo_pipeline.read.export import FORMAT, MANIFEST, write_export
 from kbo_pipeline.read.views import PROFILE
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core, current_rows, sorted_rows
@@ -63,7 +63,7 @@ def content(directory: Path) -> dict[str, bytes]:
 def test_an_export_holds_the_current_tables_sorted_by_key(
     made: Core, settings: Settings, tmp_path: Path
 ) -> None:
-    done = export(settings, tmp_path / "out")
+    done = write_export(settings, tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {MANIFEST, *(f"{name}.parquet" for name in NAMES)}
     with made.read() as reader, duckdb.connect() as parquet:
@@ -86,7 +86,7 @@ def test_an_export_holds_the_current_tables_sorted_by_key(
 
 
 def test_the_manifest_says_what_the_files_are(settings: Settings, tmp_path: Path) -> None:
-    done = export(settings, tmp_path / "out")
+    done = write_export(settings, tmp_path / "out")
     said = manifest(tmp_path / "out")
     assert said == json.loads(json.dumps(done.to_json(), default=str))
     assert (said["format"], said["extract"], said["privacy"]) == (FORMAT, "0141-update", "full")
@@ -103,7 +103,7 @@ def test_the_manifest_says_what_the_files_are(settings: Settings, tmp_path: Path
 
 
 def test_the_setting_counts_whatever_the_views_of_the_file_say(made: Core, tmp_path: Path) -> None:
-    export(settings_of(made, KBO_PRIVACY="legal-persons"), tmp_path / "out")
+    write_export(settings_of(made, KBO_PRIVACY="legal-persons"), tmp_path / "out")
     assert manifest(tmp_path / "out")["privacy"] == "legal-persons"
     with made.read() as reader, duckdb.connect() as parquet:
         persons = reader.execute(
@@ -124,9 +124,9 @@ def test_an_export_of_ours_is_replaced_and_so_is_an_empty_directory(
     settings: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    export(settings, tmp_path / "out")
+    write_export(settings, tmp_path / "out")
     (tmp_path / "out" / "enterprise.parquet").write_bytes(b"old")
-    export(settings, tmp_path / "out")
+    write_export(settings, tmp_path / "out")
     assert (tmp_path / "out" / "enterprise.parquet").read_bytes()[:4] == b"PAR1"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -146,13 +146,13 @@ def test_what_is_no_export_stays_and_is_refused(
     if names:
         out.mkdir()
     else:  # an export of ours, with something in it that is none
-        export(settings, out)
+        write_export(settings, out)
         names = ["notes.txt"]
     for name in names:
         (out / name).write_text('{"format": "of somebody else"}')
     before = content(out)
     with pytest.raises(ExportError) as refused:
-        export(settings, out)
+        write_export(settings, out)
     assert says in str(refused.value)
     assert content(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -161,20 +161,20 @@ def test_what_is_no_export_stays_and_is_refused(
 def test_a_file_in_its_place_stays(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ExportError, match="a file lies there"):
-        export(settings, tmp_path / "out")
+        write_export(settings, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_nothing_is_written_where_nothing_is_published(tmp_path: Path) -> None:
     core = Core(tmp_path / "data")
     with pytest.raises(NotReadyError, match="nothing is published yet"):
-        export(settings_of(core), tmp_path / "out")
+        write_export(settings_of(core), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_another_than_the_newest_is_refused(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(NotReadyError, match=r"^0140-full: only the newest .* 0141-update"):
-        export(settings, tmp_path / "out", extract="0140-full")
+        write_export(settings, tmp_path / "out", extract="0140-full")
     assert not (tmp_path / "out").exists()
 
 
@@ -183,11 +183,11 @@ def test_a_second_export_at_the_same_time_is_refused(settings: Settings, tmp_pat
         exclusive_lock(settings.work_dir / "export.lock"),
         pytest.raises(StorageError, match="is at work here"),
     ):
-        export(settings, tmp_path / "out")
+        write_export(settings, tmp_path / "out")
 
 
 def test_an_export_that_fails_leaves_the_old_one(settings: Settings, tmp_path: Path) -> None:
-    export(settings, tmp_path / "out")
+    write_export(settings, tmp_path / "out")
     before = content(tmp_path / "out")
 
     def fail(name: str, done: int, total: int) -> None:
@@ -195,7 +195,7 @@ def test_an_export_that_fails_leaves_the_old_one(settings: Settings, tmp_path: P
             raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        export(settings, tmp_path / "out", report=fail)
+        write_export(settings, tmp_path / "out", report=fail)
     assert content(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -211,7 +211,7 @@ def stand_still(name, done, total):
         Path(sys.argv[2]).touch()
         time.sleep(600)
 
-export(load_settings(), Path(sys.argv[1]), report=stand_still)
+write_export(load_settings(), Path(sys.argv[1]), report=stand_still)
 """
 
 
@@ -219,7 +219,7 @@ def test_a_kill_in_the_middle_leaves_the_old_one_and_the_next_is_whole(
     made: Core, settings: Settings, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    export(settings, out)
+    write_export(settings, out)
     before = content(out)
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(out), str(tmp_path / "reached")],
@@ -230,7 +230,7 @@ def test_a_kill_in_the_middle_leaves_the_old_one_and_the_next_is_whole(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert content(out) == before
-    export(settings, out)
+    write_export(settings, out)
     assert content(out).keys() == before.keys()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "reached"}
 
@@ -239,11 +239,11 @@ def test_one_that_was_killed_between_its_two_renames_is_put_back_first(
     settings: Settings, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    export(settings, out)
+    write_export(settings, out)
     before = content(out)
     os.rename(out, tmp_path / ".out.replaced")
     with pytest.raises(KeyboardInterrupt):
-        export(settings, out, report=_interrupt)
+        write_export(settings, out, report=_interrupt)
     assert content(out) == before
 
 
@@ -281,7 +281,7 @@ def test_the_published_file_may_be_replaced_meanwhile(tmp_path: Path) -> None:
         if done == 1:
             core.import_zip(update)
 
-    done = export(settings_of(core), tmp_path / "out", report=publish_once)
+    done = write_export(settings_of(core), tmp_path / "out", report=publish_once)
     assert done.extract == str(ExtractKey(140, "full"))
-    again = export(settings_of(core), tmp_path / "out")
+    again = write_export(settings_of(core), tmp_path / "out")
     assert again.extract == "0141-update"

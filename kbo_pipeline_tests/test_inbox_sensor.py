@@ -8,12 +8,12 @@ import dagster as dg
 import pytest
 
 import kbo_pipeline.defs.sensors.inbox as sensor_module
+from kbo_pipeline.commands.runs import import_extract
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs.importing import import_extract
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.fetch.meta import read_extract

@@ -11,7 +11,7 @@ import pytest
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ADDRESS
-from kbo_pipeline.read.export import export
+from kbo_pipeline.read.export import write_export
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, write_extract
 
@@ -118,7 +118,7 @@ def shown(core: Core, at: int) -> dict[str, Chosen]:
 def exported(core: Core) -> dict[str, Chosen]:
     directory = core.directory / "export"
     settings = load_settings(core.settings | {"KBO_DATABASE": str(core.database)}, core.directory)
-    export(settings, directory)
+    write_export(settings, directory)
     rows = duckdb.execute(
         "SELECT enterprise_number, seat_street_nl, seat_municipality_nl, seat_date_striking_off"
         f" FROM '{directory}/enterprise_profile.parquet'"

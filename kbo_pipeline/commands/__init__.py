@@ -1,1 +1,4 @@
-"""Commands of `kbo`, a module a subject; `cli.py` puts them together."""
+"""The commands of `kbo`, a module a subject: parse, one call, print.
+
+What they do is in the folders below; `cli.py` puts them together.
+"""

@@ -24,7 +24,7 @@ _DAMAGED = (3, 7)
 
 def main() -> None:
     """Imports a made-up Full into a directory of its own, and spoils what is staged on the way."""
-    from kbo_pipeline.defs.importing import retry_extract, run_job
+    from kbo_pipeline.commands.runs import retry_extract, run_job
     from kbo_pipeline.operate.instance import open_instance
     from kbo_pipeline.operate.runs.partitions import register_extract
 

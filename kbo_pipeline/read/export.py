@@ -87,7 +87,7 @@ class Export:
         )
 
 
-def export(
+def write_export(
     settings: Settings,
     directory: Path,
     *,

@@ -5,7 +5,7 @@ import dagster as dg
 from kbo_pipeline.defs.metadata import OWNERS, export_metadata, table_of, tags
 from kbo_pipeline.defs.step import permanent_errors_not_retried
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
-from kbo_pipeline.read.export import export
+from kbo_pipeline.read.export import write_export
 
 
 @dg.asset(
@@ -26,7 +26,7 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
     persons are in it.
     """
     with permanent_errors_not_retried(context) as settings:
-        done = export(
+        done = write_export(
             settings,
             settings.export_dir,
             extract=context.partition_key,

@@ -30,12 +30,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.assets.applied import materializations, shown
 from kbo_pipeline.defs.metadata import OWNERS, register_metadata, tags
-from kbo_pipeline.defs.step import (
-    go_on,
-    is_canceling,
-    permanent_errors_not_retried,
-    told,
-)
+from kbo_pipeline.defs.step import go_on, is_canceling, permanent_errors_not_retried, told
 from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
 from kbo_pipeline.operate.runs.events import reported

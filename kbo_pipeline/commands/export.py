@@ -25,15 +25,15 @@ def export(directory: Path) -> None:
     """
     from kbo_pipeline.core.disk_space import megabytes
     from kbo_pipeline.core.settings import load_settings
-    from kbo_pipeline.read import export as exporting
+    from kbo_pipeline.read.export import MANIFEST, write_export
 
     settings = load_settings()
     with _bar() as report:
-        done = exporting.export(settings, directory, report=report)
+        done = write_export(settings, directory, report=report)
     for table in done.tables.values():
         size = f"{table.bytes / 1e3:,.1f} kB" if table.bytes < 1e6 else megabytes(table.bytes)
         click.echo(f"{directory / table.file}  {table.rows:,} rows, {size}")
-    click.echo(directory / exporting.MANIFEST)
+    click.echo(directory / MANIFEST)
     click.echo(f"{done.source}; extract {done.extract}; KBO_PRIVACY={done.privacy}")
 
 

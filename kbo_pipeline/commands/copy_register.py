@@ -16,12 +16,12 @@ def copy_register(source: str, target: str) -> None:
     """
     from kbo_pipeline.core.database import connect
     from kbo_pipeline.core.settings import load_settings
-    from kbo_pipeline.publish import copy as copying
+    from kbo_pipeline.publish import copy
 
     settings = load_settings()
     places = [settings.place(text) for text in (source, target)]
     with connect(settings) as connection:
-        content = copying.copy_register(
+        content = copy.copy_register(
             connection,
             places[0],
             places[1],

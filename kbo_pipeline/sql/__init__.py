@@ -1,1 +1,0 @@
-"""SQL of the folders that are still to come."""
