@@ -16,7 +16,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.publish.readers_file import renew_views
 from kbo_pipeline.read.change_report import make_report
-from kbo_pipeline.read.export import export
+from kbo_pipeline.read.export import write_export
 from kbo_pipeline.read.older import show_to_reader
 from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
 from kbo_pipeline.read.views import create_views, macro_queries, view_queries
@@ -214,7 +214,7 @@ def test_an_export_leaves_them_out(core: Core, whole: Path, tmp_path: Path) -> N
     }
     with duckdb.connect(str(whole)) as connection:
         connection.execute(f"DROP TABLE {SHOWN}")  # it makes its own
-    made = export(load_settings(variables, tmp_path), tmp_path / "export")
+    made = write_export(load_settings(variables, tmp_path), tmp_path / "export")
     for name in made.tables:
         file = tmp_path / "export" / f"{name}.parquet"
         assert leaks(str(duckdb.execute(f"FROM '{file}'").fetchall())) == set()
