@@ -73,9 +73,9 @@ def start(read_only: bool, only: "Part | None") -> None:
 
     class Recover:
         def __call__(self, *, ended_at: float, is_start: bool) -> "ExtractKey | None":
-            from kbo_pipeline.operate.repair.watch import look
+            from kbo_pipeline.operate.repair.watch import watch
 
-            return look(settings, report, ended_at=ended_at, is_start=is_start)
+            return watch(settings, report, ended_at=ended_at, is_start=is_start)
 
         def has_code_server(self, socket: Path) -> bool:
             from kbo_pipeline.operate.repair.watch import has_code_server
@@ -110,12 +110,12 @@ def import_command(zips: tuple[Path, ...]) -> None:
     from kbo_pipeline.core.text import counted
     from kbo_pipeline.fetch.meta import read_extract
     from kbo_pipeline.operate.processes.postgres import start_ahead
-    from kbo_pipeline.publish.publish import standing_of
+    from kbo_pipeline.publish.publish import published_state_of
 
     settings = load_settings()
     extracts = [(zip_file, read_extract(zip_file)) for zip_file in zips]
     order = import_order(
-        {extract.key for _, extract in extracts}, standing_of(settings.database).newest
+        {extract.key for _, extract in extracts}, published_state_of(settings.database).newest
     )
     extracts.sort(key=lambda item: order.index(item[1].key))
     if settings.postgres_url is None:  # beside the imports that follow, which take two seconds
@@ -288,7 +288,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
     from kbo_pipeline.commands.runs import retry_extract
     from kbo_pipeline.operate.instance import open_instance
     from kbo_pipeline.operate.lost import drop_lost, read_lost
-    from kbo_pipeline.operate.repair.repair import mend, rebuild_from_zips
+    from kbo_pipeline.operate.repair.repair import rebuild_from_zips, repair_installation
 
     said: list[str] = []
 
@@ -303,7 +303,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
             with report_line() as report:
                 first, last = rebuild_from_zips(instance, settings, report)
             say(f"made anew from the kept ZIPs, {first} to {last}; history begins with {first}")
-        mend(instance, settings, say)
+        repair_installation(instance, settings, say)
         for key in read_lost(settings):
             with progress_bar(instance, key), pause_told(settings):
                 done = retry_extract(instance, settings, key)

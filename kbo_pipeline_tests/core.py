@@ -17,10 +17,10 @@ from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.operate.repair.witness import Recorded, Remedy, look, mend_files
+from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
 from kbo_pipeline.publish.checking import CheckResult
 from kbo_pipeline.publish.publication import Publication, Rollback
-from kbo_pipeline.publish.publish import publish, rollback, standing_of
+from kbo_pipeline.publish.publish import publish, published_state_of, rollback
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.read.register import PublishedRegister, read_register
 from kbo_pipeline.stage.staging import Staged, open_staged, stage
@@ -161,7 +161,7 @@ class Core:
                 keep_published=self.keep_published,
             )
 
-    def mend(self, recorded: Recorded) -> Remedy:
+    def mend(self, recorded: Recorded) -> RepairPlan:
         """Makes register and published file agree; what was found, and what is left to be done."""
         settings = load_settings(self.settings, self.directory)
         with (
@@ -169,7 +169,7 @@ class Core:
             open_register_to_copy(connection, self.register, lock_timeout=0.0) as attach,
         ):
             remedy = look(connection, settings, recorded)
-            mend_files(settings, remedy, attach)
+            repair_files(settings, remedy, attach)
         return remedy
 
     def read(self) -> duckdb.DuckDBPyConnection:
@@ -188,7 +188,7 @@ class Core:
     @property
     def is_published(self) -> bool:
         """Whether readers have an extract."""
-        return bool(standing_of(self.readers).published)
+        return bool(published_state_of(self.readers).published)
 
     def at_work(self) -> duckdb.DuckDBPyConnection:
         """Opens the register at work for reading, as nobody but a test does."""

@@ -20,7 +20,7 @@ from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.runs.partitions import kbo_batches
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline_tests.core import publication_of
 from kbo_pipeline_tests.lakes import ASKED_FOR, lake_of, variables
@@ -126,7 +126,7 @@ class Pipeline:
     @property
     def is_published(self) -> bool:
         """Whether readers have an extract."""
-        return bool(standing_of(self.readers).published)
+        return bool(published_state_of(self.readers).published)
 
     def publication(self) -> object:
         """What every publication changes."""

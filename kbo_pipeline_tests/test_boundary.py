@@ -21,7 +21,7 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.core.errors import PortalError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, line_of
-from kbo_pipeline.defs.step import told
+from kbo_pipeline.defs.step import message_of
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.core import Core
@@ -352,7 +352,7 @@ def test_a_step_that_is_out_of_memory_names_the_setting() -> None:
     result = eating.execute_in_process(raise_on_error=False)
     (event,) = [event for event in result.all_events if event.is_step_failure]
     assert failure_message(event) == OUT_OF_MEMORY
-    assert told(duckdb.OutOfMemoryException("Out of Memory Error")) == OUT_OF_MEMORY
+    assert message_of(duckdb.OutOfMemoryException("Out of Memory Error")) == OUT_OF_MEMORY
 
 
 def caught(raised: BaseException, cause: BaseException | None = None) -> BaseException:

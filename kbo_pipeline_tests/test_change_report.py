@@ -12,7 +12,7 @@ from kbo_pipeline.core.errors import NotFoundError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.repair.alerts import due_alerts
-from kbo_pipeline.read.anomalies import MOST, Counts, Standout, unusual_things
+from kbo_pipeline.read.anomalies import MOST, Counts, Standout, find_anomalies
 from kbo_pipeline.read.change_report import make_report, remove_report, report_directory
 from kbo_pipeline.read.changes import iterate_changes
 from kbo_pipeline.read.plot import Bars, draw
@@ -168,7 +168,7 @@ QUIET: Counts = {("activity", "opened"): 410, ("branch", "new"): 0}
 def test_a_number_far_from_the_median_is_unusual_and_a_new_kind_too() -> None:
     rows = {("activity", "opened"): 7_279_279, ("branch", "new"): 0}
     kinds = {("activity", "opened"): 410, ("branch", "new"): 1}
-    first, second = unusual_things(rows, PAST, kinds, PAST, [], [])
+    first, second = find_anomalies(rows, PAST, kinds, PAST, [], [])
     assert first.subject == "activity opened"
     assert first.text.startswith("7,279,279 rows; usual is 410, the median of the 20 extracts")
     assert (second.subject, second.text) == (
@@ -179,13 +179,13 @@ def test_a_number_far_from_the_median_is_unusual_and_a_new_kind_too() -> None:
 
 def test_without_enough_extracts_before_no_number_is_unusual() -> None:
     rows = {("activity", "opened"): 7_279_279}
-    assert unusual_things(rows, PAST[:7], {("branch", "new"): 1}, PAST[:7], [], []) == []
+    assert find_anomalies(rows, PAST[:7], {("branch", "new"): 1}, PAST[:7], [], []) == []
 
 
 def test_enterprises_come_by_turns_each_once_ten_things_at_most() -> None:
     kinds = [Standout(f"0{n}", "A", 5, 1, "x") for n in range(8)]
     entities = [Standout(f"0{n}", "B", 1, 1000, "y") for n in (0, *range(20, 27))]
-    found = unusual_things(QUIET, PAST, QUIET, PAST, kinds, entities)
+    found = find_anomalies(QUIET, PAST, QUIET, PAST, kinds, entities)
     assert len(found) == MOST
     numbers = [one.subject.split()[0] for one in found]
     assert numbers[:4] == ["00", "01", "020", "02"]

@@ -15,7 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
-from kbo_pipeline.read.baseline import is_unusual
+from kbo_pipeline.read.baseline import is_anomalous
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.pipeline import REPOSITORY
@@ -698,7 +698,7 @@ def test_code_is_a_table_that_can_lose_rows_too(core: Core, tmp_path: Path) -> N
     ],
 )
 def test_what_is_unusual(count: int, past: list[int], unusual: bool) -> None:
-    assert is_unusual(count, past) is unusual
+    assert is_anomalous(count, past) is unusual
 
 
 def test_an_update_is_compared_with_those_of_its_weekday(published: Core, tmp_path: Path) -> None:

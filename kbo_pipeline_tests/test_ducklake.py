@@ -21,7 +21,7 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extensions import load_extension
 from kbo_pipeline.core.lake import attach_to_read, attach_to_write
-from kbo_pipeline.core.ledger import read_chain
+from kbo_pipeline.core.ledger import read_ledger_entries
 from kbo_pipeline.core.places import Lake, Place
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.processes.postgres import server_pid
@@ -44,7 +44,7 @@ def lake(tmp_path: Path) -> Lake:
 def contents(place: Place) -> tuple[str, object]:
     """The hash of all row versions, and the chain of the ledger."""
     with duckdb.connect(":memory:") as connection, open_published(connection, place):
-        return content_hash(connection), read_chain(connection)
+        return content_hash(connection), read_ledger_entries(connection)
 
 
 def test_where_nothing_is_there_is_nothing_to_read(

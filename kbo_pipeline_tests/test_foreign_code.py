@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.operate.processes.parent_death import tied_command
+from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.lakes import new_lake, variables
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
@@ -59,7 +59,7 @@ def test_the_trap_shows_what_is_executed(planted: Planted) -> None:
 
 def test_a_child_executes_none(planted: Planted) -> None:
     done = subprocess.run(
-        tied_command("kbo_pipeline.cli", "--help"),
+        die_with_parent_command("kbo_pipeline.cli", "--help"),
         cwd=planted.directory,
         capture_output=True,
         check=False,

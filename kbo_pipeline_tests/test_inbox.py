@@ -14,8 +14,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.fetch.inbox import (
     LONGEST_WAIT_SECONDS,
     SETTLED_SECONDS,
-    Dropped,
     Inbox,
+    InboxFile,
     in_number_order,
     settled,
     shown,
@@ -47,15 +47,15 @@ def inbox(tmp_path: Path) -> Inbox:
     return inbox
 
 
-def arrived(inbox: Inbox) -> list[Dropped]:
+def arrived(inbox: Inbox) -> list[InboxFile]:
     return inbox.look(inbox.now())[0]
 
 
-def claimed(inbox: Inbox) -> list[Dropped]:
+def claimed(inbox: Inbox) -> list[InboxFile]:
     return inbox.look(inbox.now())[1]
 
 
-def only(found: Sequence[Dropped]) -> Dropped:
+def only(found: Sequence[InboxFile]) -> InboxFile:
     (dropped,) = found
     return dropped
 
@@ -79,8 +79,8 @@ def test_only_visible_regular_files_that_end_in_zip_count(inbox: Inbox, tmp_path
 
 
 def test_nothing_is_taken_until_all_is_quiet_but_nothing_waits_for_ever(inbox: Inbox) -> None:
-    def dropped(name: str, changed_at: float) -> Dropped:
-        return Dropped(Path(name), int(changed_at * 1e9), (0, 0, 1, 0))
+    def dropped(name: str, changed_at: float) -> InboxFile:
+        return InboxFile(Path(name), int(changed_at * 1e9), (0, 0, 1, 0))
 
     now = 1_000_000.0
     quiet = dropped("quiet.zip", now - SETTLED_SECONDS)

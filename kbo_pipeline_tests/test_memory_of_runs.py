@@ -19,7 +19,7 @@ from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.sensors import portal
 from kbo_pipeline.defs.sensors.alerts import alert_sensor
 from kbo_pipeline.defs.sensors.chain import apply_when_staged
-from kbo_pipeline.fetch.inbox import Dropped, in_number_order
+from kbo_pipeline.fetch.inbox import InboxFile, in_number_order
 from kbo_pipeline.operate.processes.logs import alert_log
 from kbo_pipeline.operate.repair import dagster_checks
 from kbo_pipeline.operate.repair.alerts import due_alerts
@@ -288,7 +288,7 @@ def test_zips_in_the_inbox_are_in_the_order_of_importing(tmp_path: Path) -> None
         "b.zip",
     ]
     for order in itertools.permutations(names):
-        dropped = [Dropped(tmp_path / name, 0, (0, 0, 0, 0)) for name in order]
+        dropped = [InboxFile(tmp_path / name, 0, (0, 0, 0, 0)) for name in order]
         assert [one.path.name for one in in_number_order(dropped)] == names
 
 

@@ -20,7 +20,7 @@ from kbo_pipeline.core.errors import ExtractError, PortalError, PortalRefusedErr
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.fetch import download
 from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, Kind
 from kbo_pipeline_tests.odd_portal import (
@@ -151,7 +151,7 @@ def test_ten_portals_that_do_everything_otherwise_give_ten_that_are_published(
                 (offer,) = reader.list_extracts()
                 core.import_zip(reader.download(offer, tmp_path / "d", lambda line: None))
             assert portal.count(Kind.LOGIN) == 1
-    published = [key for key, _ in standing_of(core.readers).published]
+    published = [key for key, _ in published_state_of(core.readers).published]
     assert published == keys[::-1]
 
 

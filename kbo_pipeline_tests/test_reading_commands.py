@@ -13,7 +13,7 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.commands.console import extract_key, in_ranges
 from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.text import plain
+from kbo_pipeline.core.text import sanitize
 from kbo_pipeline_tests.bakery import BAKER, FOREIGN, OVEN, PERSON, SHOP, make_bakery
 from kbo_pipeline_tests.core import Core
 from kbo_pipeline_tests.zips import Row, snapshot_date, write_extract
@@ -284,10 +284,10 @@ def test_an_error_is_one_line_and_the_code_is_1() -> None:
 
 
 def test_plain_text_keeps_letters_and_shows_the_rest() -> None:
-    assert plain("Ünïcödé 🚲 شركة") == "Ünïcödé 🚲 شركة"
-    assert plain("a\tb\r\nc\u2028d") == "a b  c d"
-    assert plain("\x1b[0m\x00\x7f\x85\u202e\ufeff") == "\\x1b[0m\\x00\\x7f \\u202e\\ufeff"
-    assert plain("👩\u200d🍳") == "👩\u200d🍳"
+    assert sanitize("Ünïcödé 🚲 شركة") == "Ünïcödé 🚲 شركة"
+    assert sanitize("a\tb\r\nc\u2028d") == "a b  c d"
+    assert sanitize("\x1b[0m\x00\x7f\x85\u202e\ufeff") == "\\x1b[0m\\x00\\x7f \\u202e\\ufeff"
+    assert sanitize("👩\u200d🍳") == "👩\u200d🍳"
 
 
 def test_an_extract_may_be_named_by_its_number_or_date(

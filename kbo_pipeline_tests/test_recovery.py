@@ -43,7 +43,7 @@ from kbo_pipeline.definitions import defs
 from kbo_pipeline.operate.parts import is_open
 from kbo_pipeline.operate.processes import start as serving
 from kbo_pipeline.operate.processes.children import Children, end_leftovers
-from kbo_pipeline.operate.repair.watch import look
+from kbo_pipeline.operate.repair.watch import watch
 from kbo_pipeline.operate.runs import claims, recovery, workers
 from kbo_pipeline.operate.runs.claims import OWN_RUN
 from kbo_pipeline.operate.runs.partitions import register_batches, register_extract
@@ -722,15 +722,15 @@ def test_a_look_goes_on_when_postgres_goes_in_the_middle_of_it(
     kills: set[int] = set()
     event.listen(Engine, "before_cursor_execute", count)
     try:
-        look(settings, said.append, ended_at=0.0, is_start=True)
+        watch(settings, said.append, ended_at=0.0, is_start=True)
         assert said == []
         middle, statements = statements // 2, 0
         kills = {middle}
-        look(settings, said.append, ended_at=0.0, is_start=True)
+        watch(settings, said.append, ended_at=0.0, is_start=True)
         assert [line[:22] for line in said] == ["PostgreSQL went away: "]
         kills, statements = set(range(1000)), 0
         with pytest.raises(StorageError, match=r"^PostgreSQL "):
-            look(settings, said.append, ended_at=0.0, is_start=True)
+            watch(settings, said.append, ended_at=0.0, is_start=True)
     finally:
         event.remove(Engine, "before_cursor_execute", count)
 

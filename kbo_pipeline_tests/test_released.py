@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 
 from kbo_pipeline.core.errors import DamagedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.ledger import read_chain
+from kbo_pipeline.core.ledger import read_ledger_entries
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.processes.postgres import _programs, embedded_server_url
@@ -65,7 +65,7 @@ def rows_at(key: ExtractKey) -> dict[str, list[Row]]:
 
 def content(core: Core) -> tuple[str, object]:
     with duckdb.connect(":memory:") as connection, open_published(connection, core.readers):
-        return content_hash(connection), read_chain(connection)
+        return content_hash(connection), read_ledger_entries(connection)
 
 
 def test_the_register_of_a_release_is_read_updated_rolled_back_and_verified(

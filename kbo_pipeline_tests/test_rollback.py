@@ -14,7 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publish.publication import completed
-from kbo_pipeline.publish.publish import is_published, read_standing_of
+from kbo_pipeline.publish.publish import is_published, read_published_state_of
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.core import Core, publication_of
 from kbo_pipeline_tests.zips import Row, keys_for, write_extract
@@ -170,7 +170,7 @@ def test_one_after_the_other_down_to_an_empty_register(
     core.rollback(FULL)
     assert set(jobs(core).values()) == {"rolled_back"}
     with duckdb.connect() as connection:
-        standing = read_standing_of(connection, core.readers)
+        standing = read_published_state_of(connection, core.readers)
     assert (standing.newest, standing.rolled_back) == (None, frozenset(zips))
     for key, zip_file in zips.items():
         core.import_zip(zip_file)

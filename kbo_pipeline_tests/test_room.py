@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.core.disk_space import check_room_to_import, check_room_to_keep
+from kbo_pipeline.core.disk_space import check_space_to_import, check_space_to_keep
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
@@ -31,8 +31,8 @@ def announcing(tmp_path: Path, length: int) -> Path:
 
 
 def test_an_import_that_fits_is_let_through(settings: Settings, tmp_path: Path) -> None:
-    check_room_to_import(settings, FULL, announcing(tmp_path, 1 << 20))
-    check_room_to_keep("x.zip", settings.downloads_dir, 1 << 20)
+    check_space_to_import(settings, FULL, announcing(tmp_path, 1 << 20))
+    check_space_to_keep("x.zip", settings.downloads_dir, 1 << 20)
 
 
 def test_an_import_that_does_not_fit_is_refused_with_what_it_needs(
@@ -40,14 +40,14 @@ def test_an_import_that_does_not_fit_is_refused_with_what_it_needs(
 ) -> None:
     file = announcing(tmp_path, shutil.disk_usage(tmp_path).free)
     with pytest.raises(StorageError, match=r"^0140-full: needs about [\d,]+ MB on the disk of"):
-        check_room_to_import(settings, FULL, file)
+        check_space_to_import(settings, FULL, file)
     assert not settings.data_dir.exists()
 
 
 def test_a_zip_that_does_not_fit_is_refused(settings: Settings, tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(StorageError) as refused:
-        check_room_to_keep("x.zip", settings.downloads_dir, free + (1 << 30))
+        check_space_to_keep("x.zip", settings.downloads_dir, free + (1 << 30))
     assert str(refused.value).startswith("x.zip: needs about ")
     assert "MB more, or move KBO_DATA_DIR, then retry" in str(refused.value)
 

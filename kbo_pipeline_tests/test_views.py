@@ -15,7 +15,7 @@ from kbo_pipeline.core.nace import SECTIONS, divisions
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.operate.repair.disk_checks import check_published
-from kbo_pipeline.operate.repair.repair import mend
+from kbo_pipeline.operate.repair.repair import repair_installation
 from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.publish.readers_file import has_views, renew_views
@@ -403,7 +403,7 @@ def test_what_kbo_start_and_kbo_rebuild_do_makes_them_anew(tmp_path: Path) -> No
     said: list[str] = []
     with dg.DagsterInstance.ephemeral() as instance:
         for _ in range(2):
-            mend(instance, load_settings(settings, tmp_path), said.append)
+            repair_installation(instance, load_settings(settings, tmp_path), said.append)
     told, renewed = said  # what is published is told to Dagster; the second time nothing is left
     assert "0140-full: published, and unknown to Dagster" in told
     assert renewed == f"{core.readers}: its views were made anew"

@@ -14,11 +14,11 @@ from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.checksums import check_blocks
 from kbo_pipeline.core.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.ledger import Link, read_chain
+from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.operate.repair.witness import Recorded, Remedy, newest_known
+from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, newest_known
 from kbo_pipeline.publish.publish import read_published
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline_tests.core import Core
@@ -55,7 +55,7 @@ class World:
         chain = chain_of(self.published)
         return Recorded({FULL: None, UPDATE: chain[-1].hash})
 
-    def mend(self, recorded: Recorded) -> Remedy:
+    def mend(self, recorded: Recorded) -> RepairPlan:
         return self.core.mend(recorded)
 
     def newest(self) -> ExtractKey:
@@ -64,9 +64,9 @@ class World:
             return read_published(connection, self.published)[0][0]
 
 
-def chain_of(file: Path) -> tuple[Link, ...]:
+def chain_of(file: Path) -> tuple[LedgerEntry, ...]:
     with duckdb.connect(str(file), read_only=True) as connection:
-        return read_chain(connection)
+        return read_ledger_entries(connection)
 
 
 def hash_of(file: Path) -> str:
@@ -149,13 +149,13 @@ def test_the_chain_tells_registers_apart_by_what_they_did_and_by_nothing_else(
 
 def test_nothing_is_done_where_everything_agrees(world: World) -> None:
     before = world.work.stat().st_mtime_ns, world.published.stat().st_mtime_ns
-    assert world.mend(world.recorded) == Remedy()
+    assert world.mend(world.recorded) == RepairPlan()
     assert (world.work.stat().st_mtime_ns, world.published.stat().st_mtime_ns) == before
 
 
 def test_nothing_is_done_where_nothing_is(tmp_path: Path) -> None:
     core = Core(tmp_path / "data")
-    assert core.mend(Recorded()) == Remedy()
+    assert core.mend(Recorded()) == RepairPlan()
     assert not core.register_file.exists()
 
 
@@ -193,7 +193,7 @@ def test_one_file_is_made_good_from_the_other(
     assert remedy.said
     assert remedy.lost == ()
     assert (hash_of(world.work), hash_of(world.published)) == (truth, truth)
-    assert world.mend(recorded) == Remedy()
+    assert world.mend(recorded) == RepairPlan()
     aside = world.core.directory / "work" / "damaged" / getattr(world, which).name
     assert aside.exists() == (harm is not gone)
     world.core.import_zip(world.zips[NEXT])
@@ -222,7 +222,7 @@ def test_half_applied_work_is_given_up_with_a_damaged_register_and_comes_again(
     recorded = world.recorded
     apply_some(world.core, world.zips[NEXT], slice(0, 2))
     applied = Recorded(recorded.published, {NEXT: frozenset({1, 2})})
-    assert world.mend(applied) == Remedy()
+    assert world.mend(applied) == RepairPlan()
     harm(world.work, world)
     assert world.mend(applied).lost_batches == {NEXT: frozenset({1, 2})}
     apply_some(world.core, world.zips[NEXT], slice(None))
@@ -278,7 +278,7 @@ def test_from_a_kept_file_when_both_are_damaged(
     assert world.newest() == FULL
     assert hash_of(world.work) == hash_of(world.published) == before
     world.core.import_zip(world.zips[UPDATE])
-    assert world.mend(recorded) == Remedy()
+    assert world.mend(recorded) == RepairPlan()
 
 
 def test_nothing_is_changed_when_nothing_tells_what_was(world: World) -> None:
@@ -316,7 +316,7 @@ def test_what_is_published_is_told_to_a_dagster_that_has_forgotten(world: World)
     assert [link.key for link in remedy.adopt] == [FULL, UPDATE]
     remedy = world.mend(Recorded({FULL: None}))
     assert [link.key for link in remedy.adopt] == [UPDATE]
-    assert world.mend(Recorded({UPDATE: None})) == Remedy()  # the Full is too old to be kept
+    assert world.mend(Recorded({UPDATE: None})) == RepairPlan()  # the Full is too old to be kept
 
 
 def test_another_ledger_than_dagster_knows_is_told_to_it(world: World) -> None:

@@ -11,7 +11,13 @@ from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import OrderError, RegisterError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
-from kbo_pipeline.core.ledger import Link, Standing, published_extracts, read_chain, read_standing
+from kbo_pipeline.core.ledger import (
+    LedgerEntry,
+    PublishedState,
+    published_extracts,
+    read_ledger_entries,
+    read_published_state,
+)
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.stage.staging import Staged
@@ -98,13 +104,13 @@ class Ledger:
         """The published extracts and the sha256 of their ZIPs, the newest first."""
         return published_extracts(self._database.connection)
 
-    def standing(self) -> Standing:
+    def standing(self) -> PublishedState:
         """What readers are to be told: what is published, and what was rolled back."""
-        return read_standing(self._database.connection)
+        return read_published_state(self._database.connection)
 
-    def chain(self) -> tuple[Link, ...]:
+    def chain(self) -> tuple[LedgerEntry, ...]:
         """The published extracts, each with a hash over all that came before."""
-        return read_chain(self._database.connection)
+        return read_ledger_entries(self._database.connection)
 
     def half_applied(self) -> ExtractKey | None:
         """The extract whose batches are being applied; None when there is none."""

@@ -20,12 +20,12 @@ from itertools import groupby
 
 from kbo_pipeline.apply.lake_sql import TURNS
 from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.worker import PassingError, Task, read_answer
+from kbo_pipeline.apply.worker import Task, TransientError, read_answer
 from kbo_pipeline.core.batches import Batch, BatchKey
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.processes.parent_death import tied_command
+from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 
 _LOOK_SECONDS = 1.0
 """How often it is asked whether to stop, while nothing happens."""
@@ -193,7 +193,7 @@ class ApplyPool:
     def _start(self, position: int) -> _Worker:
         module = ("kbo_pipeline.apply.worker", str(self._key), str(position))
         process = subprocess.Popen(
-            tied_command(*module),
+            die_with_parent_command(*module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **self._settings.environment},
@@ -220,7 +220,7 @@ class ApplyPool:
         if line.endswith(b"\n"):
             result = read_answer(line)
         else:
-            result = PassingError(f"its worker, process {worker.process.pid}, has died")
+            result = TransientError(f"its worker, process {worker.process.pid}, has died")
         worker.batch = None
         if isinstance(result, BatchChange):
             return Outcome(batch, attempt, result)

@@ -44,7 +44,7 @@ class Task:
     last: int
 
 
-class PassingError(KboError):
+class TransientError(KboError):
     """An attempt failed, and another one may succeed."""
 
     transient = True
@@ -54,7 +54,7 @@ def read_answer(line: bytes) -> BatchChange | KboError:
     """What became of a task: what its batch did, or why it failed."""
     said: Mapping[str, Any] = json.loads(line)
     if "error" in said:
-        kinds = {"damage": DamagedError, "passing": PassingError, "lasting": RegisterError}
+        kinds = {"damage": DamagedError, "passing": TransientError, "lasting": RegisterError}
         return kinds[said["kind"]](said["error"])
     tables = {name: TableChange(**values) for name, values in said["tables"].items()}
     return BatchChange(tables, already_applied=said["already_applied"])

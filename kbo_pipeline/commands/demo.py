@@ -25,7 +25,7 @@ from kbo_pipeline.core.foreign_errors import run
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.operate.processes.parent_death import tied_command
+from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 
@@ -81,7 +81,7 @@ def _served() -> Iterator[subprocess.Popen[bytes]]:
     """Runs `kbo start` until the block ends."""
     with (_DIRECTORY / "start.log").open("wb") as log:
         process = subprocess.Popen(
-            tied_command("kbo_pipeline.cli", "start"),
+            die_with_parent_command("kbo_pipeline.cli", "start"),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from kbo_pipeline.core.text import plain
+from kbo_pipeline.core.text import sanitize
 from kbo_pipeline.read.types import (
     Activity,
     Address,
@@ -54,7 +54,7 @@ def _sections(enterprise: Enterprise, most: int | None) -> Iterator[RenderableTy
     yield from _section(f"Establishment units ({len(units)})", _units(units, most))
     yield from _section(f"Branches ({len(enterprise.branches)})", _units(enterprise.branches, most))
     yield from _section("History", _history(enterprise.history, most))
-    yield Text(f"\n{plain(enterprise.extract.source)} ({enterprise.extract.key})", "dim")
+    yield Text(f"\n{sanitize(enterprise.extract.source)} ({enterprise.extract.key})", "dim")
 
 
 def _header(enterprise: Enterprise) -> Panel:
@@ -68,8 +68,8 @@ def _header(enterprise: Enterprise) -> Panel:
         ("since", enterprise.start_date),
     ):
         if value:
-            facts.add_row(Text(label, "dim"), Text(plain(value)))
-    return Panel(facts, title=Text(plain(enterprise.name), "bold"), title_align="left")
+            facts.add_row(Text(label, "dim"), Text(sanitize(value)))
+    return Panel(facts, title=Text(sanitize(enterprise.name), "bold"), title_align="left")
 
 
 def _section(title: str, lines: Iterable[RenderableType]) -> Iterator[RenderableType]:
@@ -91,7 +91,7 @@ def _grid(rows: Iterable[tuple[object, ...]]) -> Iterator[Table]:
 
 
 def _said(value: object) -> str:
-    return "" if value is None else plain(value)
+    return "" if value is None else sanitize(value)
 
 
 def _limited(
@@ -136,7 +136,7 @@ def _units(units: tuple[Entity, ...], most: int | None) -> Iterator[RenderableTy
         title = Text("  ").append(unit.number, "cyan")
         for part in (name, *unit.addresses[:1], since):
             if part:
-                title.append(f"  {plain(part)}")
+                title.append(f"  {sanitize(part)}")
         yield title
         newest = unit.activities[0].nace_version if unit.activities else None
         seen = {
@@ -163,7 +163,7 @@ def _history(events: tuple[HistoryEvent, ...], most: int | None) -> Iterator[Ren
         grid = Table.grid(padding=(0, 1))
         for event in same:
             sign, style = _CHANGES[event.change]
-            texts = (plain(text) for text in (event.before, event.after) if text is not None)
+            texts = (sanitize(text) for text in (event.before, event.after) if text is not None)
             words = " → ".join(text or "nothing" for text in texts)
             grid.add_row(Text(f"    {sign}", style), Text(event.table, "dim"), Text(words))
         yield grid

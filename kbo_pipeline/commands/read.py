@@ -97,7 +97,7 @@ def find(
         return
     from rich.table import Table
 
-    from kbo_pipeline.core.text import plain
+    from kbo_pipeline.core.text import sanitize
 
     table = Table(box=None, pad_edge=False)
     for name in ("number", "name", "place", "found as"):
@@ -110,7 +110,7 @@ def find(
         if match.matched_number != match.enterprise_number:
             other = f"{match.matched_name} ({match.matched_number})"
         texts = (match.enterprise_number, match.name, place, other or "")
-        table.add_row(*map(_text, map(plain, texts)))
+        table.add_row(*map(_text, map(sanitize, texts)))
     if not found:
         click.echo("nothing found")
         return
@@ -177,14 +177,14 @@ def _print_changes(
 def _listed(changes: "islice[Change]") -> "RenderableType":
     from rich.table import Table
 
-    from kbo_pipeline.core.text import plain
+    from kbo_pipeline.core.text import sanitize
     from kbo_pipeline.read.kinds import NEW, STOPPED
 
     grid = Table.grid(padding=(0, 2))
     for change in changes:
-        texts = [_shortened(plain(text or "nothing")) for text in (change.before, change.after)]
+        texts = [_shortened(sanitize(text or "nothing")) for text in (change.before, change.after)]
         words = " → ".join(texts) if change.kind not in (NEW, STOPPED) else ""
-        grid.add_row(*map(_text, (f"  {change.entity_number}", plain(change.name), words)))
+        grid.add_row(*map(_text, (f"  {change.entity_number}", sanitize(change.name), words)))
     return grid
 
 

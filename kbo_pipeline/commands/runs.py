@@ -34,7 +34,7 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.status import failure_message
-from kbo_pipeline.publish.publish import check_rollback, has_extract, standing_of
+from kbo_pipeline.publish.publish import check_rollback, has_extract, published_state_of
 from kbo_pipeline.stage.staging import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
@@ -56,7 +56,7 @@ def import_extract(
     """
     key = extract.key
     with claim(settings, key):
-        standing = standing_of(settings.database)
+        standing = published_state_of(settings.database)
         if has_extract(standing.published, extract):
             return False
         check_order(key, standing.newest)
@@ -132,7 +132,7 @@ def publish_extract(
         ImportFailedError: the run failed; names the run's error and the next step.
     """
     with claim(settings, key):
-        progress, standing = Progress(instance), standing_of(settings.database)
+        progress, standing = Progress(instance), published_state_of(settings.database)
         if key in progress.published or key in dict(standing.published):
             return False
         check_order(key, standing.newest)

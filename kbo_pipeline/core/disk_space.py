@@ -30,7 +30,7 @@ _SPARE = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DiskSpace:
     """The room on one disk.
 
     Attributes:
@@ -49,26 +49,26 @@ class Room:
         return self.needed - self.free
 
 
-def check_room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> None:
+def check_space_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> None:
     """Makes sure that there is room to stage, apply and publish an extract.
 
     Raises:
         StorageError: there is not; names the directory, what is needed and what is free.
         ExtractError: the ZIP cannot be read.
     """
-    _check(str(key), room_to_import(settings, key, zip_file))
+    _check(str(key), space_to_import(settings, key, zip_file))
 
 
-def check_room_to_keep(name: str, directory: Path, length: int) -> None:
+def check_space_to_keep(name: str, directory: Path, length: int) -> None:
     """Makes sure that a file of this length fits into a directory.
 
     Raises:
         StorageError: it does not; names the directory, what is needed and what is free.
     """
-    _check(name, _rooms({directory: length}))
+    _check(name, _spaces({directory: length}))
 
 
-def check_room_to_export(directory: Path, database: Place, temporary_dir: Path) -> None:
+def check_space_to_export(directory: Path, database: Place, temporary_dir: Path) -> None:
     """Makes sure that there is room to export a published register, and to sort it meanwhile.
 
     Raises:
@@ -79,10 +79,10 @@ def check_room_to_export(directory: Path, database: Place, temporary_dir: Path) 
     length = database.stat().st_size  # with its whole history, it is larger than what comes out
     needs = {directory: length, temporary_dir: 0}
     needs[temporary_dir] += length
-    _check(str(directory), _rooms(needs))
+    _check(str(directory), _spaces(needs))
 
 
-def check_room_to_verify(zip_file: Path, directory: Path) -> None:
+def check_space_to_verify(zip_file: Path, directory: Path) -> None:
     """Makes sure that there is room to stage a Full in a directory, beside everything else.
 
     Raises:
@@ -90,10 +90,10 @@ def check_room_to_verify(zip_file: Path, directory: Path) -> None:
         ExtractError: the ZIP cannot be read.
     """
     needed = int(_UNPACKED_AND_STAGED["full"] * _unpacked(zip_file))
-    _check(zip_file.name, _rooms({directory: needed}))
+    _check(zip_file.name, _spaces({directory: needed}))
 
 
-def room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list[Room]:
+def space_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list[DiskSpace]:
     """What staging, applying and publishing an extract needs, disk by disk, and what is free.
 
     Raises:
@@ -111,14 +111,14 @@ def room_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list[
             register = settings.register_file
             written += register.stat().st_size if register.exists() else 0
         publishing[settings.database_dir] = publishing.get(settings.database_dir, 0) + written
-    return _rooms(staging) + _rooms(publishing)
+    return _spaces(staging) + _spaces(publishing)
 
 
-def room_now(settings: Settings) -> list[Room]:
+def space_now(settings: Settings) -> list[DiskSpace]:
     """What is free on each disk that is written to, where nothing but the spare is needed."""
     directories = (settings.data_dir, settings.staging_dir, settings.downloads_dir)
     written = (directory for directory in (settings.database_dir,) if directory is not None)
-    return _rooms(dict.fromkeys((*directories, settings.work_dir, *written), 0))
+    return _spaces(dict.fromkeys((*directories, settings.work_dir, *written), 0))
 
 
 def megabytes(length: int) -> str:
@@ -135,7 +135,7 @@ def _unpacked(zip_file: Path) -> int:
         raise ExtractError(f"{zip_file.name}: no sound ZIP ({error}); fetch it again") from None
 
 
-def _rooms(needs: Mapping[Path, int]) -> list[Room]:
+def _spaces(needs: Mapping[Path, int]) -> list[DiskSpace]:
     """What is needed and free, added up where directories share a file system."""
     places: dict[int, list[tuple[Path, int]]] = {}
     for directory, needed in needs.items():
@@ -143,13 +143,13 @@ def _rooms(needs: Mapping[Path, int]) -> list[Room]:
         places.setdefault(os.stat(there).st_dev, []).append((there, needed))
     usages = {device: shutil.disk_usage(shares[0][0]) for device, shares in places.items()}
     return [
-        Room(shares[0][0], sum(share for _, share in shares) + _SPARE, usages[device].free)
+        DiskSpace(shares[0][0], sum(share for _, share in shares) + _SPARE, usages[device].free)
         for device, shares in places.items()
         if usages[device].total > 0  # /proc and the like: what is made there says why it cannot be
     ]
 
 
-def _check(what: str, needs: Iterable[Room]) -> None:
+def _check(what: str, needs: Iterable[DiskSpace]) -> None:
     for room in needs:
         if room.missing > 0:
             raise StorageError(

@@ -21,7 +21,7 @@ def published_extracts(connection: duckdb.DuckDBPyConnection) -> list[tuple[Extr
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PublishedState:
     """What a register says of its extracts.
 
     Attributes:
@@ -38,17 +38,17 @@ class Standing:
         return self.published[0][0] if self.published else None
 
 
-def read_standing(connection: duckdb.DuckDBPyConnection) -> Standing:
+def read_published_state(connection: duckdb.DuckDBPyConnection) -> PublishedState:
     """What the register that is the default database of the connection says of its extracts."""
     rows = connection.execute(
         "SELECT extract_number, extract_type FROM import_jobs WHERE status = 'rolled_back'"
     ).fetchall()
     rolled_back = frozenset(ExtractKey(number, kind) for number, kind in rows)
-    return Standing(tuple(published_extracts(connection)), rolled_back)
+    return PublishedState(tuple(published_extracts(connection)), rolled_back)
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class LedgerEntry:
     """A published extract in the chain that the ledger forms.
 
     Attributes:
@@ -66,7 +66,7 @@ class Link:
     hash: str
 
 
-def read_chain(connection: duckdb.DuckDBPyConnection) -> tuple[Link, ...]:
+def read_ledger_entries(connection: duckdb.DuckDBPyConnection) -> tuple[LedgerEntry, ...]:
     """The chain of the register that is the default database, the first published extract first.
 
     Two registers with the same newest hash have applied the same batches with the same effect, in
@@ -81,10 +81,12 @@ def read_chain(connection: duckdb.DuckDBPyConnection) -> tuple[Link, ...]:
         " FROM import_jobs j LEFT JOIN import_job_batches b ON b.job_id = j.id"
         " WHERE j.status = 'completed' GROUP BY ALL ORDER BY j.extract_number"
     ).fetchall()
-    chain: list[Link] = []
+    chain: list[LedgerEntry] = []
     for number, kind, zip_hash, batches, records, applied in rows:
         key = ExtractKey(number, kind)
         before = chain[-1].hash if chain else ""
         text = f"{before} {key} {zip_hash} {applied}"
-        chain.append(Link(key, zip_hash, batches, records, sha256(text.encode()).hexdigest()))
+        chain.append(
+            LedgerEntry(key, zip_hash, batches, records, sha256(text.encode()).hexdigest())
+        )
     return tuple(chain)

@@ -6,7 +6,7 @@ _BLANKS = {ord(blank): " " for blank in "\t\n\v\f\r\x85\u2028\u2029"}
 _JOINERS = "\u200c\u200d"  # parts of words and of emoji
 
 
-def plain(text: object) -> str:
+def sanitize(text: object) -> str:
     """A text in one line, whose control and formatting characters stand there as escapes.
 
     Blanks of any kind become blanks. What is left cannot move the cursor, change colours, or turn

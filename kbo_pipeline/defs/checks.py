@@ -7,7 +7,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import Table
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
@@ -56,7 +56,7 @@ def check_published_register(
     if context.run.asset_selection:
         return
     with (
-        permanent_errors_not_retried(context.op_execution_context) as settings,
+        step_guard(context.op_execution_context) as settings,
         duckdb.get_connection() as connection,
     ):
         key, results = check_published(

@@ -6,7 +6,7 @@ from dagster_duckdb import DuckDBResource
 from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.places import Lake
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL
 
 
@@ -18,7 +18,7 @@ from kbo_pipeline.operate.runs.claims import WRITER_POOL
 def compact_files(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
     """Makes small files large ones and removes what no reader needs any more."""
     with (
-        permanent_errors_not_retried(context) as settings,
+        step_guard(context) as settings,
         duckdb.get_connection() as connection,
     ):
         if not isinstance(settings.database, Lake):

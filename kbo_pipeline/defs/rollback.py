@@ -5,7 +5,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import (
@@ -26,7 +26,7 @@ _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
     """Undoes the extract in one transaction, publishes the state before, forgets its partitions."""
     with (
-        permanent_errors_not_retried(context) as settings,
+        step_guard(context) as settings,
         claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):

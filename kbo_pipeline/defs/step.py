@@ -26,7 +26,7 @@ StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 
 
 @contextmanager
-def permanent_errors_not_retried(context: StepContext) -> Iterator[Settings]:
+def step_guard(context: StepContext) -> Iterator[Settings]:
     """Yields the settings of a step, which are loaded here and nowhere else.
 
     Lets errors that may pass reach the retry policy, and fails at once for all others.
@@ -44,7 +44,7 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[Settings]:
         raise dg.Failure(description=str(error), allow_retries=False) from None
     try:
         hold_run(settings, context.run)
-        go_on(context, settings)
+        wait_while_paused(context, settings)
         yield settings
     except dg.Failure:
         raise
@@ -65,10 +65,12 @@ def permanent_errors_not_retried(context: StepContext) -> Iterator[Settings]:
         if is_transient(error):
             raise
         faults = {"faults": fault_table(error.faults)} if isinstance(error, RejectedError) else {}
-        raise dg.Failure(description=told(error), metadata=faults, allow_retries=False) from error
+        raise dg.Failure(
+            description=message_of(error), metadata=faults, allow_retries=False
+        ) from error
 
 
-def told(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """What is said of an error; of a file that DuckDB finds damaged, what mends it too."""
     if is_damage(error) and not isinstance(error, KboError):
         first_line = str(error).split("\n", 1)[0]
@@ -76,7 +78,7 @@ def told(error: Exception) -> str:
     return OUT_OF_MEMORY if type(error).__name__ in OUT_OF_MEMORY_CLASSES else str(error)
 
 
-def go_on(context: StepContext, settings: Settings) -> None:
+def wait_while_paused(context: StepContext, settings: Settings) -> None:
     """Waits while `kbo pause` holds; then makes sure that the run is still to go on.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import requests
 
-from kbo_pipeline.core.disk_space import check_room_to_keep
+from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import move_into_place
@@ -155,7 +155,7 @@ class Download:
         self._forget_part()
         if length is not None:
             self._check_length(length)
-            check_room_to_keep(self._target.name, self._target.parent, length)
+            check_space_to_keep(self._target.name, self._target.parent, length)
         self._part.write_bytes(head)
         validator = _validator(response)
         if validator is not None and length is not None:
@@ -172,7 +172,7 @@ class Download:
     def _check_room(self) -> None:
         """Makes sure that more can come."""
         try:
-            check_room_to_keep(self._target.name, self._target.parent, 0)
+            check_space_to_keep(self._target.name, self._target.parent, 0)
         except StorageError:
             self._make_room()
             raise

@@ -31,7 +31,7 @@ _Identity = tuple[int, int, int, int]  # device, inode, size, mtime
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class InboxFile:
     """A ZIP in the inbox or in processing/, as it was seen.
 
     Attributes:
@@ -103,7 +103,7 @@ class Inbox:
         clock.touch()
         return clock.stat().st_ctime
 
-    def look(self, now: float) -> tuple[list[Dropped], list[Dropped]]:
+    def look(self, now: float) -> tuple[list[InboxFile], list[InboxFile]]:
         """What lies in the inbox, and what is claimed; both in the order of their last change.
 
         Args:
@@ -119,7 +119,7 @@ class Inbox:
         self._checked = {i: found for i, found in self._checked.items() if i in there}
         return arrived, claimed
 
-    def check(self, dropped: Dropped) -> Extract:
+    def check(self, dropped: InboxFile) -> Extract:
         """Reads the whole ZIP: what it is, and whether it is sound; once, however often called.
 
         Raises:
@@ -128,7 +128,7 @@ class Inbox:
         """
         return self._once(dropped, is_sound=False)
 
-    def read(self, dropped: Dropped) -> Extract:
+    def read(self, dropped: InboxFile) -> Extract:
         """What a claimed ZIP is; it was checked before.
 
         Raises:
@@ -136,7 +136,7 @@ class Inbox:
         """
         return self._once(dropped, is_sound=True)
 
-    def claim(self, dropped: Dropped) -> Dropped | None:
+    def claim(self, dropped: InboxFile) -> InboxFile | None:
         """Takes a ZIP into processing/; None when another process has taken it, or it changed.
 
         Raises:
@@ -147,7 +147,7 @@ class Inbox:
         target = _move(dropped.path, self.processing_dir)
         return None if target is None else _seen(target)
 
-    def stamp(self, claimed: Dropped) -> Dropped:
+    def stamp(self, claimed: InboxFile) -> InboxFile:
         """Makes now the time of a claimed ZIP's last change; its content and mtime stay.
 
         Raises:
@@ -160,7 +160,7 @@ class Inbox:
         except PermissionError:  # it belongs to another user: a new name has the same effect
             return _seen(_move(claimed.path, self.processing_dir) or claimed.path)
 
-    def finish(self, dropped: Dropped, note: str | None = None) -> bool:
+    def finish(self, dropped: InboxFile, note: str | None = None) -> bool:
         """Moves a ZIP to done/, with a note beside it; False when somebody else has moved it.
 
         Raises:
@@ -168,7 +168,7 @@ class Inbox:
         """
         return _move(dropped.path, self.done_dir, note) is not None
 
-    def reject(self, dropped: Dropped, reason: str, advice: str) -> bool:
+    def reject(self, dropped: InboxFile, reason: str, advice: str) -> bool:
         """Moves a ZIP to rejected/, with a text beside it; False when somebody else has moved it.
 
         Args:
@@ -182,7 +182,7 @@ class Inbox:
         text = f"{shown(reason)}\n{shown(advice)}"
         return _move(dropped.path, self.rejected_dir, text) is not None
 
-    def _once(self, dropped: Dropped, *, is_sound: bool) -> Extract:
+    def _once(self, dropped: InboxFile, *, is_sound: bool) -> Extract:
         found = self._checked.get(dropped.identity)
         if found is None:
             found = _check(dropped.path, is_sound=is_sound)
@@ -195,7 +195,7 @@ class Inbox:
         return found
 
 
-def settled(arrived: Sequence[Dropped], now: float) -> list[Dropped]:
+def settled(arrived: Sequence[InboxFile], now: float) -> list[InboxFile]:
     """The files that may be taken now: those that did not change for a while.
 
     While others still come, none may, or a Full of a high number would overtake what it makes
@@ -210,7 +210,7 @@ def settled(arrived: Sequence[Dropped], now: float) -> list[Dropped]:
     return ready if len(ready) == len(arrived) or waited >= LONGEST_WAIT_SECONDS else []
 
 
-def in_number_order(dropped: Sequence[Dropped]) -> list[Dropped]:
+def in_number_order(dropped: Sequence[InboxFile]) -> list[InboxFile]:
     """Puts ZIPs in the order in which they are imported; those that are no extract come last."""
     keys = {one: _key_of(one.path) for one in dropped}
     named = sorted(dropped, key=lambda one: one.name)
@@ -247,7 +247,7 @@ def _check(file: Path, *, is_sound: bool) -> Extract | str:
     return shown(f"{file.name}: damaged ({problem}); fetch the ZIP again")
 
 
-def _zips_in(directory: Path) -> list[Dropped]:
+def _zips_in(directory: Path) -> list[InboxFile]:
     """The ZIPs, the first changed first; no directories, no links, nothing hidden."""
     found = []
     with os.scandir(directory) as entries:
@@ -261,9 +261,9 @@ def _zips_in(directory: Path) -> list[Dropped]:
     return sorted(found, key=lambda dropped: (dropped.changed_at_ns, dropped.path.name))
 
 
-def _seen(file: Path) -> Dropped:
+def _seen(file: Path) -> InboxFile:
     stat = file.lstat()
-    return Dropped(file, stat.st_ctime_ns, _identity(stat))
+    return InboxFile(file, stat.st_ctime_ns, _identity(stat))
 
 
 def _identity(stat: os.stat_result) -> _Identity:

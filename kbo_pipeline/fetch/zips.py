@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kbo_pipeline.core.disk_space import check_room_to_keep
+from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name, zips_in
 from kbo_pipeline.core.files import replace_atomically
@@ -151,7 +151,7 @@ def keep_zip(settings: Settings, key: ExtractKey, source: Path) -> tuple[Path, E
     name = extract.source_file if key_in_file_name(extract.source_file) else extract.file_name
     target = settings.downloads_dir / name
     with exclusive_lock(zip_lock(settings.downloads_dir, key), timeout=60.0):
-        check_room_to_keep(source.name, settings.downloads_dir, source.stat().st_size)
+        check_space_to_keep(source.name, settings.downloads_dir, source.stat().st_size)
         with replace_atomically(target) as temporary:
             try:
                 shutil.copyfile(source, temporary)

@@ -15,7 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey, ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.publish import checks_sql as checking_sql
-from kbo_pipeline.read.baseline import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_unusual
+from kbo_pipeline.read.baseline import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_anomalous
 
 Severity = Literal["error", "warning"]
 
@@ -300,7 +300,7 @@ def _unusual_change(subject: Subject, table: Table) -> Found:
             ("opened", now.opened, [opened for opened, _ in past]),
             ("closed", now.closed, [closed for _, closed in past]),
         )
-        if is_unusual(count, before)
+        if is_anomalous(count, before)
     )
     text = ", ".join(
         f"{count:,} rows {what}, usual are {usual:,}" for what, count, usual, _ in unusual

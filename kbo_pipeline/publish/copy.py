@@ -12,7 +12,7 @@ from kbo_pipeline.apply.register import Register, open_register, register_lock
 from kbo_pipeline.core.errors import NotReadyError, RegisterError
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED
-from kbo_pipeline.core.ledger import read_chain
+from kbo_pipeline.core.ledger import read_ledger_entries
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.publish import copy_sql as copying_sql
@@ -93,11 +93,11 @@ def _copy(
         if standing.newest is None:
             raise NotReadyError(f"{source}: {NOTHING_PUBLISHED}")
         (row,) = connection.execute("SELECT current_database()").fetchall()
-        expected = (content_hash(connection), read_chain(connection))
+        expected = (content_hash(connection), read_ledger_entries(connection))
         report(f"{source}: {standing.newest}, content {expected[0][:12]}")
 
         def check() -> None:
-            if (content_hash(connection), read_chain(connection)) != expected:
+            if (content_hash(connection), read_ledger_entries(connection)) != expected:
                 raise RegisterError(f"{target}: not what {source} is; nothing is written; again")
 
         _take_over(register, str(row[0]), privacy, check, is_new=is_new)

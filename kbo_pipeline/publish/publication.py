@@ -12,7 +12,7 @@ from kbo_pipeline.apply.ledger import TableChange
 from kbo_pipeline.apply.register import Register
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.ledger import Link
+from kbo_pipeline.core.ledger import LedgerEntry
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.read import state_sql as reading_sql
@@ -39,7 +39,7 @@ class Publication:
     row_counts: Mapping[str, int]
     rows_changed: Mapping[str, int]
     already_published: bool
-    link: Link
+    link: LedgerEntry
 
 
 @dataclass(frozen=True, slots=True)

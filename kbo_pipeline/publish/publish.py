@@ -13,7 +13,7 @@ from kbo_pipeline.apply.register import open_register, open_register_to_copy
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
-from kbo_pipeline.core.ledger import Standing
+from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Privacy
@@ -183,7 +183,7 @@ def check_rollback(
 def _show(
     connection: duckdb.DuckDBPyConnection,
     key: ExtractKey,
-    standing: Standing,
+    standing: PublishedState,
     half_applied: ExtractKey | None,
     register_file: Path,
     database: Path,
@@ -192,7 +192,7 @@ def _show(
 ) -> None:
     """Lets readers see the register at work, where they do not yet; it must be detached."""
     directory = register_file.with_name("published")
-    before = read_standing_of(connection, database)
+    before = read_published_state_of(connection, database)
     if standing != before:
         if half_applied is not None:
             raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
@@ -213,7 +213,7 @@ def kept_files(register_file: Path) -> list[Path]:
     return sorted(keys, key=lambda file: keys[file], reverse=True)
 
 
-def _remove_kept(directory: Path, standing: Standing, keep: int) -> None:
+def _remove_kept(directory: Path, standing: PublishedState, keep: int) -> None:
     """Removes the kept files but the newest; those of extracts that were rolled back too."""
     kept = {file: key_or_none(file.stem) for file in directory.glob("*.duckdb")}
     in_order = [key for key, _ in standing.published[1:] if key in kept.values()]
@@ -269,10 +269,12 @@ def read_published(
     Raises:
         RegisterError: the file is no register.
     """
-    return list(read_standing_of(connection, database).published)
+    return list(read_published_state_of(connection, database).published)
 
 
-def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Place) -> Standing:
+def read_published_state_of(
+    connection: duckdb.DuckDBPyConnection, database: Place
+) -> PublishedState:
     """What readers are told of extracts.
 
     Nothing when nothing is published. Nothing too when somebody has the file open for writing:
@@ -286,14 +288,14 @@ def read_standing_of(connection: duckdb.DuckDBPyConnection, database: Place) -> 
         with open_published(connection, database) as standing:
             return standing
     except NotReadyError:
-        return Standing()
+        return PublishedState()
     except StorageError:
         if isinstance(database, Path):
-            return Standing()
+            return PublishedState()
         raise
 
 
-def standing_of(database: Place) -> Standing:
+def published_state_of(database: Place) -> PublishedState:
     """What `read_standing_of` says, on a connection of its own.
 
     Raises:
@@ -301,4 +303,4 @@ def standing_of(database: Place) -> Standing:
         StorageError: a shared register does not answer.
     """
     with duckdb.connect(":memory:") as connection:
-        return read_standing_of(connection, database)
+        return read_published_state_of(connection, database)

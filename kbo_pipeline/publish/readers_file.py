@@ -7,7 +7,7 @@ import duckdb
 
 from kbo_pipeline.core.checksums import check_blocks
 from kbo_pipeline.core.database import Database
-from kbo_pipeline.core.disk_space import check_room_to_keep
+from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy
@@ -69,6 +69,6 @@ def renew_views(database: Path, privacy: Privacy) -> bool:
     """
     if not database.exists() or has_views(database, privacy):
         return False
-    check_room_to_keep("views", database.parent, database.stat().st_size)
+    check_space_to_keep("views", database.parent, database.stat().st_size)
     show_to_readers(database, database, privacy)
     return True

@@ -13,10 +13,10 @@ from typing import Any
 import duckdb
 
 from kbo_pipeline.core.database import Database, connect
-from kbo_pipeline.core.disk_space import check_room_to_verify
+from kbo_pipeline.core.disk_space import check_space_to_verify
 from kbo_pipeline.core.errors import ExtractError, NotReadyError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
-from kbo_pipeline.core.ledger import Standing
+from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import ALL_TABLES, Table
@@ -151,7 +151,7 @@ def verify(
     with exclusive_lock(settings.work_dir / "verifying.lock"):
         with connect(settings) as connection:
             _published(connection, settings, extract)  # before the work
-        check_room_to_verify(zip_file, directory)
+        check_space_to_verify(zip_file, directory)
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         try:
             with connect(settings) as connection:
@@ -178,7 +178,7 @@ def _published(
         return _same_number(standing, extract.key)
 
 
-def _same_number(standing: Standing, key: ExtractKey) -> ExtractKey:
+def _same_number(standing: PublishedState, key: ExtractKey) -> ExtractKey:
     published = published_at(standing.published, key.number)
     if published is None:
         known = ", ".join(str(other.number) for other, _ in standing.published[:5]) or "none"

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from kbo_pipeline.read.baseline import LEAST_PAST, is_unusual
+from kbo_pipeline.read.baseline import LEAST_PAST, is_anomalous
 
 MOST = 10
 """So many things are named."""
@@ -39,7 +39,7 @@ class Standout:
 
 
 @dataclass(frozen=True, slots=True)
-class Unusual:
+class Anomaly:
     """One thing that is unusual.
 
     Attributes:
@@ -51,14 +51,14 @@ class Unusual:
     text: str
 
 
-def unusual_things(
+def find_anomalies(
     rows: Counts,
     past_rows: Sequence[Counts],
     kinds: Counts,
     past_kinds: Sequence[Counts],
     most_kinds: Sequence[Standout],
     most_entities: Sequence[Standout],
-) -> list[Unusual]:
+) -> list[Anomaly]:
     """The most unusual things of an extract, at most `MOST`.
 
     Numbers far from usual come first, then kinds that none of the extracts before had, then by
@@ -73,8 +73,8 @@ def unusual_things(
         most_entities: the enterprises of which the most entities changed.
     """
     far = [
-        *_far_from_usual(rows, past_rows, "rows"),
-        *_far_from_usual(kinds, past_kinds, "entities"),
+        *_far_from_baseline(rows, past_rows, "rows"),
+        *_far_from_baseline(kinds, past_kinds, "entities"),
     ]
     far.sort(key=lambda found: -found[0])
     said = [found for _, found in far[:_MOST_COUNTS]]
@@ -89,33 +89,33 @@ def median_of(past: Sequence[Counts], name: tuple[str, str]) -> int | None:
     return round(statistics.median(counts.get(name, 0) for counts in past))
 
 
-def _far_from_usual(
+def _far_from_baseline(
     counts: Counts, past: Sequence[Counts], unit: str
-) -> Iterator[tuple[float, Unusual]]:
+) -> Iterator[tuple[float, Anomaly]]:
     """Each number that is far from the median of those before, with its distance in logarithms."""
     for name, count in counts.items():
         usual = median_of(past, name)
-        if usual is None or not is_unusual(count, [before.get(name, 0) for before in past]):
+        if usual is None or not is_anomalous(count, [before.get(name, 0) for before in past]):
             continue
         text = (
             f"{count:,} {unit}; usual is {usual:,}, the median of the {len(past)} extracts before"
         )
         distance = abs(math.log1p(count) - math.log1p(usual))
-        yield distance, Unusual(" ".join(name), text)
+        yield distance, Anomaly(" ".join(name), text)
 
 
-def _rare(kinds: Counts, past: Sequence[Counts]) -> Iterator[Unusual]:
+def _rare(kinds: Counts, past: Sequence[Counts]) -> Iterator[Anomaly]:
     if len(past) < LEAST_PAST:
         return
     for name, count in kinds.items():
         if count and not any(before.get(name) for before in past):
             entities = "1 entity" if count == 1 else f"{count:,} entities"
-            yield Unusual(" ".join(name), f"{entities}; none in the {len(past)} extracts before")
+            yield Anomaly(" ".join(name), f"{entities}; none in the {len(past)} extracts before")
 
 
 def _by_turns(
     most_kinds: Sequence[Standout], most_entities: Sequence[Standout]
-) -> Iterator[Unusual]:
+) -> Iterator[Anomaly]:
     named: set[str] = set()
     for turn in range(MOST):
         for found, is_of_kinds in ((most_kinds, True), (most_entities, False)):
@@ -128,4 +128,4 @@ def _by_turns(
                 if is_of_kinds
                 else f"{one.entities:,} of its entities changed"
             )
-            yield Unusual(f"{one.enterprise_number} {one.name}", f"{how}: {one.listed}")
+            yield Anomaly(f"{one.enterprise_number} {one.name}", f"{how}: {one.listed}")

@@ -17,7 +17,7 @@ SPREADS = 4.0
 """It is so many times the usual spread away from the median."""
 
 
-def is_unusual(count: int, past: Sequence[int]) -> bool:
+def is_anomalous(count: int, past: Sequence[int]) -> bool:
     """Tells whether a number is far from what it was, by median and spread of the logarithms.
 
     One of 30 days may bring a thousand times as much, and must not make the next one usual. So

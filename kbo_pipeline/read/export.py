@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from kbo_pipeline.core.database import connect
-from kbo_pipeline.core.disk_space import check_room_to_export
+from kbo_pipeline.core.disk_space import check_space_to_export
 from kbo_pipeline.core.errors import ExportError, NotReadyError
 from kbo_pipeline.core.files import replace_directory
 from kbo_pipeline.core.locks import exclusive_lock
@@ -126,7 +126,7 @@ def write_export(
             raise NotReadyError(
                 f"{extract}: only the newest published extract is exported: materialize {newest}"
             )
-        check_room_to_export(directory, settings.database, settings.temporary_dir)
+        check_space_to_export(directory, settings.database, settings.temporary_dir)
         if settings.privacy != "full":
             connection.execute(*fill_shown(settings.privacy, "TEMP TABLE"))
         queries = export_queries(settings.privacy)

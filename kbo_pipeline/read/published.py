@@ -14,7 +14,7 @@ import duckdb
 from kbo_pipeline.core.database import is_damage
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
-from kbo_pipeline.core.ledger import Standing, read_standing
+from kbo_pipeline.core.ledger import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.read import state_sql as reading_sql
@@ -22,7 +22,9 @@ from kbo_pipeline.read.older import hide, show_to_reader
 
 
 @contextmanager
-def open_published(connection: duckdb.DuckDBPyConnection, database: Place) -> Iterator[Standing]:
+def open_published(
+    connection: duckdb.DuckDBPyConnection, database: Place
+) -> Iterator[PublishedState]:
     """Attaches what readers open as `published`, for reading; it is the default database.
 
     It stays what it is while it is attached: a publication puts another file into its place, or
@@ -49,7 +51,7 @@ def open_published(connection: duckdb.DuckDBPyConnection, database: Place) -> It
     try:
         with _explained(database):
             shown = show_to_reader(connection, name, database)
-            standing = read_standing(connection)
+            standing = read_published_state(connection)
         yield standing
     finally:
         hide(connection, shown)

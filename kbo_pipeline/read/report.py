@@ -11,7 +11,7 @@ from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.read import report_sql
-from kbo_pipeline.read.anomalies import MOST, Counts, Standout, Unusual, unusual_things
+from kbo_pipeline.read.anomalies import MOST, Anomaly, Counts, Standout, find_anomalies
 from kbo_pipeline.read.changes import Change
 from kbo_pipeline.read.kinds import KINDS
 
@@ -89,7 +89,7 @@ class ChangeReport:
     past_kinds: tuple[Counts, ...]
     entities: int
     examples: tuple[Change, ...]
-    unusual: tuple[Unusual, ...]
+    unusual: tuple[Anomaly, ...]
     rejected: Rejected
 
     @property
@@ -116,7 +116,7 @@ def read_report(database: Database, key: ExtractKey, lists: Mapping[str, Path]) 
     found = {(table, kind): count for table, kind, count in counted}
     kinds = {(k.table.name, k.name): found.get((k.table.name, k.name), 0) for k in KINDS}
     past_kinds = _past_kinds(database, [lists[str(d.key)] for d in before if str(d.key) in lists])
-    unusual = unusual_things(
+    unusual = find_anomalies(
         days[-1].rows,
         [day.rows for day in before],
         kinds,

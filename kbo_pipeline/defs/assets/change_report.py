@@ -10,7 +10,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, report_metadata, tags
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import PUBLISHED
@@ -39,7 +39,7 @@ def change_report(
     extract before this begins, and whatever becomes of it.
     """
     with (
-        permanent_errors_not_retried(context) as settings,
+        step_guard(context) as settings,
         claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from kbo_pipeline.defs.metadata import OWNERS, export_metadata, table_of, tags
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.read.export import write_export
 
@@ -25,7 +25,7 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
     there. Only the newest published extract can be exported. `KBO_PRIVACY` says whether natural
     persons are in it.
     """
-    with permanent_errors_not_retried(context) as settings:
+    with step_guard(context) as settings:
         done = write_export(
             settings,
             settings.export_dir,

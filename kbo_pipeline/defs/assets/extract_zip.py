@@ -7,7 +7,7 @@ import dagster as dg
 
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, shown_table, tags, zip_metadata
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.fetch.archive import Member, open_archive
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip, keep_zip, refused_zip
@@ -45,7 +45,7 @@ def extract_zip(
     from it.
     """
     with (
-        permanent_errors_not_retried(context) as settings,
+        step_guard(context) as settings,
         claimed_partition(context, settings) as key,
     ):
         started = time.monotonic()

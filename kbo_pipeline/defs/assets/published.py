@@ -22,7 +22,7 @@ from kbo_pipeline.defs.metadata import (
     shown_table,
     tags,
 )
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, ledger_metadata
@@ -77,7 +77,7 @@ def publish_assets(
     accepted_by = context.run.tags.get(ACCEPT_LOSS_TAG)
     accepted: dict[str, str] = {}
     with (
-        permanent_errors_not_retried(context) as settings,
+        step_guard(context) as settings,
         claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):

@@ -30,7 +30,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.assets.applied import materializations, shown
 from kbo_pipeline.defs.metadata import OWNERS, register_metadata, tags
-from kbo_pipeline.defs.step import go_on, is_canceling, permanent_errors_not_retried, told
+from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_while_paused
 from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
 from kbo_pipeline.operate.runs.events import reported
@@ -75,7 +75,7 @@ def apply_to_register(
 ) -> Iterator[dg.DagsterEvent]:
     """Applies batches: each in one transaction, on past one that fails, nothing twice."""
     failures: dict[str, str] = {}
-    with permanent_errors_not_retried(context) as settings:
+    with step_guard(context) as settings:
         keys = sorted(BatchKey.parse(text) for text in context.partition_keys)
         with duckdb.get_connection() as connection:
             for extract, group in groupby(keys, key=lambda key: key.extract):
@@ -137,7 +137,7 @@ def _apply_extract(
         with closing(apply(context, settings, register, staged, known)) as outcomes:
             for done, (key, result) in enumerate(outcomes, start=1):
                 if not isinstance(result, BatchChange):
-                    message = told(result).split("\n", 1)[0]
+                    message = message_of(result).split("\n", 1)[0]
                     if is_damage(result):
                         mark_suspect(settings)
                     context.log.error(f"{key}: {message}")
@@ -158,7 +158,7 @@ def _one_after_the_other(
 ) -> _Outcomes:
     """Applies batches in this process; yields what became of each."""
     for key in keys:
-        go_on(context, settings)
+        wait_while_paused(context, settings)
         try:
             change, is_stopped = _apply_with_retries(context, register, staged, key)
         except (KboError, duckdb.Error, OSError) as error:
@@ -187,7 +187,7 @@ def _by_workers(
 
     def may_begin() -> bool:
         try:
-            go_on(context, settings)
+            wait_while_paused(context, settings)
         except dg.DagsterExecutionInterruptedError:
             return False
         return True

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.core.disk_space import check_room_to_import
+from kbo_pipeline.core.disk_space import check_space_to_import
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
@@ -48,7 +48,7 @@ def import_staging(
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Loads the CSV files of an extract into its own DuckDB file and cuts it into batches."""
     with (
-        permanent_errors_not_retried(context) as settings,
+        step_guard(context) as settings,
         claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
     ):
@@ -61,7 +61,7 @@ def import_staging(
                     asset_key=staging_asset(table), metadata={"already_published": True}
                 )
             return
-        check_room_to_import(settings, key, zip_file)
+        check_space_to_import(settings, key, zip_file)
         accepted_by = context.run.tags.get(ACCEPT_FAULTS_TAG)
         started = time.monotonic()
         with reported(settings.rejected_dir / str(key), zip_file):

@@ -6,7 +6,7 @@ import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.defs.metadata import OWNERS, table_of, tags, verification_metadata
-from kbo_pipeline.defs.step import permanent_errors_not_retried
+from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.publish.verification import Verification, verify
@@ -39,7 +39,7 @@ def full_verification(
     All rows of all tables, in both directions. The Full has to lie in the downloads directory:
     drop it into the inbox, or `kbo fetch` it. Then this runs by itself, once.
     """
-    with permanent_errors_not_retried(context) as settings:
+    with step_guard(context) as settings:
         key = ExtractKey.parse(context.partition_key)
         zip_file = kept_zip(settings, ExtractKey(key.number, "full"))
         said: set[str] = set()

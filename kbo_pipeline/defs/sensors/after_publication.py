@@ -11,7 +11,7 @@ from kbo_pipeline.fetch.zips import kept_zips
 from kbo_pipeline.operate.repair.rebuild import kept_keys
 from kbo_pipeline.operate.runs.priority import last_in_queue
 from kbo_pipeline.operate.runs.progress import Progress
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 from kbo_pipeline.publish.verification import published_at
 
 
@@ -27,7 +27,7 @@ def export_when_published(context: dg.SensorEvaluationContext) -> dg.RunRequest 
     if is_paused(settings):
         return dg.SkipReason(PAUSED)
     try:
-        key = standing_of(settings.database).newest
+        key = published_state_of(settings.database).newest
     except RegisterError as error:
         return dg.SkipReason(str(error))
     published = Progress(context.instance).published
@@ -57,7 +57,7 @@ def verify_when_at_hand(context: dg.SensorEvaluationContext) -> dg.SensorResult 
     if is_paused(settings):
         return dg.SkipReason(PAUSED)
     try:
-        standing = standing_of(settings.database)
+        standing = published_state_of(settings.database)
     except RegisterError as error:
         return dg.SkipReason(str(error))
     fulls = sorted(key.number for key in kept_keys(settings) if key.type == "full")

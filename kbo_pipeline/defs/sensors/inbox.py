@@ -19,8 +19,8 @@ from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.fetch.inbox import (
     COPYING_SECONDS,
     SETTLED_SECONDS,
-    Dropped,
     Inbox,
+    InboxFile,
     in_number_order,
     settled,
     shown,
@@ -31,7 +31,7 @@ from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.operate.runs.progress import INBOX_TAG, Progress, is_retried, newest_published
 from kbo_pipeline.operate.runs.status import error_of_run, failure_message, step_failure
-from kbo_pipeline.publish.publish import has_extract, standing_of
+from kbo_pipeline.publish.publish import has_extract, published_state_of
 from kbo_pipeline.publish.verification import published_at
 
 CHECKING_SECONDS = 20.0
@@ -94,7 +94,7 @@ class _Tick:
     finished: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
-    at_work: dict[ExtractKey, tuple[Dropped, Extract]] = field(default_factory=dict)
+    at_work: dict[ExtractKey, tuple[InboxFile, Extract]] = field(default_factory=dict)
     fresh: set[ExtractKey] = field(default_factory=set)
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class _Tick:
         self._take_in(arrived, now)
         if not self.at_work:
             return
-        standing = standing_of(self.settings.database)
+        standing = published_state_of(self.settings.database)
         staged = []
         for key in sorted(self.at_work):
             if self._is_staged(key, standing.published, now):
@@ -137,7 +137,7 @@ class _Tick:
             found.setdefault(record.dagster_run.tags[INBOX_TAG], []).append(record)
         return found
 
-    def _take_up(self, dropped: Dropped) -> None:
+    def _take_up(self, dropped: InboxFile) -> None:
         """Goes on with a ZIP that was claimed in an earlier tick."""
         try:
             extract = self.inbox.read(dropped)
@@ -147,7 +147,7 @@ class _Tick:
         if not self._is_twin(dropped, extract):
             self.at_work[extract.key] = (dropped, extract)
 
-    def _take_in(self, arrived: Sequence[Dropped], now: float) -> None:
+    def _take_in(self, arrived: Sequence[InboxFile], now: float) -> None:
         ready = in_number_order(settled(arrived, now))
         if len(ready) < len(arrived):
             self.waiting.append(
@@ -161,7 +161,7 @@ class _Tick:
                 return
             self._check_in(dropped, now)
 
-    def _check_in(self, dropped: Dropped, now: float) -> None:
+    def _check_in(self, dropped: InboxFile, now: float) -> None:
         try:
             extract = self.inbox.check(dropped)
         except ExtractError as error:
@@ -185,7 +185,7 @@ class _Tick:
             self.at_work[extract.key] = (claimed, extract)
             self.fresh.add(extract.key)
 
-    def _is_twin(self, dropped: Dropped, extract: Extract) -> bool:
+    def _is_twin(self, dropped: InboxFile, extract: Extract) -> bool:
         """Puts away a ZIP of an extract of which another ZIP is claimed."""
         if extract.key not in self.at_work:
             return False
@@ -234,7 +234,7 @@ class _Tick:
             self.waiting.append(f"{key}, whose run is being started")
         return False
 
-    def _put_away(self, dropped: Dropped, extract: Extract, published: ExtractKey | None) -> None:
+    def _put_away(self, dropped: InboxFile, extract: Extract, published: ExtractKey | None) -> None:
         """Puts away a ZIP of what is published; a Full of an Update's number is to be compared."""
         key = extract.key
         if published == key or key.type == "update":
@@ -271,7 +271,7 @@ class _Tick:
         else:
             self._request(dropped, extract, failures)
 
-    def _request(self, dropped: Dropped, extract: Extract, failures: int = 0) -> None:
+    def _request(self, dropped: InboxFile, extract: Extract, failures: int = 0) -> None:
         """Asks for the run that stages a ZIP. One claim has one run, unless that fails."""
         claim = _claim_id(dropped, extract)
         source = {"source_file": str(dropped.path)}
@@ -304,14 +304,14 @@ class _Tick:
         run = self.progress.newest_run(key)
         return run is not None and run.is_failure and not is_retried(self.instance, run)
 
-    def _finish(self, dropped: Dropped, note: str | None) -> None:
+    def _finish(self, dropped: InboxFile, note: str | None) -> None:
         try:
             if self.inbox.finish(dropped, note):
                 self.finished.append(dropped.name)
         except OSError as error:
             self.waiting.append(f"{dropped.name}, which cannot be moved ({error.strerror})")
 
-    def _reject(self, dropped: Dropped, reason: str, advice: str) -> None:
+    def _reject(self, dropped: InboxFile, reason: str, advice: str) -> None:
         try:
             if self.inbox.reject(dropped, reason, advice):
                 self.rejected.append(f"{dropped.name} ({reason})")
@@ -319,7 +319,7 @@ class _Tick:
             self.waiting.append(f"{dropped.name}, which cannot be moved ({error.strerror})")
 
 
-def _claim_id(dropped: Dropped, extract: Extract) -> str:
+def _claim_id(dropped: InboxFile, extract: Extract) -> str:
     """Names a claim: the same ZIP, dropped once more after it was rejected, is another."""
     return f"{extract.key}:{extract.sha256[:12]}:{dropped.changed_at_ns}"
 

@@ -24,7 +24,7 @@ from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.poll import _STORED_AS, Poll, read_poll
 from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.operate.runs.progress import Progress, newest_published
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 
 if TYPE_CHECKING:
     from kbo_pipeline.fetch.portal import Offer, Portal
@@ -131,7 +131,7 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
     kept = {key for key, _ in zips_in(settings.downloads_dir)}
     offered = {offer.key for offer in offers} | kept
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
-    standing = standing_of(settings.database)  # the ledger knows, whoever imported
+    standing = published_state_of(settings.database)  # the ledger knows, whoever imported
     published = newest_published(standing, progress)
     plan = plan_imports(offered, published, unusable, standing.rolled_back)
     expires = {offer.key: offer.expires_date for offer in offers}

@@ -19,7 +19,7 @@ from kbo_pipeline.operate.runs.progress import (
     runs_about,
 )
 from kbo_pipeline.operate.runs.retention import forget_extract
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 from kbo_pipeline.read.change_report import remove_report
 from kbo_pipeline.stage.staging import staging_file
 
@@ -44,7 +44,7 @@ def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         if time.monotonic() > deadline:
             break
     try:
-        published = [key for key, _ in standing_of(settings.database).published]
+        published = [key for key, _ in published_state_of(settings.database).published]
     except RegisterError as error:
         return dg.SkipReason(str(error))
     removed += [file.name for file in remove_old_zips(settings, published, time.time())]

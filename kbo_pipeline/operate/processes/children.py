@@ -20,7 +20,7 @@ from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.processes.logs import log_file
-from kbo_pipeline.operate.processes.parent_death import tied_command
+from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 
 _STOP_SECONDS = 20.0
 _CLOCK_SECONDS = 2.0  # by which the start of a process may differ between two looks at it
@@ -56,7 +56,7 @@ class Children:
         make_private(log.parent)
         with log.open("ab") as out:
             self._running[name] = subprocess.Popen(
-                tied_command(*arguments),
+                die_with_parent_command(*arguments),
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -16,7 +16,7 @@ import sys
 _PR_SET_PDEATHSIG = 1  # Linux: <sys/prctl.h>
 
 
-def tied_command(*module: str) -> list[str]:
+def die_with_parent_command(*module: str) -> list[str]:
     """The command that runs a module, with its arguments, as a child of this process."""
     return [
         sys.executable,

@@ -26,7 +26,7 @@ from kbo_pipeline.operate.runs.progress import (
     runs_about,
 )
 from kbo_pipeline.operate.runs.status import error_of_run
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 
 Kind = Literal["failed", "gap", "stale", "refused"]
 
@@ -205,7 +205,7 @@ def _rolled_back(
 ) -> ExtractKey | None:
     """The lowest extract between these two that a person has undone, if that is what is missing."""
     try:
-        undone = standing_of(settings.database).rolled_back
+        undone = published_state_of(settings.database).rolled_back
     except RegisterError:  # kbo doctor tells of it
         return None
     between = [

@@ -13,7 +13,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
-from kbo_pipeline.core.ledger import Standing
+from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.pause_file import is_paused
 from kbo_pipeline.core.settings import Settings
@@ -26,7 +26,7 @@ from kbo_pipeline.operate.repair.alerts import (
     what_helps,
 )
 from kbo_pipeline.operate.repair.findings import Finding, found_error
-from kbo_pipeline.operate.repair.repair import examine
+from kbo_pipeline.operate.repair.repair import plan_of
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.poll import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import (
@@ -41,7 +41,7 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.status import error_of_run
 from kbo_pipeline.operate.runs.workers import is_dead
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 
 _SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere
 _SILENT_SECONDS = 180.0  # heartbeats and ticks come every 30 s or more often
@@ -91,9 +91,9 @@ class Installation:
     def newest(self) -> ExtractKey | None:
         """The newest published extract."""
         try:
-            standing = standing_of(self.settings.database)
+            standing = published_state_of(self.settings.database)
         except RegisterError:  # told by who looks at that file
-            standing = Standing()
+            standing = PublishedState()
         return newest_published(standing, self.progress)
 
     def is_ahead(self, key: ExtractKey) -> bool:
@@ -390,7 +390,7 @@ def check_ledger(installation: Installation) -> Iterator[Finding]:
             continue
         yield Finding("warning", str(key), "lost, and to be imported again", f"kbo retry {key}")
     try:
-        remedy = examine(installation.instance, settings)
+        remedy = plan_of(installation.instance, settings)
     except StorageError as error:
         yield found_error("ledger", error, "warning")
         return

@@ -10,10 +10,10 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import register_lock
-from kbo_pipeline.core.disk_space import Room, existing, megabytes, room_now, room_to_import
+from kbo_pipeline.core.disk_space import DiskSpace, existing, megabytes, space_now, space_to_import
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
-from kbo_pipeline.core.ledger import Standing
+from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import exclusive_lock, holder
 from kbo_pipeline.core.pause_file import is_paused
 from kbo_pipeline.core.settings import Settings
@@ -22,7 +22,7 @@ from kbo_pipeline.core.text import counted
 from kbo_pipeline.operate.parts import ui_address
 from kbo_pipeline.operate.processes.start import answers, start_lock
 from kbo_pipeline.operate.repair.findings import Finding, found_error
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 from kbo_pipeline.publish.readers_file import has_views
 
 
@@ -64,11 +64,11 @@ def check_disks(settings: Settings) -> Iterator[Finding]:
         if key.type not in newest or newest[key.type][0].number < key.number:
             newest[key.type] = (key, file)
     if not newest:
-        yield from _too_small(room_now(settings), "error", "whatever comes next")
+        yield from _too_small(space_now(settings), "error", "whatever comes next")
     bad = False
     for kind, (key, file) in sorted(newest.items()):
         try:
-            rooms = room_to_import(settings, key, file)
+            rooms = space_to_import(settings, key, file)
         except ExtractError as error:
             yield found_error("downloads", error, "warning")
             continue
@@ -79,12 +79,12 @@ def check_disks(settings: Settings) -> Iterator[Finding]:
         bad = bad or bool(problems)
         yield from problems
     if not bad:
-        for room in room_now(settings):
+        for room in space_now(settings):
             free = f"{megabytes(room.free)} are free on the disk of {room.directory}"
             yield Finding("ok", "disk", free)
 
 
-def _too_small(rooms: Iterable[Room], severity: str, what: str) -> Iterator[Finding]:
+def _too_small(rooms: Iterable[DiskSpace], severity: str, what: str) -> Iterator[Finding]:
     for room in rooms:
         if room.missing > 0:
             yield Finding(
@@ -141,7 +141,7 @@ def check_published(settings: Settings) -> Iterator[Finding]:
         return
     try:
         _open(settings.database)
-        standing = standing_of(settings.database)
+        standing = published_state_of(settings.database)
     except RegisterError as error:
         yield found_error("published register", error)
         return
@@ -177,7 +177,7 @@ def check_register(settings: Settings) -> Iterator[Finding]:
     try:
         with exclusive_lock(lock):
             _open(file)
-            standing = standing_of(file)
+            standing = published_state_of(file)
     except StorageError:
         yield Finding("ok", "register at work", f"process {holder(lock)} is at work on it")
         return
@@ -195,7 +195,7 @@ def check_register(settings: Settings) -> Iterator[Finding]:
 def _check_shared(settings: Settings) -> Iterator[Finding]:
     """Whether a register that writers and readers share answers."""
     try:
-        standing = standing_of(settings.database)
+        standing = published_state_of(settings.database)
     except KboError as error:
         yield found_error("published register", error)
         return
@@ -229,7 +229,7 @@ def _open(file: Path) -> None:
             raise RegisterError(f"{file}: {line}; end what has it open, or move it away") from None
 
 
-def _said(standing: Standing) -> str:
+def _said(standing: PublishedState) -> str:
     count = len(standing.published)
     return f"{standing.newest} ({counted(count, 'extract')})" if count else "no extract"
 

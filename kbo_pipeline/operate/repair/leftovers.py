@@ -11,7 +11,7 @@ from kbo_pipeline.fetch.inbox import Inbox, shown
 from kbo_pipeline.operate.processes.postgres import moved_aside
 from kbo_pipeline.operate.repair.disk_checks import holder_if_any, start_process
 from kbo_pipeline.operate.repair.findings import Finding
-from kbo_pipeline.publish.publish import standing_of
+from kbo_pipeline.publish.publish import published_state_of
 
 _OLD_SECONDS = 86_400.0  # no import and no download takes so long
 _MOST_NAMED = 3
@@ -37,7 +37,7 @@ def check_leftovers(settings: Settings) -> Iterator[Finding]:
             "delete them when nobody wants to look into what happened",
         )
     try:
-        newest = standing_of(settings.database).newest
+        newest = published_state_of(settings.database).newest
     except RegisterError:
         return  # told already
     staged = [

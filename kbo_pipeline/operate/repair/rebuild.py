@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import open_register, open_register_to_copy
-from kbo_pipeline.core.disk_space import check_room_to_import
+from kbo_pipeline.core.disk_space import check_space_to_import
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.files import move_into_place
@@ -113,7 +113,7 @@ def _import(
     report: Callable[[str], None],
 ) -> None:
     zip_file = fetch_zip(settings, key, report)
-    check_room_to_import(settings, key, zip_file)
+    check_space_to_import(settings, key, zip_file)
     staging_dir = file.parent / "staging"
     extract = read_extract(zip_file)
     with connect() as connection:

@@ -18,11 +18,11 @@ from kbo_pipeline.operate.lost import add_lost, drop_lost, read_lost, suspect_fi
 from kbo_pipeline.operate.repair.rebuild import rebuild_register
 from kbo_pipeline.operate.repair.witness import (
     Recorded,
-    Remedy,
+    RepairPlan,
     damaged_staging,
     look,
-    mend_files,
     newest_known,
+    repair_files,
 )
 from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.operate.runs.progress import (
@@ -57,7 +57,7 @@ def read_recorded(instance: dg.DagsterInstance) -> Recorded:
     return Recorded(published, {key: numbers for key, numbers in applied.items() if numbers})
 
 
-def examine(instance: dg.DagsterInstance, settings: Settings) -> Remedy:
+def plan_of(instance: dg.DagsterInstance, settings: Settings) -> RepairPlan:
     """Says what would make register, published file and Dagster agree; changes nothing.
 
     Raises:
@@ -71,7 +71,9 @@ def examine(instance: dg.DagsterInstance, settings: Settings) -> Remedy:
         return look(connection, settings, read_recorded(instance))
 
 
-def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str], None]) -> None:
+def repair_installation(
+    instance: dg.DagsterInstance, settings: Settings, report: Callable[[str], None]
+) -> None:
     """Makes register, published file and Dagster agree, when nothing is ambiguous.
 
     Extracts that have to be imported again, or to an end, are noted in `work/lost`.
@@ -90,22 +92,22 @@ def mend(instance: dg.DagsterInstance, settings: Settings, report: Callable[[str
         duckdb.connect(":memory:") as connection,
         open_register_to_copy(connection, settings.register, lock_timeout=0.0) as attach,
     ):
-        remedy = look(connection, settings, read_recorded(instance))
+        plan = look(connection, settings, read_recorded(instance))
         damaged = damaged_staging(settings)
-        for line in remedy.said:
+        for line in plan.said:
             report(line)
         for key in damaged:
             report(f"{key}: its staging file is damaged or of another version, and goes")
         # First: who is killed from here on leaves a note of what has to come again.
-        add_lost(settings, _to_retry(instance, remedy, damaged))
+        add_lost(settings, _to_retry(instance, plan, damaged))
         try:
-            mend_files(settings, remedy, attach)
+            repair_files(settings, plan, attach)
             if _renew_views(settings, attach):
                 report(f"{settings.database}: its views were made anew")
         except (OSError, duckdb.IOException) as error:
             raise StorageError(f"{error}; mend that or make room, then kbo rebuild") from error
-        _correct_records(instance, remedy)
-        for key in remedy.forget:
+        _correct_records(instance, plan)
+        for key in plan.forget:
             remove_report(settings, key)
         for file in damaged.values():
             file.unlink(missing_ok=True)
@@ -158,12 +160,12 @@ def next_lost(instance: dg.DagsterInstance, settings: Settings) -> ExtractKey | 
     return next((key for key in read_lost(settings) if str(key) not in busy), None)
 
 
-def _correct_records(instance: dg.DagsterInstance, remedy: Remedy) -> None:
-    for key in remedy.forget:
+def _correct_records(instance: dg.DagsterInstance, plan: RepairPlan) -> None:
+    for key in plan.forget:
         forget_extract(instance, key)
-    for key, numbers in remedy.lost_batches.items():
+    for key, numbers in plan.lost_batches.items():
         forget_batches(instance, [str(BatchKey(key, number)) for number in sorted(numbers)])
-    for link in remedy.adopt:
+    for link in plan.adopt:
         register_extract(instance, link.key)
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
@@ -176,12 +178,12 @@ def _correct_records(instance: dg.DagsterInstance, remedy: Remedy) -> None:
 
 
 def _to_retry(
-    instance: dg.DagsterInstance, remedy: Remedy, damaged: Iterable[ExtractKey]
+    instance: dg.DagsterInstance, plan: RepairPlan, damaged: Iterable[ExtractKey]
 ) -> list[ExtractKey]:
     progress = Progress(instance)
-    found = {*remedy.lost, *remedy.lost_batches, *damaged}
-    if remedy.restore or remedy.undo is not None:
-        found |= {key for key in (progress.next_to_apply, remedy.undo) if key is not None}
+    found = {*plan.lost, *plan.lost_batches, *damaged}
+    if plan.restore or plan.undo is not None:
+        found |= {key for key in (progress.next_to_apply, plan.undo) if key is not None}
     return [key for key in sorted(found) if key in progress.known and key not in progress.cancelled]
 
 

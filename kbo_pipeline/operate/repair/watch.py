@@ -16,7 +16,7 @@ from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.lost import mark_suspect, suspect_file
 from kbo_pipeline.operate.parts import reached
 from kbo_pipeline.operate.processes.storage import migrate
-from kbo_pipeline.operate.repair.repair import mend, next_lost
+from kbo_pipeline.operate.repair.repair import next_lost, repair_installation
 from kbo_pipeline.operate.runs.cancellation import note_cancelled
 from kbo_pipeline.operate.runs.recovery import (
     end_dead_runs,
@@ -46,7 +46,7 @@ def has_code_server(settings: Settings, socket: Path) -> bool:
     return True
 
 
-def look(
+def watch(
     settings: Settings, report: Callable[[str], None], *, ended_at: float, is_start: bool
 ) -> ExtractKey | None:
     """Ends dead runs, has retried what Dagster does not retry, compares the files where needed.
@@ -68,7 +68,7 @@ def look(
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with open_instance(settings) as instance:
-                return _look(instance, settings, report, ended_at=ended_at, is_start=is_start)
+                return _watch(instance, settings, report, ended_at=ended_at, is_start=is_start)
         except (SQLAlchemyError, DagsterPostgresException) as error:
             reason = str(error).strip().splitlines()[0]
             if attempt == _ATTEMPTS or isinstance(error, DagsterPostgresException):
@@ -79,7 +79,7 @@ def look(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _look(
+def _watch(
     instance: dg.DagsterInstance,
     settings: Settings,
     report: Callable[[str], None],
@@ -91,7 +91,7 @@ def _look(
         migrate(instance, report)
     if is_start or suspect_file(settings).exists():
         try:
-            mend(instance, settings, report)
+            repair_installation(instance, settings, report)
         except StorageError as error:  # somebody is at work: a look later will do
             mark_suspect(settings)
             report(f"not compared yet: {error}")

@@ -20,7 +20,7 @@ from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError,
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.lake import WORK, attach_to_read, detach
-from kbo_pipeline.core.ledger import Link, read_chain, read_standing
+from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries, read_published_state
 from kbo_pipeline.core.places import Place, Shared
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
@@ -32,7 +32,7 @@ from kbo_pipeline.stage.staging import is_staged
 
 
 @dataclass(frozen=True)
-class Testimony:
+class Snapshot:
     """What a register says.
 
     Attributes:
@@ -50,7 +50,7 @@ class Testimony:
     is_there: bool = True
     damage: str | None = None
     is_foreign: bool = False
-    chain: tuple[Link, ...] = ()
+    chain: tuple[LedgerEntry, ...] = ()
     rolled_back: frozenset[ExtractKey] = frozenset()
     half_applied: ExtractKey | None = None
     batches: frozenset[int] = frozenset()
@@ -80,7 +80,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Remedy:
+class RepairPlan:
     """What makes them agree, in this order; nothing where nothing is said.
 
     Attributes:
@@ -103,10 +103,10 @@ class Remedy:
     forget: tuple[ExtractKey, ...] = ()
     lost: tuple[ExtractKey, ...] = ()
     lost_batches: Mapping[ExtractKey, frozenset[int]] = field(default_factory=dict)
-    adopt: tuple[Link, ...] = ()
+    adopt: tuple[LedgerEntry, ...] = ()
 
 
-def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimony:
+def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot:
     """Reads what a register file says, and compares all its checksums; changes nothing.
 
     Args:
@@ -117,47 +117,47 @@ def read_testimony(connection: duckdb.DuckDBPyConnection, file: Path) -> Testimo
         StorageError: another program has it open for writing.
     """
     if not file.is_file():
-        return Testimony(file, is_there=False)
+        return Snapshot(file, is_there=False)
     if file.stat().st_size > 0 and not is_duckdb(file):
-        return Testimony(file, damage=f"{file}: no DuckDB file", is_foreign=True)
+        return Snapshot(file, damage=f"{file}: no DuckDB file", is_foreign=True)
     try:
         check_blocks(file)
         connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
     except (DamagedError, duckdb.Error) as error:
         if is_damage(error):
-            return Testimony(file, damage=_first_line(error))
+            return Snapshot(file, damage=_first_line(error))
         raise StorageError(f"{file}: {_first_line(error)}; close the program that has it") from None
     try:
         connection.execute("USE witness")
         return _read(connection, file)
     except duckdb.CatalogException:
         said = f"{file}: a DuckDB file, but no register of this pipeline"
-        return Testimony(file, damage=said, is_foreign=True)
+        return Snapshot(file, damage=said, is_foreign=True)
     except (duckdb.Error, DamagedError) as error:
         if not is_damage(error):
             raise
-        return Testimony(file, damage=_first_line(error))
+        return Snapshot(file, damage=_first_line(error))
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH witness")
 
 
-def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Testimony:
+def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Snapshot:
     """Reads what a register says that writers and readers share."""
     try:
         name = attach_to_read(connection, place, "witness")
     except NotReadyError:
-        return Testimony(place, is_there=False)
+        return Snapshot(place, is_there=False)
     try:
         connection.execute(f"USE {name}.{WORK}")
         return _read(connection, place)
     except duckdb.CatalogException:  # nobody has written to it yet
-        return Testimony(place, is_there=False)
+        return Snapshot(place, is_there=False)
     finally:
         detach(connection, name)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Testimony:
+def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Snapshot:
     check(connection, file)
     half_applied = connection.execute(
         "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
@@ -167,18 +167,18 @@ def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Testimony:
         " GROUP BY batch_number HAVING bool_and(status = 'completed')",
         {"id": half_applied[0] if half_applied else ""},
     ).fetchall()
-    return Testimony(
+    return Snapshot(
         file,
-        chain=read_chain(connection),
-        rolled_back=read_standing(connection).rolled_back,
+        chain=read_ledger_entries(connection),
+        rolled_back=read_published_state(connection).rolled_back,
         half_applied=ExtractKey.parse(half_applied[0]) if half_applied else None,
         batches=frozenset(number for (number,) in batches),
     )
 
 
-def judge(
-    work: Testimony, published: Testimony, recorded: Recorded, kept: Testimony | None = None
-) -> Remedy:
+def plan_repair(
+    work: Snapshot, published: Snapshot, recorded: Recorded, kept: Snapshot | None = None
+) -> RepairPlan:
     """Says what makes all of them agree, when nothing is ambiguous.
 
     Args:
@@ -190,69 +190,69 @@ def judge(
     Raises:
         RegisterError: what is left does not tell what was; names the next step.
     """
-    files, truth = _judge_files(work, published, recorded, kept)
-    return _judge_records(files, truth, recorded)
+    files, truth = _plan_of_files(work, published, recorded, kept)
+    return _plan_records(files, truth, recorded)
 
 
-def _judge_files(
-    work: Testimony, published: Testimony, recorded: Recorded, kept: Testimony | None
-) -> tuple[Remedy, Testimony]:
+def _plan_of_files(
+    work: Snapshot, published: Snapshot, recorded: Recorded, kept: Snapshot | None
+) -> tuple[RepairPlan, Snapshot]:
     """What is to be done to the files, and what the register at work says then."""
     if published.is_foreign:
         raise RegisterError(f"{published.damage}; move it away, then kbo rebuild")
     said = tuple(t.damage for t in (work, published) if t.is_there and t.damage is not None)
     if work.is_sound and published.is_sound:
-        return _judge_sound(work, published)
+        return _plan_of_sound(work, published)
     if published.is_sound and (work.is_there or published.chain):
         said += (f"the register at work becomes a copy of {published.file}",)
-        return Remedy(said, restore=True, base=_file(published)), published
+        return RepairPlan(said, restore=True, base=_file(published)), published
     if work.is_sound:
         if not work.chain:  # nothing was ever published: readers have nothing to lose
-            return Remedy(said, show=published.is_there and work.half_applied is None), work
+            return RepairPlan(said, show=published.is_there and work.half_applied is None), work
         said += (f"readers get the register at work again: {work.newest}",)
         undone = replace(work, half_applied=None, batches=frozenset())
-        return Remedy(said, undo=work.half_applied, show=True), undone
-    nothing = Testimony(work.file, is_there=False)
+        return RepairPlan(said, undo=work.half_applied, show=True), undone
+    nothing = Snapshot(work.file, is_there=False)
     if not work.is_there and not published.is_there and not recorded.published:
-        return Remedy(said), nothing
+        return RepairPlan(said), nothing
     if kept is not None:
         said += (f"register and published file become copies of {kept.file}",)
-        return Remedy(said, restore=True, base=_file(kept), show=True), kept
+        return RepairPlan(said, restore=True, base=_file(kept), show=True), kept
     if not published.is_there and not recorded.published:  # died in the very first import
         said += ("the register at work begins anew",)
-        return Remedy(said, restore=True), nothing
+        return RepairPlan(said, restore=True), nothing
     raise RegisterError(
         f"{'; '.join(said) or f'{work.file} and {published.file} are gone'}: nothing to restore"
         " it from but ZIPs; kbo rebuild --from-zips makes it anew"
     )
 
 
-def _judge_sound(work: Testimony, published: Testimony) -> tuple[Remedy, Testimony]:
+def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Snapshot]:
     """Two sound files: one of them may be behind the other."""
     ours, theirs = _identities(work.chain), _identities(published.chain)
     beyond = {link.key for link in published.chain[len(ours) :]}
     if ours == theirs:
         if work.chain == published.chain or work.half_applied is not None:
-            return Remedy(), work
-        return Remedy(("readers get the newer ledger",), show=True), work
+            return RepairPlan(), work
+        return RepairPlan(("readers get the newer ledger",), show=True), work
     if ours[: len(theirs)] == theirs or (
         theirs[: len(ours)] == ours and beyond <= work.rolled_back
     ):
         if work.half_applied is not None:
-            return Remedy(), work  # readers see both when that one is published
+            return RepairPlan(), work  # readers see both when that one is published
         said = f"{_file(published).name}: is at {published.newest}, the register at {work.newest}"
-        return Remedy((f"{said}: readers get the register",), show=True), work
+        return RepairPlan((f"{said}: readers get the register",), show=True), work
     if theirs[: len(ours)] == ours:
         said = f"{work.file}: has lost its tail: it is at {work.newest}"
         said += f", {_file(published).name} at {published.newest}, and becomes a copy of that"
-        return Remedy((said,), restore=True, base=_file(published)), published
+        return RepairPlan((said,), restore=True, base=_file(published)), published
     raise RegisterError(
         f"{work.file} and {published.file} are registers of different extracts; keep the right one"
         " and move the other away, or kbo rebuild --from-zips"
     )
 
 
-def _judge_records(files: Remedy, truth: Testimony, recorded: Recorded) -> Remedy:
+def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> RepairPlan:
     """What is to be done to Dagster's records, once the register says what `truth` says."""
     chain = {link.key: link for link in truth.chain}
     newest = truth.newest.number if truth.newest else -1
@@ -300,35 +300,35 @@ def _judge_records(files: Remedy, truth: Testimony, recorded: Recorded) -> Remed
     )
 
 
-def mend_files(
-    settings: Settings, remedy: Remedy, attach: Callable[[], AbstractContextManager[Register]]
+def repair_files(
+    settings: Settings, plan: RepairPlan, attach: Callable[[], AbstractContextManager[Register]]
 ) -> None:
-    """Does what a remedy says to the register at work and to the published file.
+    """Does what a plan says to the register at work and to the published file.
 
     To a shared register nothing is to be done: its copies are PostgreSQL's and the files' backups.
 
     Args:
         settings: say where they are.
-        remedy: what `look` has said, under the same hold of the register's lock.
+        plan: what `look` has said, under the same hold of the register's lock.
         attach: attaches the register at work, as `open_register_to_copy` yields it.
     """
     if not isinstance(settings.database, Path):
         return
     register = settings.register_file
-    if remedy.restore:
+    if plan.restore:
         _put_aside(settings, register)
-    if remedy.show:
+    if plan.show:
         _put_aside(settings, settings.database)
-    if remedy.restore and remedy.base is None:
+    if plan.restore and plan.base is None:
         with replace_atomically(register) as temporary:
             duckdb.connect(str(temporary)).close()
-    elif remedy.base is not None:
+    elif plan.base is not None:
         with replace_atomically(register) as temporary:
-            shutil.copyfile(remedy.base, temporary)
-    if remedy.show:
+            shutil.copyfile(plan.base, temporary)
+    if plan.show:
         with attach() as opened:
-            if remedy.undo is not None:
-                roll_back(opened, remedy.undo, settings.privacy)
+            if plan.undo is not None:
+                roll_back(opened, plan.undo, settings.privacy)
             opened.checkpoint()
         show_to_readers(register, settings.database, settings.privacy)
 
@@ -340,7 +340,9 @@ def _put_aside(settings: Settings, file: Path) -> None:
             link_or_copy(file, temporary)
 
 
-def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded) -> Remedy:
+def look(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded
+) -> RepairPlan:
     """Says what makes everything agree; changes nothing. The caller holds the register's lock.
 
     Raises:
@@ -349,22 +351,22 @@ def look(connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Re
     """
     if not isinstance(settings.database, Path):  # one witness: readers see what was written
         shared = _read_shared(connection, settings.database)
-        return judge(shared, shared, recorded)
-    work = read_testimony(connection, settings.register_file)
-    published = read_testimony(connection, settings.database)
+        return plan_repair(shared, shared, recorded)
+    work = read_snapshot(connection, settings.register_file)
+    published = read_snapshot(connection, settings.database)
     kept = None
     if not work.is_sound and not published.is_sound:
-        older = (read_testimony(connection, file) for file in kept_files(settings.register_file))
+        older = (read_snapshot(connection, file) for file in kept_files(settings.register_file))
         kept = next((t for t in older if t.is_sound and t.chain), None)
-    return judge(work, published, recorded, kept)
+    return plan_repair(work, published, recorded, kept)
 
 
 def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
     """The newest extract that anything says was published; None when nothing says so."""
     with duckdb.connect(":memory:") as connection:
         if isinstance(settings.database, Path):
-            work = read_testimony(connection, settings.register_file)
-            published = read_testimony(connection, settings.database)
+            work = read_snapshot(connection, settings.register_file)
+            published = read_snapshot(connection, settings.database)
         else:
             work = published = _read_shared(connection, settings.database)
     found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
@@ -390,21 +392,21 @@ def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:
     return found
 
 
-def _identities(chain: Sequence[Link]) -> list[tuple[ExtractKey, str]]:
+def _identities(chain: Sequence[LedgerEntry]) -> list[tuple[ExtractKey, str]]:
     return [(link.key, link.sha256) for link in chain]
 
 
-def _listed(links: Sequence[Link]) -> str:
+def _listed(links: Sequence[LedgerEntry]) -> str:
     if len(links) < 4:
         return ", ".join(str(link.key) for link in links)
     return f"{links[0].key} to {links[-1].key}"
 
 
-def _file(testimony: Testimony) -> Path:
-    """The file of a testimony of which a copy is to be made."""
-    if not isinstance(testimony.file, Path):
-        raise RegisterError(f"{testimony.file}: no file to restore from; restore its backup")
-    return testimony.file
+def _file(snapshot: Snapshot) -> Path:
+    """The file of a snapshot of which a copy is to be made."""
+    if not isinstance(snapshot.file, Path):
+        raise RegisterError(f"{snapshot.file}: no file to restore from; restore its backup")
+    return snapshot.file
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import or_, select
 
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.ledger import Link, Standing
+from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
 from kbo_pipeline.core.order import next_to_apply
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, ENTERPRISE, TABLES
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract
@@ -208,7 +208,7 @@ class Progress:
         )
 
 
-def newest_published(standing: Standing, progress: Progress) -> ExtractKey | None:
+def newest_published(standing: PublishedState, progress: Progress) -> ExtractKey | None:
     """The newest published extract: as the file of the readers says, or else as events do."""
     return standing.newest or progress.newest_published
 
@@ -357,7 +357,7 @@ ACCEPT_LOSS_TAG = "kbo/accept_loss"
 LEDGER_HASH = "ledger/hash"
 
 
-def ledger_metadata(link: Link) -> dict[str, int | str]:
+def ledger_metadata(link: LedgerEntry) -> dict[str, int | str]:
     """What a publication records of the ledger: the witness against which it is compared later."""
     return {"ledger/batches": link.batches, "ledger/records": link.records, LEDGER_HASH: link.hash}
 
