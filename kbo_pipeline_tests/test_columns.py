@@ -41,7 +41,7 @@ def newer(tmp_path: Path) -> Path:
     """A directory with a copy of the package in which the columns are declared, as README says."""
     directory = tmp_path / "newer"
     shutil.copytree(PACKAGE, directory / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    declarations = directory / PACKAGE.name / "tables.py"
+    declarations = directory / PACKAGE.name / "core" / "tables.py"
     text = declarations.read_text()
     for table, column in NEW.items():
         declared = (
