@@ -11,7 +11,6 @@ from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.tables import CODE, TABLES, Column, Table
-from kbo_pipeline.sample.codes import code_rows
 from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.members import (
     COMPRESSION_LEVEL,
@@ -21,6 +20,7 @@ from kbo_pipeline.sample.members import (
     write_member,
 )
 from kbo_pipeline.sample.rows import Rows, Value, keyed_rows, sent_rows
+from kbo_pipeline.sample.vocabulary import code_rows
 
 Progress = Callable[[str, int, int], None]
 Member = tuple[str, Sequence[Column], Iterable[str]]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from kbo_pipeline.sample.codes import (
+from kbo_pipeline.sample.entities import FIRST_SNAPSHOT, MAX_ESTABLISHMENTS, Population, State
+from kbo_pipeline.sample.vocabulary import (
     FOREIGN_FORM,
     JURIDICAL_FORMS,
     JURIDICAL_SITUATIONS,
     NACE_VERSIONS,
     nace_codes,
 )
-from kbo_pipeline.sample.entities import FIRST_SNAPSHOT, MAX_ESTABLISHMENTS, Population, State
 from kbo_pipeline.sample.words import (
     AWKWARD_ADDRESSES,
     AWKWARD_CONTACTS,
