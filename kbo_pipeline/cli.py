@@ -64,7 +64,7 @@ def start(read_only: bool, only: "Part | None") -> None:
     With --only, one of the three: the host of the code location has the data, and KBO_CODE_HOST and
     DAGSTER_POSTGRES_URL say on each host where that and PostgreSQL are.
     """
-    from kbo_pipeline.core.pause_file import PAUSED, is_paused
+    from kbo_pipeline.core.locks import PAUSED, is_paused
     from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.fetch.inbox import Inbox
     from kbo_pipeline.operate.processes.start import serve
@@ -237,20 +237,20 @@ def cancel(extract: str) -> None:
 @main.command()
 def pause() -> None:
     """Let nothing new begin: running batches end, then everything waits for kbo resume."""
-    from kbo_pipeline.core import pause_file
+    from kbo_pipeline.core import locks
     from kbo_pipeline.core.settings import load_settings
 
-    done = pause_file.pause(load_settings())
-    click.echo(pause_file.PAUSED if done else f"{pause_file.PAUSED}: nothing to do")
+    done = locks.pause(load_settings())
+    click.echo(locks.PAUSED if done else f"{locks.PAUSED}: nothing to do")
 
 
 @main.command()
 def resume() -> None:
     """Let everything go on that kbo pause holds up."""
-    from kbo_pipeline.core import pause_file
+    from kbo_pipeline.core import locks
     from kbo_pipeline.core.settings import load_settings
 
-    done = pause_file.resume(load_settings())
+    done = locks.resume(load_settings())
     click.echo("resumed" if done else "not paused: nothing to do")
 
 

@@ -10,8 +10,18 @@ from socket import SHUT_RDWR
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from kbo_pipeline.sample.answers import Answer, head_of, login_page, page, redirect
-from kbo_pipeline.sample.portal import CHUNK, FILES, LIST, Handler, StandInPortal
+from kbo_pipeline.sample.portal import (
+    CHUNK,
+    FILES,
+    LIST,
+    Answer,
+    Handler,
+    StandInPortal,
+    head_of,
+    login_page,
+    page,
+    redirect,
+)
 
 
 class Kind(StrEnum):

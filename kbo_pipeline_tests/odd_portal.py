@@ -11,7 +11,12 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 
-from kbo_pipeline.sample.answers import BASE, LOGIN_PAGE, Answer, page
+from kbo_pipeline.sample.portal import (
+    BASE,
+    LOGIN_PAGE,
+    Answer,
+    page,
+)
 from kbo_pipeline_tests.faulty_portal import FaultyPortal
 
 NAME = "KboOpenData_0141_2025_05_23_Update.zip"

@@ -16,8 +16,8 @@ from kbo_pipeline.apply.lake_sql import TURNS
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.pool import ApplyPool, _spans
 from kbo_pipeline.apply.register import Register, open_register
-from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.errors import RegisterError
+from kbo_pipeline.core.extracts import Batch
 from kbo_pipeline.core.lake import attach_to_write
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import Settings, load_settings

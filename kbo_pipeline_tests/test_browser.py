@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from kbo_pipeline.commands.practice import damage
-from kbo_pipeline.core.pause_file import pause, resume
+from kbo_pipeline.core.locks import pause, resume
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.sample import Sample

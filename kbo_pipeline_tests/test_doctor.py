@@ -32,8 +32,7 @@ from dagster_shared.error import SerializableErrorInfo
 from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
-from kbo_pipeline.core.pause_file import pause
+from kbo_pipeline.core.locks import exclusive_lock, pause
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.operate.lost import add_lost

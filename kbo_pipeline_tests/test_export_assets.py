@@ -12,7 +12,7 @@ import pytest
 
 import kbo_pipeline.defs.sensors.inbox as inbox_module
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.pause_file import pause, resume
+from kbo_pipeline.core.locks import pause, resume
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.assets.verification import CHECK

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import ExtractError
-from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name
+from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, Column, Table
 from kbo_pipeline.fetch.meta import _hashed_once, damage, read_extract
 from kbo_pipeline.stage.faults import RejectedError

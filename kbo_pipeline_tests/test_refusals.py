@@ -14,7 +14,7 @@ from kbo_pipeline.core.errors import LoginRefusedError, PortalError, StorageErro
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.fetch.portal import Portal
 from kbo_pipeline.fetch.refusals import PAUSES, Refusals
-from kbo_pipeline.sample.answers import Answer
+from kbo_pipeline.sample.portal import Answer
 from kbo_pipeline_tests.faulty_portal import Effect, Fault, Kind
 from kbo_pipeline_tests.odd_portal import LANDINGS, OddPortal, wrong_password_answers
 from kbo_pipeline_tests.test_portal import SHORT
@@ -158,7 +158,7 @@ def test_an_error_that_the_login_leads_to_counts_though_the_list_fails(world: Wo
 ASKER = """
 import sys
 from pathlib import Path
-from kbo_pipeline.portal import Portal
+from kbo_pipeline.fetch.portal import Portal
 url, memory = sys.argv[1:]
 with Portal(url, "demo", "wrong", memory=Path(memory)) as portal:
     portal.list_extracts()

@@ -16,7 +16,7 @@ from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline.sample.entities import Population
-from kbo_pipeline.sample.words import AWKWARD_NAMES
+from kbo_pipeline.sample.vocabulary import AWKWARD_NAMES
 from kbo_pipeline_tests.core import sorted_rows
 from kbo_pipeline_tests.zips import Row, csv_field
 

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey, Operation
+from kbo_pipeline.core.extracts import Batch, ExtractKey, Operation
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.tables import (
     ADDRESS,

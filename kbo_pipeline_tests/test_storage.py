@@ -9,7 +9,7 @@ from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import event
 
 from kbo_pipeline.commands.runs import import_extract
-from kbo_pipeline.core.batches import BatchKey
+from kbo_pipeline.core.extracts import BatchKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.fetch.meta import read_extract

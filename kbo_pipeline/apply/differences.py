@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from kbo_pipeline.apply import lake_sql as shared_sql
 from kbo_pipeline.apply import sql as register_sql
-from kbo_pipeline.core.batches import Batch, span_of
 from kbo_pipeline.core.database import Database
-from kbo_pipeline.core.extracts import Extract
+from kbo_pipeline.core.extracts import Batch, Extract, span_of
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.stage.staging import Staged
 

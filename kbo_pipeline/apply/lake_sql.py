@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from kbo_pipeline.apply.sql import held as held_in_file
 from kbo_pipeline.apply.sql import in_range, row_hash
-from kbo_pipeline.core.batches import Batch
+from kbo_pipeline.core.extracts import Batch
 from kbo_pipeline.core.lake import WORK
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import OrderError, RegisterError
-from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
 from kbo_pipeline.core.ledger import (
     LedgerEntry,
     PublishedState,

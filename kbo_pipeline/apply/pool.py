@@ -21,9 +21,8 @@ from itertools import groupby
 from kbo_pipeline.apply.lake_sql import TURNS
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.worker import Task, TransientError, read_answer
-from kbo_pipeline.core.batches import Batch, BatchKey
 from kbo_pipeline.core.errors import KboError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import Batch, BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 

@@ -17,15 +17,13 @@ from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.apply.differences import Difference, Differences
 from kbo_pipeline.apply.ledger import BatchChange, Ledger, TableChange
 from kbo_pipeline.core import lake, schema
-from kbo_pipeline.core.batches import Batch
-from kbo_pipeline.core.database import Database, is_damage, new_file
+from kbo_pipeline.core.database import Database, is_damage, literal, new_file
 from kbo_pipeline.core.errors import DamagedError, RegisterError
-from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.lake import attach_to_write, detach
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.stage.staging import Staged, open_staged, staging_file
 

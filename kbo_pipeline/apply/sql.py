@@ -3,8 +3,7 @@
 The register is the default database of the connection: what is its own is named without it.
 """
 
-from kbo_pipeline.core.batches import Batch
-from kbo_pipeline.core.extracts import ExtractType
+from kbo_pipeline.core.extracts import Batch, ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.stage.sql import of_operation
 

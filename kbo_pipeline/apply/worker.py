@@ -20,10 +20,9 @@ import duckdb
 from kbo_pipeline.apply.ledger import BatchChange, TableChange
 from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.batches import Batch
 from kbo_pipeline.core.database import is_damage, is_transient, worker_limits
 from kbo_pipeline.core.errors import DamagedError, KboError, RegisterError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import Batch, ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.stage.staging import Staged
 

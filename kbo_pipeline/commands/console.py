@@ -90,8 +90,8 @@ def complete_extract(context: click.Context, argument: click.Parameter, begun: s
 
 def in_ranges(done: Sequence[str]) -> str:
     """What was run, in words; more than two batches that follow one another as a range."""
-    from kbo_pipeline.core.batches import BatchKey
     from kbo_pipeline.core.errors import ExtractError
+    from kbo_pipeline.core.extracts import BatchKey
 
     ranges: list[tuple[list[str], int | None]] = []
     for name in done:
@@ -171,7 +171,7 @@ def sample_bar() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def pause_told(settings: "Settings") -> Iterator[None]:
     """Says once that the work of the caller waits, when `kbo pause` holds it up."""
-    from kbo_pipeline.core.pause_file import PAUSED, is_paused
+    from kbo_pipeline.core.locks import PAUSED, is_paused
 
     def look(ended: threading.Event) -> None:
         while not is_paused(settings):

@@ -11,7 +11,7 @@ import click
 
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.foreign_errors import in_one_line, line_of
-from kbo_pipeline.core.proxies import reach_code_location_directly
+from kbo_pipeline.core.settings import reach_code_location_directly
 
 _TASKS = {
     "Read": ("show", "find", "changes", "export"),

@@ -13,9 +13,8 @@ import duckdb
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
-from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG

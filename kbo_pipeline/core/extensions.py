@@ -5,8 +5,8 @@ from pathlib import Path
 
 import duckdb
 
+from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.core.sql import literal
 
 
 def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:

@@ -1,8 +1,9 @@
-"""Extracts: their keys, and what their `meta.csv` says. No network, no database."""
+"""Extracts and their batches: keys, file names, what `meta.csv` says. No network, no database."""
 
 import datetime
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -13,6 +14,7 @@ ExtractType = Literal["full", "update"]
 Operation = Literal["delete", "insert"]
 
 _KEY = re.compile(r"(\d{4,9})-(full|update)")
+_BATCH_KEY = re.compile(r"(.+)-(\d{4,9})")
 _FILE_NAME = re.compile(
     r"KboOpenData_(?P<number>\d{4,9})_(?P<date>\d{4}_\d{2}(_\d{2})?)_(?P<type>Full|Update)\.zip",
     re.ASCII | re.IGNORECASE,
@@ -127,3 +129,62 @@ def odd_day(extract: Extract) -> str | None:
     if named in {f"{other:{form}}" for other in near}:
         return None
     return f"made on {day:%d-%m-%Y}, as meta.csv says; the file name says {named}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BatchKey:
+    """Names one batch of an extract; as text `0141-update-0001`, the key of its partition.
+
+    The order is that of their extracts, and of the batches in them.
+    """
+
+    extract: ExtractKey
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> "BatchKey":
+        """Reads a key such as `0141-update-0001`.
+
+        Raises:
+            ExtractError: the text is no key, or not the one way to write it.
+        """
+        match = _BATCH_KEY.fullmatch(text)
+        if match:
+            key = cls(ExtractKey.parse(match[1]), int(match[2]))
+            if key.number > 0 and str(key) == text:
+                return key
+        raise ExtractError(f"{text[:80]!r} is no batch; expected a key such as 0141-update-0001")
+
+    def __str__(self) -> str:
+        return f"{self.extract}-{self.number:04d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A range of the axis of entity numbers. All ranges of an extract together cover the axis.
+
+    Attributes:
+        number: from 1.
+        first_number: first entity number in it; None: from the beginning of the axis.
+        next_number: first entity number after it; None: to the end of the axis.
+    """
+
+    number: int
+    first_number: str | None
+    next_number: str | None
+
+
+def span_of(batches: Sequence[Batch]) -> Batch:
+    """The range of batches that follow one another, as a batch with the number of the first."""
+    return Batch(batches[0].number, batches[0].first_number, batches[-1].next_number)
+
+
+def batch_target(records: int, batch_rows: int, max_batches: int) -> int:
+    """Rows after which a batch is closed, so that there are `max_batches` at most.
+
+    Args:
+        records: rows of the extract in all seven tables, deletes and inserts.
+        batch_rows: rows a batch holds at least (`KBO_BATCH_ROWS`).
+        max_batches: batches at most (`KBO_MAX_BATCHES`).
+    """
+    return max(batch_rows, -(-records // max_batches))

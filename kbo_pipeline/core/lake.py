@@ -5,11 +5,11 @@ from urllib.parse import urlsplit
 
 import duckdb
 
+from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.errors import NotReadyError, RegisterError, SettingsError, StorageError
 from kbo_pipeline.core.extensions import load_extension
 from kbo_pipeline.core.places import S3, Lake, MotherDuck, Shared
-from kbo_pipeline.core.proxies import is_direct
-from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.settings import is_direct
 
 NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
 

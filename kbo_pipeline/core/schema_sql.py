@@ -6,7 +6,7 @@ The register is the default database of the connection; of a shared one its sche
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.tables import Column, Table
 
 VERSION_TABLE = "schema_version"

@@ -1,6 +1,7 @@
-"""The environment, read once. Nothing else in the package reads it."""
+"""The environment, read once, and which hosts are asked without its proxy."""
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -436,3 +437,28 @@ class _Reader:
 def _endings(names: Collection[str]) -> list[str]:
     """What tells one name of ours from another: all begin alike."""
     return [name.removeprefix("KBO_") for name in names if name.startswith("KBO_")]
+
+
+def is_own(host: str | None) -> bool:
+    """Tells whether a host, as an address names it, is this machine itself."""
+    if host is None or host == "localhost" or host.endswith(".localhost"):
+        return host is not None
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_direct(host: str | None) -> bool:
+    """Tells whether a host is asked without the proxy: it is this machine, or in `no_proxy`."""
+    from requests.utils import should_bypass_proxies  # which imports much
+
+    return is_own(host) or bool(should_bypass_proxies(f"http://{host}", no_proxy=None))
+
+
+def reach_code_location_directly() -> None:
+    """Keeps gRPC, here and in all children, away from proxies: it is spoken among our parts only.
+
+    Dagster's client takes `http_proxy` for any TCP address; an empty `grpc_proxy` goes before it.
+    """
+    os.environ["grpc_proxy"] = ""  # noqa: SIM112 - gRPC knows it in small letters only

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import requests
 
 from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
-from kbo_pipeline.core.proxies import is_own
+from kbo_pipeline.core.settings import is_own
 from kbo_pipeline.fetch.content_coding import decoded
 from kbo_pipeline.fetch.limits import Limits
 from kbo_pipeline.fetch.sessions import ERRORS, Session, Watch, is_unsent, reason

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.database import Database, literal
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.read import report_sql
 from kbo_pipeline.read.changes import published_key

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core.database import is_damage
+from kbo_pipeline.core.database import is_damage, literal
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.read import state_sql as reading_sql
 from kbo_pipeline.read.older import hide, show_to_reader
 

@@ -16,12 +16,11 @@ from typing import Any, get_args
 
 import duckdb
 
-from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.database import Database, literal
 from kbo_pipeline.core.errors import KboError, NotFoundError, NotReadyError, RegisterError
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, files_unreachable
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.read import changes, search
 from kbo_pipeline.read import queries as sql

@@ -7,8 +7,8 @@ the register must be the default database when they are made.
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
+from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE
 from kbo_pipeline.read.profile_sql import activity_described, nace, profile, source
 from kbo_pipeline.read.state_sql import AT, CURRENT, changes, fill_shown, state

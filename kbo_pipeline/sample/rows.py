@@ -8,23 +8,21 @@ from typing import TypeVar
 
 from kbo_pipeline.sample.entities import FIRST_SNAPSHOT, MAX_ESTABLISHMENTS, Population, State
 from kbo_pipeline.sample.vocabulary import (
-    FOREIGN_FORM,
-    JURIDICAL_FORMS,
-    JURIDICAL_SITUATIONS,
-    NACE_VERSIONS,
-    nace_codes,
-)
-from kbo_pipeline.sample.words import (
     AWKWARD_ADDRESSES,
     AWKWARD_CONTACTS,
     AWKWARD_NAMES,
     FIRST_NAMES,
+    FOREIGN_FORM,
     FOREIGN_SEATS,
+    JURIDICAL_FORMS,
+    JURIDICAL_SITUATIONS,
+    NACE_VERSIONS,
     PLACES,
     STREETS,
     SURNAMES,
     TELEPHONE_ZONES,
     TRADES,
+    nace_codes,
 )
 
 _Choice = TypeVar("_Choice")

@@ -16,15 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kbo_pipeline.core import schema_sql
-from kbo_pipeline.core.batches import Batch, BatchKey, batch_target
-from kbo_pipeline.core.database import is_damage, lock_down, new_file
+from kbo_pipeline.core.database import glob_escaped, is_damage, literal, lock_down, new_file
 from kbo_pipeline.core.errors import DamagedError, ExtractError, NotReadyError, RegisterError
-from kbo_pipeline.core.extracts import Extract, ExtractKey, ExtractType, Operation, odd_day
+from kbo_pipeline.core.extracts import (
+    Batch,
+    BatchKey,
+    Extract,
+    ExtractKey,
+    ExtractType,
+    Operation,
+    batch_target,
+    odd_day,
+)
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.schema import OWN_COLUMNS, layout_of
 from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
-from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.stage import sql as staging_sql

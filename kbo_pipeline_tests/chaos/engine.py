@@ -17,8 +17,7 @@ from kbo_pipeline_tests.chaos.faults import MADE_UP, Fault, install
 
 if TYPE_CHECKING:
     from kbo_pipeline.apply.register import Register
-    from kbo_pipeline.core.batches import Batch
-    from kbo_pipeline.core.extracts import ExtractKey
+    from kbo_pipeline.core.extracts import Batch, ExtractKey
     from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.stage.staging import Staged
     from kbo_pipeline_tests.core import Core

@@ -8,8 +8,7 @@ import dagster as dg
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.register import Register
 from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
-from kbo_pipeline.core.batches import BatchKey
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.metadata import PREVIEW_ROWS, preview, shown_table
 

@@ -22,10 +22,9 @@ from kbo_pipeline.apply.pool import ApplyPool
 from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.apply.tally import Tally
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.defs.assets.applied import materializations, shown

@@ -4,7 +4,7 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.pause_file import PAUSED, is_paused
+from kbo_pipeline.core.locks import PAUSED, is_paused
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import export_parquet, verify_full
 from kbo_pipeline.fetch.zips import kept_zips

@@ -10,9 +10,8 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import ExtractError, KboError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock, is_locked
+from kbo_pipeline.core.locks import PAUSED, exclusive_lock, is_locked, is_paused
 from kbo_pipeline.core.order import check_order
-from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract

@@ -11,9 +11,8 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import KboError, LoginRefusedError, PortalError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
-from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.locks import PAUSED, is_locked, is_paused
 from kbo_pipeline.core.order import plan_imports
-from kbo_pipeline.core.pause_file import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract

@@ -4,9 +4,8 @@ import time
 
 import dagster as dg
 
-from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips

@@ -14,8 +14,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import is_locked
-from kbo_pipeline.core.pause_file import is_paused
+from kbo_pipeline.core.locks import is_locked, is_paused
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.operate.lost import read_lost

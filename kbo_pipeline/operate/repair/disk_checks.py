@@ -10,14 +10,13 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import register_lock
+from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.disk_space import DiskSpace, existing, megabytes, space_now, space_to_import
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import exclusive_lock, holder
-from kbo_pipeline.core.pause_file import is_paused
+from kbo_pipeline.core.locks import exclusive_lock, holder, is_paused
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.operate.parts import ui_address
 from kbo_pipeline.operate.processes.start import answers, start_lock

@@ -9,10 +9,9 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register_to_copy, sole_writer
-from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.database import connect
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.lost import add_lost, drop_lost, read_lost, suspect_file
 from kbo_pipeline.operate.repair.rebuild import rebuild_register

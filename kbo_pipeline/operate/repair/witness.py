@@ -15,7 +15,7 @@ import duckdb
 
 from kbo_pipeline.apply.register import Register
 from kbo_pipeline.core.checksums import check_blocks, is_duckdb
-from kbo_pipeline.core.database import is_damage
+from kbo_pipeline.core.database import is_damage, literal
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
@@ -24,7 +24,6 @@ from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries, read_publ
 from kbo_pipeline.core.places import Place, Shared
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.sql import literal
 from kbo_pipeline.publish.publication import roll_back
 from kbo_pipeline.publish.publish import kept_files
 from kbo_pipeline.publish.readers_file import show_to_readers

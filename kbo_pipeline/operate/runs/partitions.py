@@ -5,8 +5,7 @@ from itertools import groupby
 
 import dagster as dg
 
-from kbo_pipeline.core.batches import BatchKey
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.tables import Table
 
 kbo_extracts = dg.DynamicPartitionsDefinition(name="kbo_extracts")

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster import DagsterInstance
 
-from kbo_pipeline.core.batches import BatchKey
 from kbo_pipeline.core.errors import NotReadyError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.runs.extract_status import BatchPlace, ExtractStatus, State, TableProgress
