@@ -1,4 +1,4 @@
-"""What commands have in common: arguments, bars and lines of progress on the terminal."""
+"""What commands have in common on the terminal: extracts as arguments, tables, bars, JSON."""
 
 import json
 import threading
@@ -10,9 +10,11 @@ import click
 
 if TYPE_CHECKING:
     from datetime import date
+    from pathlib import Path
 
     from dagster import DagsterInstance
     from rich.console import Console
+    from rich.table import Table
 
     from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.core.settings import Settings
@@ -131,10 +133,31 @@ def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, An
     return {"source": source, "data": data}
 
 
-def _console() -> "Console":
+def echo_file(file: "Path") -> None:
+    """Prints a file that was made, and its size."""
+    click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
+
+
+def terminal(*, errors: bool = False) -> "Console":
+    """Standard output, or standard error, as rich writes to it: texts are shown as they are."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=errors, highlight=False, emoji=False)
+
+
+def table(*names: str, numbers: Sequence[str] = ()) -> "Table":
+    """A table without lines, in which no text is cut.
+
+    Args:
+        names: of its columns.
+        numbers: those of them that are aligned to the right.
+    """
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    for name in names:
+        made.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
+    return made
 
 
 @contextmanager
@@ -142,7 +165,7 @@ def report_line() -> Iterator[Callable[[str], None]]:
     """Shows the newest line of progress; all of them where nobody can see one change."""
     from rich.markup import escape
 
-    console = _console()
+    console = terminal(errors=True)
     if not console.is_terminal:
         yield lambda line: click.echo(line, err=True)
         return
@@ -151,19 +174,19 @@ def report_line() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def sample_bar() -> Iterator[Callable[[str, int, int], None]]:
+def bar(description: str, total: int | None = 100) -> Iterator[Callable[[str, int, int], None]]:
     """Shows a bar; yields what moves it: the words beside it, how much is done, of how much."""
     from rich.progress import Progress
 
-    console = _console()
+    console = terminal(errors=True)
     if not console.is_terminal:  # a bar would leave an empty line
         yield lambda description, done, total: None
         return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("writing")
+    with Progress(console=console, transient=True) as shown:
+        task = shown.add_task(description, total=total)
 
         def show(description: str, done: int, total: int) -> None:
-            bar.update(task, description=description, completed=done, total=total)
+            shown.update(task, description=description, completed=done, total=total)
 
         yield show
 
@@ -201,7 +224,7 @@ def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[Non
     """Shows the progress that the instance's storage knows, while the caller does the work."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = _console()
+    console = terminal(errors=True)
     if not console.is_terminal:
         yield
         return

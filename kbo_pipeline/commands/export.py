@@ -1,14 +1,13 @@
-"""`kbo export` and `kbo verify`: parse, one call, print."""
+"""`kbo export`, `kbo verify` and `kbo copy-register`: parse, one call, print."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline.commands.console import print_json
+from kbo_pipeline.commands.console import bar, print_json, table, terminal
+from kbo_pipeline.core.settings import load_settings
 
 if TYPE_CHECKING:
     from kbo_pipeline.publish.verification import Verification
@@ -24,15 +23,14 @@ def export(directory: Path) -> None:
     replaced; anything else stays, and is refused.
     """
     from kbo_pipeline.core.disk_space import megabytes
-    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.read.export import MANIFEST, write_export
 
     settings = load_settings()
-    with _bar() as report:
+    with bar("reading", None) as report:
         done = write_export(settings, directory, report=report)
-    for table in done.tables.values():
-        size = f"{table.bytes / 1e3:,.1f} kB" if table.bytes < 1e6 else megabytes(table.bytes)
-        click.echo(f"{directory / table.file}  {table.rows:,} rows, {size}")
+    for made in done.tables.values():
+        size = f"{made.bytes / 1e3:,.1f} kB" if made.bytes < 1e6 else megabytes(made.bytes)
+        click.echo(f"{directory / made.file}  {made.rows:,} rows, {size}")
     click.echo(directory / MANIFEST)
     click.echo(f"{done.source}; extract {done.extract}; KBO_PRIVACY={done.privacy}")
 
@@ -46,11 +44,10 @@ def verify(zip_file: Path, as_json: bool) -> None:
     The register is read as it was at that number, all of it, whatever KBO_PRIVACY says. Ends with 0
     only when both are equal.
     """
-    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.publish import verification
 
     settings = load_settings()
-    with _bar() as report:
+    with bar("reading", None) as report:
         found = verification.verify(settings, zip_file, report=report)
     if as_json:
         print_json(found.to_json())
@@ -60,43 +57,46 @@ def verify(zip_file: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows what is at work and how far all is, where somebody can see it."""
-    from rich.console import Console
-    from rich.progress import Progress
+@click.command("copy-register")
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy_register(source: str, target: str) -> None:
+    """Copy the published register from one place to another, and compare both.
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda name, done, total: None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
+    A place is a DuckDB file, ducklake:postgres:... (its files in KBO_DATABASE_FILES), md:NAME, or
+    the word KBO_DATABASE for what that names. A password belongs into PGPASSWORD. All history comes
+    along, and the ledger: KBO_DATABASE may name the copy from then on. Nothing may be at TO. A copy
+    is there when its content has the hash of the original, and not before.
+    """
+    from kbo_pipeline.core.database import connect
+    from kbo_pipeline.publish import copy
 
-        def show(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name, completed=done, total=total)
-
-        yield show
+    settings = load_settings()
+    places = [settings.place(text) for text in (source, target)]
+    with connect(settings) as connection:
+        content = copy.copy_register(
+            connection,
+            places[0],
+            places[1],
+            privacy=settings.privacy,
+            report=lambda line: click.echo(line, err=True),
+        )
+    click.echo(f"{places[0]} -> {places[1]}: equal, content {content}")
 
 
 def _print_verification(found: "Verification") -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("table")
-    for name in ("rows in ZIP", "in register", "only in ZIP", "only in register"):
-        table.add_column(name, justify="right")
+    numbers = ("rows in ZIP", "in register", "only in ZIP", "only in register")
+    rows = table("table", *numbers, numbers=numbers)
     for name, drift in found.tables.items():
-        numbers = (drift.rows_in_zip, drift.rows_in_register)
+        equal = (drift.rows_in_zip, drift.rows_in_register)
         missing = (drift.only_in_zip, drift.only_in_register)
         cells = [Text(f"{number:,}", "bold red" if number else "") for number in missing]
-        table.add_row(name, *(f"{number:,}" for number in numbers), *cells)
-    console = Console()
-    console.print(table)
+        rows.add_row(name, *(f"{number:,}" for number in equal), *cells)
+    terminal().print(rows)
     for name, drift in found.tables.items():
-        for side, rows in drift.samples.items():
-            for row in rows:
-                console.print(f"{name}, only in {side}: {row}", markup=False)
-    console.print(str(found), markup=False)
+        for side, samples in drift.samples.items():
+            for sample in samples:
+                terminal().print(f"{name}, only in {side}: {sample}", markup=False)
+    terminal().print(str(found), markup=False)

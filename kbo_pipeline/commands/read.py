@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline.commands.console import complete_extract, print_json, with_source
+from kbo_pipeline.commands.console import (
+    complete_extract,
+    print_json,
+    table,
+    terminal,
+    with_source,
+)
+from kbo_pipeline.core.text import sanitize
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
     from kbo_pipeline.read.changes import Change
     from kbo_pipeline.read.register import PublishedRegister
@@ -52,7 +59,7 @@ def show(number: str, at: str | None, lang: "Language", show_all: bool, as_json:
         return
     from kbo_pipeline.commands.page import page
 
-    _print(page(enterprise, None if show_all else _SHOWN))
+    terminal().print(page(enterprise, None if show_all else _SHOWN))
 
 
 @click.command()
@@ -95,13 +102,7 @@ def find(
     if as_json:
         print_json(with_source(newest, [asdict(match) for match in found]))
         return
-    from rich.table import Table
-
-    from kbo_pipeline.core.text import sanitize
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("number", "name", "place", "found as"):
-        table.add_column(name, overflow="fold")
+    rows = table("number", "name", "place", "found as")
     for match in found:
         place = f"{match.zipcode or ''} {match.municipality or ''}".strip()
         if match.struck_off is not None:
@@ -110,11 +111,11 @@ def find(
         if match.matched_number != match.enterprise_number:
             other = f"{match.matched_name} ({match.matched_number})"
         texts = (match.enterprise_number, match.name, place, other or "")
-        table.add_row(*map(_text, map(sanitize, texts)))
+        rows.add_row(*map(_text, map(sanitize, texts)))
     if not found:
         click.echo("nothing found")
         return
-    _print(table)
+    terminal().print(rows)
     if more:
         click.echo("there are more: --limit shows them")
     click.echo(newest.source)
@@ -152,24 +153,19 @@ def changes(extract: str, limit: int, as_json: bool) -> None:
 def _print_changes(
     register: "PublishedRegister", key: str, counts: dict[tuple[str, str], int], limit: int
 ) -> None:
-    from rich.table import Table
-
     found = {kind: count for kind, count in counts.items() if count}
     if not found:
         click.echo(f"{key}: changed nothing")
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("table")
-    table.add_column("kind")
-    table.add_column("entities", justify="right")
+    rows = table("table", "kind", "entities", numbers=["entities"])
     for (name, kind), count in found.items():
-        table.add_row(name, kind, f"{count:,}")
-    _print(table)
+        rows.add_row(name, kind, f"{count:,}")
+    terminal().print(rows)
     if limit == 0:
         return
     for (name, kind), same in groupby(register.changes(key), key=lambda c: (c.table, c.kind)):
         click.echo(f"\n{name}: {kind}")
-        _print(_listed(islice(same, limit)))
+        terminal().print(_listed(islice(same, limit)))
         if found[name, kind] > limit:
             click.echo(f"  and {found[name, kind] - limit:,} more: --limit shows them")
 
@@ -177,7 +173,6 @@ def _print_changes(
 def _listed(changes: "islice[Change]") -> "RenderableType":
     from rich.table import Table
 
-    from kbo_pipeline.core.text import sanitize
     from kbo_pipeline.read.kinds import NEW, STOPPED
 
     grid = Table.grid(padding=(0, 2))
@@ -210,13 +205,3 @@ def _text(text: str) -> "RenderableType":
     from rich.text import Text
 
     return Text(text)
-
-
-def _print(renderable: "RenderableType") -> None:
-    _console().print(renderable)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, emoji=False)

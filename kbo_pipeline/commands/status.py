@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kbo_pipeline.commands.console import complete_extract, extract_key, print_json
+from kbo_pipeline.commands.console import complete_extract, extract_key, print_json, table, terminal
 from kbo_pipeline.core import signals
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.text import in_words
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.core.settings import Settings
     from kbo_pipeline.operate.runs.extract_status import ExtractStatus
 
 _LOOK_SECONDS = 1.0
@@ -39,8 +40,6 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
     the extract is published, with 1 when it failed or was cancelled. With --json besides, an
     object a line.
     """
-    from kbo_pipeline.core.settings import load_settings
-
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
     from kbo_pipeline.operate.instance import open_instance
@@ -62,7 +61,7 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
         sys.exit(1)
 
 
-def _print_circumstances(instance: "DagsterInstance", settings: "Settings") -> None:
+def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> None:
     """What holds for all extracts: whether all is paused, and what the portal has said."""
     from kbo_pipeline.core.locks import PAUSED, is_paused
     from kbo_pipeline.operate.runs.poll import read_poll
@@ -95,10 +94,9 @@ def _watch(instance: "DagsterInstance", key: "ExtractKey", *, as_json: bool) -> 
 @contextmanager
 def _shower(*, as_json: bool) -> "Iterator[Callable[[ExtractStatus], None]]":
     """Yields what shows a status: bars in their place, or lines that tell what is new."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = terminal()
     if console.is_terminal and not as_json:
         with Live(console=console, auto_refresh=False) as live:
             yield lambda found: live.update(_shown(found), refresh=True)
@@ -118,14 +116,10 @@ def _print(found: "ExtractStatus", *, as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    from rich.console import Console
-
-    Console().print(_shown(found))
+    terminal().print(_shown(found))
 
 
 def _headline(found: "ExtractStatus", *, with_time: bool = True) -> str:
-    from kbo_pipeline.core.text import in_words
-
     is_timed = with_time and found.seconds_left is not None
     left = f", about {in_words(found.seconds_left or 0.0)} left" if is_timed else ""
     return f"{found.job_id}: {found.status} ({found.stage}), {found.percentage}%{left}"
@@ -135,20 +129,17 @@ def _shown(found: "ExtractStatus") -> "Group":
     """All that is known of an extract, as rich renders it."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
-    from rich.table import Table
     from rich.text import Text
 
-    parts: list[Text | Table] = [Text(_headline(found), style="bold")]
-    table = Table(box=None, pad_edge=False)
-    for name in ("table", "batches", "", "status"):
-        table.add_column(name)
+    parts: list[RenderableType] = [Text(_headline(found), style="bold")]
+    rows = table("table", "batches", "", "status")
     for name, progress in found.tables.items():
         done = f"{progress.completed}/{progress.total}"
         bar = ProgressBar(progress.total, progress.completed, width=_BAR_WIDTH)
         state = Text(progress.status, style=_STYLES.get(progress.status, ""))
-        table.add_row(name, done, bar, state)
+        rows.add_row(name, done, bar, state)
     if found.tables:
-        parts.append(table)
+        parts.append(rows)
     for label, place in (("current", found.current_batch), ("next", found.next_batch)):
         if place:
             parts.append(Text(f"{label} batch: {place.batch} ({place.table}, {place.operation})"))
