@@ -17,16 +17,16 @@ _OWNERS = {"0": "enterprise", "2": "establishment", "9": "branch"}
 _MEANINGS = {
     "vat_number": "The number as VAT numbers are written, such as `BE0403170701`.",
     "primary_name": "The name, by the rule above.",
-    "primary_name_language": "Language of that name, as KBO codes it; none for a mere number.",
+    "primary_name_language": "Language of that name, as KBO codes it; none for a number.",
     "abbreviation": "Name of type 002, by the same rule.",
     "commercial_name": "Name of type 003, by the same rule.",
     "main_nace_version": "NACE version of the main activity, by the rule above.",
     "main_nace_code": "Code of the main activity.",
     "main_section": "Letter of its section.",
-    "main_classification": "MAIN, unless it has no such activity in that version.",
-    "main_activity_group": "Who registered it.",
-    "establishments": "How many current establishment units it has.",
-    "public_search_url": "KBO's page about it.",
+    "main_classification": "MAIN, unless the enterprise has no such activity in that version.",
+    "main_activity_group": "Who registered the activity.",
+    "establishments": "Number of current establishment units.",
+    "public_search_url": "KBO's page about the enterprise.",
     "division": "First two digits of the code.",
     "section": "Letter of the section that the division is in.",
     "level": "section, division, group, class, subclass, or detail (7 digits, KBO's own).",
@@ -35,15 +35,15 @@ _MEANINGS = {
     "nace_code": "The code, as text.",
     "extract": "Key of the newest published extract.",
     "extract_number": "Its number.",
-    "snapshot_date": "The day whose end the data shows.",
-    "source": "The line that goes with the data wherever it is shown.",
+    "snapshot_date": "The data is as of the end of this day.",
+    "source": "The source line to show with the data.",
     "privacy": "Who is in the views: `full`, or `legal-persons`.",
 }
 _VIEWS = {
-    PROFILE: "One row for an enterprise, with what the other tables say of it.",
-    "activity_described": "One row for an activity, with what its codes mean.",
-    "nace": "One row for a NACE code of a version.",
-    "source": "One row: where the data come from.",
+    PROFILE: "One row for each enterprise, with what the other tables say about it.",
+    "activity_described": "One row for each activity, with the meaning of its codes.",
+    "nace": "One row for each NACE code of each version.",
+    "source": "One row: the source of the data.",
 }
 
 

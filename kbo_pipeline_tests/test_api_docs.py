@@ -19,6 +19,7 @@ from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.processes import wait_until
 from kbo_pipeline_tests.server import running_server
+from kbo_pipeline_tests.state_page import unnamed
 from kbo_pipeline_tests.test_failed_batches import BAD
 
 TEXT = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
@@ -197,6 +198,7 @@ def test_each_command_and_the_program_do_what_they_say(tmp_path: Path) -> None:
         assert listed["published"] == [FULL, UPDATE]
         assert set(listed["not_published"]) == {NEXT, "0199-update"}
         assert api.called == CALLS
+        assert unnamed(pipeline.directory) == ["start.log"]  # ours; the rest is in docs/state.md
 
 
 def test_dagster_knows_all_that_is_asked_for() -> None:

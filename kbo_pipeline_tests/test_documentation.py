@@ -91,6 +91,12 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named(DOCUMENTS))
+def test_every_module_that_is_named_exists(document: Path) -> None:
+    for name in re.findall(r"\bkbo_pipeline/[a-z_/]+\.py\b", document.read_text()):
+        assert (REPOSITORY / name).is_file(), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named(DOCUMENTS))
 def test_every_command_exists_with_its_options(document: Path) -> None:
     text = CONSOLE.sub("", document.read_text())
     for written in [*(c.text for c in commands(document)), *INLINE.findall(text)]:

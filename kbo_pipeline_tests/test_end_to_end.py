@@ -15,6 +15,7 @@ from kbo_pipeline.core.tables import ALL_TABLES, CODE, DENOMINATION, ENTERPRISE,
 from kbo_pipeline.sample import Sample, write_sample
 from kbo_pipeline_tests.core import rows_of, sorted_rows
 from kbo_pipeline_tests.pipeline import Pipeline, fetch
+from kbo_pipeline_tests.state_page import unnamed
 from kbo_pipeline_tests.zips import Row
 
 pytestmark = pytest.mark.long
@@ -93,6 +94,7 @@ def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
     assert reader.returncode == 0, errors
     last = out.splitlines()[-1]  # DuckDB takes `python -c` for a person, who wants to see a bar
     assert sorted(set(json.loads(last))) == numbers
+    assert unnamed(pipeline.directory) == []  # docs/state.md
 
 
 def test_history_holds_the_state_of_every_extract_and_their_differences(
