@@ -155,10 +155,10 @@ PARENT = """
 import sys
 import time
 from pathlib import Path
-from kbo_pipeline.apply_pool import ApplyPool
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.settings import load_settings
-from kbo_pipeline.batches import Batch
+from kbo_pipeline.apply.pool import ApplyPool
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.batches import Batch
 
 key = ExtractKey.parse("0140-full")
 with ApplyPool(load_settings(), key, [Batch(1, None, None)]) as pool:

@@ -59,8 +59,8 @@ PRELUDE = """
 import json, sys
 from pathlib import Path
 import duckdb
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline_tests.core import Core
 
 core = Core(Path(sys.argv[1]), batch_rows=13)
@@ -72,7 +72,7 @@ def rows(statement):
         return [[v and str(v) for v in row] for row in reader.execute(statement).fetchall()]
 
 def differing(key):
-    from kbo_pipeline.verifying import verify
+    from kbo_pipeline.publish.verification import verify
     tables = verify(settings, zips[key]).tables
     return {name: drift.rows for name, drift in tables.items() if drift.rows}
 """
@@ -174,7 +174,7 @@ with core.read_register() as register:
     # The next Update brings values; rolling it back gives what was before.
     update_and_back = """
 import kbo_pipeline.apply.register as r
-from kbo_pipeline.published import open_published
+from kbo_pipeline.read.published import open_published
 def content():
     with duckdb.connect() as c, open_published(c, core.readers):
         return r.content_hash(c)
@@ -197,7 +197,7 @@ core.import_zip(zips["0143-update"])
     same = wide(tmp_path, ExtractKey(143, "full"), MARKS, NUMBERS[2:5])
     later = wide(tmp_path, ExtractKey(144, "full"), MARKS)
     full = """
-from kbo_pipeline.exporting import export
+from kbo_pipeline.read.export import write_export
 missing = differing("0143-full")
 core.import_zip(zips["0144-full"])
 write_export(settings, Path(sys.argv[1]) / "export")
@@ -223,8 +223,8 @@ def test_an_extract_that_is_half_applied_gets_the_values_of_all_its_batches(
         for batch in staged.batches[1:]:
             register.apply(staged, batch)
     go_on = """
-from kbo_pipeline.errors import DamagedError
-from kbo_pipeline.staging import is_staged
+from kbo_pipeline.core.errors import DamagedError
+from kbo_pipeline.stage.staging import is_staged
 key = ExtractKey.parse("0142-update")
 result = [is_staged(core.staging_dir, key)]
 try:
@@ -248,7 +248,7 @@ result += [rows("SELECT count(*) FROM enterprise WHERE _extract_number > 141")]
 
 KILLED = """
 import os, signal
-from kbo_pipeline.database import Database
+from kbo_pipeline.core.database import Database
 execute, found = Database.execute, []
 
 def watched(self, statement, **values):
@@ -302,8 +302,8 @@ def test_a_register_made_anew_from_zips_has_the_values_that_were_left_out(
     state = {n: "a" for n in NUMBERS} | {NUMBERS[1]: "bb", NUMBERS[2]: "ccc"}
     whole = wide(tmp_path, ExtractKey(SINCE, "full"), state, [NUMBERS[2]])
     rebuild = """
-from kbo_pipeline.database import connect
-from kbo_pipeline.rebuilding import rebuild_register
+from kbo_pipeline.core.database import connect
+from kbo_pipeline.operate.repair.rebuild import rebuild_register
 missing = differing("0142-full")
 keys = rebuild_register(lambda: connect(settings), settings, ExtractKey(142, "update"), print)
 result = [missing, differing("0142-full"), [str(key) for key in keys]]
@@ -320,7 +320,7 @@ def test_an_extract_from_which_a_column_is_missing_is_refused_since_it_is_declar
 ) -> None:
     narrow = write_extract(tmp_path, UPDATE, rows_for(NUMBERS[:1], "e"), keys_for(NUMBERS[:1]))
     refuse = """
-from kbo_pipeline.errors import ExtractError
+from kbo_pipeline.core.errors import ExtractError
 try:
     core.stage(zips["0142-update"])
 except ExtractError as error:

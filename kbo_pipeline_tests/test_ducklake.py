@@ -182,8 +182,8 @@ def test_a_copy_of_a_copy_is_equal_and_goes_on(lake: Lake, tmp_path: Path) -> No
 WORKER = """
 import sys
 from pathlib import Path
-from kbo_pipeline.extracts import ExtractKey
-from kbo_pipeline.places import lake_files, shared_place
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.places import lake_files, shared_place
 from kbo_pipeline_tests.core import Core
 
 directory, address, files, order = sys.argv[1:]

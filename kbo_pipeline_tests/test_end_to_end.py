@@ -25,7 +25,7 @@ UPDATES = 5
 
 READER = """
 import json, select, sys
-from kbo_pipeline.reading import read_register
+from kbo_pipeline.read.register import read_register
 expected = json.loads(sys.argv[1])
 seen = []
 print("ready", flush=True)

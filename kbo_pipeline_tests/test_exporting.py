@@ -203,8 +203,8 @@ def test_an_export_that_fails_leaves_the_old_one(settings: Settings, tmp_path: P
 SLOW = """
 import sys, time
 from pathlib import Path
-from kbo_pipeline.exporting import export
-from kbo_pipeline.settings import load_settings
+from kbo_pipeline.read.export import write_export
+from kbo_pipeline.core.settings import load_settings
 
 def stand_still(name, done, total):
     if done == total - 1:

@@ -272,7 +272,7 @@ def test_a_name_that_a_killed_process_took_is_free_again(inbox: Inbox) -> None:
 CLAIMER = """
 import json, sys, time
 from pathlib import Path
-from kbo_pipeline.inbox import Inbox
+from kbo_pipeline.fetch.inbox import Inbox
 inbox = Inbox(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

@@ -260,7 +260,7 @@ def test_an_inbox_that_is_none_is_told(idle: Bench) -> None:
 EVALUATOR = """
 import json, sys, time
 import dagster as dg
-from kbo_pipeline.defs.inbox import inbox_sensor
+from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 requested = []
 with dg.DagsterInstance.get() as instance:
     print("ready", flush=True)

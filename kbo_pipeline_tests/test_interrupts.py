@@ -7,7 +7,7 @@ import pytest
 
 IN_A_DESTRUCTOR = """
 import os, signal, sys
-from kbo_pipeline import interrupts
+from kbo_pipeline.core import signals as interrupts
 
 class Victim:
     def __del__(self):
@@ -45,7 +45,7 @@ def test_a_stop_in_a_destructor_is_noted_and_told_without_a_traceback(
 
 SIGNALED = """
 import os, signal, sys
-from kbo_pipeline import interrupts
+from kbo_pipeline.core import signals as interrupts
 
 interrupts.listen()
 try:

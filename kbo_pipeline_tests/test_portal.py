@@ -618,7 +618,7 @@ def test_progress_is_told_at_most_once_a_second(world: World) -> None:
 FETCHER = """
 import sys
 from pathlib import Path
-from kbo_pipeline.portal import Portal
+from kbo_pipeline.fetch.portal import Portal
 url, username, password, directory = sys.argv[1:]
 with Portal(url, username, password) as portal:
     portal.download(portal.list_extracts()[-1], Path(directory), print)

@@ -43,7 +43,7 @@ PASSWORD = "p@ss:w/ord%1"
 USER = """
 import sys
 from pathlib import Path
-from kbo_pipeline.postgres import embedded_server_url
+from kbo_pipeline.operate.processes.postgres import embedded_server_url
 print(embedded_server_url(Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -51,7 +51,7 @@ sys.stdin.read()
 USER_THAT_FORKS = """
 import os, sys
 from pathlib import Path
-from kbo_pipeline.postgres import embedded_server_url
+from kbo_pipeline.operate.processes.postgres import embedded_server_url
 embedded_server_url(Path(sys.argv[1]))
 child = os.fork()
 if child == 0:
@@ -66,7 +66,7 @@ USER_THAT_COMES_AND_GOES = """
 import sys
 from pathlib import Path
 import psycopg2
-from kbo_pipeline.postgres import _Server
+from kbo_pipeline.operate.processes.postgres import _Server
 for _ in range(15):
     server = _Server(Path(sys.argv[1]))
     psycopg2.connect(server.enter().replace("+psycopg2", "")).close()

@@ -533,7 +533,7 @@ def test_a_batch_that_is_rolled_back_leaves_nothing_and_is_mended(
 DYING = """
 import os, sys
 from pathlib import Path
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline_tests.core import Core
 
 def die_in_the_middle(frame, event, argument):

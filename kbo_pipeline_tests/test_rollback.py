@@ -215,8 +215,8 @@ CRASH = """
 import sys
 from pathlib import Path
 import duckdb
-from kbo_pipeline import publishing
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.publish import publish as publishing
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline_tests.core import Core, publication_of
 publishing._show = lambda *_: __import__("os")._exit(9)
 Core(Path(sys.argv[1])).rollback(ExtractKey(141, "update"))
@@ -302,8 +302,8 @@ def test_without_hard_links_published_files_are_copied(
 
 READER = """
 import json, sys, threading
-from kbo_pipeline.reading import read_register
-from kbo_pipeline.published import content_hash
+from kbo_pipeline.read.register import read_register
+from kbo_pipeline.read.published import content_hash
 seen, ended = set(), threading.Event()
 def read():
     while not ended.wait(0.02):

@@ -220,7 +220,7 @@ def test_one_question_without_an_answer_after_a_long_pause_is_no_silence(quick: 
 BEATING = """
 import sys, time
 from pathlib import Path
-from kbo_pipeline import pulse
+from kbo_pipeline.operate.processes import pulse
 pulse._BEAT_SECONDS = 0.05
 pulse.beat(Path(sys.argv[1]))
 print("beats", flush=True)

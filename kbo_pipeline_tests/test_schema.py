@@ -239,8 +239,8 @@ def test_a_staging_file_of_another_version_is_staged_again(core: Core, update: P
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kbo_pipeline.database import Database
-from kbo_pipeline.extracts import ExtractKey
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline_tests.core import Core
 
 execute, found = Database.execute, []

@@ -42,7 +42,7 @@ _DUMP = """
 import subprocess, sys
 from pathlib import Path
 from sqlalchemy import make_url
-from kbo_pipeline.postgres import _programs, embedded_server_url
+from kbo_pipeline.operate.processes.postgres import _programs, embedded_server_url
 url = make_url(embedded_server_url(Path(sys.argv[1]) / "postgres"))
 command = [str(_programs() / "pg_dump"), "--format=plain", "--no-owner", "--no-privileges"]
 command += ["--host", str(url.query["host"]), "--username", url.username, url.database]
