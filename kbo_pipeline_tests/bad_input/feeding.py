@@ -127,14 +127,14 @@ def page(results: Iterable[tuple[str, Case, str]]) -> str:
     lines = [
         "# Bad input",
         "",
-        "What is refused, and what is said. A test feeds all of it again and compares; this page is"
-        " made by `python -m kbo_pipeline_tests.bad_input --write docs/bad-input.md`.",
+        "Input that is refused, with its error message. A test feeds all of it again and compares;"
+        " `python -m kbo_pipeline_tests.bad_input --write docs/bad-input.md` writes this page.",
         "",
-        "Each ends with an exit code other than 0; the register, the files and the queue of runs"
-        " stay as they were. A ZIP that is refused for what is in it is put into"
+        "Each input ends with an exit code other than 0; the register, the files and the queue of"
+        " runs stay unchanged. A ZIP that is refused for its contents is moved to"
         " `KBO_DATA_DIR/rejected`, with a report of its first 20 faults.",
         "",
-        "Records and values are fed with `KBO_MAX_FAULTY_ROWS=0` here. By default a few of them"
+        "Here, records and values are fed with `KBO_MAX_FAULTY_ROWS=0`. By default, a few of them"
         " stop nothing: they are [set aside](operating.md#rows-set-aside), and all other rows are"
         " imported.",
     ]
