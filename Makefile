@@ -5,11 +5,14 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 LONG ?= long
 # What speaks of the import and of reading what came of it.
-LAKE := end_to_end failed_batches rollback_end_to_end checks_end_to_end cancel_and_pause \
-	register register_property rollback views reading reading_commands \
-	searching changes verifying ducklake lake_end_to_end lake_s3
+LAKE := core/register core/register_property core/rollback core/views core/reading core/reading_commands \
+	core/searching core/changes core/verifying core/ducklake dagster/end_to_end dagster/checks_end_to_end \
+	dagster/cancel_and_pause stack/failed_batches stack/rollback_end_to_end stack/lake_end_to_end stack/lake_s3
 # What speaks of runs that apply batches: with several workers too.
-LAKE_WORKERS := end_to_end failed_batches cancel_and_pause
+LAKE_WORKERS := dagster/end_to_end stack/failed_batches dagster/cancel_and_pause
+# A file is done by one process: its tests may share what is costly to make.
+PYTEST := $(RUN)/python -m pytest --dist loadfile
+TESTS := kbo_pipeline_tests
 AUDIT := build/audit
 NEWEST := build/newest
 AUDIT_SERVICE ?= pypi
@@ -17,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Python does not look for modules in the working directory first. The tests are found at the end of its path.
 export PYTHONSAFEPATH = 1
 
-.PHONY: help setup demo practice start test test-newest test-long test-lake test-browser chromium chaos soak year bench bench-small \
+.PHONY: help setup demo practice start test test-unit test-core test-dagster test-newest test-long test-lake test-browser chromium chaos soak year bench bench-small \
 	bench-lake fuzz check audit clean
 
 help: ## list the targets
@@ -42,8 +45,17 @@ practice: $(READY) ## import a made-up extract of which two batches fail, to pra
 start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start
 
-test: $(READY) ## run the tests, but for the long ones
-	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not browser"
+test: $(READY) ## run the tests, but for those of whole stacks
+	$(PYTEST) -n 3 --no-loadscope-reorder -m "not long" $(TESTS)/unit $(TESTS)/core $(TESTS)/dagster
+
+test-unit: $(READY) ## run the tests of pure functions and of the repository itself
+	$(PYTEST) -n 2 -m "not long" $(TESTS)/unit
+
+test-core: $(READY) ## run the tests of the core: ZIPs, DuckDB, HTTP, no Dagster
+	$(PYTEST) -n 3 -m "not long" $(TESTS)/core
+
+test-dagster: $(READY) ## run the tests of assets, sensors and commands, one whole import among them
+	$(PYTEST) -n 3 --no-loadscope-reorder -m "not long" $(TESTS)/dagster
 
 test-newest: ## run the tests with the newest of everything that pyproject.toml allows
 	$(PYTHON) -m venv $(NEWEST)
@@ -54,16 +66,15 @@ test-newest: ## run the tests with the newest of everything that pyproject.toml 
 	$(MAKE) test VENV=$(NEWEST)
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(RUN)/python -m pytest -n 3 --dist loadfile -m "$(LONG)"
+	$(PYTEST) -n 3 -m "$(LONG)"
 
 test-lake: $(READY) ## run the tests of the import with the register in a DuckLake
-	TEST_DATABASE=ducklake $(RUN)/python -m pytest -n 2 --dist loadfile --timeout 1800 \
-		$(LAKE:%=kbo_pipeline_tests/test_%.py)
-	TEST_DATABASE=ducklake TEST_APPLY_WORKERS=2 $(RUN)/python -m pytest -n 2 --dist loadfile --timeout 1800 \
-		$(LAKE_WORKERS:%=kbo_pipeline_tests/test_%.py)
+	TEST_DATABASE=ducklake $(PYTEST) -n 2 --timeout 1800 $(foreach t,$(LAKE),$(TESTS)/$(dir $(t))test_$(notdir $(t)).py)
+	TEST_DATABASE=ducklake TEST_APPLY_WORKERS=2 $(PYTEST) -n 2 --timeout 1800 \
+		$(foreach t,$(LAKE_WORKERS),$(TESTS)/$(dir $(t))test_$(notdir $(t)).py)
 
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
-	$(RUN)/python -m pytest -m browser kbo_pipeline_tests/test_browser.py
+	$(RUN)/python -m pytest -m browser $(TESTS)/browser
 
 chromium:
 	@for name in chromium chromium-browser google-chrome; do \
@@ -76,28 +87,28 @@ chromium:
 	apt-get update && apt-get install --yes --no-install-recommends chromium
 
 chaos: $(READY) ## let everything die, and write docs/reliability.md
-	$(RUN)/python -m kbo_pipeline_tests.chaos --results docs/reliability.jsonl \
+	$(RUN)/python -m kbo_pipeline_tests.tools.chaos --results docs/reliability.jsonl \
 		--write docs/reliability.md $(CHAOS)
 
 year: $(READY) ## how long pages and sensors take after 400 daily extracts
-	$(RUN)/python -m pytest -s -m rare kbo_pipeline_tests/test_year.py
+	$(RUN)/python -m pytest -s -m rare $(TESTS)/stack/test_year.py
 
 soak: $(READY) ## workers and readers on a DuckLake, some killed, 15 minutes: SOAK="--minutes 2"
-	$(RUN)/python -m kbo_pipeline_tests.soak $(SOAK)
+	$(RUN)/python -m kbo_pipeline_tests.tools.soak $(SOAK)
 
 bench: $(READY) ## measure everything at full size, an hour or two; writes docs/performance.md
 	$(RUN)/pip install --quiet --constraint constraints.txt cbe
-	$(RUN)/python -m kbo_pipeline_tests.bench --write docs/performance.md $(BENCH)
+	$(RUN)/python -m kbo_pipeline_tests.tools.bench --write docs/performance.md $(BENCH)
 
 bench-small: $(READY) ## measure a hundredth of it, and fail when it got slower
-	$(RUN)/python -m kbo_pipeline_tests.bench.small
+	$(RUN)/python -m kbo_pipeline_tests.tools.bench.small
 
 bench-lake: $(READY) ## measure a DuckLake with 1, 2 and 4 workers; writes into docs/scale.md
-	$(RUN)/python -m kbo_pipeline_tests.bench.lake --write docs/scale.md $(BENCH)
+	$(RUN)/python -m kbo_pipeline_tests.tools.bench.lake --write docs/scale.md $(BENCH)
 
 fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"
 	$(RUN)/pip install --quiet --constraint constraints.txt atheris
-	$(RUN)/python -m kbo_pipeline_tests.fuzz $(or $(FUZZ),staging --runs 5000)
+	$(RUN)/python -m kbo_pipeline_tests.tools.fuzz $(or $(FUZZ),staging --runs 5000)
 
 check: $(READY) ## format, lint, imports, types
 	$(RUN)/ruff format --check .

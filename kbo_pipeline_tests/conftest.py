@@ -6,12 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline_tests.lakes import ASKED_FOR
-from kbo_pipeline_tests.pipeline import Pipeline
+from kbo_pipeline_tests.support.lakes import ASKED_FOR
+from kbo_pipeline_tests.support.pipeline import Pipeline
 
 # A job that Dagster has executed in a process leaves SIGTERM there with what SIGINT had: ignored,
 # by whatever it starts later too, where a shell without job control runs us in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_MARKED = {"stack": "long", "browser": "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of whole stacks as long, and those of the browser as such."""
+    for item in items:
+        layer = item.path.relative_to(Path(__file__).parent).parts[0]
+        if layer in _MARKED:
+            item.add_marker(_MARKED[layer])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

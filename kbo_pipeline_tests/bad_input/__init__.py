@@ -1,1 +1,0 @@
-"""Faulty input, and what is said of it: `python -m kbo_pipeline_tests.bad_input`."""

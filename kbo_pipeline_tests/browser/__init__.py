@@ -1,0 +1,1 @@
+"""Tests that click in the web UI."""

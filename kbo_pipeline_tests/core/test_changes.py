@@ -1,0 +1,280 @@
+"""What an extract changed, by kind: one extract after another on a small register."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from kbo_pipeline.core.errors import ExtractError, NotFoundError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.read.changes import (
+    Change,
+    changed_entities,
+    count_changes,
+    iterate_changes,
+    published_key,
+)
+from kbo_pipeline.read.kinds import KINDS
+from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.zips import Row, write_extract
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "changes.md").read_text()
+FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
+BAKER, OTHER, SHOP, BRANCH = "0200.065.765", "0200.068.636", "2.000.000.339", "9.000.006.626"
+BEGAN = date(2001, 2, 3)
+
+ROWS: dict[str, list[Row]] = {
+    "enterprise": [
+        (BAKER, "AC", "000", "2", "014", None, BEGAN),
+        (OTHER, "AC", "000", "2", "014", None, BEGAN),
+    ],
+    "establishment": [(SHOP, BEGAN, BAKER)],
+    "branch": [(BRANCH, BEGAN, OTHER)],
+    "denomination": [
+        (BAKER, "1", "001", "Boulangerie"),
+        (BAKER, "2", "003", "Brood"),
+        (SHOP, "2", "003", "Winkel"),
+    ],
+    "address": [
+        (BAKER, "REGO", None, None, "1005", "A", "A", "Straat", "Rue", "1", *[None] * 3),
+        (SHOP, "BAET", None, None, "1005", "A", "A", "Straat", "Rue", "2", *[None] * 3),
+    ],
+    "contact": [(BAKER, "ENT", "TEL", "02 055 01 99")],
+    "activity": [(BAKER, "001", "2025", "10710", "MAIN")],
+}
+
+
+NEW = "0200.171.970"
+
+
+def own(value: Any, place: int) -> Any:
+    """A text, or texts in rows and lists, with numbers that the case at a place has for itself.
+
+    Among these `OTHER` comes before `BAKER`.
+    """
+    if isinstance(value, dict):
+        return {key: own(inner, place) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(own(inner, place) for inner in value)
+    if isinstance(value, str):
+        for number in (BAKER, OTHER, NEW, SHOP, BRANCH):
+            first = 5 if number[1] != "." else 2
+            value = value.replace(number, f"{number[:first]}{500 + place}{number[first + 3 :]}")
+    return value
+
+
+def found(reader: duckdb.DuckDBPyConnection, extract: int = 141) -> list[tuple[object, ...]]:
+    """Table, kind, entity, before and after of what an extract changed."""
+    return [
+        (c.table, c.kind, c.entity_number, c.before, c.after)
+        for c in iterate_changes(reader, extract)
+    ]
+
+
+def replaced(table: str, number: str, *rows: Row) -> dict[str, list[Row]]:
+    """The rows of a table, those of one number being others now."""
+    return {table: [*(row for row in ROWS[table] if row[0] != number), *rows]}
+
+
+CASES: dict[str, tuple[Mapping[str, Sequence[Row]], list[tuple[object, ...]]]] = {
+    "the opening of a bankruptcy": (
+        replaced("enterprise", BAKER, (BAKER, "AC", "049", "2", "014", None, BEGAN)),
+        [("enterprise", "bankruptcy", BAKER, "000", "049")],
+    ),
+    "another situation, and another form": (
+        replaced("enterprise", BAKER, (BAKER, "AC", "012", "2", "610", "616", BEGAN)),
+        [
+            ("enterprise", "situation", BAKER, "000", "012"),
+            ("enterprise", "form", BAKER, "014", "610 616"),
+        ],
+    ),
+    "no situation any more": (
+        replaced("enterprise", BAKER, (BAKER, "AC", None, "2", "014", None, BEGAN)),
+        [("enterprise", "situation", BAKER, "000", None)],
+    ),
+    "another start date": (
+        replaced("enterprise", BAKER, (BAKER, "AC", "000", "2", "014", None, date(2002, 1, 1))),
+        [
+            (
+                *("enterprise", "changed", BAKER),
+                *("AC 000 2 014 2001-02-03", "AC 000 2 014 2002-01-01"),
+            )
+        ],
+    ),
+    "an enterprise that stops, with all that is its own": (
+        {table: [row for row in rows if row[0] != BAKER] for table, rows in ROWS.items()},
+        [("enterprise", "stopped", BAKER, "AC 000 2 014 2001-02-03", None)],
+    ),
+    "a new enterprise with its name and address": (
+        {
+            "enterprise": [*ROWS["enterprise"], (NEW, "AC", "050", "2", *[None] * 3)],
+            "denomination": [*ROWS["denomination"], (NEW, "2", "001", "Nieuw")],
+            "address": [*ROWS["address"], (NEW, "REGO", *[None] * 11)],
+        },
+        [("enterprise", "new", NEW, None, "AC 050 2")],
+    ),
+    "an establishment unit that changes hands": (
+        {"establishment": [(SHOP, BEGAN, OTHER)]},
+        [("establishment", "transferred", SHOP, BAKER, OTHER)],
+    ),
+    "a branch that stops, and an establishment unit": (
+        {"establishment": [], "branch": []},
+        [
+            ("establishment", "stopped", SHOP, f"2001-02-03 {BAKER}", None),
+            ("branch", "stopped", BRANCH, f"2001-02-03 {OTHER}", None),
+        ],
+    ),
+    "a name in a language that goes first": (
+        replaced("denomination", BAKER, *ROWS["denomination"][:2], (BAKER, "2", "001", "Bakker")),
+        [("denomination", "renamed", BAKER, "Boulangerie", "Bakker")],
+    ),
+    "a first name, the last name": (
+        {
+            "denomination": [(OTHER, "0", "001", "Een"), (SHOP, "2", "003", "Winkel")],
+        },
+        [
+            ("denomination", "renamed", OTHER, None, "Een"),
+            ("denomination", "renamed", BAKER, "Boulangerie", None),
+        ],
+    ),
+    "another commercial name": (
+        replaced("denomination", BAKER, ROWS["denomination"][0], (BAKER, "2", "003", "Koek")),
+        [("denomination", "changed", BAKER, "2 003 Brood", "2 003 Koek")],
+    ),
+    "another name over the door": (
+        replaced("denomination", SHOP, (SHOP, "1", "003", "Magasin")),
+        [("denomination", "renamed", SHOP, "Winkel", "Magasin")],
+    ),
+    "another house": (
+        replaced(
+            *("address", BAKER),
+            (BAKER, "REGO", None, None, "1005", "A", "A", "Straat", "Rue", "3", *[None] * 3),
+        ),
+        [("address", "moved", BAKER, "1005 A A Straat Rue 1", "1005 A A Straat Rue 3")],
+    ),
+    "an address that is struck off": (
+        replaced("address", BAKER, (*ROWS["address"][0][:12], date(2025, 1, 1))),
+        [
+            (
+                *("address", "changed", BAKER),
+                *("REGO 1005 A A Straat Rue 1", "REGO 1005 A A Straat Rue 1 2025-01-01"),
+            )
+        ],
+    ),
+    "a first address, and the last one": (
+        {
+            "address": [
+                ROWS["address"][1],
+                (OTHER, "REGO", None, None, "2017", *[None] * 8),
+            ]
+        },
+        [
+            ("address", "changed", OTHER, None, "REGO 2017"),
+            ("address", "changed", BAKER, "REGO 1005 A A Straat Rue 1", None),
+        ],
+    ),
+    "contacts and activities": (
+        {"contact": [], "activity": [*ROWS["activity"], (BAKER, "006", "2008", "4724", "SECO")]},
+        [
+            ("contact", "changed", BAKER, "ENT TEL 02 055 01 99", None),
+            ("activity", "changed", BAKER, None, "006 2008 4724 SECO"),
+        ],
+    ),
+    "nothing, when all is sent again": (dict(ROWS), []),
+}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A Full with `ROWS` for each case, and an Update that replaces the tables that it changes."""
+    directory = tmp_path_factory.mktemp("changes")
+    before: dict[str, list[Row]] = defaultdict(list)
+    after: dict[str, list[Row]] = defaultdict(list)
+    for place, (changed, _) in enumerate(CASES.values()):
+        for table, rows in ROWS.items():
+            before[table] += own(rows, place)
+            after[table] += own(changed.get(table, rows), place)
+    core = Core(directory / "core", batch_rows=1000)
+    core.import_zip(write_extract(directory, FULL, before))
+    deletes = {table: sorted({str(row[0]) for row in rows}) for table, rows in before.items()}
+    core.import_zip(write_extract(directory, UPDATE, after, deletes))
+    with core.read() as reader:
+        yield reader
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_change_is_told_as_its_kind_and_once(
+    reader: duckdb.DuckDBPyConnection, case: str
+) -> None:
+    place = [*CASES].index(case)
+    numbers = own((BAKER, OTHER, NEW, SHOP, BRANCH), place)
+    told = [change for change in found(reader) if change[2] in numbers]
+    assert told == own(CASES[case][1], place)
+
+
+def test_a_change_names_the_entity_and_its_enterprise(reader: duckdb.DuckDBPyConnection) -> None:
+    place = [*CASES].index("a branch that stops, and an establishment unit")
+    baker, shop = own((BAKER, SHOP), place)
+    first = next(c for c in iterate_changes(reader, "0141-update") if c.entity_number == shop)
+    assert first == Change(
+        *("establishment", "stopped", shop, baker, "Winkel"), f"2001-02-03 {baker}", None
+    )
+    place = [*CASES].index("contacts and activities")
+    named = {c.entity_number: c.name for c in iterate_changes(reader, 141)}
+    assert named[own(BAKER, place)] == "Boulangerie"
+
+
+def test_the_first_full_makes_all_new_and_nothing_else(
+    reader: duckdb.DuckDBPyConnection,
+) -> None:
+    assert {key: n for key, n in count_changes(reader, 140).items() if n} == {
+        ("enterprise", "new"): 2 * len(CASES),
+        ("establishment", "new"): len(CASES),
+        ("branch", "new"): len(CASES),
+    }
+
+
+def test_counts_have_all_kinds_and_agree_with_the_list_and_with_what_changed(
+    tmp_path: Path,
+) -> None:
+    core = Core(tmp_path / "core", batch_rows=10_000)
+    for file in write_sample(tmp_path, Sample(enterprises=300), updates=3):
+        core.import_zip(file)
+    with core.read() as reader:
+        for number in (141, 142, 143):
+            counts = count_changes(reader, number)
+            assert [*counts] == [(kind.table.name, kind.name) for kind in KINDS]
+            rows = changed_entities(reader, number).fetchall()
+            for kind, count in counts.items():
+                assert count == sum(row[:2] == kind for row in rows)
+            touched = {row[2] for row in rows}
+            for table in TABLES:
+                keys = reader.execute(
+                    f"SELECT DISTINCT {table.key} FROM {table.name}_changes({number})"
+                ).fetchall()
+                assert {key for (key,) in keys} <= touched
+        assert sum(counts.values()) > 50
+
+
+def test_an_extract_that_is_not_published_is_an_error(
+    reader: duckdb.DuckDBPyConnection,
+) -> None:
+    assert published_key(reader, "141") == published_key(reader, "0141-update") == UPDATE
+    for unknown in (139, "142", "0141-full", "0142-update"):
+        for ask in (count_changes, changed_entities, iterate_changes):
+            with pytest.raises(NotFoundError, match=rf"^{unknown}: not among the published"):
+                ask(reader, unknown)
+    with pytest.raises(ExtractError):
+        changed_entities(reader, "9" * 5000)
+
+
+def test_the_documented_kinds_are_those_that_there_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+) \|$", DOCUMENTED, re.MULTILINE)
+    assert rows == [(kind.table.name, kind.name, kind.rule) for kind in KINDS]

@@ -1,0 +1,1 @@
+"""Tests of assets, sensors, checks and commands: real Dagster instances, real PostgreSQL."""

@@ -1,0 +1,264 @@
+"""`parquet_export` and `full_verification` in Dagster, in this process: assets, check, sensors."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pytest
+
+import kbo_pipeline.defs.sensors.inbox as inbox_module
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.locks import pause, resume
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.definitions import defs
+from kbo_pipeline.defs.assets.verification import CHECK
+from kbo_pipeline.defs.sensors.after_publication import export_when_published, verify_when_at_hand
+from kbo_pipeline.defs.sensors.inbox import inbox_sensor
+from kbo_pipeline.fetch.inbox import Inbox
+from kbo_pipeline.operate.runs.partitions import register_extract
+from kbo_pipeline.operate.runs.progress import PUBLISHED
+from kbo_pipeline.read.export import MANIFEST
+from kbo_pipeline.sample import Sample
+from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.server import running_server
+
+SAMPLE = Sample(enterprises=60, seed=8)
+FIRST, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published Full and Update, and the ZIPs, a Full of the Update's number among them."""
+    directory = tmp_path_factory.mktemp("made")
+    core = Core(directory / "data", batch_rows=1000)
+    core.import_zip(SAMPLE.write_full(directory / "zips", 140))
+    core.import_zip(SAMPLE.write_update(directory / "zips", 141))
+    SAMPLE.write_full(directory / "zips", 141)
+    return directory
+
+
+@pytest.fixture
+def settings(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A copy of that; nothing is in downloads."""
+    shutil.copytree(made / "data", tmp_path / "data")
+    monkeypatch.setenv("KBO_DATA_DIR", str(tmp_path / "data"))
+    settings = load_settings()
+    settings.downloads_dir.mkdir()
+    return settings
+
+
+@pytest.fixture
+def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """Knows of both publications."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        for key in (FIRST, UPDATE):
+            tell(instance, key)
+        yield instance
+
+
+def tell(instance: dg.DagsterInstance, key: ExtractKey) -> None:
+    register_extract(instance, key)
+    event = dg.AssetMaterialization(PUBLISHED, partition=str(key))
+    instance.report_runless_asset_event(event)
+
+
+def run(instance: dg.DagsterInstance, job: str, key: ExtractKey) -> dg.ExecuteInProcessResult:
+    return defs.resolve_job_def(job).execute_in_process(
+        instance=instance, partition_key=str(key), raise_on_error=False
+    )
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    assert not result.success
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    data = event.step_failure_data.user_failure_data
+    assert data is not None, event.step_failure_data.error
+    return str(data.description)
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    assert result.success
+    (event,) = result.get_asset_materialization_events()
+    return {name: plain(value) for name, value in event.materialization.metadata.items()}
+
+
+def plain(value: dg.MetadataValue[Any]) -> Any:
+    """The value of metadata; the rows of a table."""
+    if isinstance(value, dg.TableMetadataValue):
+        return [record.data for record in value.records]
+    return value.value
+
+
+def requests(sensor: Any, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+    with dg.build_sensor_context(instance=instance) as context:
+        found = sensor(context)
+    if isinstance(found, dg.SkipReason):
+        return []
+    return list(found.run_requests or ()) if isinstance(found, dg.SensorResult) else [found]
+
+
+def full_at_hand(settings: Settings, made: Path, number: int = 141) -> Path:
+    (file,) = (made / "zips").glob(f"*_{number:04d}_*_Full.zip")
+    return Path(shutil.copy(file, settings.downloads_dir))
+
+
+def test_the_newest_extract_is_exported_with_its_numbers(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    said = metadata(run(instance, "export_parquet", UPDATE))
+    directory = settings.data_dir / "exports" / "current"
+    assert said["directory"] == str(directory)
+    assert said["source"] == "Source: KBO Open Data, FPS Economy; data of 2025-10-05"
+    assert said["privacy"] == "full"
+    with duckdb.connect() as reader:
+        for name in ("enterprise", "activity", "enterprise_profile"):
+            ((rows,),) = reader.execute(
+                f"SELECT count(*) FROM '{directory / name}.parquet'"
+            ).fetchall()
+            assert said[f"rows/{name}"] == rows > 10
+    assert said["bytes"] == sum(file["bytes"] for file in said["files"])
+    assert {*(file["file"] for file in said["files"]), MANIFEST} == {
+        path.name for path in directory.iterdir()
+    }
+
+
+def test_an_older_extract_is_not_exported(instance: dg.DagsterInstance, settings: Settings) -> None:
+    line = failure(run(instance, "export_parquet", FIRST))
+    assert line.startswith("0140-full: only the newest published extract is exported")
+    assert not settings.export_dir.exists()
+
+
+def test_exports_begin_when_somebody_switches_their_sensor_on(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    assert export_when_published.default_status == dg.DefaultSensorStatus.STOPPED
+    (request,) = requests(export_when_published, instance)
+    assert request.partition_key == "0141-update"
+    assert requests(export_when_published, instance)[0].run_key == request.run_key
+    tell(instance, UPDATE)  # published once more, after a rollback
+    assert requests(export_when_published, instance)[0].run_key != request.run_key
+    pause(settings)
+    assert requests(export_when_published, instance) == []
+    resume(settings)
+    settings.database_file.unlink()
+    assert requests(export_when_published, instance) == []
+
+
+def test_a_full_of_the_same_number_is_compared_and_the_check_passes(
+    instance: dg.DagsterInstance, settings: Settings, made: Path
+) -> None:
+    file = full_at_hand(settings, made)
+    result = run(instance, "verify_full", UPDATE)
+    said = metadata(result)
+    assert (said["full"], said["drift"]) == (file.name, 0)
+    by_table = {row["table"]: row for row in said["tables"]}
+    assert by_table["activity"]["rows_in_zip"] == by_table["activity"]["rows_in_register"] > 100
+    (check,) = result.get_asset_check_evaluations()
+    assert (check.check_name, check.passed) == (CHECK, True)
+    assert str(check.description).startswith("0141-update: equal to 0141-full, ")
+
+
+def test_drift_is_a_failed_check_with_its_rows_and_the_run_succeeds(
+    instance: dg.DagsterInstance, settings: Settings, made: Path
+) -> None:
+    full_at_hand(settings, made)
+    with duckdb.connect(str(settings.database)) as connection:
+        ((number,),) = connection.execute(
+            "SELECT min(entity_number) FROM contact WHERE _is_current"
+        ).fetchall()
+        connection.execute("UPDATE contact SET value = 'x' WHERE entity_number = $1", [number])
+        ((drifted,),) = connection.execute(
+            "SELECT count(*) FROM contact WHERE _is_current AND value = 'x'"
+        ).fetchall()
+    result = run(instance, "verify_full", UPDATE)
+    assert metadata(result)["drift"] == 2 * drifted > 0
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert check.severity == dg.AssetCheckSeverity.ERROR
+    assert f"contact {drifted} only in the ZIP, {drifted} only in the register" in str(
+        check.description
+    )
+    sample = plain(check.metadata["sample"])
+    assert {row["only_in"] for row in sample} == {"ZIP", "register"}
+    assert all(number in row["row"] for row in sample)
+
+
+def test_without_a_full_at_hand_it_says_where_to_put_one(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    line = failure(run(instance, "verify_full", UPDATE))
+    assert line.startswith("0141-full: no ZIP of it in ")
+
+
+def test_a_full_at_hand_is_compared_once(
+    instance: dg.DagsterInstance, settings: Settings, made: Path
+) -> None:
+    assert requests(verify_when_at_hand, instance) == []
+    full_at_hand(settings, made, 140)  # the one that was published itself
+    assert requests(verify_when_at_hand, instance) == []
+    file = full_at_hand(settings, made)
+    (request,) = requests(verify_when_at_hand, instance)
+    assert request.partition_key == "0141-update"
+    assert requests(verify_when_at_hand, instance)[0].run_key == request.run_key
+    file.touch()  # another ZIP
+    assert requests(verify_when_at_hand, instance)[0].run_key != request.run_key
+    pause(settings)
+    assert requests(verify_when_at_hand, instance) == []
+
+
+def test_of_extracts_that_dagster_has_forgotten_none_is_compared(
+    settings: Settings, made: Path
+) -> None:
+    full_at_hand(settings, made)
+    with dg.DagsterInstance.ephemeral() as empty:
+        assert requests(verify_when_at_hand, empty) == []
+
+
+def test_a_full_in_the_inbox_whose_number_is_published_is_kept_to_be_compared(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kbo_pipeline.fetch.inbox.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(inbox_module, "COPYING_SECONDS", -1.0)
+    inbox = Inbox(settings.inbox_dir)
+    inbox.prepare()
+    (file,) = (made / "zips").glob("*_0141_*_Full.zip")
+    shutil.copy(file, inbox.directory / "dropped.zip")
+    assert requests(inbox_sensor, instance) == []
+    assert (inbox.done_dir / "dropped.zip.txt").read_text() == (
+        "0141-full: 0141-update is published: full_verification compares the register with it.\n"
+    )
+    assert [path.name for path in settings.downloads_dir.glob("*.zip")] == [file.name]
+    assert len(requests(verify_when_at_hand, instance)) == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.rare
+def test_by_themselves_a_dropped_full_is_compared_and_publications_are_exported(
+    made: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline(tmp_path)
+    shutil.copytree(made / "data", tmp_path, dirs_exist_ok=True)  # kbo start tells Dagster of it
+    (full,) = (made / "zips").glob("*_0141_*_Full.zip")
+    with pipeline.instance() as instance, running_server(pipeline) as server:
+        shutil.copy(full, pipeline.directory / "inbox")
+        server.start_sensor("export_when_published")
+        server.wait_for_run("verify_full", "SUCCESS")
+        server.wait_for_run("export_parquet", "SUCCESS")
+        key = dg.AssetCheckKey(dg.AssetKey("full_verification"), CHECK)
+        records = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
+        event = records[key].event
+        assert event is not None
+        assert event.dagster_event is not None
+        assert event.dagster_event.asset_check_evaluation_data.passed
+    manifest = json.loads((tmp_path / "exports" / "current" / MANIFEST).read_text())
+    assert manifest["extract"] == "0141-update"
+    assert pipeline.kbo("verify", full).returncode == 0

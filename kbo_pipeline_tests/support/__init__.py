@@ -1,0 +1,1 @@
+"""What tests share: worlds to set up, rows, ZIPs, servers, processes."""

@@ -1,0 +1,240 @@
+"""Drives the core without Dagster: stage, apply in any order, publish, read back."""
+
+import os
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import duckdb
+
+from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.lake import WORK, attach
+from kbo_pipeline.core.places import Lake, Place, Shared
+from kbo_pipeline.core.settings import Privacy, load_settings
+from kbo_pipeline.core.tables import Table
+from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
+from kbo_pipeline.publish.checking import CheckResult
+from kbo_pipeline.publish.publication import Publication, Rollback
+from kbo_pipeline.publish.publish import publish, published_state_of, rollback
+from kbo_pipeline.read.published import content_hash
+from kbo_pipeline.read.register import PublishedRegister, read_register
+from kbo_pipeline.stage.staging import Staged, open_staged, stage
+from kbo_pipeline_tests.support.lakes import ASKED_FOR, lake_of, variables
+from kbo_pipeline_tests.support.zips import Row
+
+
+@dataclass
+class Core:
+    """A data directory with the core's verbs; batches are small unless told otherwise.
+
+    In a small register any loss is many percent: none stops unless told otherwise. No faulty row is
+    set aside unless told otherwise.
+    `checks` holds what the checks of the newest publication found.
+    """
+
+    directory: Path
+    batch_rows: int = 3
+    max_batches: int = 8
+    keep_published: int = 2
+    max_loss_percent: float = 100.0
+    max_loss_percent_full: float = 100.0
+    max_faulty_rows: int | None = 0
+    privacy: Privacy = "full"
+    checks: list[CheckResult] = field(default_factory=list)
+    shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        if ASKED_FOR and self.shared is None:
+            self.shared = lake_of(self.directory)
+
+    @property
+    def register_file(self) -> Path:
+        return self.directory / "work" / "register.duckdb"
+
+    @property
+    def register(self) -> Place:
+        """The register at work, wherever it is."""
+        return self.shared or self.register_file
+
+    @property
+    def readers(self) -> Place:
+        """What readers open, wherever it is."""
+        return self.shared or self.database
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The variables that name data directory and register."""
+        found = {"KBO_DATA_DIR": str(self.directory)}
+        if isinstance(self.shared, Lake):
+            found |= variables(self.shared)
+        return found
+
+    @property
+    def staging_dir(self) -> Path:
+        return self.directory / "staging"
+
+    @property
+    def database(self) -> Path:
+        return self.directory / "kbo.duckdb"
+
+    def import_zip(
+        self, zip_file: Path, order: random.Random | None = None, *, twice: bool = False
+    ) -> Publication:
+        """Stages, applies and publishes; in random order and some batches twice, when told so."""
+        key = self.stage(zip_file).extract.key
+        with self.applying(key) as (register, staged):
+            batches = list(staged.batches)
+            if order is not None:
+                if twice:
+                    batches += order.sample(batches, order.randint(0, len(batches)))
+                order.shuffle(batches)
+            for batch in batches:
+                register.apply(staged, batch)
+        return self.publish(key)
+
+    def stage(self, zip_file: Path) -> Staged:
+        """Stages a ZIP."""
+        with duckdb.connect(":memory:") as connection:
+            return stage(
+                connection,
+                zip_file,
+                read_extract(zip_file),
+                self.staging_dir,
+                batch_rows=self.batch_rows,
+                max_batches=self.max_batches,
+                memory_mb=1024,
+                max_faulty_rows=self.max_faulty_rows,
+            )
+
+    @contextmanager
+    def staged(self, key: ExtractKey) -> Iterator[tuple[duckdb.DuckDBPyConnection, Staged]]:
+        """Opens the staging file of an extract."""
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_staged(connection, self.staging_dir, key) as staged,
+        ):
+            yield connection, staged
+
+    @contextmanager
+    def applying(self, key: ExtractKey) -> Iterator[tuple[Register, Staged]]:
+        """Opens the register at work with a staged extract, whose job is begun."""
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_register(connection, self.register) as register,
+            register.importing(self.staging_dir, key) as staged,
+        ):
+            yield register, staged
+
+    def publish(self, key: ExtractKey, *, accept_loss: bool = False) -> Publication:
+        """Publishes an extract."""
+        self.checks.clear()
+        with duckdb.connect(":memory:") as connection:
+            return publish(
+                connection,
+                key,
+                register=self.register,
+                staging_dir=self.staging_dir,
+                database=self.readers,
+                privacy=self.privacy,
+                keep_published=self.keep_published,
+                max_loss_percent=self.max_loss_percent,
+                max_loss_percent_full=self.max_loss_percent_full,
+                accept_loss=accept_loss,
+                report_checks=self.checks.extend,
+            )
+
+    def rollback(self, key: ExtractKey) -> Rollback:
+        """Undoes an extract."""
+        with duckdb.connect(":memory:") as connection:
+            return rollback(
+                connection,
+                key,
+                register=self.register,
+                staging_dir=self.staging_dir,
+                database=self.readers,
+                privacy=self.privacy,
+                keep_published=self.keep_published,
+            )
+
+    def mend(self, recorded: Recorded) -> RepairPlan:
+        """Makes register and published file agree; what was found, and what is left to be done."""
+        settings = load_settings(self.settings, self.directory)
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_register_to_copy(connection, self.register, lock_timeout=0.0) as attach,
+        ):
+            remedy = look(connection, settings, recorded)
+            repair_files(settings, remedy, attach)
+        return remedy
+
+    def read(self) -> duckdb.DuckDBPyConnection:
+        """Opens the published register as a reader does."""
+        if self.shared is not None:
+            return open_to_read(self.shared)
+        return duckdb.connect(str(self.database), read_only=True)
+
+    def read_register(self) -> PublishedRegister:
+        """Opens the published register as an analyst does: a file by its path, all else by name."""
+        if self.shared is None:
+            return read_register(self.database)
+        with patch.dict(os.environ, self.settings):
+            return read_register()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether readers have an extract."""
+        return bool(published_state_of(self.readers).published)
+
+    def at_work(self) -> duckdb.DuckDBPyConnection:
+        """Opens the register at work for reading, as nobody but a test does."""
+        return open_at_work(self.register)
+
+    def content_hash(self) -> str:
+        with self.read() as reader:
+            return content_hash(reader)
+
+
+def open_to_read(place: Shared) -> duckdb.DuckDBPyConnection:
+    """Opens a shared register as a reader does; what it publishes later is seen too."""
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"USE {attach(connection, place, 'published', 'READ_ONLY')}")
+    return connection
+
+
+def open_at_work(place: Place) -> duckdb.DuckDBPyConnection:
+    """Opens a register at work for reading, as nobody but a test does."""
+    if isinstance(place, Path):
+        return duckdb.connect(str(place), read_only=True)
+    connection = open_to_read(place)
+    connection.execute(f"USE published.{WORK}")
+    return connection
+
+
+def publication_of(place: Place) -> object:
+    """What every publication changes: which file readers open, or which snapshot of a lake."""
+    if isinstance(place, Path):
+        found = place.stat()
+        return found.st_ino, found.st_mtime_ns
+    with open_to_read(place) as reader:
+        return reader.execute("SELECT id FROM published.current_snapshot()").fetchall()
+
+
+def current_rows(reader: duckdb.DuckDBPyConnection, table: Table) -> list[Row]:
+    """The rows of `current.<table>`, columns of the CSV only, sorted."""
+    return rows_of(reader, table, f"current.{table.name}")
+
+
+def rows_of(reader: duckdb.DuckDBPyConnection, table: Table, source: str) -> list[Row]:
+    """The rows of any relation with a table's columns, sorted."""
+    columns = ", ".join(table.column_names)
+    return sorted_rows(reader.execute(f"SELECT {columns} FROM {source}").fetchall())
+
+
+def sorted_rows(rows: Iterable[Row]) -> list[Row]:
+    """Rows in one order, None included."""
+    return sorted(rows, key=repr)

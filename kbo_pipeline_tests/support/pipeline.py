@@ -1,0 +1,167 @@
+"""A whole pipeline in a directory of its own: real processes, real PostgreSQL, real files.
+
+Its register is a file, or with `TEST_DATABASE=ducklake` a lake: what `KBO_DATABASE` names.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+
+from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.operate.runs.partitions import kbo_batches
+from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import open_published
+from kbo_pipeline_tests.support.core import publication_of
+from kbo_pipeline_tests.support.lakes import ASKED_FOR, lake_of, variables
+
+REPOSITORY = Path(__file__).parents[2]
+_OURS = ("KBO_", "DAGSTER_")
+_PATIENCE = 900
+"""Seconds that a command may take; pytest has a limit for the test, which is mostly less."""
+
+
+@dataclass
+class Pipeline:
+    """A data directory and the settings of the processes that work on it."""
+
+    directory: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = {
+            "KBO_DATA_DIR": str(self.directory),
+            "KBO_BATCH_ROWS": "200",
+            "KBO_MAX_BATCHES": "6",
+            "MPLCONFIGDIR": str(REPOSITORY / "build" / "matplotlib"),  # fonts, looked for once
+            "KBO_MAX_LOSS_PERCENT": "100",  # in a small register any loss is many percent
+            "KBO_MAX_LOSS_PERCENT_FULL": "100",
+            **self.settings,
+        }
+        if ASKED_FOR and "KBO_DATABASE" not in self.settings:
+            self.settings |= variables(lake_of(self.directory))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the processes: the machine's, without settings of ours."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
+        return inherited | self.settings
+
+    @property
+    def database(self) -> Path:
+        """What readers open, where that is a file."""
+        return self.directory / "kbo.duckdb"
+
+    @property
+    def readers(self) -> Place:
+        """What readers open, wherever it is."""
+        return load_settings({"KBO_DATA_DIR": str(self.directory), **self.environment}).database
+
+    def kbo(
+        self, *arguments: str | Path, check: bool = True, cwd: Path = REPOSITORY
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the command line in a process of its own."""
+        return self.run("-m", "kbo_pipeline.cli", *arguments, check=check, cwd=cwd)
+
+    def dagster(self, *arguments: str | Path, check: bool = True) -> None:
+        """Runs one of Dagster's own commands, in the repository as its users do."""
+        self.run("-m", "dagster", *arguments, check=check)
+
+    def run(
+        self,
+        *arguments: str | Path,
+        check: bool = True,
+        cwd: Path = REPOSITORY,
+        settings: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            env={**self.environment, **(settings or {})},
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stderr}")
+        return done
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        """The Dagster instance of the pipeline, for looking at what is recorded."""
+        before = dict(os.environ)
+        try:
+            os.environ.clear()
+            os.environ.update(self.environment)
+            home = self.directory / "dagster_home"
+            home.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / "dagster.yaml", home / "dagster.yaml")
+            os.environ["DAGSTER_HOME"] = str(home)
+            with dg.DagsterInstance.get() as instance:
+                yield instance
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    @contextmanager
+    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Opens the published register as a reader does."""
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_published(connection, self.readers),
+        ):
+            yield connection
+
+    @property
+    def is_published(self) -> bool:
+        """Whether readers have an extract."""
+        return bool(published_state_of(self.readers).published)
+
+    def publication(self) -> object:
+        """What every publication changes."""
+        return publication_of(self.readers)
+
+
+def partition_states(instance: dg.DagsterInstance, extract: str) -> dict[str, dict[str, str]]:
+    """The state of each batch partition of an extract, by table name, as Postgres holds it."""
+    keys = [k for k in instance.get_dynamic_partitions("kbo_batches") if k.startswith(extract)]
+    states: dict[str, dict[str, str]] = {}
+    for table in TABLES:
+        found = instance.get_status_by_partition(dg.AssetKey(table.name), keys, kbo_batches)
+        states[table.name] = {
+            key: status.value if status else "MISSING" for key, status in (found or {}).items()
+        }
+    return states
+
+
+def materializations(instance: dg.DagsterInstance, asset: str) -> Mapping[str, int]:
+    """How often each partition of an asset was materialized."""
+    counts: dict[str, int] = {}
+    for record in instance.fetch_materializations(dg.AssetKey(asset), limit=10_000).records:
+        partition = str(record.partition_key)
+        counts[partition] = counts.get(partition, 0) + 1
+    return counts
+
+
+def run_status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    """The status of a run that there must be."""
+    run = instance.get_run_by_id(run_id)
+    assert run is not None, run_id
+    return run.status
+
+
+def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
+    """The single value of a query."""
+    (row,) = connection.execute(query).fetchall()
+    return row[0]
