@@ -83,19 +83,20 @@ def write(file: Path, results: Results, made: Extracts) -> None:
     bare = _spread(rounds, "bare", "seconds").middle
     parts = [
         _head(file, results, made),
-        f"![Seconds of each, beside the bare load]({_PLOT})\n",
+        f"![Seconds of each import, compared with the bare load]({_PLOT})\n",
         "## From ZIP to readers\n",
-        "Seconds until readers have the extract. `kbo import` makes the change report after that,"
-        " and ends when that is there: *to the end*.\n",
+        "Seconds until readers have the extract. After that, `kbo import` makes the change report"
+        " and then exits: *to the end*.\n",
         _imports(rounds, bare),
-        "## Beside what people use\n",
-        "The same Full, in the same rounds; none of them keeps history, checks or a ledger:\n",
+        "## Compared with other tools\n",
+        "The same Full, in the same rounds; none of these tools keeps history, a ledger,"
+        " or checks:\n",
         _others(rounds),
         "## Where the time goes\n",
         _phases(rounds, bare),
         "## Reading\n",
-        "Cold is the first time, with nothing of the file in the system's cache; warm, when the"
-        " same process asks again.\n",
+        "Cold: the first query, with nothing of the file in the system's cache. Warm: the same"
+        " process queries again.\n",
         _reading(rounds),
         "## Growth\n",
         f"![A day's Update as the register grows, and as extracts are published]({_GROWTH_PLOT})\n",
@@ -123,10 +124,11 @@ def _head(file: Path, results: Results, made: Extracts) -> str:
     )
     return (
         f"# Performance\n\nWritten by `make bench`, {when}, commit {commits}, on"
-        f" {machine(file.parent)}, {versions}. {len(results['round'])} rounds; in each, everything"
-        " once, one after the other. Figures are medians, with the lowest and the highest in"
-        f" brackets. The extracts are made up, with the size and shape of the real ones: {rows}"
-        " an Update's rows are what it deletes and inserts.\n"
+        f" {machine(file.parent)}, {versions}. {len(results['round'])} rounds; each round runs"
+        " everything once, one after the other. Figures are medians, with the lowest and the"
+        " highest in brackets. The extracts are made up, with the size and shape of the real ones:"
+        f" {rows}"
+        " the rows of an Update are those that it deletes and inserts.\n"
     )
 
 

@@ -12,12 +12,12 @@ from rich.table import Table
 from kbo_pipeline_tests.tools.chaos.outcomes import HEADINGS, Record, Row
 
 _ABOUT = """\
-After each repetition the content of the register is compared with that of an import to which
-nothing happened; no key may be twice in the ledger, no job unfinished, no run or pool slot left, no
+After each repetition, the content of the register is compared with that of an undisturbed import.
+No key may be in the ledger twice, no job unfinished, no run or pool slot left over, and no
 temporary file left behind; and a reader that opens the published file ten times a second must not
 have seen an error or half an extract. "went on" is the longest time from the end of a fault, or
-from the restart, to the next step of a run or batch; more than 60 s is a problem too. "published"
-is the longest time from a fault to the publication of its extract.
+from the restart, to the next step of a run or batch; more than 60 s counts as a problem too.
+"published" is the longest time from a fault to the publication of its extract.
 """
 
 
