@@ -63,8 +63,8 @@ _OF_ROWS = tuple(
     for table in TABLES
     if table.unique_key
     for name, rule in (
-        (NEW, "Its number is in the register after the extract, and was not before."),
-        (STOPPED, "Its number was in the register before the extract, and is not after it."),
+        (NEW, "Its number is in the register after the extract, but was not before."),
+        (STOPPED, "Its number was in the register before the extract, but is not after it."),
     )
 )
 
@@ -72,25 +72,25 @@ _OF_COLUMNS = (
     Kind(
         ENTERPRISE,
         "bankruptcy",
-        "The juridical situation becomes the opening of a bankruptcy:"
-        f" {', '.join(BANKRUPTCY_OPENED)}; it was none of these before.",
+        "The juridical situation changes to the opening of a bankruptcy"
+        f" ({', '.join(BANKRUPTCY_OPENED)}) from any other situation.",
         columns=("juridical_situation",),
         becomes=BANKRUPTCY_OPENED,
     ),
     Kind(
         ENTERPRISE,
         "situation",
-        "The juridical situation is another one, and it is no bankruptcy as above.",
+        "The juridical situation changes, but not to a bankruptcy as above.",
         columns=("juridical_situation",),
     ),
     Kind(
         ENTERPRISE,
         "form",
-        "The juridical form, or that of the companies' code of 2019, is another one.",
+        "The juridical form changes, or that of the companies' code of 2019.",
         columns=("juridical_form", "juridical_form_cac"),
     ),
     *(
-        Kind(table, "transferred", "It belongs to another enterprise.", ("enterprise_number",))
+        Kind(table, "transferred", "It now belongs to another enterprise.", ("enterprise_number",))
         for table in (ESTABLISHMENT, BRANCH)
     ),
 )
@@ -98,15 +98,15 @@ _OF_COLUMNS = (
 _OF_NAMES = Kind(
     DENOMINATION,
     RENAMED,
-    "The primary name of an enterprise is another one, or the main name of an establishment unit or"
-    " branch. Where there is no name, the number stands for it.",
+    "The primary name of an enterprise changes, or the main name of an establishment unit or"
+    " branch. If there is no name, the number stands for it.",
 )
 
 _OF_PLACES = Kind(
     ADDRESS,
     "moved",
-    "Of the addresses of one type, some went and some came, and not in the same places: country,"
-    " zipcode, municipality, street, house number or box differ, in either language.",
+    "Addresses of one type were replaced by others in different places: country, zipcode,"
+    " municipality, street, house number or box differ, in either language.",
     columns=_PLACE,
     beside=("type_of_address",),
 )
@@ -114,13 +114,13 @@ _OF_PLACES = Kind(
 _OF_THE_REST = tuple(
     Kind(table, CHANGED, rule)
     for table, rule in (
-        (ENTERPRISE, "Another column of its row differs: status, type, start date."),
-        (ESTABLISHMENT, "Its start date differs."),
+        (ENTERPRISE, "Another column of its row changes: status, type, start date."),
+        (ESTABLISHMENT, "Its start date changes."),
         (DENOMINATION, "Names came or went, but the main name is the same."),
-        (ADDRESS, "An address came or went or differs, but nobody moved."),
+        (ADDRESS, "An address came, went or changed, but the entity did not move."),
         (CONTACT, "Contacts came or went."),
         (ACTIVITY, "Activities came or went."),
-        (BRANCH, "Its start date differs."),
+        (BRANCH, "Its start date changes."),
     )
 )
 
