@@ -25,6 +25,7 @@ from kbo_pipeline.core.lake import attach_to_write, detach
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.stage.staging import Staged, open_staged, staging_file
 
 _LEDGER = ("import_jobs", "import_job_batches")
@@ -105,8 +106,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        first_line = str(error).split("\n", 1)[0]
-        raise DamagedError(f"{file}: damaged ({first_line}); kbo rebuild mends it") from None
+        raise DamagedError(f"{file}: damaged ({first_line(error)}); kbo rebuild mends it") from None
     connection.execute("USE register")
     # Publishing checkpoints once; by default each batch of a Full would.
     connection.execute("SET wal_autocheckpoint = '4GB'")

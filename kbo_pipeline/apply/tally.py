@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.core.text import in_words
+from kbo_pipeline.core.text import duration
 
 TALLY_COLUMNS = ("table", "batches", "of", "percent", "rows_closed", "rows_opened", "seconds")
 """The columns of `Tally.rows`."""
@@ -69,7 +69,7 @@ class Tally:
             if table.rows_closed or table.rows_opened
         ]
         left = self.seconds_left(now)
-        rest = f", about {in_words(left)} left" if left and not self.is_complete else ""
+        rest = f", about {duration(left)} left" if left and not self.is_complete else ""
         return f"{head} {'; '.join(parts) or 'no change'}{rest}"
 
     def rows(self) -> list[tuple[str, int, int, float, int, int, float]]:

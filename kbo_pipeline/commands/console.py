@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kbo_pipeline.core.text import megabytes
+
 if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
@@ -135,7 +137,7 @@ def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, An
 
 def echo_file(file: "Path") -> None:
     """Prints a file that was made, and its size."""
-    click.echo(f"{file}  {file.stat().st_size / 1e6:,.2f} MB")
+    click.echo(f"{file}  {megabytes(file.stat().st_size, 2)}")
 
 
 def terminal(*, errors: bool = False) -> "Console":

@@ -8,6 +8,7 @@ import click
 
 from kbo_pipeline.commands.console import bar, print_json, table, terminal
 from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.text import megabytes
 
 if TYPE_CHECKING:
     from kbo_pipeline.publish.verification import Verification
@@ -22,7 +23,6 @@ def export(directory: Path) -> None:
     manifest.json. KBO_PRIVACY says whether natural persons are in it. An export that lies there is
     replaced; anything else stays, and is refused.
     """
-    from kbo_pipeline.core.disk_space import megabytes
     from kbo_pipeline.read.export import MANIFEST, write_export
 
     settings = load_settings()

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.foreign_errors import in_one_line, line_of
+from kbo_pipeline.core.foreign_errors import line_of
 from kbo_pipeline.core.settings import reach_code_location_directly
+from kbo_pipeline.core.text import one_line
 
 _TASKS = {
     "Read": ("show", "find", "changes", "export"),
@@ -120,7 +121,7 @@ def _of_usage(error: click.ClickException) -> str:
 def _fail(line: str, code: int) -> int:
     """Says a line, if anybody can hear it; returns the code."""
     with suppress(OSError):  # where stderr is full or closed, the code says it
-        click.echo(f"kbo: {in_one_line(line)}", err=True)
+        click.echo(f"kbo: {one_line(line)}", err=True)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             if stream is not None:

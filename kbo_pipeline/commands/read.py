@@ -15,7 +15,7 @@ from kbo_pipeline.commands.console import (
     terminal,
     with_source,
 )
-from kbo_pipeline.core.text import sanitize
+from kbo_pipeline.core.text import cut, sanitize
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -177,14 +177,12 @@ def _listed(changes: "islice[Change]") -> "RenderableType":
 
     grid = Table.grid(padding=(0, 2))
     for change in changes:
-        texts = [_shortened(sanitize(text or "nothing")) for text in (change.before, change.after)]
+        texts = [
+            cut(sanitize(text or "nothing"), _LONGEST) for text in (change.before, change.after)
+        ]
         words = " → ".join(texts) if change.kind not in (NEW, STOPPED) else ""
         grid.add_row(*map(_text, (f"  {change.entity_number}", sanitize(change.name), words)))
     return grid
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 @contextmanager

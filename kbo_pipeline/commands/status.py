@@ -13,7 +13,7 @@ import click
 from kbo_pipeline.commands.console import complete_extract, extract_key, print_json, table, terminal
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.core.text import in_words
+from kbo_pipeline.core.text import duration
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -121,7 +121,7 @@ def _print(found: "ExtractStatus", *, as_json: bool) -> None:
 
 def _headline(found: "ExtractStatus", *, with_time: bool = True) -> str:
     is_timed = with_time and found.seconds_left is not None
-    left = f", about {in_words(found.seconds_left or 0.0)} left" if is_timed else ""
+    left = f", about {duration(found.seconds_left or 0.0)} left" if is_timed else ""
     return f"{found.job_id}: {found.status} ({found.stage}), {found.percentage}%{left}"
 
 

@@ -15,6 +15,7 @@ from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import megabytes
 
 _UNPACKED_AND_STAGED = {"full": 2.0, "update": 4.0}
 """Of the length of the CSV files; measured 1.65 and 3.6 (a DuckDB file has its least size)."""
@@ -119,11 +120,6 @@ def space_now(settings: Settings) -> list[DiskSpace]:
     directories = (settings.data_dir, settings.staging_dir, settings.downloads_dir)
     written = (directory for directory in (settings.database_dir,) if directory is not None)
     return _spaces(dict.fromkeys((*directories, settings.work_dir, *written), 0))
-
-
-def megabytes(length: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{length / 1e6:,.0f} MB"
 
 
 def _unpacked(zip_file: Path) -> int:

@@ -7,6 +7,7 @@ import duckdb
 
 from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.text import first_line
 
 
 def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
@@ -24,7 +25,7 @@ def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     try:
         connection.execute(f"LOAD {literal(file) if file is not None else name}")
     except duckdb.Error as error:
-        said = str(error).split("\n", 1)[0]
+        said = first_line(error)
         raise StorageError(
             f"DuckDB {duckdb.__version__} cannot load its extension {name} ({said}); pip install"
             f" duckdb-extension-{name.replace('_', '-')}=={duckdb.__version__}"

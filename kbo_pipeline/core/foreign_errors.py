@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from kbo_pipeline.core.errors import KboError
+from kbo_pipeline.core.text import cut, escape, first_line, one_line
 
 OUT_OF_MEMORY = (
     "out of memory; give it more by KBO_MEMORY_MB where the machine has it, or end other programs"
@@ -40,14 +41,14 @@ _LONGEST = 500
 def line_of(error: BaseException) -> str | None:
     """What is said of an error, in one line; None for a fault of this program."""
     if isinstance(error, KboError):
-        return in_one_line(str(error))
+        return one_line(error)
     for known in (_FOREIGN, _WRAPPERS):
         for link in _chain(error):
             for module, name, says in known:
                 # What has not been imported cannot have been raised.
                 kind = getattr(sys.modules.get(module), name, None)
                 if isinstance(kind, type) and isinstance(link, kind):
-                    return in_one_line(says(link))
+                    return one_line(says(link))
     return None
 
 
@@ -66,11 +67,6 @@ def run(name: str, program: Callable[[], None]) -> None:
         sys.exit(f"{name}: {line}")
 
 
-def in_one_line(text: str) -> str:
-    """A text without line breaks."""
-    return " ".join(text.split())
-
-
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """An error, then what it was raised from."""
     link: BaseException | None = error
@@ -79,13 +75,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:_LONGEST]
-
-
 def _of_system(error: BaseException) -> str:
     assert isinstance(error, OSError)
-    said = error.strerror or _first_line(error) or type(error).__name__
+    said = error.strerror or cut(first_line(error), _LONGEST) or type(error).__name__
     step = _NEXT_STEPS.get(error.errno or 0, "kbo doctor says more")
     if error.filename is not None:
         place = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
@@ -115,7 +107,7 @@ def _is_of_printing(error: BaseException) -> bool:
 
 def _of_encoding(error: BaseException) -> str:
     assert isinstance(error, UnicodeEncodeError)
-    shown = error.object[error.start : error.end][:20].encode("unicode_escape").decode()
+    shown = escape(error.object[error.start : error.end][:20])
     return (
         f"{shown!r}: a character that {error.encoding} does not have; rename what holds it, or use"
         " a UTF-8 locale (LC_ALL=C.UTF-8)"
@@ -135,15 +127,15 @@ def _of_postgres(error: BaseException) -> str:
         step = "let DAGSTER_POSTGRES_URL name a server that takes writes"
     elif code == "42501":  # insufficient_privilege
         step = "give the role of DAGSTER_POSTGRES_URL what it lacks"
-    return f"PostgreSQL: {_first_line(cause)}; {step}"
+    return f"PostgreSQL: {cut(first_line(cause), _LONGEST)}; {step}"
 
 
 def _of_duckdb(error: BaseException) -> str:
-    return f"DuckDB: {_first_line(error)}; kbo doctor says more"
+    return f"DuckDB: {cut(first_line(error), _LONGEST)}; kbo doctor says more"
 
 
 def _of_dagster(error: BaseException) -> str:
-    return f"Dagster: {_first_line(error)}; kbo doctor says more"
+    return f"Dagster: {cut(first_line(error), _LONGEST)}; kbo doctor says more"
 
 
 _FOREIGN: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (

@@ -10,6 +10,7 @@ from kbo_pipeline.core.errors import NotReadyError, RegisterError, SettingsError
 from kbo_pipeline.core.extensions import load_extension
 from kbo_pipeline.core.places import S3, Lake, MotherDuck, Shared
 from kbo_pipeline.core.settings import is_direct
+from kbo_pipeline.core.text import first_line
 
 NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
 
@@ -132,7 +133,7 @@ def _connection_string(place: Lake) -> str:
 
 
 def _explained(place: Shared, error: duckdb.Error) -> Exception:
-    said = str(error).split("\n", 1)[0]
+    said = first_line(error)
     if "Failed to initialize DuckLake" in said:
         return _BeingMadeError(f"{place}: cannot be made ({said}); once more, or see PostgreSQL")
     if "creating a new DuckLake is explicitly disabled" in said:
@@ -148,7 +149,7 @@ def _explained(place: Shared, error: duckdb.Error) -> Exception:
 
 def files_unreachable(place: Shared, error: duckdb.IOException) -> StorageError:
     """The error where the catalog of a lake answers, and its files cannot be read."""
-    said = str(error).split("\n", 1)[0]
+    said = first_line(error)
     return StorageError(f"{place}: its files do not answer ({said}); kbo doctor says more")
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 import duckdb
 
 from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE, TABLES, Column, Table
+from kbo_pipeline.core.text import cut
 from kbo_pipeline.stage.faults import FAULT_COLUMNS, Fault
 
 OWNERS = ("team:register",)
@@ -221,5 +222,4 @@ def _shown(value: Any) -> str | int | float | None:
 
 
 def _cut(value: str | int | float | None) -> str | int | float | None:
-    is_long = isinstance(value, str) and len(value) > _LONGEST
-    return f"{str(value)[: _LONGEST - 1]}…" if is_long else value
+    return cut(value, _LONGEST) if isinstance(value, str) else value

@@ -14,6 +14,7 @@ from kbo_pipeline.core.errors import KboError, SettingsError
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.locks import PAUSED, is_paused
 from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.defs.metadata import fault_table
 from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.cancellation import cancel_waiting_runs
@@ -73,8 +74,7 @@ def step_guard(context: StepContext) -> Iterator[Settings]:
 def message_of(error: Exception) -> str:
     """What is said of an error; of a file that DuckDB finds damaged, what mends it too."""
     if is_damage(error) and not isinstance(error, KboError):
-        first_line = str(error).split("\n", 1)[0]
-        return f"a file of ours is damaged ({first_line}); kbo rebuild mends it"
+        return f"a file of ours is damaged ({first_line(error)}); kbo rebuild mends it"
     return OUT_OF_MEMORY if type(error).__name__ in OUT_OF_MEMORY_CLASSES else str(error)
 
 

@@ -18,6 +18,7 @@ from typing import IO, cast
 from isal import igzip_lib, isal_zlib
 
 from kbo_pipeline.core.errors import ExtractError
+from kbo_pipeline.core.text import one_line
 
 MAX_MEMBERS = 64
 MAX_BYTES = 8 << 30
@@ -331,4 +332,4 @@ def _whole_chunks(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _refused(file: Path, reason: str) -> ExtractError:
-    return ExtractError(f"{file.name}: {' '.join(reason.split())}; fetch it again")
+    return ExtractError(f"{file.name}: {one_line(reason)}; fetch it again")

@@ -18,6 +18,7 @@ from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import move_into_place
+from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.fetch.content_coding import is_coded
 from kbo_pipeline.fetch.http import BrokenError, Report, Web
 from kbo_pipeline.fetch.meta import damage, read_extract
@@ -187,7 +188,7 @@ class Download:
         seen = 0
         with self._part.open("ab") as out:
             if start:
-                self._report(f"{self._target.name}: continues at {start / 1e6:,.1f} MB")
+                self._report(f"{self._target.name}: continues at {megabytes(start, 1)}")
             for chunk in chunks:
                 out.write(chunk)
                 if out.tell() - seen >= _ROOM_BYTES:
@@ -201,11 +202,11 @@ class Download:
 
     def _progress(self, size: int, start: int, length: int | None, seconds: float) -> str:
         speed = (size - start) / seconds
-        line = f"{self._target.name}: {size / 1e6:,.1f} MB, {speed / 1e6:,.2f} MB/s"
+        line = f"{self._target.name}: {megabytes(size, 1)}, {megabytes(speed, 2)}/s"
         if length is None or not speed:
             return line
         left = (length - size) / speed
-        return f"{line}, of {length / 1e6:,.1f} MB, {left:,.0f} s left"
+        return f"{line}, of {megabytes(length, 1)}, {left:,.0f} s left"
 
     def _check(self) -> None:
         """Makes sure that the part is the ZIP that was asked for, or drops it."""

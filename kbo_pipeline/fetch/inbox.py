@@ -13,6 +13,7 @@ from pathlib import Path
 from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.text import printable
 from kbo_pipeline.fetch.meta import damage, read_extract, read_key
 
 SETTLED_SECONDS = 2.0
@@ -48,7 +49,7 @@ class InboxFile:
     @property
     def name(self) -> str:
         """Its name, as it can be shown."""
-        return shown(self.path.name)
+        return printable(self.path.name)
 
     @property
     def changed_at(self) -> float:
@@ -179,7 +180,7 @@ class Inbox:
         Raises:
             OSError: it cannot be moved.
         """
-        text = f"{shown(reason)}\n{shown(advice)}"
+        text = f"{printable(reason)}\n{printable(advice)}"
         return _move(dropped.path, self.rejected_dir, text) is not None
 
     def _once(self, dropped: InboxFile, *, is_sound: bool) -> Extract:
@@ -219,12 +220,6 @@ def in_number_order(dropped: Sequence[InboxFile]) -> list[InboxFile]:
     return [*(one for _, one in extracts), *(one for one in named if keys[one] is None)]
 
 
-def shown(text: str) -> str:
-    """A text in one line that any terminal and any file system takes, whatever is in it."""
-    plain = " ".join(text.split()) if "\n" in text or "\r" in text else text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
-
-
 def _key_of(file: Path) -> ExtractKey | None:
     key = key_in_file_name(file.name)
     if key is not None:
@@ -243,8 +238,8 @@ def _check(file: Path, *, is_sound: bool) -> Extract | str:
         if problem is None:
             return read_extract(file)
     except ExtractError as error:
-        return shown(str(error))
-    return shown(f"{file.name}: damaged ({problem}); fetch the ZIP again")
+        return printable(str(error))
+    return printable(f"{file.name}: damaged ({problem}); fetch the ZIP again")
 
 
 def _zips_in(directory: Path) -> list[InboxFile]:
@@ -277,7 +272,7 @@ def _move(source: Path, directory: Path, text: str | None = None) -> Path | None
         where it lies now; None when it was gone.
     """
     for number in itertools.count(1):
-        target = directory / _numbered(shown(source.name), number)
+        target = directory / _numbered(printable(source.name), number)
         beside = directory / f"{target.name}.txt"
         made: list[Path] = []
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name
+from kbo_pipeline.core.text import one_line
 from kbo_pipeline.fetch.archive import Archive, open_archive
 
 _DATE = re.compile(r"\d{2}-\d{2}-\d{4}", re.ASCII)
@@ -95,7 +96,7 @@ def _parse_meta(archive: Archive) -> Mapping[str, str]:
         if len(values) != len(rows):
             raise ValueError("a variable twice")
     except (ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ExtractError(f"{zip_file.name}: meta.csv: {reason}; fetch the ZIP again") from None
     return values
 
@@ -131,7 +132,7 @@ def _meta_errors(zip_file: Path) -> Iterator[None]:
             f"{zip_file.name}: meta.csv has no {missing}; fetch the ZIP again"
         ) from None
     except (ValueError, OverflowError, ExtractError) as wrong:
-        reason = " ".join(str(wrong).split())
+        reason = one_line(wrong)
         raise ExtractError(f"{zip_file.name}: meta.csv: {reason}; fetch the ZIP again") from None
 
 

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kbo_pipeline.core.text import counted
 from kbo_pipeline.read.baseline import LEAST_PAST, is_anomalous
 
 MOST = 10
@@ -109,7 +110,7 @@ def _rare(kinds: Counts, past: Sequence[Counts]) -> Iterator[Anomaly]:
         return
     for name, count in kinds.items():
         if count and not any(before.get(name) for before in past):
-            entities = "1 entity" if count == 1 else f"{count:,} entities"
+            entities = counted(count, "entity", "entities")
             yield Anomaly(" ".join(name), f"{entities}; none in the {len(past)} extracts before")
 
 

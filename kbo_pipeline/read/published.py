@@ -16,6 +16,7 @@ from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError,
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import state_sql as reading_sql
 from kbo_pipeline.read.older import hide, show_to_reader
 
@@ -90,14 +91,10 @@ def _explained(database: Place) -> Iterator[None]:
 
 
 def _unreadable(database: Place, error: Exception) -> RegisterError:
-    said = f"{database}: {_first_line(error)}"
+    said = f"{database}: {first_line(error)}"
     if is_damage(error):
         return DamagedError(f"{said}; kbo rebuild mends it; if it is no register, move it away")
     return RegisterError(f"{said}; move it away")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
 
 
 def content_hash(connection: duckdb.DuckDBPyConnection) -> str:

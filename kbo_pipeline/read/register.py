@@ -22,6 +22,7 @@ from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, files_unre
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import changes, search
 from kbo_pipeline.read import queries as sql
 from kbo_pipeline.read.changes import Change
@@ -106,9 +107,9 @@ def unreadable(place: Place, error: duckdb.Error) -> KboError:
     """What is to be said where a published register is there and its content cannot be read."""
     if isinstance(error, duckdb.IOException) and not isinstance(place, Path):
         return files_unreachable(place, error)
-    said = str(error).split("\n", 1)[0]
+    reason = first_line(error)
     return RegisterError(
-        f"{place}: cannot be read as a published register ({said}); kbo doctor says more"
+        f"{place}: cannot be read as a published register ({reason}); kbo doctor says more"
     )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.core.text import counted
+from kbo_pipeline.core.text import counted, cut, one_line
 from kbo_pipeline.read.anomalies import median_of
 from kbo_pipeline.read.report import EXAMPLES, ChangeReport
 
@@ -51,9 +51,7 @@ def page(report: ChangeReport, plot: str) -> str:
 
 def escaped(text: str) -> str:
     """A text as it stands in a line or cell of Markdown, shortened."""
-    line = " ".join(text.split())
-    shown = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
-    return _SPECIAL.sub(r"\\\1", shown)
+    return _SPECIAL.sub(r"\\\1", cut(one_line(text), _LONGEST))
 
 
 def _kinds_table(report: ChangeReport) -> Iterator[str]:

@@ -33,7 +33,7 @@ from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.schema import OWN_COLUMNS, layout_of
 from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
-from kbo_pipeline.core.text import counted
+from kbo_pipeline.core.text import counted, first_line, one_line
 from kbo_pipeline.stage import sql as staging_sql
 from kbo_pipeline.stage.faults import (
     Fault,
@@ -179,7 +179,7 @@ def open_staged(
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        raise DamagedError(f"{file}: damaged ({_first_line(error)}); stage {key} again") from None
+        raise DamagedError(f"{file}: damaged ({first_line(error)}); stage {key} again") from None
     try:
         if not _is_of_today(connection):
             raise DamagedError(f"{file}: staged by another version; stage {key} again")
@@ -375,7 +375,7 @@ def _load_table(
     try:
         connection.execute(staging_sql.load_staged(table, kind, columns), values)
     except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        raise _UnsoundError(" ".join(str(error).split())[:400]) from None
+        raise _UnsoundError(one_line(error)[:400]) from None
     for operation, file in files.items():
         rows = _count(connection, staging_sql.staged_rows(table, kind, operation))
         if rows != file.rows:
@@ -562,7 +562,3 @@ def _describe(connection: duckdb.DuckDBPyConnection, extract: Extract) -> None:
     )
     for table in ALL_TABLES:
         connection.execute(staging_sql.staging_view(table, extract.key.type))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

@@ -11,6 +11,7 @@ import pytest
 
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.text import printable
 from kbo_pipeline.fetch.inbox import (
     LONGEST_WAIT_SECONDS,
     SETTLED_SECONDS,
@@ -18,7 +19,6 @@ from kbo_pipeline.fetch.inbox import (
     InboxFile,
     in_number_order,
     settled,
-    shown,
 )
 from kbo_pipeline.sample import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
@@ -298,11 +298,11 @@ def test_two_processes_claim_each_file_once(inbox: Inbox) -> None:
     assert arrived(inbox) == []
 
 
-def test_shown_is_one_printable_line() -> None:
+def test_printable_is_one_printable_line() -> None:
     for name in HOSTILE_NAMES:
-        assert shown(name).isprintable()
-        shown(name).encode()
-    assert shown("plain  name é.zip") == "plain  name é.zip"
+        assert printable(name).isprintable()
+        printable(name).encode()
+    assert printable("plain  name é.zip") == "plain  name é.zip"
 
 
 def write_zips(directory: Path, count: int) -> list[Path]:

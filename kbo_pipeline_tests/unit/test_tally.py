@@ -5,7 +5,7 @@ import pytest
 from kbo_pipeline.apply.ledger import BatchChange, TableChange
 from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.core.text import in_words
+from kbo_pipeline.core.text import duration
 
 NOTHING = TableChange(0, 0, 0, 0, 0, 0.0)
 
@@ -64,5 +64,5 @@ def test_the_table_counts_each_table_and_all() -> None:
     ("seconds", "words"),
     [(0.4, "0 s"), (99, "99 s"), (119, "2 min"), (5940, "99 min"), (6120, "1 h 42 min")],
 )
-def test_durations_are_said_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+def test_durations_are_said_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, shown_table, tags, zip_metadata
 from kbo_pipeline.defs.step import step_guard
@@ -57,7 +58,7 @@ def extract_zip(
         else:
             file = fetch_zip(settings, key, context.log.info)
             extract = read_extract(file)
-        context.log.info(f"{key}: {file.name}, {file.stat().st_size / 1e6:,.1f} MB")
+        context.log.info(f"{key}: {file.name}, {megabytes(file.stat().st_size, 1)}")
         return dg.MaterializeResult(
             metadata={
                 "file": dg.MetadataValue.path(str(file)),

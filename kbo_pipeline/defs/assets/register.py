@@ -27,6 +27,7 @@ from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.defs.assets.applied import materializations, shown
 from kbo_pipeline.defs.metadata import OWNERS, register_metadata, tags
 from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_while_paused
@@ -136,7 +137,7 @@ def _apply_extract(
         with closing(apply(context, settings, register, staged, known)) as outcomes:
             for done, (key, result) in enumerate(outcomes, start=1):
                 if not isinstance(result, BatchChange):
-                    message = message_of(result).split("\n", 1)[0]
+                    message = first_line(message_of(result))
                     if is_damage(result):
                         mark_suspect(settings)
                     context.log.error(f"{key}: {message}")
@@ -274,7 +275,7 @@ def _apply_with_retries(
                         raise
                 return change, came()
     except (KboError, duckdb.Error, OSError) as error:
-        register.ledger.fail(staged, batch, number, str(error).split("\n", 1)[0])
+        register.ledger.fail(staged, batch, number, first_line(error))
         raise
     raise AssertionError("unreachable: the last attempt returns or raises")
 

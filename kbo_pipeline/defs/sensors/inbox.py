@@ -13,6 +13,7 @@ from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.locks import PAUSED, exclusive_lock, is_locked, is_paused
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import listed, printable
 from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.fetch.inbox import (
@@ -22,7 +23,6 @@ from kbo_pipeline.fetch.inbox import (
     InboxFile,
     in_number_order,
     settled,
-    shown,
 )
 from kbo_pipeline.fetch.zips import drop_zip, keep_zip
 from kbo_pipeline.operate.runs.claims import claim_file
@@ -103,8 +103,10 @@ class _Tick:
             "rejected": self.rejected,
             "waiting": self.waiting,
         }
-        line = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
-        return shown(line) or f"nothing there; drop ZIPs into {self.settings.inbox_dir}"
+        line = "; ".join(
+            f"{what}: {listed(names, _MOST_NAMED)}" for what, names in parts.items() if names
+        )
+        return printable(line) or f"nothing there; drop ZIPs into {self.settings.inbox_dir}"
 
     def run(self) -> None:
         self.inbox.prepare()
@@ -321,8 +323,3 @@ class _Tick:
 def _claim_id(dropped: InboxFile, extract: Extract) -> str:
     """Names a claim: the same ZIP, dropped once more after it was rejected, is another."""
     return f"{extract.key}:{extract.sha256[:12]}:{dropped.changed_at_ns}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f", and {more} more" if more > 0 else "")

@@ -14,6 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.locks import PAUSED, is_locked, is_paused
 from kbo_pipeline.core.order import plan_imports
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import duration
 from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.fetch.limits import Limits
@@ -58,7 +59,7 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
         before = read_poll(context.instance)
         if before is not None and not _is_time(settings, before, time.time()):
             wait = before.next_at - time.time()
-            return dg.SkipReason(f"{before}; asks again in {_duration(wait)}")
+            return dg.SkipReason(f"{before}; asks again in {duration(wait)}")
         progress = Progress(context.instance)
         poll = _ask(settings, progress, before)
         context.instance.run_storage.set_cursor_values({_STORED_AS: json.dumps(asdict(poll))})
@@ -157,8 +158,3 @@ def _is_startable(settings: Settings, progress: Progress, key: ExtractKey) -> bo
     failures = progress.staging_failures.get(key, [])
     pause = min(_FIRST_PAUSE * 2 ** (len(failures) - 1), _LONGEST_PAUSE)
     return not failures or time.time() >= failures[0] + pause
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(max(round(seconds), 0), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

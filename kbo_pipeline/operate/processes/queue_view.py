@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.dagster_home import INSTANCE_FILE
 from kbo_pipeline.operate.runs.progress import ASSETS_OF_JOBS
 
@@ -267,4 +268,4 @@ def _fingerprint() -> str:
 
 
 def _reason(error: DBAPIError) -> str:
-    return str(error.orig).strip().splitlines()[0]
+    return first_line(error.orig)

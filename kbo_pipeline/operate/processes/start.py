@@ -22,6 +22,7 @@ from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import ACCOUNT, Settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import patience
 from kbo_pipeline.operate.dagster_home import prepare_dagster_home
 from kbo_pipeline.operate.lost import drop_lost
@@ -365,8 +366,8 @@ class _Supervisor:
             try:
                 self._retry(self._recover(ended_at=self._ended_at, is_start=False))
             except Exception as error:  # whatever it is, mostly PostgreSQL: it passes
-                first_line = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
-                self._report(f"looking for dead runs failed: {first_line}; it is tried again")
+                reason = first_line(f"{type(error).__name__}: {error}")
+                self._report(f"looking for dead runs failed: {reason}; it is tried again")
 
     def _tidy_logs(self) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ from starlette.routing import Mount, Route
 
 from kbo_pipeline.core.errors import ExtractError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.runs.status import newest_extract, read_status
 
 _FRESH = {"Cache-Control": "no-store"}
@@ -34,7 +35,7 @@ def status_routes(instance: DagsterInstance) -> Mount:
         except NotReadyError as error:
             return _refused(404, error)
         except (DagsterPostgresException, SQLAlchemyError) as error:
-            reason = str(error.__cause__ or error).strip().split("\n", 1)[0]
+            reason = first_line(error.__cause__ or error)
             return _refused(503, f"Dagster's storage: {reason}; ask again later")
 
     return Mount("/kbo", routes=[Route("/status", answer), Route("/status/{extract}", answer)])

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.operate.processes.postgres import (
     IF_DAMAGED,
@@ -146,7 +147,7 @@ def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-    reason = str(chain[-1]).strip().split("\n", 1)[0]
+    reason = first_line(chain[-1])
     if embedded is None:
         helps = "check DAGSTER_POSTGRES_URL and that the server runs"
     elif isinstance(chain[-1], SilentError) and answers(url.render_as_string(False)):

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 
 import dagster as dg
@@ -16,7 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import is_locked, is_paused
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.text import counted
+from kbo_pipeline.core.text import clock, counted, first_line
 from kbo_pipeline.operate.lost import read_lost
 from kbo_pipeline.operate.repair.alerts import (
     alerts_of_portal,
@@ -178,7 +177,7 @@ def _of_sensor(
     silent = max(_SILENT_SECONDS, 5.0 * (interval or 30))
     last_tick = _last_tick(state)
     if installation.running_seconds > silent and time.time() - last_tick > silent:
-        since = f"since {_clock(last_tick)}" if last_tick else "ever"
+        since = f"since {clock(last_tick)}" if last_tick else "ever"
         return Finding(
             "error", "sensors", f"{name} has not looked {since}", f"see {log} and daemon.log there"
         )
@@ -187,11 +186,11 @@ def _of_sensor(
     ticks = installation.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     if ticks and ticks[0].status == TickStatus.FAILURE:
         error = ticks[0].error
-        said = first_line(error.message) if error else "without a message"
+        said = first_line(error.message if error else "") or "without a message"
         return Finding(
             "error" if installation.is_run else "warning",
             "sensors",
-            f"{name} failed at {_clock(ticks[0].timestamp)}: {said}",
+            f"{name} failed at {clock(ticks[0].timestamp)}: {said}",
             f"mend the cause; it looks again by itself; more in the web UI, or in {log}",
         )
     return None
@@ -354,14 +353,14 @@ def check_portal(installation: Installation) -> Iterator[Finding]:
         if settings.has_account:
             yield Finding("ok", "portal", f"{settings.portal_url}: was not asked yet")
         return
-    asked = f"asked at {_clock(poll.asked_at)}: {poll}"
+    asked = f"asked at {clock(poll.asked_at)}: {poll}"
     alerts = alerts_of_portal(poll)
     for alert in alerts:
         yield Finding("error", "portal", asked, alert.command)
     late = time.time() - poll.next_at
     is_polled = installation.is_run and not is_paused(settings)
     if poll.is_failed and not alerts:
-        helps = f"it is asked again at {_clock(poll.next_at)}" if is_polled else "kbo start"
+        helps = f"it is asked again at {clock(poll.next_at)}" if is_polled else "kbo start"
         yield Finding("warning", "portal", asked, helps)
     elif is_polled and late > _LATE_SECONDS:
         helps = "see the ticks of kbo_extract_sensor in the web UI"
@@ -406,12 +405,3 @@ def _is_own(run: dg.DagsterRun) -> bool:
 def _last_tick(state: InstigatorState | None) -> float:
     tick = state.sensor_instigator_data if state else None
     return (tick.last_tick_timestamp if tick else None) or 0.0
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def first_line(text: str) -> str:
-    """The first line of what an error says."""
-    return text.strip().split("\n", 1)[0] or "without a message"

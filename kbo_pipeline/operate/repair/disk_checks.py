@@ -11,13 +11,13 @@ import duckdb
 
 from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.database import literal
-from kbo_pipeline.core.disk_space import DiskSpace, existing, megabytes, space_now, space_to_import
+from kbo_pipeline.core.disk_space import DiskSpace, existing, space_now, space_to_import
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import exclusive_lock, holder, is_paused
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.text import counted
+from kbo_pipeline.core.text import counted, first_line, megabytes
 from kbo_pipeline.operate.parts import ui_address
 from kbo_pipeline.operate.processes.start import answers, start_lock
 from kbo_pipeline.operate.repair.findings import Finding, found_error
@@ -224,7 +224,7 @@ def _open(file: Path) -> None:
         try:
             connection.execute(f"ATTACH {literal(file)} AS looked_at (READ_ONLY, TYPE duckdb)")
         except duckdb.Error as error:
-            line = str(error).split("\n", 1)[0]
+            line = first_line(error)
             raise RegisterError(f"{file}: {line}; end what has it open, or move it away") from None
 
 

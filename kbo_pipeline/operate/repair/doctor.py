@@ -13,11 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.foreign_errors import line_of
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.processes.postgres import embedded_server_url
 from kbo_pipeline.operate.processes.storage import explained
 from kbo_pipeline.operate.repair import dagster_checks, disk_checks, leftovers, privacy
-from kbo_pipeline.operate.repair.dagster_checks import Installation, Sensors, first_line
+from kbo_pipeline.operate.repair.dagster_checks import Installation, Sensors
 from kbo_pipeline.operate.repair.findings import Finding, found_error
 
 _T = TypeVar("_T")
@@ -86,6 +87,6 @@ def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> I
     except KboError as error:
         yield found_error(subject, error)
     except Exception as error:  # whatever it is: something is wrong there, and it is told
-        known = line_of(error) or f"{type(error).__name__}: {first_line(str(error))}"
+        known = line_of(error) or f"{type(error).__name__}: {first_line(error)}"
         said = f"cannot be looked at: {known}"
         yield Finding("error", subject, said, "mend that, then kbo doctor again")

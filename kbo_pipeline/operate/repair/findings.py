@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from kbo_pipeline.core.errors import KboError
+from kbo_pipeline.core.text import one_line
 
 Severity = Literal["ok", "warning", "error"]
 
@@ -31,5 +32,5 @@ class Finding:
 
 def found_error(subject: str, error: KboError, severity: Severity = "error") -> Finding:
     """The finding of an error of ours, whose message ends with the next step."""
-    text, _, remedy = " ".join(str(error).split()).partition("; ")
+    text, _, remedy = one_line(error).partition("; ")
     return Finding(severity, subject, text, remedy or None)

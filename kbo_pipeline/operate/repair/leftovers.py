@@ -7,7 +7,8 @@ from pathlib import Path
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import key_or_none
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.fetch.inbox import Inbox, shown
+from kbo_pipeline.core.text import listed, printable
+from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.processes.postgres import moved_aside
 from kbo_pipeline.operate.repair.disk_checks import holder_if_any, start_process
 from kbo_pipeline.operate.repair.findings import Finding
@@ -116,6 +117,4 @@ def _age(path: Path) -> float:
 
 
 def _named(paths: Sequence[Path]) -> str:
-    more = len(paths) - _MOST_NAMED
-    names = ", ".join(shown(path.name) for path in paths[:_MOST_NAMED])
-    return f"{names}, and {more} more" if more > 0 else names
+    return listed((printable(path.name) for path in paths), _MOST_NAMED)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.lost import mark_suspect, suspect_file
 from kbo_pipeline.operate.parts import reached
@@ -70,7 +71,7 @@ def watch(
             with open_instance(settings) as instance:
                 return _watch(instance, settings, report, ended_at=ended_at, is_start=is_start)
         except (SQLAlchemyError, DagsterPostgresException) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             if attempt == _ATTEMPTS or isinstance(error, DagsterPostgresException):
                 raise StorageError(
                     f"PostgreSQL went away: {reason}; check that the server runs, then start again"

@@ -24,6 +24,7 @@ from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries, read_publ
 from kbo_pipeline.core.places import Place, Shared
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.publish.publication import roll_back
 from kbo_pipeline.publish.publish import kept_files
 from kbo_pipeline.publish.readers_file import show_to_readers
@@ -124,8 +125,8 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
         connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
     except (DamagedError, duckdb.Error) as error:
         if is_damage(error):
-            return Snapshot(file, damage=_first_line(error))
-        raise StorageError(f"{file}: {_first_line(error)}; close the program that has it") from None
+            return Snapshot(file, damage=first_line(error))
+        raise StorageError(f"{file}: {first_line(error)}; close the program that has it") from None
     try:
         connection.execute("USE witness")
         return _read(connection, file)
@@ -135,7 +136,7 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
     except (duckdb.Error, DamagedError) as error:
         if not is_damage(error):
             raise
-        return Snapshot(file, damage=_first_line(error))
+        return Snapshot(file, damage=first_line(error))
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH witness")
@@ -406,7 +407,3 @@ def _file(snapshot: Snapshot) -> Path:
     if not isinstance(snapshot.file, Path):
         raise RegisterError(f"{snapshot.file}: no file to restore from; restore its backup")
     return snapshot.file
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from kbo_pipeline.core.text import counted
+
 _STORED_AS = "kbo/poll"
 
 
@@ -56,4 +58,4 @@ def read_poll(instance: dg.DagsterInstance) -> Poll | None:
 def _leaves(days: int) -> str:
     if days < 0:
         return "may leave the server any day"
-    return f"leaves the server in {days} day{'' if days == 1 else 's'}"
+    return f"leaves the server in {counted(days, 'day')}"

@@ -10,6 +10,7 @@ from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.runs.extract_status import BatchPlace, ExtractStatus, State, TableProgress
 from kbo_pipeline.operate.runs.partitions import kbo_batches
 from kbo_pipeline.operate.runs.progress import (
@@ -126,13 +127,13 @@ def failure_message(event: dg.DagsterEvent) -> str:
     """Why a step failed, in one line, as our own code said it."""
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
-        return data.user_failure_data.description.split("\n", 1)[0]
+        return first_line(data.user_failure_data.description)
     error = data.error
     while error is not None and error.cause is not None:
         error = error.cause
     if error is not None and error.cls_name in OUT_OF_MEMORY_CLASSES:
         return OUT_OF_MEMORY
-    return error.message.strip().split("\n", 1)[0] if error else "failed without a message"
+    return first_line(error.message) if error else "failed without a message"
 
 
 def step_failure(instance: DagsterInstance, run: dg.DagsterRun) -> dg.DagsterEvent | None:
