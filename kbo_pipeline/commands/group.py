@@ -11,7 +11,6 @@ import click
 
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.foreign_errors import line_of
-from kbo_pipeline.core.settings import reach_code_location_directly
 from kbo_pipeline.core.text import one_line
 
 _TASKS = {
@@ -129,3 +128,11 @@ def _fail(line: str, code: int) -> int:
         except OSError:  # Python would try it once more, at the end, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return code
+
+
+def reach_code_location_directly() -> None:
+    """Keeps gRPC, here and in all children, away from proxies: it is spoken among our parts only.
+
+    Dagster's client takes `http_proxy` for any TCP address; an empty `grpc_proxy` goes before it.
+    """
+    os.environ["grpc_proxy"] = ""  # noqa: SIM112 - gRPC knows it in small letters only

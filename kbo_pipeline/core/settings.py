@@ -4,15 +4,18 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, cast, get_args, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 from kbo_pipeline.core.env_file import read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Privacy = Literal["full", "legal-persons"]
 """Who is in views and exports: all, or known legal persons and what belongs to them alone."""
@@ -24,87 +27,221 @@ ACCOUNT = ("KBO_USERNAME", "KBO_PASSWORD")
 """The variables of the portal account, which may change in `.env` while `kbo start` runs."""
 
 _OURS = ("KBO_", "DAGSTER_")
-_PORTAL_URL = "https://kbopub.economie.fgov.be/kbo-open-data"
 _MOST_WORKERS = 16
 _LEAST_WORKER_MB = 512
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
 
+class _Reader:
+    """Takes values out of the environment, remembering which names are known."""
+
+    def __init__(self, values: Mapping[str, str], root: Path) -> None:
+        self._values = values
+        self._root = root
+        self._known: set[str] = set()
+        self.read: dict[str, Any] = {}
+        """The settings that are read so far."""
+
+    def text(self, name: str) -> str | None:
+        self._known.add(name)
+        return self._values.get(name) or None
+
+    def path(self, name: str, default: str) -> Path:
+        """A path from the root; the default counts from the data directory, once that is read."""
+        text = self.text(name)
+        try:
+            path = (
+                self.read.get("data_dir", self._root) / default
+                if text is None
+                else self._root / Path(text).expanduser()
+            )
+        except RuntimeError:
+            raise SettingsError(f"{name}: no home directory for {text!r}; write it out") from None
+        path = os.path.normpath(path)
+        if "\0" in path or "\n" in path:
+            raise SettingsError(f"{name}: a path cannot hold a NUL or a line break")
+        if "?" in path:  # DuckDB 1.5.5 reads options after it and puts its log beside another name
+            raise SettingsError(f"{name}: DuckDB takes no path with a '?', found {path!r}")
+        return Path(path)
+
+    def address(self, name: str, default: str) -> str:
+        return self.address_or_none(name) or default
+
+    def address_or_none(self, name: str) -> str | None:
+        """A web address; what travels to another machine must be encrypted."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            parts = urlsplit(text)
+            host, has_account, _ = parts.hostname, "@" in parts.netloc, parts.port
+        except ValueError:
+            host = None
+        local = host in ("localhost", "127.0.0.1", "::1")
+        schemes = ("http", "https") if local else ("https",)
+        if host is None or has_account or parts.scheme not in schemes or re.search(r"\s", text):
+            raise SettingsError(  # the value may hold a secret: it is not repeated
+                f"{name}: expected an https address without a password in it (http only for"
+                " 127.0.0.1 and localhost)"
+            )
+        return text.rstrip("/")
+
+    def host(self, name: str) -> str | None:
+        """A name or an IPv4 address: Dagster's addresses are `host:port`."""
+        text = self.text(name)
+        if text is not None and not re.fullmatch(_HOST, text):
+            raise SettingsError(f"{name}: expected a host name or an IPv4 address, found {text!r}")
+        return text
+
+    def host_to_listen_on(self, name: str, default: str) -> str:
+        return self.host(name) or default
+
+    def host_names(self, name: str) -> tuple[str, ...]:
+        """Names with or without a port, with commas between them."""
+        names = [word.strip().lower() for word in (self.text(name) or "").split(",")]
+        hosts = tuple(word for word in names if word)
+        for word in hosts:
+            if not re.fullmatch(rf"{_HOST}(:[0-9]{{1,5}})?", word):
+                raise SettingsError(
+                    f"{name}: expected names such as kbo.example or kbo.example:3000, with commas"
+                    f" between them, found {word!r}"
+                )
+        return hosts
+
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise SettingsError(
+                f"{name}: expected a whole number from {least} to {most}, found {text!r}"
+            )
+        return int(text)
+
+    def privacy(self, name: str) -> Privacy:
+        choices = get_args(Privacy)
+        text = self.text(name) or choices[0]
+        if text not in choices:
+            raise SettingsError(f"{name}: expected {' or '.join(choices)}, found {text!r}")
+        return cast(Privacy, text)
+
+    def percent(self, name: str, default: float) -> float:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text) or float(text) > 100:
+            raise SettingsError(f"{name}: expected a number from 0 to 100, found {text!r}")
+        return float(text)
+
+    def postgres_url(self, name: str) -> str | None:
+        text = self.text(name)
+        if text is not None and not _POSTGRES_URL.fullmatch(text):
+            raise SettingsError(  # the value may hold a password: it is not repeated
+                f"{name}: expected postgresql://user:password@host:port/database"
+            )
+        return text
+
+    def lake_files(self, name: str) -> str | None:
+        text = self.text(name)
+        return None if text is None else lake_files(text, self._root)
+
+    def s3(self, _: str) -> S3 | None:
+        key, secret = self.text("AWS_ACCESS_KEY_ID"), self.text("AWS_SECRET_ACCESS_KEY")
+        token, region = self.text("AWS_SESSION_TOKEN"), self.text("AWS_REGION")
+        endpoint = self.text("AWS_ENDPOINT_URL")
+        if key is None or secret is None:
+            return None
+        return S3(key, secret, token, region or "us-east-1", endpoint)
+
+    def database(self, name: str) -> Place:
+        text = self.text(name)
+        if text is not None and is_shared_address(text):
+            return shared_place(name, text, self.read["database_files"], self.read["s3"])
+        return self.path(name, "kbo.duckdb")
+
+    def refuse_unknown(self) -> None:
+        known = self._known | {*_OTHER_VARIABLES.values()}
+        listed = "docs/operating.md, 'Settings', lists all"
+        for name in sorted(self._values):
+            if name != name.upper() and name.upper() in known and name.upper().startswith(_OURS):
+                raise SettingsError(f"{name}: names of settings are in capitals: {name.upper()}")
+            if name.startswith("KBO_") and name not in known:
+                close = difflib.get_close_matches(name.removeprefix("KBO_"), _endings(known), n=1)
+                hint = f"did you mean KBO_{close[0]}?" if close else listed
+                raise SettingsError(f"{name}: unknown setting; {hint}")
+
+
+def _setting(
+    read: Callable[Concatenate[_Reader, str, P], T], *args: P.args, **named: P.kwargs
+) -> T:
+    """Declares a setting: how it is read from its variable, with its default and limits."""
+    declared = field(metadata={"read": lambda reader, name: read(reader, name, *args, **named)})
+    return cast(T, declared)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the user has set, with defaults for the rest. Paths are absolute.
 
-    Attributes:
-        data_dir: root of everything that is written (`KBO_DATA_DIR`).
-        database: the published register (`KBO_DATABASE`): a DuckDB file, or a place where writers
-            and readers share one.
-        database_files: where the files of a DuckLake are (`KBO_DATABASE_FILES`); None when unset.
-        s3: how those files are reached where they are `s3://` (`AWS_...`); None without an account.
-        portal_url: base address of the KBO portal, without a slash at the end (`KBO_PORTAL_URL`).
-        username, password: the portal account (`KBO_USERNAME`, `KBO_PASSWORD`); None when unset.
-        postgres_url: Dagster's storage (`DAGSTER_POSTGRES_URL`); None for the embedded server.
-        dagster_home: Dagster's own directory (`DAGSTER_HOME`).
-        batch_rows: rows a batch holds at least, when there are that many (`KBO_BATCH_ROWS`).
-        max_batches: batches that an extract is cut into at most (`KBO_MAX_BATCHES`).
-        poll_seconds: how often the portal is asked (`KBO_POLL_SECONDS`).
-        ui_host: address on which the web UI listens (`KBO_UI_HOST`).
-        ui_port: port of the web UI (`KBO_UI_PORT`).
-        ui_names: other names by which browsers may call the web UI, as they send them in `Host`
-            (`KBO_UI_NAMES`).
-        code_host: where the code location is, for processes on several hosts (`KBO_CODE_HOST`);
-            None while all are on this machine, and talk over a Unix socket.
-        code_port: its port there (`KBO_CODE_PORT`).
-        keep_published: published files that are kept, the newest included (`KBO_KEEP_PUBLISHED`).
-        keep_extracts: extracts of which Dagster keeps partitions, runs and events
-            (`KBO_KEEP_EXTRACTS`).
-        keep_zips_days: how long ZIPs stay that are not needed any more (`KBO_KEEP_ZIPS_DAYS`).
-        keep_logs_days: how long logs stay that were put aside, and what runs and sensors have
-            printed (`KBO_KEEP_LOGS_DAYS`).
-        max_loss_percent: rows of a table that an Update may take away and be published unasked, in
-            percent (`KBO_MAX_LOSS_PERCENT`).
-        max_loss_percent_full: the same for a Full that follows what is published
-            (`KBO_MAX_LOSS_PERCENT_FULL`).
-        max_faulty_rows: records of an extract that may be set aside unasked
-            (`KBO_MAX_FAULTY_ROWS`).
-        stale_hours: a register without a new extract for so long is stale (`KBO_STALE_HOURS`).
-        alert_webhook: where alerts are posted, as JSON (`KBO_ALERT_WEBHOOK`); None for nowhere.
-        memory_mb: megabytes that a process may take which imports (`KBO_MEMORY_MB`).
-        apply_workers: processes that apply batches at the same time, to a DuckLake only
-            (`KBO_APPLY_WORKERS`); they share `memory_mb`.
-        privacy: who is in views and exports (`KBO_PRIVACY`). The tables below the views, and so the
-            published file, hold everything all the same.
+    Each is read from the variable of its name: `data_dir` from `KBO_DATA_DIR`. The exceptions are
+    in `_OTHER_VARIABLES`, and `s3`, which is several.
     """
 
-    data_dir: Path
-    database: Place
-    database_files: str | None
-    s3: S3 | None
-    portal_url: str
-    username: str | None
-    password: str | None
-    postgres_url: str | None
-    dagster_home: Path
-    batch_rows: int
-    max_batches: int
-    poll_seconds: int
-    ui_host: str
-    ui_port: int
-    ui_names: tuple[str, ...]
-    code_host: str | None
-    code_port: int
-    keep_published: int
-    keep_extracts: int
-    keep_zips_days: int
-    keep_logs_days: int
-    max_loss_percent: float
-    max_loss_percent_full: float
-    max_faulty_rows: int
-    stale_hours: int
-    alert_webhook: str | None
-    memory_mb: int
-    apply_workers: int
-    privacy: Privacy
+    data_dir: Path = _setting(_Reader.path, "data")
+    """Root of everything that is written."""
+    database_files: str | None = _setting(_Reader.lake_files)
+    """Where the files of a DuckLake are."""
+    s3: S3 | None = _setting(_Reader.s3)
+    """How those files are reached where they are `s3://` (`AWS_...`); None without an account."""
+    database: Place = _setting(_Reader.database)
+    """The published register: a DuckDB file, or a place where writers and readers share one."""
+    portal_url: str = _setting(_Reader.address, "https://kbopub.economie.fgov.be/kbo-open-data")
+    """Base address of the KBO portal, without a slash at the end."""
+    username: str | None = _setting(_Reader.text)
+    password: str | None = _setting(_Reader.text)
+    postgres_url: str | None = _setting(_Reader.postgres_url)
+    """Dagster's storage; None for the embedded server."""
+    dagster_home: Path = _setting(_Reader.path, "dagster_home")
+    batch_rows: int = _setting(_Reader.number, 1000, 1, 1_000_000_000)
+    """Rows a batch holds at least, when there are that many."""
+    max_batches: int = _setting(_Reader.number, 64, 1, 9999)
+    """Batches that an extract is cut into at most."""
+    poll_seconds: int = _setting(_Reader.number, 3600, 1, 86_400)
+    """How often the portal is asked."""
+    ui_host: str = _setting(_Reader.host_to_listen_on, "127.0.0.1")
+    ui_port: int = _setting(_Reader.number, 3000, 1, 65_535)
+    ui_names: tuple[str, ...] = _setting(_Reader.host_names)
+    """Other names by which browsers may call the web UI, as they send them in `Host`."""
+    code_host: str | None = _setting(_Reader.host)
+    """Where the code location is, for processes on several hosts; None while all are on this
+    machine, and talk over a Unix socket."""
+    code_port: int = _setting(_Reader.number, 3030, 1, 65_535)
+    keep_published: int = _setting(_Reader.number, 2, 1, 30)
+    """Published files that are kept, the newest included."""
+    keep_extracts: int = _setting(_Reader.number, 60, 2, 10_000)
+    """Extracts of which Dagster keeps partitions, runs and events."""
+    keep_zips_days: int = _setting(_Reader.number, 40, 1, 36_500)
+    """How long ZIPs stay that are no longer needed."""
+    keep_logs_days: int = _setting(_Reader.number, 14, 1, 36_500)
+    """How long rotated logs stay, and what runs and sensors have printed."""
+    max_loss_percent: float = _setting(_Reader.percent, 2.0)
+    """Share of a table's rows that an Update may remove and still be published unasked."""
+    max_loss_percent_full: float = _setting(_Reader.percent, 5.0)
+    """The same for a Full that follows what is published."""
+    max_faulty_rows: int = _setting(_Reader.number, 100, 0, 1_000_000)
+    """Records of an extract that may be set aside unasked."""
+    stale_hours: int = _setting(_Reader.number, 48, 1, 8760)
+    """A register without a new extract for so long is stale."""
+    alert_webhook: str | None = _setting(_Reader.address_or_none)
+    """Where alerts are posted, as JSON."""
+    memory_mb: int = _setting(_Reader.number, 4096, 1024, 10_000_000)
+    """Megabytes that a process which imports may take."""
+    apply_workers: int = _setting(_Reader.number, 1, 1, _MOST_WORKERS)
+    """Processes that apply batches to a DuckLake at the same time; they share `memory_mb`."""
+    privacy: Privacy = _setting(_Reader.privacy)
+    """Who is in views and exports. The tables below the views, and so the published file, hold
+    everything all the same."""
 
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, database={str(self.database)!r})"
@@ -113,8 +250,7 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The variables that give another process these settings, wherever it runs."""
         values = {
-            _OTHER_VARIABLES.get(field.name, f"KBO_{field.name.upper()}"): getattr(self, field.name)
-            for field in fields(self)
+            variable_of(setting.name): getattr(self, setting.name) for setting in fields(self)
         }
         if not isinstance(self.database, Path):
             values["KBO_DATABASE"] = self.database.address
@@ -245,42 +381,9 @@ def load_settings(
     values = read_env_file(root / ".env")
     values.update(os.environ if environment is None else environment)
     reader = _Reader(values, root)
-    data_dir = reader.path("KBO_DATA_DIR", root / "data")
-    files = reader.text("KBO_DATABASE_FILES")
-    files = None if files is None else lake_files(files, root)
-    s3 = _s3(reader)
-    database = _database(reader, data_dir, files, s3)
-    settings = Settings(
-        data_dir=data_dir,
-        database=database,
-        database_files=files,
-        s3=s3,
-        portal_url=reader.address("KBO_PORTAL_URL", _PORTAL_URL),
-        username=reader.text("KBO_USERNAME"),
-        password=reader.text("KBO_PASSWORD"),
-        postgres_url=_postgres_url(reader),
-        dagster_home=reader.path("DAGSTER_HOME", data_dir / "dagster_home"),
-        batch_rows=reader.number("KBO_BATCH_ROWS", 1000, 1, 1_000_000_000),
-        max_batches=reader.number("KBO_MAX_BATCHES", 64, 1, 9999),
-        poll_seconds=reader.number("KBO_POLL_SECONDS", 3600, 1, 86_400),
-        ui_host=reader.host("KBO_UI_HOST") or "127.0.0.1",
-        ui_port=reader.number("KBO_UI_PORT", 3000, 1, 65_535),
-        ui_names=reader.host_names("KBO_UI_NAMES"),
-        code_host=reader.host("KBO_CODE_HOST"),
-        code_port=reader.number("KBO_CODE_PORT", 3030, 1, 65_535),
-        keep_published=reader.number("KBO_KEEP_PUBLISHED", 2, 1, 30),
-        keep_extracts=reader.number("KBO_KEEP_EXTRACTS", 60, 2, 10_000),
-        keep_zips_days=reader.number("KBO_KEEP_ZIPS_DAYS", 40, 1, 36_500),
-        keep_logs_days=reader.number("KBO_KEEP_LOGS_DAYS", 14, 1, 36_500),
-        max_loss_percent=reader.percent("KBO_MAX_LOSS_PERCENT", 2.0),
-        max_loss_percent_full=reader.percent("KBO_MAX_LOSS_PERCENT_FULL", 5.0),
-        max_faulty_rows=reader.number("KBO_MAX_FAULTY_ROWS", 100, 0, 1_000_000),
-        stale_hours=reader.number("KBO_STALE_HOURS", 48, 1, 8760),
-        alert_webhook=reader.address("KBO_ALERT_WEBHOOK"),
-        memory_mb=reader.number("KBO_MEMORY_MB", 4096, 1024, 10_000_000),
-        apply_workers=reader.number("KBO_APPLY_WORKERS", 1, 1, _MOST_WORKERS),
-        privacy=cast(Privacy, reader.choice("KBO_PRIVACY", get_args(Privacy))),
-    )
+    for setting in fields(Settings):
+        reader.read[setting.name] = setting.metadata["read"](reader, variable_of(setting.name))
+    settings = Settings(**reader.read)
     if settings.database == settings.register_file:
         raise SettingsError(
             f"KBO_DATABASE: {settings.database} is the register at work; name another file"
@@ -305,133 +408,9 @@ def _check_workers(settings: Settings) -> None:
         )
 
 
-def _s3(reader: "_Reader") -> S3 | None:
-    key, secret = reader.text("AWS_ACCESS_KEY_ID"), reader.text("AWS_SECRET_ACCESS_KEY")
-    token, region = reader.text("AWS_SESSION_TOKEN"), reader.text("AWS_REGION")
-    endpoint = reader.text("AWS_ENDPOINT_URL")
-    if key is None or secret is None:
-        return None
-    return S3(key, secret, token, region or "us-east-1", endpoint)
-
-
-def _database(reader: "_Reader", data_dir: Path, files: str | None, s3: S3 | None) -> Place:
-    text = reader.text("KBO_DATABASE")
-    if text is not None and is_shared_address(text):
-        return shared_place("KBO_DATABASE", text, files, s3)
-    return reader.path("KBO_DATABASE", data_dir / "kbo.duckdb")
-
-
-def _postgres_url(reader: "_Reader") -> str | None:
-    text = reader.text("DAGSTER_POSTGRES_URL")
-    if text is not None and not _POSTGRES_URL.fullmatch(text):
-        raise SettingsError(  # the value may hold a password: it is not repeated
-            "DAGSTER_POSTGRES_URL: expected postgresql://user:password@host:port/database"
-        )
-    return text
-
-
-class _Reader:
-    """Takes values out of the environment, remembering which names are known."""
-
-    def __init__(self, values: Mapping[str, str], root: Path) -> None:
-        self._values = values
-        self._root = root
-        self._known: set[str] = set()
-
-    def text(self, name: str) -> str | None:
-        self._known.add(name)
-        return self._values.get(name) or None
-
-    def path(self, name: str, default: Path) -> Path:
-        text = self.text(name)
-        try:
-            found = default if text is None else self._root / Path(text).expanduser()
-        except RuntimeError:
-            raise SettingsError(f"{name}: no home directory for {text!r}; write it out") from None
-        path = os.path.normpath(found)
-        if "\0" in path or "\n" in path:
-            raise SettingsError(f"{name}: a path cannot hold a NUL or a line break")
-        if "?" in path:  # DuckDB 1.5.5 reads options after it and puts its log beside another name
-            raise SettingsError(f"{name}: DuckDB takes no path with a '?', found {path!r}")
-        return Path(path)
-
-    @overload
-    def address(self, name: str, default: str) -> str: ...
-    @overload
-    def address(self, name: str) -> str | None: ...
-    def address(self, name: str, default: str | None = None) -> str | None:
-        """A web address; what travels to another machine must be encrypted."""
-        text = self.text(name) or default
-        if text is None:
-            return None
-        try:
-            parts = urlsplit(text)
-            host, has_account, _ = parts.hostname, "@" in parts.netloc, parts.port
-        except ValueError:
-            host = None
-        local = host in ("localhost", "127.0.0.1", "::1")
-        schemes = ("http", "https") if local else ("https",)
-        if host is None or has_account or parts.scheme not in schemes or re.search(r"\s", text):
-            raise SettingsError(  # the value may hold a secret: it is not repeated
-                f"{name}: expected an https address without a password in it (http only for"
-                " 127.0.0.1 and localhost)"
-            )
-        return text.rstrip("/")
-
-    def host(self, name: str) -> str | None:
-        """A name or an IPv4 address: Dagster's addresses are `host:port`."""
-        text = self.text(name)
-        if text is not None and not re.fullmatch(_HOST, text):
-            raise SettingsError(f"{name}: expected a host name or an IPv4 address, found {text!r}")
-        return text
-
-    def host_names(self, name: str) -> tuple[str, ...]:
-        """Names with or without a port, with commas between them."""
-        names = [word.strip().lower() for word in (self.text(name) or "").split(",")]
-        found = tuple(word for word in names if word)
-        for word in found:
-            if not re.fullmatch(rf"{_HOST}(:[0-9]{{1,5}})?", word):
-                raise SettingsError(
-                    f"{name}: expected names such as kbo.example or kbo.example:3000, with commas"
-                    f" between them, found {word!r}"
-                )
-        return found
-
-    def number(self, name: str, default: int, least: int, most: int) -> int:
-        text = self.text(name)
-        if text is None:
-            return default
-        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
-            raise SettingsError(
-                f"{name}: expected a whole number from {least} to {most}, found {text!r}"
-            )
-        return int(text)
-
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
-        """One of some words; the first when nothing is set."""
-        text = self.text(name) or choices[0]
-        if text not in choices:
-            raise SettingsError(f"{name}: expected {' or '.join(choices)}, found {text!r}")
-        return text
-
-    def percent(self, name: str, default: float) -> float:
-        text = self.text(name)
-        if text is None:
-            return default
-        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", text) or float(text) > 100:
-            raise SettingsError(f"{name}: expected a number from 0 to 100, found {text!r}")
-        return float(text)
-
-    def refuse_unknown(self) -> None:
-        known = self._known | {*_OTHER_VARIABLES.values()}
-        listed = "docs/operating.md, 'Settings', lists all"
-        for name in sorted(self._values):
-            if name != name.upper() and name.upper() in known and name.upper().startswith(_OURS):
-                raise SettingsError(f"{name}: names of settings are in capitals: {name.upper()}")
-            if name.startswith("KBO_") and name not in known:
-                close = difflib.get_close_matches(name.removeprefix("KBO_"), _endings(known), n=1)
-                hint = f"did you mean KBO_{close[0]}?" if close else listed
-                raise SettingsError(f"{name}: unknown setting; {hint}")
+def variable_of(name: str) -> str:
+    """The variable of a setting, by the name of its field."""
+    return _OTHER_VARIABLES.get(name, f"KBO_{name.upper()}")
 
 
 def _endings(names: Collection[str]) -> list[str]:
@@ -454,11 +433,3 @@ def is_direct(host: str | None) -> bool:
     from requests.utils import should_bypass_proxies  # which imports much
 
     return is_own(host) or bool(should_bypass_proxies(f"http://{host}", no_proxy=None))
-
-
-def reach_code_location_directly() -> None:
-    """Keeps gRPC, here and in all children, away from proxies: it is spoken among our parts only.
-
-    Dagster's client takes `http_proxy` for any TCP address; an empty `grpc_proxy` goes before it.
-    """
-    os.environ["grpc_proxy"] = ""  # noqa: SIM112 - gRPC knows it in small letters only

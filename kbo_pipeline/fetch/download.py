@@ -19,7 +19,6 @@ from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import move_into_place
 from kbo_pipeline.core.text import megabytes
-from kbo_pipeline.fetch.content_coding import is_coded
 from kbo_pipeline.fetch.http import BrokenError, Report, Web
 from kbo_pipeline.fetch.meta import damage, read_extract
 
@@ -280,7 +279,7 @@ def _content_length(response: requests.Response) -> int | None:
 
 def _is_coded(response: requests.Response) -> bool:
     """Whether what is sent is not what the ZIP holds: its length and ranges are of no use then."""
-    return is_coded(response.headers.get("Content-Encoding", ""))
+    return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
 
 
 def _is_page(response: requests.Response, head: bytes) -> bool:

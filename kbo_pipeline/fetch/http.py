@@ -1,27 +1,33 @@
 """Asking one web server: time limits, redirects, retries. Knows nothing of KBO or of files.
 
-Cookies and form fields go to the server that the base address names and to no other, and encrypted
-if that address is. Whatever goes wrong below leaves this module as a `PortalError`.
+Cookies and form fields go to the server of the base address only, encrypted if that address is.
+Every failure below leaves this module as a `PortalError`.
 """
 
 import email.utils
+import http.client
+import io
+import itertools
 import math
 import random
+import socket
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
+import requests.adapters
+import urllib3
+import urllib3.connection
 
 from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
 from kbo_pipeline.core.settings import is_own
-from kbo_pipeline.fetch.content_coding import decoded
-from kbo_pipeline.fetch.limits import Limits
-from kbo_pipeline.fetch.sessions import ERRORS, Session, Watch, is_unsent, reason
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -37,6 +43,49 @@ _NEXT_STEPS = {
     403: "sign in with a browser and see whether the account may read this",
     404: "check KBO_PORTAL_URL, or list again: an extract stays for about a month",
 }
+_ERRORS = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,  # of addresses that no parser takes
+)
+_NO_CONNECTION = (
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.NewConnectionError,
+)
+_MOST_OVERHEAD = 1 << 16  # bytes that compressed data may be longer than what they come to
+_MOST_CODINGS = 4  # each one more goes a level deeper
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # as zlib calls them
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to wait for what. Times in seconds.
+
+    Attributes:
+        connect: for a connection.
+        read: for the next byte.
+        total: for a page or for the headers of a download, with the redirects on the way.
+        slowest: bytes a second that a download brings at least, on average over each `window`.
+        window: see `slowest`.
+        attempts: how often a request is made at most, when the server fails or the line breaks.
+        first_wait: before the second attempt, give or take a half.
+        growth: each further wait is this many times longer.
+        longest_retry_after: the longest `Retry-After` that is obeyed.
+        lock_wait: for another process that fetches the same file.
+    """
+
+    connect: float = 10.0
+    read: float = 60.0
+    total: float = 120.0
+    slowest: float = 10_000.0
+    window: float = 60.0
+    attempts: int = 5
+    first_wait: float = 2.0
+    growth: float = 3.0
+    longest_retry_after: float = 900.0
+    lock_wait: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +95,6 @@ class Page:
     Attributes:
         url: where the redirects ended.
         trail: path and query of each address that was asked on the way there.
-        status: the HTTP status.
-        text: the body.
     """
 
     url: str
@@ -81,23 +128,18 @@ class Web:
     def __init__(self, base_url: str, limits: Limits) -> None:
         """Connects to nothing yet.
 
-        Args:
-            base_url: what all paths are relative to.
-            limits: for everything asked through this object.
-
         Raises:
             SettingsError: the address is none.
         """
         self.limits = limits
         self._until = math.inf
         self._base_url = base_url.rstrip("/")
-        self._server = _server(self._base_url)
-        if self._server is None:
+        server = _server(self._base_url)
+        if server is None:
             raise SettingsError("KBO_PORTAL_URL: expected an http or https address with a host")
         self.base_path = urlsplit(self._base_url).path
-        self._session = Session()
-        self._session.headers.update({"User-Agent": "kbo_pipeline", "Accept-Encoding": "identity"})
-        self._session.trust_env = not is_own(self._server[1])
+        self._session = _Session()
+        self._session.trust_env = not is_own(server[1])
 
     def url(self, path: str) -> str:
         """The address of a path below the base address."""
@@ -105,12 +147,9 @@ class Web:
 
     @contextmanager
     def within(self, seconds: float | None) -> Iterator[None]:
-        """Everything asked in this block ends in so many seconds, whatever the limits allow.
+        """Ends everything asked in this block after so many seconds; None: as the limits say.
 
-        Downloads excepted: only their headers must be there by then.
-
-        Args:
-            seconds: None for as long as the limits allow.
+        Of downloads, only the headers must be there by then.
         """
         before = self._until
         self._until = math.inf if seconds is None else time.monotonic() + seconds
@@ -140,18 +179,12 @@ class Web:
 
         def once() -> Page | str:
             nonlocal unanswered
-            deadline, address = self._deadline(), url
+            deadline = self._deadline()
             try:
-                for _ in range(_MOST_REDIRECTS):
-                    with self._asked(
-                        "POST", address, deadline, fields=fields, allowed=(401,)
-                    ) as response:
-                        if response.status_code not in _REDIRECTS:
-                            return self._page(response, deadline, ())
-                        address = self._redirect_target(response)
-                        if response.status_code not in _SENDS_AGAIN:
-                            return address
-                raise PortalError(f"POST {_path(url)}: redirects without end; try again later")
+                with self.opened(url, fields=fields, deadline=deadline, allowed=(401,)) as response:
+                    if response.status_code in _REDIRECTS:
+                        return self._redirect_target(response)
+                    return self._page(response, deadline, ())
             except BrokenError as broken:
                 unanswered += broken.is_unanswered
                 if unanswered > 1:
@@ -186,15 +219,17 @@ class Web:
         url: str,
         headers: Mapping[str, str] | None = None,
         *,
+        fields: Mapping[str, str] | None = None,
         deadline: float | None = None,
         allowed: Collection[int] = (),
         trail: list[str] | None = None,
     ) -> Iterator[requests.Response]:
-        """Yields one answer, redirects on this server followed, the body unread.
+        """Yields one answer, the body unread. Redirects on this server are followed.
 
         Args:
             url: of what to get.
             headers: sent along.
+            fields: a form to post instead; only redirects that ask for it again are followed.
             deadline: when the headers must be there, on the monotonic clock.
             allowed: statuses from 400 on that are an answer, not an error.
             trail: takes path and query of each address that is asked.
@@ -204,16 +239,21 @@ class Web:
             PortalError: the status is a refusal, or a redirect leads to another server.
         """
         deadline = self._deadline() if deadline is None else deadline
+        followed = _REDIRECTS if fields is None else _SENDS_AGAIN
         for _ in range(_MOST_REDIRECTS):
+            place = f"{'GET' if fields is None else 'POST'} {_path(url)}"
             if trail is not None:
-                parts = urlsplit(url)
-                trail.append(f"{_path(url)}?{parts.query}" if parts.query else _path(url))
-            with self._asked("GET", url, deadline, headers=headers, allowed=allowed) as response:
-                if response.status_code not in _REDIRECTS:
+                query = urlsplit(url).query
+                trail.append(f"{_path(url)}?{query}" if query else _path(url))
+            with self._answer(place, url, fields, headers, deadline) as response:
+                status = response.status_code
+                if status not in allowed:
+                    _check_status(status, place, _retry_after(response))
+                if status not in followed:
                     yield response
                     return
                 url = self._redirect_target(response)
-        raise PortalError(f"GET {_path(url)}: redirects without end; try again later")
+        raise PortalError(f"{place}: redirects without end; try again later")
 
     def chunks(self, response: requests.Response) -> Iterator[bytes]:
         """The body as it comes in, inflated if it was compressed for the way.
@@ -229,14 +269,13 @@ class Web:
             raise BrokenError(f"{place}: {error}") from None
 
     def _received(self, response: requests.Response, place: str) -> Iterator[bytes]:
-        """The body as it comes in, as it was sent."""
         since, received = time.monotonic(), 0
         while True:
             try:
                 # read1 gives what is there, so that a trickle reaches the check below
                 chunk = response.raw.read1(_CHUNK, decode_content=False)
-            except ERRORS as error:
-                raise BrokenError(f"{place}: {reason(error)}", is_unanswered=True) from None
+            except _ERRORS as error:
+                raise BrokenError(f"{place}: {_reason(error)}", is_unanswered=True) from None
             if not chunk:
                 return
             received += len(chunk)
@@ -252,7 +291,7 @@ class Web:
 
         Args:
             action: raises `BrokenError` when another attempt may succeed.
-            report: is told of each wait.
+            report: takes a line about each wait.
 
         Raises:
             PortalError: the attempts are used up, or the server asks for too long a wait.
@@ -282,42 +321,36 @@ class Web:
     def _deadline(self) -> float:
         return min(time.monotonic() + self.limits.total, self._until)
 
-    @contextmanager
-    def _asked(
+    def _answer(
         self,
-        method: str,
+        place: str,
         url: str,
+        fields: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None,
         deadline: float,
-        *,
-        fields: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        allowed: Collection[int] = (),
-    ) -> Iterator[requests.Response]:
-        place = f"{method} {_path(url)}"
-        watch = Watch(deadline - time.monotonic())
+    ) -> requests.Response:
+        token = _deadline.set(deadline)
         try:
-            with watch:
-                response = self._session.request(
-                    method,
-                    url,
-                    data=fields,
-                    headers=headers,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=(self.limits.connect, self.limits.read),
-                )
-        except ERRORS as error:
+            return self._session.request(
+                "GET" if fields is None else "POST",
+                url,
+                data=fields,
+                headers=headers,
+                stream=True,
+                allow_redirects=False,
+                timeout=(self.limits.connect, self.limits.read),
+            )
+        except _ERRORS as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise PortalRefusedError(
                     f"{place}: the server's certificate is not trusted; check the clock, the proxy"
                     " and the CA certificates of this machine"
                 ) from None
-            problem = "no whole answer in time" if watch.is_over else reason(error)
-            raise BrokenError(f"{place}: {problem}", is_unanswered=not is_unsent(error)) from None
-        with response:
-            if response.status_code not in allowed:
-                _check_status(response.status_code, place, _retry_after(response))
-            yield response
+            is_late = time.monotonic() >= deadline
+            problem = "no whole answer in time" if is_late else _reason(error)
+            raise BrokenError(f"{place}: {problem}", is_unanswered=not _is_unsent(error)) from None
+        finally:
+            _deadline.reset(token)
 
     def _page(self, response: requests.Response, deadline: float, trail: Iterable[str]) -> Page:
         body = bytearray()
@@ -335,26 +368,22 @@ class Web:
             url = urljoin(response.url, response.headers.get("Location", ""))
         except ValueError:
             url = ""
-        found = same_server(self._base_url, url)
-        if found is None:
+        target = same_server(self._base_url, url)
+        if target is None:
             server = _server(url)
             shown = "no server" if server is None else f"{server[0]}://{server[1]}:{server[2]}"
             raise PortalRefusedError(
                 f"{_path(response.url)} redirects to {shown}, where no account of KBO's portal"
                 " belongs; check KBO_PORTAL_URL"
             )
-        return found
+        return target
 
 
 def same_server(base_url: str, url: str) -> str | None:
-    """The address as it is asked, if it is on the server of another; None if it is not.
+    """The address as it is asked, if it is on the server of `base_url`; None if it is not.
 
     What is behind a proxy that ends TLS writes `http://` before its own name. That becomes `https`
     where the base address is, on its port: nothing is sent that others could read.
-
-    Args:
-        base_url: an address on the server.
-        url: the address.
     """
     base, server = _server(base_url), _server(url)
     if base is None or server is None:
@@ -400,3 +429,179 @@ def _server(url: str) -> tuple[str, str, int] | None:
 def _path(url: str) -> str:
     """The path alone: queries and `;jsessionid=...` can hold secrets."""
     return urlsplit(url).path.split(";")[0] or "/"
+
+
+def _is_unsent(error: BaseException) -> bool:
+    """Whether the request certainly never left: there was no connection."""
+    return any(isinstance(e, _NO_CONNECTION) for e in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a few words and without addresses."""
+    chain = _chain(error)
+    for e in reversed(chain):
+        if isinstance(e, OSError) and e.strerror:
+            return e.strerror
+    if _is_unsent(error):
+        return "no connection in time"
+    if any(isinstance(e, (TimeoutError, urllib3.exceptions.TimeoutError)) for e in chain):
+        return "no answer in time"
+    return "the connection broke"
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+_deadline: ContextVar[float] = ContextVar("_deadline", default=math.inf)
+"""When the headers must be there that this thread waits for, on the monotonic clock."""
+
+
+class _Timed(io.RawIOBase):
+    """What comes over a socket until the deadline: its own timeout starts anew with each byte."""
+
+    def __init__(self, stream: io.RawIOBase, used: socket.socket) -> None:
+        self._stream, self._socket = stream, used
+        self._timeout = used.gettimeout() or math.inf
+        self.deadline = _deadline.get()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if min(left, self._timeout) < math.inf:
+            self._socket.settimeout(min(left, self._timeout))
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._timed = _Timed(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self._timed)
+
+    def begin(self) -> None:
+        """Reads on after what only announces the answer (103): else each later answer is shifted.
+
+        http.client reads on after 100 alone.
+        """
+        super().begin()
+        while 100 <= self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]  # else it begins no more
+            super().begin()
+        self._timed.deadline = math.inf
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
+
+class _TLSConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        return manager
+
+
+class _Session(requests.Session):
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers.update({"User-Agent": "kbo_pipeline", "Accept-Encoding": "identity"})
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter(max_retries=0))
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nothing: else `requests` reads the body of a redirect whole before giving it back."""
+
+
+def decoded(chunks: Iterator[bytes], codings: str) -> Iterator[bytes]:
+    """A body that was compressed for the way, in pieces of at most 256 KiB; some can be empty.
+
+    Codings other than gzip and deflate are passed on as they are, and so is what is not compressed
+    although it is said to be.
+
+    Args:
+        chunks: the body as it comes in.
+        codings: the header `Content-Encoding`.
+
+    Raises:
+        ValueError: the compressed data are damaged, or break off; or very many codings are named.
+    """
+    names = [name.strip().lower() for name in codings.split(",")]
+    if len(names) > _MOST_CODINGS:
+        raise ValueError(f"compressed {len(names)} times over")
+    for coding in reversed(names):
+        if coding in ("gzip", "x-gzip", "deflate"):
+            chunks = _inflated(chunks, coding)
+    return chunks
+
+
+def _inflated(chunks: Iterator[bytes], coding: str) -> Iterator[bytes]:
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= 2:
+            break
+    form = _form(head, coding)
+    if form is None:
+        yield head
+        yield from chunks
+        return
+    inflater = zlib.decompressobj(form)
+    taken = given = 0
+    for chunk in itertools.chain((head,), chunks):
+        taken += len(chunk)
+        rest, piece = chunk, b""
+        while rest or len(piece) == _CHUNK:
+            if inflater.eof:
+                if form != _GZIP or not rest.startswith(b"\x1f\x8b"):
+                    return  # what follows is nobody's, as browsers see it
+                inflater = zlib.decompressobj(form)
+            try:
+                piece = inflater.decompress(rest, _CHUNK)
+            except zlib.error:
+                raise ValueError("damaged compressed data") from None
+            rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            given += len(piece)
+            yield piece
+        if taken > given + _MOST_OVERHEAD:
+            raise ValueError("compressed data that come to nothing")
+    if not inflater.eof:
+        raise ValueError("compressed data that break off")
+
+
+def _form(head: bytes, coding: str) -> int | None:
+    """The form of compressed data by their first two bytes; None when they are not compressed."""
+    if coding != "deflate":
+        return _GZIP if head[:2] == b"\x1f\x8b" else None
+    if len(head) < 2:
+        return None
+    is_zlib = head[0] & 0x0F == 8 and int.from_bytes(head[:2]) % 31 == 0  # RFC 1950, 2.2
+    return _ZLIB if is_zlib else _RAW

@@ -23,8 +23,7 @@ from kbo_pipeline.core.errors import (
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.locks import exclusive_lock, is_locked, zip_lock
 from kbo_pipeline.fetch.download import Download
-from kbo_pipeline.fetch.http import Page, Report, Web, same_server
-from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.http import Limits, Page, Report, Web, same_server
 from kbo_pipeline.fetch.pages import read_page
 from kbo_pipeline.fetch.refusals import Refusals
 

@@ -12,15 +12,15 @@ from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name, zi
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.locks import exclusive_lock, zip_lock
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.fetch.limits import Limits
 from kbo_pipeline.fetch.meta import damage, read_extract
 from kbo_pipeline.fetch.refusals import Refusals
 
 if TYPE_CHECKING:
+    from kbo_pipeline.fetch.http import Limits
     from kbo_pipeline.fetch.portal import Portal
 
 
-def open_portal(settings: Settings, limits: Limits | None = None) -> "Portal":
+def open_portal(settings: Settings, limits: "Limits | None" = None) -> "Portal":
     """The portal of these settings; nothing is asked yet.
 
     Raises:

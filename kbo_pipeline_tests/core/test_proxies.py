@@ -19,8 +19,7 @@ from kbo_pipeline.core.errors import PortalError, StorageError
 from kbo_pipeline.core.lake import _make_secrets
 from kbo_pipeline.core.places import S3, Lake
 from kbo_pipeline.core.settings import is_direct, is_own
-from kbo_pipeline.fetch.http import Web
-from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.http import Limits, Web
 from kbo_pipeline.operate.processes.start import answers
 from kbo_pipeline.operate.repair.alerts import Alert, post
 

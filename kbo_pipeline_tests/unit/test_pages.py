@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kbo_pipeline.fetch.content_coding import decoded
+from kbo_pipeline.fetch.http import decoded
 from kbo_pipeline.fetch.pages import _start_tags, read_page
 
 SOUND = [

@@ -17,7 +17,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import duration
 from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract
-from kbo_pipeline.fetch.limits import Limits
+from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
