@@ -13,7 +13,7 @@ from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import Batch, Extract, span_of
 from kbo_pipeline.core.tables import TABLES, Table
-from kbo_pipeline.stage.staging import Staged
+from kbo_pipeline.stage.staged import Staged
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from kbo_pipeline.core.ledger import (
 )
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.stage.staging import Staged
+from kbo_pipeline.stage.staged import Staged
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.stage.staging import Staged, open_staged, staging_file
+from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
 
 _LEDGER = ("import_jobs", "import_job_batches")
 _KEPT = (*_LEDGER, "rejected_row")

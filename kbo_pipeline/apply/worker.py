@@ -24,7 +24,7 @@ from kbo_pipeline.core.database import is_damage, is_transient, worker_limits
 from kbo_pipeline.core.errors import DamagedError, KboError, RegisterError
 from kbo_pipeline.core.extracts import Batch, ExtractKey
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.stage.staging import Staged
+from kbo_pipeline.stage.staged import Staged
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def extract_key(text: str) -> "ExtractKey":
     """
     from kbo_pipeline.core.errors import NotFoundError
     from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.read.extract_names import as_date
+    from kbo_pipeline.read.types import as_date
 
     day = as_date(text)
     if day is None and not (text.isascii() and text.isdigit() and len(text) < 10):

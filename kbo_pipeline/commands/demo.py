@@ -26,7 +26,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 
 _DIRECTORY = Path("data/demo")

@@ -25,7 +25,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     from kbo_pipeline.core.order import import_order
     from kbo_pipeline.fetch.meta import read_extract
     from kbo_pipeline.operate.processes.postgres import start_ahead
-    from kbo_pipeline.publish.publish import published_state_of
+    from kbo_pipeline.read.published import published_state_of
 
     settings = load_settings()
     extracts = [(zip_file, read_extract(zip_file)) for zip_file in zips]

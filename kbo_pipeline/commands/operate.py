@@ -218,7 +218,7 @@ def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":
 @click.option("--seed", default=1, show_default=True, help="The same seed gives the same bytes.")
 def sample(directory: Path, enterprises: int, updates: int, seed: int) -> None:
     """Write made-up extracts: a Full, Updates after it, and a later Full."""
-    from kbo_pipeline.sample import Sample, write_sample
+    from kbo_pipeline.sample.extracts import Sample, write_sample
 
     size = Sample(enterprises=enterprises, seed=seed)
     with bar("writing") as progress:

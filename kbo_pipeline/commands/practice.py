@@ -14,8 +14,8 @@ from kbo_pipeline.core.foreign_errors import run
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ACTIVITY, Table
-from kbo_pipeline.sample import Sample
-from kbo_pipeline.stage.staging import staging_file
+from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline.stage.staged import staging_file
 
 _DIRECTORY = Path("data/practice")
 _KEY = ExtractKey(140, "full")

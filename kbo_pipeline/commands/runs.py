@@ -33,8 +33,9 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.status import failure_message
-from kbo_pipeline.publish.publish import check_rollback, has_extract, published_state_of
-from kbo_pipeline.stage.staging import is_staged
+from kbo_pipeline.publish.publish import check_rollback
+from kbo_pipeline.read.published import has_extract, published_state_of
+from kbo_pipeline.stage.staged import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
 

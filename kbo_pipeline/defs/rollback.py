@@ -17,7 +17,7 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline.publish.publish import check_rollback, rollback
-from kbo_pipeline.read.change_report import remove_report
+from kbo_pipeline.read.report import remove_report
 
 _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 

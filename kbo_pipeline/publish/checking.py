@@ -15,7 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import NOTHING_PUBLISHED
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import TABLES, Table
-from kbo_pipeline.publish import checks_sql as checking_sql
+from kbo_pipeline.publish import checks_sql
 from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
 from kbo_pipeline.read.published import open_published
 
@@ -110,10 +110,10 @@ def _changed_rows(subject: Subject) -> int:
 
 def _gather_touched(database: Database, key: ExtractKey) -> int:
     """Puts aside what speaks of entities that an extract touches; returns how many these are."""
-    database.execute(checking_sql.create_touched(), number=key.number)
+    database.execute(checks_sql.create_touched(), number=key.number)
     for table in TABLES:
-        database.execute(checking_sql.create_part(table))
-    return database.count(f"SELECT count(*) FROM {checking_sql.TOUCHED}")
+        database.execute(checks_sql.create_part(table))
+    return database.count(f"SELECT count(*) FROM {checks_sql.TOUCHED}")
 
 
 def check_published(

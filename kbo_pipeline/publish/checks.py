@@ -14,8 +14,14 @@ from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey, ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted
-from kbo_pipeline.publish import checks_sql as checking_sql
-from kbo_pipeline.read.baseline import FACTOR, LEAST_PAST, LEAST_ROWS, SPREADS, is_anomalous
+from kbo_pipeline.publish import checks_sql
+from kbo_pipeline.read.anomalies import (
+    FACTOR,
+    LEAST_PAST,
+    LEAST_ROWS,
+    SPREADS,
+    is_anomalous,
+)
 
 Severity = Literal["error", "warning"]
 
@@ -99,27 +105,27 @@ class Subject:
 
     def source(self, table: Table) -> str:
         """What is looked at of a table; all of one that holds no numbers of entities: `code`."""
-        if self.touched is not None and checking_sql.number_columns(table):
-            return checking_sql.part(table)
-        return checking_sql.whole(table)
+        if self.touched is not None and checks_sql.number_columns(table):
+            return checks_sql.part(table)
+        return checks_sql.whole(table)
 
     def rows(self, table: Table) -> TableRows:
         """Counts the rows of a table, once."""
         if table not in self._rows:
-            counts = self.database.row(checking_sql.count_rows(table), number=self.key.number)
+            counts = self.database.row(checks_sql.count_rows(table), number=self.key.number)
             self._rows[table] = TableRows(*(counts or (0, 0, 0)))
         return self._rows[table]
 
     def offences(self, table: Table, query: str, what: str, **parameters: Any) -> Found:
         """Runs a query for offences in a table; `what` names them, in the plural."""
-        cursor = self.database.execute(checking_sql.counted(query, SAMPLE_ROWS), **parameters)
+        cursor = self.database.execute(checks_sql.counted(query, SAMPLE_ROWS), **parameters)
         columns = tuple(str(column[0]) for column in cursor.description or ())
         rows = cursor.fetchall()
         count = int(rows[0][-1]) if rows else 0
         text = f"{count:,} {what}" if count else f"no {what}"
         looked_at = (
             "all rows"
-            if self.source(table) == checking_sql.whole(table)
+            if self.source(table) == checks_sql.whole(table)
             else f"rows of the {self.touched:,} entities that {self.key} changes"
         )
         return Found(count, text, columns[:-2], tuple(row[:-2] for row in rows), looked_at)
@@ -145,19 +151,19 @@ class Check:
 
 
 def _shared_keys(subject: Subject, table: Table) -> Found:
-    query = checking_sql.shared_keys(table, subject.source(table))
+    query = checks_sql.shared_keys(table, subject.source(table))
     return subject.offences(table, query, f"values of {table.key} with more than one current row")
 
 
 def _contradictions(subject: Subject, table: Table) -> Found:
     # After a Full, `ledger_equals_rows` knows of all tables but `code` how many rows are current.
     is_counted = subject.key.type == "full" and table in TABLES
-    query = checking_sql.contradictions(table, subject.source(table), is_counted=is_counted)
+    query = checks_sql.contradictions(table, subject.source(table), is_counted=is_counted)
     return subject.offences(table, query, "row versions that overlap", number=subject.key.number)
 
 
 def _without_entity(subject: Subject, table: Table) -> Found:
-    query = checking_sql.without_entity(
+    query = checks_sql.without_entity(
         table, subject.source(table), is_part=subject.touched is not None
     )
     return subject.offences(table, query, "rows without a current entity")
@@ -165,19 +171,19 @@ def _without_entity(subject: Subject, table: Table) -> Found:
 
 def _unknown_codes(subject: Subject, table: Table) -> Found:
     vanished = subject.database.execute(
-        checking_sql.CATEGORIES_WITH_LESS, number=subject.key.number
+        checks_sql.CATEGORIES_WITH_LESS, number=subject.key.number
     ).fetchall()
-    if any(checking_sql.uses_category(table, category) for (category,) in vanished):
+    if any(checks_sql.uses_category(table, category) for (category,) in vanished):
         subject = replace(subject, touched=None)  # rows that nobody touched may have that code
     return subject.offences(
         table,
-        checking_sql.unknown_codes(table, subject.source(table)),
+        checks_sql.unknown_codes(table, subject.source(table)),
         "values with a code that is not in code",
     )
 
 
 def _wrong_check_digits(subject: Subject, table: Table) -> Found:
-    query = checking_sql.wrong_check_digits(table, subject.source(table))
+    query = checks_sql.wrong_check_digits(table, subject.source(table))
     return subject.offences(table, query, "numbers with wrong check digits")
 
 
@@ -185,7 +191,7 @@ def _implausible_dates(subject: Subject, table: Table) -> Found:
     last = subject.snapshot_date + DAYS_AHEAD
     return subject.offences(
         table,
-        checking_sql.implausible_dates(table, subject.source(table)),
+        checks_sql.implausible_dates(table, subject.source(table)),
         f"dates before {FIRST_DATE} or after {last}",
         first=FIRST_DATE,
         last=last,
@@ -212,13 +218,13 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
     total = database.count("SELECT total_batches FROM import_jobs WHERE id = $id", id=str(key))
     ledger = {
         (row[0], row[1]): row[2:]
-        for row in database.execute(checking_sql.LEDGER_OF_EXTRACT, id=str(key)).fetchall()
+        for row in database.execute(checks_sql.LEDGER_OF_EXTRACT, id=str(key)).fetchall()
     }
     staged, members = {}, {}
     if subject.is_staged:
-        rows = database.execute(checking_sql.STAGED_MEMBERS).fetchall()
+        rows = database.execute(checks_sql.STAGED_MEMBERS).fetchall()
         members = {(row[0], row[1]): row[2:] for row in rows}
-        rows = database.execute(checking_sql.staged_rows(key)).fetchall()
+        rows = database.execute(checks_sql.staged_rows(key)).fetchall()
         staged = {(name, operation): count for name, operation, count in rows}
     for table in TABLES:
         opened = closed = unchanged = 0
@@ -247,7 +253,7 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
 
 def _date_before(subject: Subject, table: None) -> Found:
     before = subject.database.row(
-        checking_sql.PUBLISHED_BEFORE, number=subject.key.number, date=subject.snapshot_date
+        checks_sql.PUBLISHED_BEFORE, number=subject.key.number, date=subject.snapshot_date
     )
     if before is None:
         return Found(0, f"no extract before it is of a later day than {subject.snapshot_date}")
@@ -267,7 +273,7 @@ def _inserted(changes: Sequence[int]) -> int:
 
 
 def _rejected_rows(subject: Subject, table: None) -> Found:
-    rows = subject.database.execute(checking_sql.REJECTED_ROWS, key=str(subject.key)).fetchall()
+    rows = subject.database.execute(checks_sql.REJECTED_ROWS, key=str(subject.key)).fetchall()
     text = "no rows set aside"
     if rows:
         file, line, column, reason = rows[0]
@@ -284,7 +290,7 @@ def _unusual_change(subject: Subject, table: Table) -> Found:
     numbers = [
         int(number)
         for (number,) in database.execute(
-            checking_sql.SAME_WEEKDAY,
+            checks_sql.SAME_WEEKDAY,
             number=subject.key.number,
             date=subject.snapshot_date,
             extracts=WEEKDAYS_COMPARED,
@@ -292,7 +298,7 @@ def _unusual_change(subject: Subject, table: Table) -> Found:
     ]
     if len(numbers) < LEAST_PAST:
         return Found(0, f"{len(numbers)} Updates of this weekday: not enough to compare")
-    past = database.execute(checking_sql.rows_of_extracts(table, numbers)).fetchall()
+    past = database.execute(checks_sql.rows_of_extracts(table, numbers)).fetchall()
     now = subject.rows(table)
     unusual = tuple(
         (what, count, int(statistics.median(before)), len(before))
@@ -356,7 +362,7 @@ CHECKS: tuple[Check, ...] = (
         "warning",
         "Each row is about an entity, establishment unit or branch that is in the register now."
         " KBO sometimes removes one and keeps what belonged to it.",
-        tuple(table for table in TABLES if checking_sql.references(table)),
+        tuple(table for table in TABLES if checks_sql.references(table)),
         _without_entity,
     ),
     Check(
@@ -364,7 +370,7 @@ CHECKS: tuple[Check, ...] = (
         "warning",
         "Each code has its meaning in the table `code`. KBO uses some that it never explains, such"
         " as FAX as a kind of contact.",
-        tuple(table for table in TABLES if checking_sql.code_columns(table)),
+        tuple(table for table in TABLES if checks_sql.code_columns(table)),
         _unknown_codes,
     ),
     Check(
@@ -372,7 +378,7 @@ CHECKS: tuple[Check, ...] = (
         "warning",
         "The last two digits of the number of an entity or establishment unit follow from the"
         " eight before them: 97 less their remainder by 97. Otherwise there is a typing error.",
-        tuple(table for table in TABLES if checking_sql.has_check_digits(table)),
+        tuple(table for table in TABLES if checks_sql.has_check_digits(table)),
         _wrong_check_digits,
     ),
     Check(
@@ -380,7 +386,7 @@ CHECKS: tuple[Check, ...] = (
         "warning",
         f"No date is before {FIRST_DATE} or more than {DAYS_AHEAD.days} days after the date of the"
         " data.",
-        tuple(table for table in TABLES if checking_sql.date_columns(table)),
+        tuple(table for table in TABLES if checks_sql.date_columns(table)),
         _implausible_dates,
     ),
     Check(

@@ -15,10 +15,10 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.ledger import LedgerEntry
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.read import state_sql as reading_sql
+from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.state_sql import fill_shown
 from kbo_pipeline.read.views import READ_MARK, create_views, mark
-from kbo_pipeline.stage.staging import Staged
+from kbo_pipeline.stage.staged import Staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def complete(
         )
     with register.database.transaction():
         code = register.apply_rest(staged)
-        names = register.database.count(reading_sql.COUNT_NAMES_RESOLVED, number=key.number)
+        names = register.database.count(state_sql.COUNT_NAMES_RESOLVED, number=key.number)
         ledger.complete_job(key, names)
         check()
         show(register, privacy)

@@ -4,24 +4,28 @@ The newest published files stay: the one that readers open, and older ones as
 `published/<extract key>.duckdb` beside the register at work.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import duckdb
 
 from kbo_pipeline.apply.register import open_register, open_register_to_copy
-from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, OrderError, StorageError
-from kbo_pipeline.core.extracts import Extract, ExtractKey, key_or_none
+from kbo_pipeline.core.checksums import check_blocks
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.disk_space import check_space_to_keep
+from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.publish.publication import Publication, Rollback, complete, completed, roll_back
-from kbo_pipeline.publish.readers_file import show_to_readers
-from kbo_pipeline.read.published import open_published
-from kbo_pipeline.stage.staging import discard_staged, open_staged, staging_file
+from kbo_pipeline.read.published import _unreadable, read_published_state_of
+from kbo_pipeline.read.views import READ_MARK, create_views, mark
+from kbo_pipeline.stage.staged import discard_staged, open_staged, staging_file
 
 
 def publish(
@@ -229,78 +233,60 @@ def _remove_staged(staging_dir: Path, key: ExtractKey) -> None:
     (staging_dir / f"{key}.lock").unlink(missing_ok=True)
 
 
-def is_published(connection: duckdb.DuckDBPyConnection, database: Place, extract: Extract) -> bool:
-    """Tells whether readers have this extract already.
-
-    Raises:
-        OrderError: the register is past it, or has another file under its key.
-    """
-    return has_extract(read_published(connection, database), extract)
-
-
-def has_extract(published: Sequence[tuple[ExtractKey, str]], extract: Extract) -> bool:
-    """Tells whether an extract is among the published ones, or need not be.
+def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
+    """Puts a copy of a register into its place for readers, with the views that it should have.
 
     Args:
-        published: keys and the sha256 of their ZIPs, the newest first.
-        extract: the extract.
+        file: the register at work, which must be detached; or `database` itself.
+        database: the file that readers open.
+        privacy: who is in its views.
 
     Raises:
-        OrderError: the register is past it, or has another file under its key.
+        DamagedError: the register is not what was written; readers keep what they have.
     """
-    for key, sha256 in published:
-        if key == extract.key and sha256 != extract.sha256:
-            raise OrderError(
-                f"{key}: published from another file (sha256 {sha256[:12]}, this one has"
-                f" {extract.sha256[:12]}); keep the one that is published"
-            )
-        if key.number == extract.key.number:
-            return True  # a Full and an Update of one number lead to the same state
-    if published and extract.key.number <= published[0][0].number:
-        check_order(extract.key, published[0][0])
-    return False
+    check_blocks(file)
+    with replace_atomically(database) as temporary:
+        shutil.copyfile(file, temporary)
+        if has_views(temporary, privacy):
+            return
+        with duckdb.connect(str(temporary)) as connection:
+            check(connection, database)
+            opened = Database(connection)
+            with opened.transaction():
+                migrate(opened)
+                for statement in create_views(privacy):
+                    opened.execute(statement)
+            connection.execute("CHECKPOINT")
 
 
-def read_published(
-    connection: duckdb.DuckDBPyConnection, database: Place
-) -> list[tuple[ExtractKey, str]]:
-    """The published extracts with the sha256 of their ZIPs, the newest first.
-
-    Raises:
-        RegisterError: the file is no register.
-    """
-    return list(read_published_state_of(connection, database).published)
-
-
-def read_published_state_of(
-    connection: duckdb.DuckDBPyConnection, database: Place
-) -> PublishedState:
-    """What readers are told of extracts.
-
-    Nothing when nothing is published. Nothing too when somebody has the file open for writing:
-    nothing may stop us then.
+def has_views(database: Path, privacy: Privacy) -> bool:
+    """Tells whether the views of a published file are those that would be made for it now.
 
     Raises:
-        RegisterError: the file is no register.
-        StorageError: a shared register does not answer.
+        RegisterError: the file is no register, or somebody has it open for writing.
     """
     try:
-        with open_published(connection, database) as standing:
-            return standing
-    except NotReadyError:
-        return PublishedState()
-    except StorageError:
-        if isinstance(database, Path):
-            return PublishedState()
-        raise
+        with duckdb.connect(str(database), read_only=True) as connection:
+            return connection.execute(READ_MARK).fetchall() == [(mark(privacy),)]
+    except duckdb.Error as error:
+        raise _unreadable(database, error) from None
 
 
-def published_state_of(database: Place) -> PublishedState:
-    """What `read_standing_of` says, on a connection of its own.
+def renew_views(database: Path, privacy: Privacy) -> bool:
+    """Makes the views of the published file anew, where they are not those that it should have.
+
+    They may be of another version, or made with another `KBO_PRIVACY`. The caller holds the lock of
+    the register at work.
+
+    Returns:
+        False when nothing had to be done.
 
     Raises:
-        RegisterError: the file is no register.
-        StorageError: a shared register does not answer.
+        RegisterError: the file is no register, or somebody has it open for writing.
+        StorageError: there is no room for a second copy.
     """
-    with duckdb.connect(":memory:") as connection:
-        return read_published_state_of(connection, database)
+    if not database.exists() or has_views(database, privacy):
+        return False
+    check_space_to_keep("views", database.parent, database.stat().st_size)
+    show_to_readers(database, database, privacy)
+    return True

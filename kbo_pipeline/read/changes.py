@@ -10,11 +10,9 @@ from dataclasses import dataclass
 import duckdb
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.read import changes_sql
-from kbo_pipeline.read import queries as looking_up_sql
-from kbo_pipeline.read.extract_names import ExtractName, named
+from kbo_pipeline.read import changes_sql, queries
 from kbo_pipeline.read.kinds import KINDS
-from kbo_pipeline.read.types import PublishedExtract
+from kbo_pipeline.read.types import ExtractName, PublishedExtract, named
 
 _FETCHED = 10_000
 
@@ -49,7 +47,7 @@ def published_key(connection: duckdb.DuckDBPyConnection, extract: ExtractName) -
         ExtractError: the text is no name of an extract.
         NotFoundError: it is not published; says what is.
     """
-    rows = connection.execute(looking_up_sql.EXTRACTS).fetchall()
+    rows = connection.execute(queries.EXTRACTS).fetchall()
     return ExtractKey.parse(named([PublishedExtract(*row) for row in rows], extract).key)
 
 

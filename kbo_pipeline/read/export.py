@@ -20,10 +20,9 @@ from kbo_pipeline.core.errors import ExportError, NotReadyError
 from kbo_pipeline.core.files import replace_directory
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Privacy, Settings
-from kbo_pipeline.read.profile_sql import source
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.state_sql import fill_shown
-from kbo_pipeline.read.views import export_queries
+from kbo_pipeline.read.views import export_queries, source
 
 MANIFEST = "manifest.json"
 FORMAT = "kbo_pipeline export 1"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kbo_pipeline.read.baseline import LEAST_PAST
+from kbo_pipeline.read.anomalies import LEAST_PAST
 
 _THIS, _PAST, _USUAL = "#d4572a", "#9db4c8", "#333333"
 _INCHES, _DOTS = (9.0, 3.6), 100

@@ -4,21 +4,40 @@ It is the register at work, byte by byte, as that was when it was published; onl
 `KBO_PRIVACY` has changed since, its views are made for it alone.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core.database import is_damage, literal
-from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, detach, files_unreachable
+from kbo_pipeline.core import schema_sql
+from kbo_pipeline.core.database import Database, is_damage, literal
+from kbo_pipeline.core.errors import (
+    DamagedError,
+    NotReadyError,
+    OrderError,
+    RegisterError,
+    StorageError,
+)
+from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.lake import (
+    NOTHING_PUBLISHED,
+    WORK,
+    attach_to_read,
+    detach,
+    files_unreachable,
+)
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
+from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.schema import _check_version, _has_ledger, _version, create, layout_of
+from kbo_pipeline.core.schema_sql import VERSION_TABLE
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.read import state_sql as reading_sql
-from kbo_pipeline.read.older import hide, show_to_reader
+from kbo_pipeline.read import state_sql
+from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
+from kbo_pipeline.read.views import create_views
 
 
 @contextmanager
@@ -102,5 +121,148 @@ def content_hash(connection: duckdb.DuckDBPyConnection) -> str:
 
     It does not depend on the order of rows in the file; compare it within one version of DuckDB.
     """
-    rows = connection.execute(f"{reading_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
+    rows = connection.execute(f"{state_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
     return sha256(repr(rows).encode()).hexdigest()
+
+
+_SHOWN = "shown"
+"""What shows an older register as one of today."""
+
+
+def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Place) -> str:
+    """Shows an attached register as one of today; what shows it is the default database then.
+
+    One of today shows itself. Before an older one come views in memory, in which what it lacks has
+    no values, or no rows; they leave out whom its own views leave out.
+
+    Args:
+        connection: an in-memory DuckDB.
+        name: what the register is attached as.
+        place: where it is.
+
+    Returns:
+        The name of what shows it; `hide` takes that away.
+
+    Raises:
+        RegisterError: the register is of a newer version than this program.
+    """
+    at_work = "main" if isinstance(place, Path) else WORK
+    version = _version(connection, layout_of(connection, name, at_work), f"{name}.{at_work}")
+    _check_version(version, place)
+    layout = layout_of(connection, name, "main")
+    today = _todays_layout()
+    is_whole = all(columns.keys() <= layout.get(table, {}).keys() for table, columns in today)
+    if (is_whole and HIDDEN_BEFORE not in layout) or not _has_ledger(layout):
+        connection.execute(f"USE {name}")
+        return name
+    connection.execute(schema_sql.attach_empty(_SHOWN))
+    try:
+        connection.execute(f"USE {_SHOWN}")
+        for table, columns in today:
+            there = layout.get(table, {}).keys()
+            connection.execute(schema_sql.show_older(table, f"{name}.main", columns, there))
+        leaves_out = bool({SHOWN, HIDDEN_BEFORE} & layout.keys())
+        for statement in create_views("legal-persons" if leaves_out else "full"):
+            connection.execute(statement)
+    except duckdb.Error:
+        hide(connection, _SHOWN)
+        raise
+    return _SHOWN
+
+
+def hide(connection: duckdb.DuckDBPyConnection, shown: str) -> None:
+    """Takes away what `show_to_reader` has made; the register stays attached."""
+    connection.execute("USE memory")
+    if shown == _SHOWN:
+        connection.execute(f"DETACH {_SHOWN}")
+
+
+@functools.cache
+def _todays_layout() -> tuple[tuple[str, Mapping[str, str]], ...]:
+    """What readers see of a register of today: the columns of its tables."""
+    with duckdb.connect(":memory:") as connection:
+        create(Database(connection), is_shared=True)
+        layout = layout_of(connection, "memory", "main")
+    return tuple((table, layout[table]) for table in layout if table != VERSION_TABLE)
+
+
+def is_published(connection: duckdb.DuckDBPyConnection, database: Place, extract: Extract) -> bool:
+    """Tells whether readers have this extract already.
+
+    Raises:
+        OrderError: the register is past it, or has another file under its key.
+    """
+    return has_extract(read_published(connection, database), extract)
+
+
+def has_extract(published: Sequence[tuple[ExtractKey, str]], extract: Extract) -> bool:
+    """Tells whether an extract is among the published ones, or need not be.
+
+    Args:
+        published: keys and the sha256 of their ZIPs, the newest first.
+        extract: the extract.
+
+    Raises:
+        OrderError: the register is past it, or has another file under its key.
+    """
+    for key, zip_hash in published:
+        if key == extract.key and zip_hash != extract.sha256:
+            raise OrderError(
+                f"{key}: published from another file (sha256 {zip_hash[:12]}, this one has"
+                f" {extract.sha256[:12]}); keep the one that is published"
+            )
+        if key.number == extract.key.number:
+            return True  # a Full and an Update of one number lead to the same state
+    if published and extract.key.number <= published[0][0].number:
+        check_order(extract.key, published[0][0])
+    return False
+
+
+def read_published(
+    connection: duckdb.DuckDBPyConnection, database: Place
+) -> list[tuple[ExtractKey, str]]:
+    """The published extracts with the sha256 of their ZIPs, the newest first.
+
+    Raises:
+        RegisterError: the file is no register.
+    """
+    return list(read_published_state_of(connection, database).published)
+
+
+def read_published_state_of(
+    connection: duckdb.DuckDBPyConnection, database: Place
+) -> PublishedState:
+    """What readers are told of extracts.
+
+    Nothing when nothing is published. Nothing too when somebody has the file open for writing:
+    nothing may stop us then.
+
+    Raises:
+        RegisterError: the file is no register.
+        StorageError: a shared register does not answer.
+    """
+    try:
+        with open_published(connection, database) as standing:
+            return standing
+    except NotReadyError:
+        return PublishedState()
+    except StorageError:
+        if isinstance(database, Path):
+            return PublishedState()
+        raise
+
+
+def published_state_of(database: Place) -> PublishedState:
+    """What `read_standing_of` says, on a connection of its own.
+
+    Raises:
+        RegisterError: the file is no register.
+        StorageError: a shared register does not answer.
+    """
+    with duckdb.connect(":memory:") as connection:
+        return read_published_state_of(connection, database)
+
+
+def published_at(published: Sequence[tuple[ExtractKey, str]], number: int) -> ExtractKey | None:
+    """The extract of a number among the published ones; None when there is none."""
+    return next((key for key, _ in published if key.number == number), None)

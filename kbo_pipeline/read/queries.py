@@ -17,8 +17,8 @@ from kbo_pipeline.core.tables import (
     Table,
 )
 from kbo_pipeline.read.changes_sql import is_enterprise_number, main_names
-from kbo_pipeline.read.profile_sql import SEAT
 from kbo_pipeline.read.state_sql import SHOWN, address_order
+from kbo_pipeline.read.views import SEAT
 
 UNITS = tuple(table for table in TABLES if table.unique_key and table is not ENTERPRISE)
 """The tables of what belongs to an enterprise and has a number of its own."""

@@ -26,10 +26,17 @@ from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import changes, search
 from kbo_pipeline.read import queries as sql
 from kbo_pipeline.read.changes import Change
-from kbo_pipeline.read.extract_names import ExtractName, named, state_at
 from kbo_pipeline.read.lookup import look_up
-from kbo_pipeline.read.older import show_to_reader
-from kbo_pipeline.read.types import Enterprise, Language, Match, PublishedExtract
+from kbo_pipeline.read.published import show_to_reader
+from kbo_pipeline.read.types import (
+    Enterprise,
+    ExtractName,
+    Language,
+    Match,
+    PublishedExtract,
+    named,
+    state_at,
+)
 
 
 def read_register(path: str | Path | None = None) -> "PublishedRegister":

@@ -14,7 +14,7 @@ from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.locks import pause, resume
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.stack.test_failed_batches import BAD
 from kbo_pipeline_tests.support.browser import (
     COLUMNS,

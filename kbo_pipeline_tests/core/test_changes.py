@@ -21,7 +21,7 @@ from kbo_pipeline.read.changes import (
     published_key,
 )
 from kbo_pipeline.read.kinds import KINDS
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.zips import Row, write_extract
 

@@ -15,8 +15,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
-from kbo_pipeline.read.baseline import is_anomalous
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.read.anomalies import is_anomalous
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.support.zips import Row, snapshot_date, write_extract

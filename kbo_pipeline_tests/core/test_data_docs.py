@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.tools import data_docs

@@ -23,7 +23,7 @@ from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.read.export import FORMAT, MANIFEST, write_export
 from kbo_pipeline.read.views import PROFILE
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core, current_rows, sorted_rows
 from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.support.processes import wait_until

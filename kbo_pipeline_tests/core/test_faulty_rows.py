@@ -165,7 +165,7 @@ def test_what_the_zip_holds_is_accounted_for_before_readers_see_it(
 ) -> None:
     """The check stops a publication when a record is neither applied nor set aside."""
     from kbo_pipeline.core.errors import CheckFailedError
-    from kbo_pipeline.stage.staging import staging_file
+    from kbo_pipeline.stage.staged import staging_file
 
     core.stage(write_extract(tmp_path, FULL, rows_for(NUMBERS, "a")))
     with duckdb.connect(str(staging_file(core.staging_dir, FULL))) as connection:

@@ -9,15 +9,16 @@ import duckdb
 import pytest
 from click.testing import CliRunner
 
-from kbo_pipeline import NotFoundError, RegisterError, read_register
 from kbo_pipeline.cli import main
+from kbo_pipeline.core.errors import NotFoundError, RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.publish.readers_file import renew_views
-from kbo_pipeline.read.change_report import make_report
+from kbo_pipeline.publish.publish import renew_views
 from kbo_pipeline.read.export import write_export
-from kbo_pipeline.read.older import show_to_reader
+from kbo_pipeline.read.published import show_to_reader
+from kbo_pipeline.read.register import read_register
+from kbo_pipeline.read.report import make_report
 from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
 from kbo_pipeline.read.views import create_views, macro_queries, view_queries
 from kbo_pipeline_tests.support.core import Core

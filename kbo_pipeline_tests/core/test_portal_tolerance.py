@@ -20,7 +20,7 @@ from kbo_pipeline.core.errors import ExtractError, PortalError, PortalRefusedErr
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.fetch import download
 from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
-from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline_tests.core.test_portal import SHORT
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, Kind

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import kbo_pipeline
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import Core
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "python.md").read_text()

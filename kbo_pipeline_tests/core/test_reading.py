@@ -13,18 +13,12 @@ import duckdb
 import pytest
 
 import kbo_pipeline
-from kbo_pipeline import (
-    ExtractError,
-    NotFoundError,
-    PublishedRegister,
-    RegisterError,
-    read_register,
-)
+from kbo_pipeline.core.errors import ExtractError, NotFoundError, RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.read.extract_names import named, state_at
-from kbo_pipeline.read.types import HistoryEvent, PublishedExtract
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.read.register import PublishedRegister, read_register
+from kbo_pipeline.read.types import HistoryEvent, PublishedExtract, named, state_at
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.bakery import (
     BAKER,
     BEGAN,

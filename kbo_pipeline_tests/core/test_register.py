@@ -30,9 +30,8 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.tables import CODE, TABLES
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.publish.publish import is_published, read_published
-from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.stage.staging import staging_file
+from kbo_pipeline.read.published import content_hash, is_published, read_published
+from kbo_pipeline.stage.staged import staging_file
 from kbo_pipeline_tests.support.core import Core, current_rows, rows_of, sorted_rows
 from kbo_pipeline_tests.support.zips import Row, keys_for, rows_for, write_extract
 

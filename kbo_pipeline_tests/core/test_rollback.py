@@ -14,8 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publish.publication import completed
-from kbo_pipeline.publish.publish import is_published, read_published_state_of
-from kbo_pipeline.read.published import content_hash
+from kbo_pipeline.read.published import content_hash, is_published, read_published_state_of
 from kbo_pipeline_tests.support.core import Core, publication_of
 from kbo_pipeline_tests.support.zips import Row, keys_for, write_extract
 from kbo_pipeline_tests.support.zips import rows_for as rows_of_tables

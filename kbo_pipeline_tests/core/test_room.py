@@ -11,7 +11,7 @@ from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.fetch.zips import keep_zip
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 
 FULL = ExtractKey(140, "full")
 

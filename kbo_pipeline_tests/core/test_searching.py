@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline import NotFoundError, PublishedRegister
+from kbo_pipeline.core.errors import NotFoundError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.read.register import PublishedRegister
 from kbo_pipeline_tests.support.bakery import BAKER, LATE, PERSON, SHOP, STALL, make_bakery
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.zips import Row, write_extract

@@ -33,7 +33,8 @@ from kbo_pipeline.core.tables import (
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.stage import staging
 from kbo_pipeline.stage.faults import Fault, RejectedError
-from kbo_pipeline.stage.staging import Staged, discard_staged, stage, staging_file
+from kbo_pipeline.stage.staged import Staged, discard_staged, staging_file
+from kbo_pipeline.stage.staging import stage
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.zips import (
     Row,

@@ -10,7 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from kbo_pipeline import NotFoundError, PublishedRegister
+from kbo_pipeline.core.errors import NotFoundError
+from kbo_pipeline.read.register import PublishedRegister
 from kbo_pipeline_tests.support.bakery import (
     BAKER,
     BRANCH,

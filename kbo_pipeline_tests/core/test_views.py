@@ -18,9 +18,9 @@ from kbo_pipeline.operate.repair.disk_checks import check_published
 from kbo_pipeline.operate.repair.repair import repair_installation
 from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.copy import copy_register
-from kbo_pipeline.publish.readers_file import has_views, renew_views
+from kbo_pipeline.publish.publish import has_views, renew_views
 from kbo_pipeline.read.views import macro_queries, view_queries
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.zips import Row, write_extract
 

@@ -19,8 +19,7 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, newest_known
-from kbo_pipeline.publish.publish import read_published
-from kbo_pipeline.read.published import content_hash
+from kbo_pipeline.read.published import content_hash, read_published
 from kbo_pipeline_tests.core.test_rollback import FULL, NUMBERS, UPDATE, apply_some, rows_for
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.zips import keys_for, write_extract

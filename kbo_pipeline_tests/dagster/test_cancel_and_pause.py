@@ -31,7 +31,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelled
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, Progress
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.stack.test_recovery import (
     EXTRACT,
     KBO,

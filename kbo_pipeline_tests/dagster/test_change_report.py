@@ -13,12 +13,17 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.read.anomalies import MOST, Counts, Standout, find_anomalies
-from kbo_pipeline.read.change_report import make_report, remove_report, report_directory
 from kbo_pipeline.read.changes import iterate_changes
 from kbo_pipeline.read.plot import Bars, draw
-from kbo_pipeline.read.report import EXAMPLES, ChangeReport
-from kbo_pipeline.read.report_page import escaped
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.read.report import (
+    EXAMPLES,
+    ChangeReport,
+    escaped,
+    make_report,
+    remove_report,
+    report_directory,
+)
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 

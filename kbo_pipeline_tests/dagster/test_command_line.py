@@ -17,7 +17,7 @@ import pytest
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import (
     REPOSITORY,
     Pipeline,

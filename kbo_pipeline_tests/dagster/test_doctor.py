@@ -44,7 +44,7 @@ from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.poll import Poll
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.core.test_room import announcing
 from kbo_pipeline_tests.dagster.test_portal_sensor import forget_everything
 from kbo_pipeline_tests.support.core import Core

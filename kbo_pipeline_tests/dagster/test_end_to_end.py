@@ -12,7 +12,7 @@ import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, DENOMINATION, ENTERPRISE, Table
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import rows_of, sorted_rows
 from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.support.state_page import unnamed

@@ -22,7 +22,7 @@ from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.read.export import MANIFEST
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.server import running_server

@@ -20,7 +20,7 @@ from kbo_pipeline.fetch.inbox import (
     in_number_order,
     settled,
 )
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.support.processes import at_once, noise_in_logs
 from kbo_pipeline_tests.support.server import Server, running_server

@@ -19,7 +19,7 @@ from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.partitions import register_extract
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.support.processes import at_once, wait_until
 from kbo_pipeline_tests.support.server import running_server

@@ -39,7 +39,7 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.recovery import resume_retries
 from kbo_pipeline.operate.runs.status import is_over, read_status
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.year import Year
 

@@ -12,8 +12,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.operate.repair.repair import read_recorded
 from kbo_pipeline.operate.runs.partitions import register_extract, staging_asset
-from kbo_pipeline.sample import Sample, write_sample
-from kbo_pipeline.stage.staging import staging_file
+from kbo_pipeline.sample.extracts import Sample, write_sample
+from kbo_pipeline.stage.staged import staging_file
 from kbo_pipeline_tests.core.test_witness import chain_of, flip, hash_of
 from kbo_pipeline_tests.dagster.test_postgres import leave
 from kbo_pipeline_tests.stack.test_failed_batches import BAD

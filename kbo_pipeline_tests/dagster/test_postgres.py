@@ -34,7 +34,7 @@ from kbo_pipeline.operate.processes.postgres import (
     moved_aside,
     sqlalchemy_url,
 )
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline
 
 ROOT = Path(kbo_pipeline.__file__).parents[1]

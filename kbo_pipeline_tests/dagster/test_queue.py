@@ -28,7 +28,7 @@ from kbo_pipeline.operate.runs.progress import (
     extract_of,
 )
 from kbo_pipeline.operate.runs.status import failure_message
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.dagster.test_postgres import embedded, leave, password_server
 from kbo_pipeline_tests.support.pipeline import Pipeline
 

@@ -13,7 +13,7 @@ from kbo_pipeline.core.extracts import BatchKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 
 

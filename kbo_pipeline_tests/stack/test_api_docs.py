@@ -15,7 +15,7 @@ from dagster_graphql.schema import create_schema
 from graphql import parse, validate
 
 from kbo_pipeline.commands.practice import damage
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.stack.test_failed_batches import BAD
 from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.support.processes import wait_until

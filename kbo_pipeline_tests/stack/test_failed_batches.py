@@ -10,7 +10,7 @@ import pytest
 
 from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.lakes import ASKED_FOR
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations, partition_states
 from kbo_pipeline_tests.support.server import running_server

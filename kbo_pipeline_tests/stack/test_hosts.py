@@ -11,7 +11,7 @@ import psutil
 import pytest
 import requests
 
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.dagster.test_postgres import password_server
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.hosts import Host, hosts, wait_for, why_not

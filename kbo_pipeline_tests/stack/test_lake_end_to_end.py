@@ -10,7 +10,7 @@ import pytest
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core, rows_of, sorted_rows
 from kbo_pipeline_tests.support.lakes import new_lake, variables
 from kbo_pipeline_tests.support.pipeline import Pipeline

@@ -17,7 +17,7 @@ from kbo_pipeline.core.lake import attach_to_read
 from kbo_pipeline.core.places import S3
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.register import read_register
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.lakes import new_lake, variables
 from kbo_pipeline_tests.support.pipeline import Pipeline

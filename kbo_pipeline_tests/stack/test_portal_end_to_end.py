@@ -17,7 +17,7 @@ import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import rows_of, sorted_rows
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.support.lakes import ASKED_FOR

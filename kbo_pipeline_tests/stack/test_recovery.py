@@ -52,7 +52,7 @@ from kbo_pipeline.operate.runs.recovery import end_dead_runs, resume_retries
 from kbo_pipeline.operate.runs.workers import is_dead
 from kbo_pipeline.operate.runtime import Runtime, runtime_prefix
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.dagster.test_postgres import kill_and_wait
 from kbo_pipeline_tests.dagster.test_postgres import server as postgres_of
 from kbo_pipeline_tests.support.core import Core

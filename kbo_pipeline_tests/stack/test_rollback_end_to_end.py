@@ -15,7 +15,7 @@ from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.sample import Sample, write_sample
+from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.core.test_rollback import READER
 from kbo_pipeline_tests.stack.test_failed_batches import BAD
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations, partition_states

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.dagster.test_postgres import PASSWORD, password_server
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.support.pipeline import Pipeline, fetch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
 from kbo_pipeline_tests.support.processes import Terminal, started, wait_until
 

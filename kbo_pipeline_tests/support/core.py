@@ -20,10 +20,11 @@ from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
 from kbo_pipeline.publish.checking import CheckResult
 from kbo_pipeline.publish.publication import Publication, Rollback
-from kbo_pipeline.publish.publish import publish, published_state_of, rollback
-from kbo_pipeline.read.published import content_hash
+from kbo_pipeline.publish.publish import publish, rollback
+from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline.read.register import PublishedRegister, read_register
-from kbo_pipeline.stage.staging import Staged, open_staged, stage
+from kbo_pipeline.stage.staged import Staged, open_staged
+from kbo_pipeline.stage.staging import stage
 from kbo_pipeline_tests.support.lakes import ASKED_FOR, lake_of, variables
 from kbo_pipeline_tests.support.zips import Row
 

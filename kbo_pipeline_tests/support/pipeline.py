@@ -20,8 +20,7 @@ from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.runs.partitions import kbo_batches
-from kbo_pipeline.publish.publish import published_state_of
-from kbo_pipeline.read.published import open_published
+from kbo_pipeline.read.published import open_published, published_state_of
 from kbo_pipeline_tests.support.core import publication_of
 from kbo_pipeline_tests.support.lakes import ASKED_FOR, lake_of, variables
 

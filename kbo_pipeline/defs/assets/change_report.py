@@ -14,7 +14,7 @@ from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import PUBLISHED
-from kbo_pipeline.read.change_report import PLOT_FILE, make_report
+from kbo_pipeline.read.report import PLOT_FILE, make_report
 
 
 @dg.asset(

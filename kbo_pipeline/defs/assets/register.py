@@ -35,7 +35,7 @@ from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
 from kbo_pipeline.operate.runs.events import reported
 from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
-from kbo_pipeline.stage.staging import Staged
+from kbo_pipeline.stage.staged import Staged
 
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top

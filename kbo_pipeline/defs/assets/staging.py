@@ -16,9 +16,10 @@ from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset
 from kbo_pipeline.operate.runs.progress import REJECTED_ROWS, WARNINGS
-from kbo_pipeline.publish.publish import is_published
+from kbo_pipeline.read.published import is_published
 from kbo_pipeline.stage.faults import reported
-from kbo_pipeline.stage.staging import open_staged, stage, staging_file
+from kbo_pipeline.stage.staged import open_staged, staging_file
+from kbo_pipeline.stage.staging import stage
 
 
 @dg.multi_asset(

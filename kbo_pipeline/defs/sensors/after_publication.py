@@ -11,8 +11,7 @@ from kbo_pipeline.fetch.zips import kept_zips
 from kbo_pipeline.operate.repair.rebuild import kept_keys
 from kbo_pipeline.operate.runs.priority import last_in_queue
 from kbo_pipeline.operate.runs.progress import Progress
-from kbo_pipeline.publish.publish import published_state_of
-from kbo_pipeline.publish.verification import published_at
+from kbo_pipeline.read.published import published_at, published_state_of
 
 
 @dg.sensor(

@@ -30,8 +30,7 @@ from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.operate.runs.progress import INBOX_TAG, Progress, is_retried, newest_published
 from kbo_pipeline.operate.runs.status import error_of_run, failure_message, step_failure
-from kbo_pipeline.publish.publish import has_extract, published_state_of
-from kbo_pipeline.publish.verification import published_at
+from kbo_pipeline.read.published import has_extract, published_at, published_state_of
 
 CHECKING_SECONDS = 20.0
 """After how long a tick checks no further ZIP: it is given 60 s, and one may take 20."""

@@ -24,7 +24,7 @@ from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.poll import _STORED_AS, Poll, read_poll
 from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.operate.runs.progress import Progress, newest_published
-from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 if TYPE_CHECKING:
     from kbo_pipeline.fetch.portal import Offer, Portal

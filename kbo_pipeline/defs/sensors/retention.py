@@ -18,9 +18,9 @@ from kbo_pipeline.operate.runs.progress import (
     runs_about,
 )
 from kbo_pipeline.operate.runs.retention import forget_extract
-from kbo_pipeline.publish.publish import published_state_of
-from kbo_pipeline.read.change_report import remove_report
-from kbo_pipeline.stage.staging import staging_file
+from kbo_pipeline.read.published import published_state_of
+from kbo_pipeline.read.report import remove_report
+from kbo_pipeline.stage.staged import staging_file
 
 _SECONDS_A_TICK = 20.0
 """After so long the next tick goes on: a sensor is given 60 s."""

@@ -25,7 +25,7 @@ from kbo_pipeline.operate.runs.progress import (
     runs_about,
 )
 from kbo_pipeline.operate.runs.status import error_of_run
-from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 Kind = Literal["failed", "gap", "stale", "refused"]
 

@@ -39,7 +39,7 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.status import error_of_run
 from kbo_pipeline.operate.runs.workers import is_dead
-from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 _SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere
 _SILENT_SECONDS = 180.0  # heartbeats and ticks come every 30 s or more often

@@ -21,8 +21,8 @@ from kbo_pipeline.core.text import counted, first_line, megabytes
 from kbo_pipeline.operate.parts import ui_address
 from kbo_pipeline.operate.processes.start import answers, start_lock
 from kbo_pipeline.operate.repair.findings import Finding, found_error
-from kbo_pipeline.publish.publish import published_state_of
-from kbo_pipeline.publish.readers_file import has_views
+from kbo_pipeline.publish.publish import has_views
+from kbo_pipeline.read.published import published_state_of
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.processes.postgres import moved_aside
 from kbo_pipeline.operate.repair.disk_checks import holder_if_any, start_process
 from kbo_pipeline.operate.repair.findings import Finding
-from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 _OLD_SECONDS = 86_400.0  # no import and no download takes so long
 _MOST_NAMED = 3

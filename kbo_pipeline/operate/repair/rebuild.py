@@ -17,7 +17,7 @@ from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip
 from kbo_pipeline.publish.copy import replace_shared
 from kbo_pipeline.publish.publication import complete
-from kbo_pipeline.publish.readers_file import show_to_readers
+from kbo_pipeline.publish.publish import show_to_readers
 from kbo_pipeline.stage.staging import stage
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]

@@ -33,8 +33,8 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.retention import forget_batches, forget_extract
 from kbo_pipeline.publish import publication
-from kbo_pipeline.publish.readers_file import renew_views
-from kbo_pipeline.read.change_report import remove_report
+from kbo_pipeline.publish.publish import renew_views
+from kbo_pipeline.read.report import remove_report
 
 
 def read_recorded(instance: dg.DagsterInstance) -> Recorded:

@@ -26,9 +26,8 @@ from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.publish.publication import roll_back
-from kbo_pipeline.publish.publish import kept_files
-from kbo_pipeline.publish.readers_file import show_to_readers
-from kbo_pipeline.stage.staging import is_staged
+from kbo_pipeline.publish.publish import kept_files, show_to_readers
+from kbo_pipeline.stage.staged import is_staged
 
 
 @dataclass(frozen=True)

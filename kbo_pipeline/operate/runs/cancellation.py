@@ -22,7 +22,7 @@ from kbo_pipeline.operate.runs.claims import OWN_RUN, claim, claim_file
 from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, Progress, extract_of, is_retried
 from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.workers import is_dead
-from kbo_pipeline.publish.publish import published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
 _LOOK_SECONDS = 0.3

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from kbo_pipeline.core.extracts import key_in_file_name
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.tools.bench.measuring import Measurement
 from kbo_pipeline_tests.tools.bench.ours import Ours

@@ -28,7 +28,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ENTERPRISE
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core, open_to_read
 from kbo_pipeline_tests.support.lakes import new_lake
 from kbo_pipeline_tests.tools.bench import lake_page, page

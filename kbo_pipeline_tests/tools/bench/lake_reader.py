@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from kbo_pipeline import read_register
+from kbo_pipeline.read.register import read_register
 
 _TIMES_OPEN = 20
 """How often a register that is open is asked, before it is opened anew."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from kbo_pipeline import read_register
+from kbo_pipeline.read.register import read_register
 
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
 _QUERIES = ("Restaurants and cafés of a postcode", "Enterprises by section and province")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 
 WHOLE = 1_940_000
 """Enterprises of the real register, November 2025."""

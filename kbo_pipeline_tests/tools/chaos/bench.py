@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.runtime import runtime_prefix
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kbo_pipeline.apply.register import Register
     from kbo_pipeline.core.extracts import Batch, ExtractKey
     from kbo_pipeline.core.settings import Settings
-    from kbo_pipeline.stage.staging import Staged
+    from kbo_pipeline.stage.staged import Staged
     from kbo_pipeline_tests.support.core import Core
 
 BATCH_ROWS, MAX_BATCHES = 200, 6
@@ -129,7 +129,7 @@ def published(core: "Core") -> int | None:
     """The number of the newest published extract."""
     import duckdb
 
-    from kbo_pipeline.publish.publish import read_published
+    from kbo_pipeline.read.published import read_published
 
     with duckdb.connect(":memory:") as connection:
         found = read_published(connection, core.database)

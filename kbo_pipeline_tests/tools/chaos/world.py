@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import fetch

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.lakes import new_lake, server_directory
 from kbo_pipeline_tests.tools.soak.harm import Harm
 from kbo_pipeline_tests.tools.soak.importing import Importer

@@ -15,7 +15,7 @@ from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Shared
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.tools.soak.harm import Harm
 
