@@ -20,9 +20,9 @@ from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import indented, listed, union_all
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.publish import verification
 from kbo_pipeline.read.published import open_published, published_at
 from kbo_pipeline.stage.staged import open_staged
 from kbo_pipeline.stage.staging import stage
@@ -207,13 +207,13 @@ def _compare(
 
 def _drift(database: Database, key: ExtractKey, table: Table) -> Drift:
     number = {"number": key.number}
-    ((in_zip, in_register),) = database.execute(verification.count_rows(table), **number).fetchall()
-    for statement in verification.find_drift(table):
+    ((in_zip, in_register),) = database.execute(_count_rows(table), **number).fetchall()
+    for statement in _find_drift(table):
         database.execute(statement, **number)
-    ((only_in_zip, only_in_register),) = database.execute(verification.COUNT_DRIFT).fetchall()
+    ((only_in_zip, only_in_register),) = database.execute(_COUNT_DRIFT).fetchall()
     samples = {
         side: database.execute(
-            verification.sample_drift(table, is_in_zip=side == IN_ZIP), most=SAMPLES
+            _sample_drift(table, is_in_zip=side == IN_ZIP), most=SAMPLES
         ).fetchall()
         for side, rows in ((IN_ZIP, only_in_zip), (IN_REGISTER, only_in_register))
         if rows
@@ -221,41 +221,50 @@ def _drift(database: Database, key: ExtractKey, table: Table) -> Drift:
     return Drift(in_zip, in_register, int(only_in_zip), int(only_in_register), samples)
 
 
-def count_rows(table: Table) -> str:
+def _count_rows(table: Table) -> str:
     """Counts the rows of the Full, each once, and those of the register; binds `$number`."""
-    return (
-        f"SELECT (SELECT count(*) FROM ({incoming(table, 'full')})),"
-        f" (SELECT count(*) FROM ({_held(table)}))"
-    )
+    return f"""SELECT
+    (SELECT count(*) FROM ({indented(incoming(table, "full"))})),
+    (SELECT count(*) FROM ({indented(_state(table))}))"""
 
 
-def find_drift(table: Table) -> tuple[str, ...]:
+def _find_drift(table: Table) -> tuple[str, ...]:
     """Makes `drift`: the rows that are not equally often in both; binds `$number`.
 
     Its last column, `surplus`, says how many times more a row is in the Full; it is negative for a
     row of the register. Only the rows of keys whose hashes differ are compared, so that this is
     quick where there is little drift.
     """
-    new, old = incoming(table, "full"), _held(table)
-    columns, of_keys = ", ".join(table.column_names), f"{table.key} IN (SELECT key FROM temp.keys)"
+    new, old = incoming(table, "full"), _state(table)
+    columns = listed(table.column_names)
+    rows = union_all(
+        f"""SELECT {columns}, {times} AS times
+FROM (
+    {indented(query)}
+)
+WHERE {table.key} IN (SELECT key FROM temp.keys)"""
+        for query, times in ((new, 1), (old, -1))
+    )
     return (
-        f"CREATE OR REPLACE TEMP TABLE keys AS {differing_keys(table, new, old)}",
-        f"CREATE OR REPLACE TEMP TABLE drift AS SELECT {columns}, sum(times) AS surplus FROM ("
-        f"SELECT {columns}, 1 AS times FROM ({new}) WHERE {of_keys}"
-        f" UNION ALL SELECT {columns}, -1 FROM ({old}) WHERE {of_keys}"
-        ") GROUP BY ALL HAVING sum(times) <> 0",
+        f"CREATE OR REPLACE TEMP TABLE keys AS\n{differing_keys(table, new, old)}",
+        f"""CREATE OR REPLACE TEMP TABLE drift AS
+SELECT {columns}, sum(times) AS surplus
+FROM (
+    {indented(rows)}
+)
+GROUP BY ALL
+HAVING sum(times) <> 0""",
     )
 
 
-def _held(table: Table) -> str:
-    return (
-        f"SELECT {', '.join(table.column_names)} FROM main.{table.name}"
-        " WHERE _extract_number <= $number"
-        " AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"
-    )
+def _state(table: Table) -> str:
+    return f"""SELECT {listed(table.column_names)}
+FROM main.{table.name}
+WHERE _extract_number <= $number
+    AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"""
 
 
-COUNT_DRIFT = """
+_COUNT_DRIFT = """
 SELECT coalesce(sum(surplus) FILTER (surplus > 0), 0),
     coalesce(-sum(surplus) FILTER (surplus < 0), 0)
 FROM temp.drift
@@ -263,10 +272,10 @@ FROM temp.drift
 """Counts what only the Full has, and what only the register has."""
 
 
-def sample_drift(table: Table, *, is_in_zip: bool) -> str:
+def _sample_drift(table: Table, *, is_in_zip: bool) -> str:
     """The first rows, `$most` at most, that only the Full has, or only the register."""
-    columns = ", ".join(table.column_names)
-    return (
-        f"SELECT {columns} FROM temp.drift WHERE surplus {'>' if is_in_zip else '<'} 0"
-        f" ORDER BY ALL LIMIT $most"
-    )
+    return f"""SELECT {listed(table.column_names)}
+FROM temp.drift
+WHERE surplus {">" if is_in_zip else "<"} 0
+ORDER BY ALL
+LIMIT $most"""

@@ -7,6 +7,7 @@ The register is the default database.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from kbo_pipeline.core.sql import all_of, indented, listed, union_all, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
@@ -29,7 +30,7 @@ _MOST = 500  # values that one statement asks for
 
 def _any(name: str, count: int) -> str:
     """The placeholders `$name0`, `$name1`, ...: zone maps answer an IN of single values only."""
-    return ", ".join(f"${name}{place}" for place in range(count))
+    return listed((f"${name}{place}" for place in range(count)), by=8)
 
 
 def bind(name: str, values: Iterable[str]) -> dict[str, str]:
@@ -44,8 +45,10 @@ def pieces(name: str, values: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 EXTRACTS = """
-SELECT id, extract_number, extract_type, snapshot_date FROM import_jobs
-WHERE status = 'completed' ORDER BY extract_number DESC, completed_at DESC
+SELECT id, extract_number, extract_type, snapshot_date
+FROM import_jobs
+WHERE status = 'completed'
+ORDER BY extract_number DESC, completed_at DESC
 """
 """The published extracts, the newest first."""
 
@@ -56,66 +59,64 @@ def versions(table: Table, column: str, count: int) -> str:
     DuckDB finds the rows of one value in half the time that it needs for a list of two, because it
     reads the other columns of a part of the table only where the first one matches.
     """
-    columns = f"{', '.join(table.column_names)}, _extract_number, _deleted_at_extract"
-    rows = f"SELECT {columns} FROM main.{table.name} WHERE _extract_number <= $at AND"
+    rows = f"""SELECT {listed((*table.column_names, "_extract_number", "_deleted_at_extract"))}
+FROM main.{table.name}
+WHERE _extract_number <= $at"""
     if count > _FEW:
-        return f"{rows} {column} IN ({_any('number', count)})"
-    return " UNION ALL ".join(f"{rows} {column} = $number{place}" for place in range(count))
+        return f"{rows} AND {column} IN ({_any('number', count)})"
+    return union_all(f"{rows} AND {column} = $number{place}" for place in range(count))
 
 
 def owner(table: Table) -> str:
     """The enterprise of a key `$number` at `$at`; for the tables of `UNITS`."""
-    return (
-        f"SELECT {ENTERPRISE.key} FROM main.{table.name} WHERE {table.key} = $number"
-        " AND _extract_number <= $at AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $at)"
-    )
+    return f"""SELECT {ENTERPRISE.key}
+FROM main.{table.name}
+WHERE {table.key} = $number
+    AND _extract_number <= $at
+    AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $at)"""
 
 
-HIDES = (
-    "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database()"
-    f" AND schema_name = 'main' AND table_name = '{SHOWN}'"
-)
+HIDES = f"""
+SELECT 1
+FROM duckdb_tables()
+WHERE database_name = current_database() AND schema_name = 'main' AND table_name = '{SHOWN}'
+"""
 """Tells whether the register leaves anybody out: no row where it does not."""
 
 
 def shown(count: int) -> str:
     """Those of so many keys `$number0`, ... that are shown, where anybody is left out."""
-    return f"SELECT number FROM main.{SHOWN} WHERE number IN ({_any('number', count)})"
+    return f"SELECT number\nFROM main.{SHOWN}\nWHERE number IN ({_any('number', count)})"
 
 
 def times(table: Table) -> str:
     """When a key `$number` was in the register: the extracts of its versions, the oldest first."""
-    return (
-        f"SELECT _extract_number, _deleted_at_extract FROM main.{table.name}"
-        f" WHERE {table.key} = $number ORDER BY ALL"
-    )
+    return f"""SELECT _extract_number, _deleted_at_extract
+FROM main.{table.name}
+WHERE {table.key} = $number
+ORDER BY ALL"""
 
 
-DESCRIPTIONS = f"SELECT {', '.join(CODE.column_names)} FROM {CODE.name}_at($at)"
+DESCRIPTIONS = f"SELECT {listed(CODE.column_names)}\nFROM {CODE.name}_at($at)"
 """What all codes mean at `$at`."""
 
 
 def descriptions(count: int) -> str:
     """What so many codes `$code0`, ... mean at `$at`, in all categories that have them."""
-    return f"{DESCRIPTIONS} WHERE code IN ({_any('code', count)})"
+    return f"{DESCRIPTIONS}\nWHERE code IN ({_any('code', count)})"
 
 
 PLAIN = "SELECT strip_accents(lower($text))"
 """A text as names are compared."""
 
-NEWEST_NACE = (
-    f"SELECT max(category[5:]) FROM {CODE.name}_at($at)"
-    " WHERE regexp_full_match(category, 'Nace[0-9]{4}')"
-)
+NEWEST_NACE = f"""
+SELECT max(category[5:])
+FROM {CODE.name}_at($at)
+WHERE regexp_full_match(category, 'Nace[0-9]{{4}}')
+"""
 """The newest version of NACE in the code list."""
 
-_RANK = r"""CASE
-    WHEN plain = $phrase THEN 0 WHEN starts_with(plain, $phrase) THEN 1
-    WHEN contains(' ' || plain, ' ' || $phrase)
-        OR contains(regexp_replace(plain, '[^\pL\pN]+', ' ', 'g'), ' ' || $phrase) THEN 2
-    WHEN contains(plain, $phrase) THEN 3 ELSE 4 END"""
-
-_CURRENT_UNITS = " UNION ALL ".join(
+_CURRENT_UNITS = union_all(
     f'SELECT {table.key} AS entity_number, {ENTERPRISE.key} FROM "current".{table.name}'
     for table in UNITS
 )
@@ -123,11 +124,33 @@ _CURRENT_UNITS = " UNION ALL ".join(
 
 def _enterprises(table: Table, where: str) -> str:
     """The enterprises that have such a row, they themselves or one of their units."""
-    return (
-        f"SELECT CASE WHEN {is_enterprise_number('r.' + table.key)} THEN r.{table.key}"
-        f' ELSE u.{ENTERPRISE.key} END FROM "current".{table.name} r'
-        f" LEFT JOIN units u ON u.entity_number = r.{table.key} WHERE {where}"
-    )
+    return f"""SELECT CASE WHEN {is_enterprise_number("r." + table.key)} THEN r.{table.key}
+    ELSE u.{ENTERPRISE.key} END AS {ENTERPRISE.key}
+FROM "current".{table.name} r
+LEFT JOIN units u ON u.entity_number = r.{table.key}
+WHERE {where}"""
+
+
+def _of_names(words: int) -> str:
+    """The enterprises that have all words in a name of theirs or of one of their units."""
+    contained = all_of(f"contains(plain, $word{place})" for place in range(words))
+    number = "n.entity_number"
+    return rf"""SELECT n.entity_number, n.denomination, n.plain,
+    CASE WHEN {is_enterprise_number(number)} THEN {number}
+        ELSE u.{ENTERPRISE.key} END AS {ENTERPRISE.key},
+    CASE WHEN plain = $phrase THEN 0
+        WHEN starts_with(plain, $phrase) THEN 1
+        WHEN contains(' ' || plain, ' ' || $phrase)
+            OR contains(regexp_replace(plain, '[^\pL\pN]+', ' ', 'g'), ' ' || $phrase) THEN 2
+        WHEN contains(plain, $phrase) THEN 3
+        ELSE 4 END AS rank
+FROM (
+    SELECT {DENOMINATION.key} AS entity_number, denomination,
+        trim(strip_accents(lower(denomination))) AS plain
+    FROM "current".{DENOMINATION.name}
+    WHERE {contained}
+) n
+LEFT JOIN units u ON u.entity_number = n.entity_number"""
 
 
 def find(words: int, values: Collection[str]) -> str:
@@ -139,53 +162,59 @@ def find(words: int, values: Collection[str]) -> str:
         values: the names of the other values that are bound: `zipcode`, `nace` with
             `nace_version`, `status`; and always `limit`.
     """
-    contained = " AND ".join(f"contains(plain, $word{place})" for place in range(words))
+    key = ENTERPRISE.key
     status = " AND status = $status" if "status" in values else ""
-    known = f"SELECT {ENTERPRISE.key} FROM main.{ENTERPRISE.name} WHERE _is_current{status}"
-    conditions = [f"{ENTERPRISE.key} IN ({known})"]
+    conditions = [f"SELECT {key} FROM main.{ENTERPRISE.name} WHERE _is_current{status}"]
+    coded = "r.nace_version = $nace_version AND starts_with(r.nace_code, $nace)"
     if "zipcode" in values:
         valid = "r.zipcode = $zipcode AND r.date_striking_off IS NULL"
-        conditions.append(f"{ENTERPRISE.key} IN ({_enterprises(ADDRESS, valid)})")
+        conditions.append(_enterprises(ADDRESS, valid))
     if "nace" in values:
-        coded = "r.nace_version = $nace_version AND starts_with(r.nace_code, $nace)"
-        conditions.append(f"{ENTERPRISE.key} IN ({_enterprises(ACTIVITY, coded)})")
+        conditions.append(_enterprises(ACTIVITY, coded))
     if words:
-        key = DENOMINATION.key
-        named = (
-            f"SELECT {key} AS entity_number, denomination, trim(strip_accents(lower(denomination)))"
-            f' AS plain FROM "current".{DENOMINATION.name} WHERE {contained}'
-        )
-        found = (
-            f"SELECT CASE WHEN {is_enterprise_number('n.entity_number')} THEN n.entity_number"
-            f" ELSE u.{ENTERPRISE.key} END AS {ENTERPRISE.key}, n.entity_number, n.denomination,"
-            f" n.plain, {_RANK} AS rank FROM ({named}) n"
-            " LEFT JOIN units u ON u.entity_number = n.entity_number"
-        )
+        candidates = _of_names(words)
     else:
-        seen, where = (
-            (ADDRESS, "r.zipcode = $zipcode") if "zipcode" in values else (ACTIVITY, coded)
-        )
-        found = (
-            f"SELECT DISTINCT {ENTERPRISE.key}, {ENTERPRISE.key} AS entity_number,"
-            " NULL AS denomination, NULL AS plain, 0 AS rank"
-            f" FROM ({_enterprises(seen, where)}) t({ENTERPRISE.key})"
-        )
-    return (
-        f"WITH units AS ({_CURRENT_UNITS}), found AS ({found})"
-        f" SELECT {ENTERPRISE.key}, entity_number, denomination FROM ("
-        f"SELECT DISTINCT ON ({ENTERPRISE.key}) * FROM found WHERE {' AND '.join(conditions)}"
-        f" ORDER BY {ENTERPRISE.key}, rank, length(plain), entity_number, plain, denomination)"
-        f" ORDER BY rank, length(plain), plain, {ENTERPRISE.key} LIMIT $limit"
+        where = (ADDRESS, "r.zipcode = $zipcode") if "zipcode" in values else (ACTIVITY, coded)
+        candidates = f"""SELECT DISTINCT {key}, {key} AS entity_number,
+    NULL AS denomination, NULL AS plain, 0 AS rank
+FROM (
+    {indented(_enterprises(*where))}
+)"""
+    among = "\n    AND ".join(
+        f"{key} IN (\n        {indented(query, 8)}\n    )" for query in conditions
+    )
+    best = f"""SELECT DISTINCT ON ({key}) *
+FROM candidates
+WHERE {among}
+ORDER BY {key}, rank, length(plain), entity_number, plain, denomination"""
+    return with_queries(
+        {"units": _CURRENT_UNITS, "candidates": candidates, "best": best},
+        f"""SELECT {key}, entity_number, denomination
+FROM best
+ORDER BY rank, length(plain), plain, {key}
+LIMIT $limit""",
+        materialized=None,
     )
 
 
 HAS = {
     "zipcode": f'SELECT 1 FROM "current".{ADDRESS.name} WHERE zipcode = $zipcode LIMIT 1',
-    "nace": f"SELECT 1 FROM \"current\".{CODE.name} WHERE category = concat('Nace', $nace_version)"
-    f' AND starts_with(code, $nace) UNION ALL SELECT 1 FROM "current".{ACTIVITY.name}'
-    " WHERE nace_version = $nace_version AND starts_with(nace_code, $nace) LIMIT 1",
-    "status": f"SELECT 1 FROM \"current\".{CODE.name} WHERE category = 'Status' AND code = $status"
-    f' UNION ALL SELECT 1 FROM "current".{ENTERPRISE.name} WHERE status = $status LIMIT 1',
+    "nace": f"""SELECT 1
+FROM "current".{CODE.name}
+WHERE category = concat('Nace', $nace_version) AND starts_with(code, $nace)
+UNION ALL
+SELECT 1
+FROM "current".{ACTIVITY.name}
+WHERE nace_version = $nace_version AND starts_with(nace_code, $nace)
+LIMIT 1""",
+    "status": f"""SELECT 1
+FROM "current".{CODE.name}
+WHERE category = 'Status' AND code = $status
+UNION ALL
+SELECT 1
+FROM "current".{ENTERPRISE.name}
+WHERE status = $status
+LIMIT 1""",
 }
 """Tells whether the register knows a value that a search may name."""
 
@@ -199,19 +228,21 @@ HAS_NOT = {
 
 def described(count: int) -> str:
     """Name, status and seat of so many current enterprises `$number0`, ... that may be seen."""
-    numbers = _any("number", count)
-    names = f'(SELECT * FROM "current".{DENOMINATION.name} WHERE {DENOMINATION.key} IN ({numbers}))'
-    seats = (
-        f"SELECT s.{ADDRESS.key}, min({address_order('s')}) AS seat"
-        f" FROM \"current\".{ADDRESS.name} s WHERE s.type_of_address = '{SEAT}'"
-        f" AND s.{ADDRESS.key} IN ({numbers}) GROUP BY s.{ADDRESS.key}"
-    )
-    return (
-        f"SELECT e.{ENTERPRISE.key}, coalesce(n.main_name, e.{ENTERPRISE.key}), e.status,"
-        " a.seat.zipcode, coalesce(a.seat.municipality_nl, a.seat.municipality_fr),"
-        f" a.seat.date_striking_off FROM main.{ENTERPRISE.name} e"
-        f" LEFT JOIN ({main_names(names)}) n ON n.{DENOMINATION.key} = e.{ENTERPRISE.key}"
-        f" LEFT JOIN ({seats}) a"
-        f" ON a.{ADDRESS.key} = e.{ENTERPRISE.key}"
-        f" WHERE e._is_current AND e.{ENTERPRISE.key} IN ({numbers})"
-    )
+    key, numbers = ENTERPRISE.key, _any("number", count)
+    names = main_names(f"""(
+    SELECT *
+    FROM "current".{DENOMINATION.name}
+    WHERE {DENOMINATION.key} IN ({numbers})
+)""")
+    seats = f"""SELECT s.{ADDRESS.key}, min({address_order("s")}) AS seat
+FROM "current".{ADDRESS.name} s
+WHERE s.type_of_address = '{SEAT}' AND s.{ADDRESS.key} IN ({numbers})
+GROUP BY s.{ADDRESS.key}"""
+    query = f"""SELECT e.{key}, coalesce(n.main_name, e.{key}), e.status,
+    a.seat.zipcode, coalesce(a.seat.municipality_nl, a.seat.municipality_fr),
+    a.seat.date_striking_off
+FROM main.{ENTERPRISE.name} e
+LEFT JOIN names n ON n.{DENOMINATION.key} = e.{key}
+LEFT JOIN seats a ON a.{ADDRESS.key} = e.{key}
+WHERE e._is_current AND e.{key} IN ({numbers})"""
+    return with_queries({"names": names, "seats": seats}, query)

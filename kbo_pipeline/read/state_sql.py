@@ -5,6 +5,7 @@ Each query is whole by itself: it reads the tables in `main` and no view, so tha
 """
 
 from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.sql import all_of, indented, listed, union_all, with_queries
 from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
 
 PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
@@ -36,20 +37,17 @@ _FAR_DAY = "9999-12-31"
 CURRENT = "{0}._is_current"
 """Whether a row version holds at the newest extract, for an alias."""
 
-AT = (
-    "{0}._extract_number <= extract_number AND"
-    " ({0}._deleted_at_extract IS NULL OR {0}._deleted_at_extract > extract_number)"
-)
+AT = """{0}._extract_number <= extract_number
+    AND ({0}._deleted_at_extract IS NULL OR {0}._deleted_at_extract > extract_number)"""
 """Whether it holds at the extract that a macro is asked for."""
 
 
-def visible(table: Table, alias: str, privacy: Privacy) -> str:
-    """Whether a row may be shown: all numbers in it are of legal persons, or of what is theirs."""
-    numbers = [column.name for column in table.columns if column.number]
-    if privacy == "full" or not numbers:
-        return "true"
-    return " AND ".join(
-        f"EXISTS (SELECT 1 FROM {SHOWN} h WHERE h.number = {alias}.{name})" for name in numbers
+def _shown(table: Table, holds: str, privacy: Privacy) -> str:
+    """Whether a row of `s` holds, and all numbers in it are of legal persons or what is theirs."""
+    numbers = [column.name for column in table.columns if column.number and privacy != "full"]
+    return all_of(
+        [holds]
+        + [f"EXISTS (SELECT 1 FROM {SHOWN} h WHERE h.number = s.{name})" for name in numbers]
     )
 
 
@@ -66,23 +64,27 @@ def fill_shown(privacy: Privacy, kind: str = "TABLE") -> tuple[str, ...]:
     drop = f"DROP TABLE IF EXISTS {HIDDEN_BEFORE}"
     if privacy == "full":
         return (drop, f"DROP TABLE IF EXISTS {SHOWN}")
-    persons = (
-        f"SELECT {ENTERPRISE.key} AS number,"
-        f" bool_and(coalesce(type_of_enterprise = '{_LEGAL_PERSON}', false)) AS is_legal"
-        f" FROM main.{ENTERPRISE.name} GROUP BY {ENTERPRISE.key}"
-    )
+    persons = f"""SELECT {ENTERPRISE.key} AS number,
+    bool_and(coalesce(type_of_enterprise = '{_LEGAL_PERSON}', false)) AS is_legal
+FROM main.{ENTERPRISE.name}
+GROUP BY {ENTERPRISE.key}"""
     owned = (
-        f"SELECT s.{table.key}, coalesce(p.is_legal, false) FROM main.{table.name} s"
-        f" LEFT JOIN persons p ON p.number = s.{ENTERPRISE.key}"
+        f"""SELECT s.{table.key}, coalesce(p.is_legal, false)
+FROM main.{table.name} s
+LEFT JOIN persons p ON p.number = s.{ENTERPRISE.key}"""
         for table in TABLES
         if ENTERPRISE.key in table.column_names[1:]
     )
-    every = " UNION ALL ".join(("SELECT * FROM persons", *owned))
-    return (
-        *((drop,) if kind == "TABLE" else ()),
-        f"CREATE OR REPLACE {kind} {SHOWN} AS WITH persons AS MATERIALIZED ({persons})"
-        f" SELECT number FROM ({every}) GROUP BY number HAVING bool_and(is_legal) ORDER BY number",
-    )
+    shown = f"""SELECT number
+FROM (
+    {indented(union_all(("SELECT * FROM persons", *owned)))}
+)
+GROUP BY number
+HAVING bool_and(is_legal)
+ORDER BY number"""
+    query = with_queries({"persons": persons}, shown, materialized=True)
+    create = f"CREATE OR REPLACE {kind} {SHOWN} AS\n{query}"
+    return (drop, create) if kind == "TABLE" else (create,)
 
 
 def address_order(alias: str) -> str:
@@ -91,11 +93,13 @@ def address_order(alias: str) -> str:
     A valid one before those that are struck off, of these the one that was last; then by columns.
     """
     struck_off = f"{alias}.date_striking_off"
-    values = ", ".join(f"{name} := {alias}.{name}" for name in ADDRESS.column_names[1:])
-    return (
-        f"struct_pack(is_struck_off := {struck_off} IS NOT NULL,"
-        f" days := coalesce(DATE '{_FAR_DAY}' - {struck_off}, 0), {values})"
+    values = (f"{name} := {alias}.{name}" for name in ADDRESS.column_names[1:])
+    fields = (
+        f"is_struck_off := {struck_off} IS NOT NULL",
+        f"days := coalesce(DATE '{_FAR_DAY}' - {struck_off}, 0)",
+        *values,
     )
+    return f"struct_pack({listed(fields, by=8)})"
 
 
 def state(table: Table, holds: str, privacy: Privacy) -> str:
@@ -106,26 +110,25 @@ def state(table: Table, holds: str, privacy: Privacy) -> str:
         holds: `CURRENT` or `AT`.
         privacy: who is left out.
     """
-    columns = ", ".join(f"s.{name}" for name in table.column_names)
-    where = f"WHERE {holds.format('s')} AND {visible(table, 's', privacy)}"
+    columns = [f"s.{name}" for name in table.column_names]
+    where = f"WHERE {_shown(table, holds.format('s'), privacy)}"
     if table is not ENTERPRISE:
-        return f"SELECT {columns} FROM main.{table.name} s {where}"
-    return (
-        f"SELECT {columns}, {', '.join(_primary_name(table.key))}"
-        f" FROM main.{table.name} s LEFT JOIN ({_names(holds)}) n"
-        f" ON n.{DENOMINATION.key} = s.{table.key} {where}"
-    )
+        return f"SELECT {listed(columns)}\nFROM main.{table.name} s\n{where}"
+    query = f"""SELECT {listed([*columns, *_primary_name(table.key)])}
+FROM main.{table.name} s
+LEFT JOIN names n ON n.{DENOMINATION.key} = s.{table.key}
+{where}"""
+    return with_queries({"names": _names(holds)}, query)
 
 
 def _names(holds: str) -> str:
-    names = ", ".join(
+    names = [
         f"{smallest_name('001', code)} AS name_{name}" for code, name in PRIMARY_NAME_LANGUAGES
-    )
-    return (
-        f"SELECT d.{DENOMINATION.key}, {names} FROM main.{DENOMINATION.name} d"
-        f" WHERE d.type_of_denomination = '001' AND {holds.format('d')}"
-        f" GROUP BY d.{DENOMINATION.key}"
-    )
+    ]
+    return f"""SELECT {listed([f"d.{DENOMINATION.key}", *names])}
+FROM main.{DENOMINATION.name} d
+WHERE d.type_of_denomination = '001' AND {holds.format("d")}
+GROUP BY d.{DENOMINATION.key}"""
 
 
 def smallest_name(kind: str, language: str) -> str:
@@ -138,18 +141,19 @@ def smallest_name(kind: str, language: str) -> str:
 
 def chosen_name(kind: str) -> str:
     """Of the grouped names `d`, the one of a type in the first language that has any."""
-    return f"coalesce({', '.join(smallest_name(kind, code) for code, _ in PRIMARY_NAME_LANGUAGES)})"
+    names = (smallest_name(kind, code) for code, _ in PRIMARY_NAME_LANGUAGES)
+    return f"coalesce({listed(names, by=8)})"
 
 
 def _primary_name(key: str) -> tuple[str, ...]:
     """The rule: the first language that has a name of type 001; else the entity's number."""
     in_order = [f"n.name_{name}" for _, name in PRIMARY_NAME_LANGUAGES]
-    languages = " ".join(
+    languages = (
         f"WHEN n.name_{name} IS NOT NULL THEN '{code}'" for code, name in PRIMARY_NAME_LANGUAGES
     )
     expressions = (
         f"coalesce({', '.join(in_order)}, s.{key})",
-        f"CASE {languages} END",
+        f"CASE {listed(languages, ' ')} END",
         "n.name_nl",
         "n.name_fr",
         "n.name_de",
@@ -159,28 +163,31 @@ def _primary_name(key: str) -> tuple[str, ...]:
 
 def changes(table: Table, privacy: Privacy) -> str:
     """What the extract that a macro is asked for changed in a table."""
-    columns, seen = ", ".join(table.column_names), visible(table, "s", privacy)
-    return (
-        f"SELECT 'removed' AS _change, {columns} FROM main.{table.name} s"
-        f" WHERE s._deleted_at_extract = extract_number AND {seen}"
-        f" UNION ALL SELECT 'added' AS _change, {columns} FROM main.{table.name} s"
-        f" WHERE s._extract_number = extract_number AND {seen}"
+    columns = listed(table.column_names)
+    return union_all(
+        f"""SELECT '{change}' AS _change, {columns}
+FROM main.{table.name} s
+WHERE {_shown(table, f"s.{column} = extract_number", privacy)}"""
+        for change, column in (("removed", "_deleted_at_extract"), ("added", "_extract_number"))
     )
 
 
 COUNT_NAMES_RESOLVED = f"""
-SELECT count(*) FROM {ENTERPRISE.name} e
+SELECT count(*)
+FROM {ENTERPRISE.name} e
 WHERE e._is_current AND (e._extract_number = $number OR e.{ENTERPRISE.key} IN (
-    SELECT {DENOMINATION.key} FROM {DENOMINATION.name}
+    SELECT {DENOMINATION.key}
+    FROM {DENOMINATION.name}
     WHERE type_of_denomination = '001' AND $number IN (_extract_number, _deleted_at_extract)))
 """
 """Counts the current entities whose primary name was resolved anew for an extract."""
 
 _VERSION = ("_snapshot_date", "_extract_number", "_deleted_at_extract", "_is_current")
 
-CONTENT_OF_TABLES = " UNION ALL ".join(
-    f"SELECT '{t.name}' AS table_name, count(*) AS row_count,"
-    f" sum(hash({', '.join((*t.column_names, *_VERSION))}))::VARCHAR AS row_hash FROM {t.name}"
+CONTENT_OF_TABLES = union_all(
+    f"""SELECT '{t.name}' AS table_name, count(*) AS row_count,
+    sum(hash({listed((*t.column_names, *_VERSION), by=8)}))::VARCHAR AS row_hash
+FROM {t.name}"""
     for t in ALL_TABLES
 )
 """Counts and hashes all row versions of each table, whatever the order of rows and columns."""

@@ -1,7 +1,9 @@
-"""The views and macros of a published register: their names, and the statements that make them.
+"""The views and macros of a published register, and the statements that make them.
 
-The texts name no database, because readers open the published file under a name of their own; so
-the register must be the default database when they are made.
+Each query reads the tables in `main` and no other view, so that what `KBO_PRIVACY` leaves out is
+left out also where views were made under another setting. The texts name no database, because
+readers open the published file under a name of their own; so the register must be the default
+database when they are made. DuckDB keeps what it understood of a view, and prints that on one line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +12,7 @@ from hashlib import sha256
 from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.nace import LEVELS, divisions
 from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.sql import listed, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
@@ -33,14 +36,37 @@ from kbo_pipeline.read.state_sql import (
 
 PROFILE = "enterprise_profile"
 
+SOURCE = "Source: KBO Open Data, FPS Economy; data of "
+"""What whoever shows data has to say; the snapshot date follows."""
+
+PUBLIC_SEARCH = "https://kbopub.economie.fgov.be/kbopub/toonondernemingps.html?ondernemingsnummer="
+"""KBO's own page on an enterprise; its number without dots follows."""
+
+SEAT = "REGO"
+"""The type of the address of an enterprise's seat."""
+
+_LANGUAGES = ("NL", "FR", "DE")
+
+_CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
+"""The first of these that an enterprise has is looked at for its main activity."""
+
+_MARKED = '"current".source'
+
+READ_MARK = """
+SELECT comment
+FROM duckdb_views()
+WHERE schema_name = 'current' AND view_name = 'source' AND database_name = current_database()
+"""
+"""Reads the mark of a register's views; no row where they are older than marks are."""
+
 
 def view_queries(privacy: Privacy) -> dict[str, str]:
     """The query of each view in the schema `current`, by its name."""
     return {
         **{table.name: state(table, CURRENT, privacy) for table in ALL_TABLES},
-        PROFILE: profile(CURRENT, privacy),
-        "activity_described": activity_described(privacy),
-        "nace": nace(),
+        PROFILE: _profile(CURRENT, privacy),
+        "activity_described": _activity_described(privacy),
+        "nace": _nace(),
         "source": source(privacy),
     }
 
@@ -50,7 +76,7 @@ def macro_queries(privacy: Privacy) -> dict[str, str]:
     return {
         **{f"{table.name}_at": state(table, AT, privacy) for table in ALL_TABLES},
         **{f"{table.name}_changes": changes(table, privacy) for table in ALL_TABLES},
-        f"{PROFILE}_at": profile(AT, privacy),
+        f"{PROFILE}_at": _profile(AT, privacy),
     }
 
 
@@ -68,18 +94,9 @@ def create_views(privacy: Privacy, below: Sequence[str] = ()) -> tuple[str, ...]
 def export_queries(privacy: Privacy) -> dict[str, str]:
     """The query of each relation that is exported, sorted by its key, by its name."""
     queries = view_queries(privacy)
-    keys = {table.name: ", ".join(table.column_names) for table in ALL_TABLES}
+    keys = {table.name: listed(table.column_names) for table in ALL_TABLES}
     keys[PROFILE] = ENTERPRISE.key
-    return {name: f"{queries[name]} ORDER BY {key}" for name, key in keys.items()}
-
-
-_MARKED = '"current".source'
-
-READ_MARK = (
-    "SELECT comment FROM duckdb_views() WHERE schema_name = 'current' AND view_name = 'source'"
-    " AND database_name = current_database()"
-)
-"""Reads the mark of a register's views; no row where they are older than marks are."""
+    return {name: f"{queries[name]}\nORDER BY {key}" for name, key in keys.items()}
 
 
 def mark(privacy: Privacy, below: Sequence[str] = ()) -> str:
@@ -91,23 +108,12 @@ def _statements(privacy: Privacy) -> Iterator[str]:
     yield from fill_shown(privacy)
     yield 'CREATE SCHEMA IF NOT EXISTS "current"'
     for name, query in view_queries(privacy).items():
-        yield f'CREATE OR REPLACE VIEW "current".{name} AS {query}'
+        yield f'CREATE OR REPLACE VIEW "current".{name} AS\n{query}'
     for name, query in macro_queries(privacy).items():
-        yield f"CREATE OR REPLACE MACRO {name}(extract_number) AS TABLE {query}"
+        yield f"CREATE OR REPLACE MACRO {name}(extract_number) AS TABLE\n{query}"
 
 
-SOURCE = "Source: KBO Open Data, FPS Economy; data of "
-"""What whoever shows data has to say; the snapshot date follows."""
-PUBLIC_SEARCH = "https://kbopub.economie.fgov.be/kbopub/toonondernemingps.html?ondernemingsnummer="
-"""KBO's own page on an enterprise; its number without dots follows."""
-_LANGUAGES = ("NL", "FR", "DE")
-SEAT = "REGO"
-"""The type of the address of an enterprise's seat."""
-_CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
-"""The first of these that an enterprise has is looked at for its main activity."""
-
-
-def profile(holds: str, privacy: Privacy) -> str:
+def _profile(holds: str, privacy: Privacy) -> str:
     """One row an enterprise, with what other tables say of it.
 
     Args:
@@ -119,51 +125,65 @@ def profile(holds: str, privacy: Privacy) -> str:
     for column in ENTERPRISE.columns[1:]:
         columns.append(f"e.{column.name}")
         if column.code_category:
-            columns += _descriptions(column, column.name, _LANGUAGES)
-            joins.append(_described(column, "e", holds))
+            columns += _descriptions(column, _LANGUAGES)
+            joins.append(_join_codes(column, "e"))
     seat = [f"a.seat.{name} AS seat_{name}" for name in ADDRESS.column_names[2:]]
     digits = f"replace(e.{key}, '.', '')"
-    return (
-        f"SELECT e.{key}, 'BE' || {digits} AS vat_number,"
-        " e.primary_name, e.primary_name_language, e.primary_name_nl, e.primary_name_fr,"
-        f" e.primary_name_de, n.abbreviation, n.commercial_name, {', '.join(columns)},"
-        f" {', '.join(seat)},"
-        " m.main.nace_version AS main_nace_version, m.main.nace_code AS main_nace_code,"
-        " main_nace.nl AS main_nace_code_nl, main_nace.fr AS main_nace_code_fr,"
-        " main_section.section AS main_section,"
-        " m.main.classification AS main_classification,"
-        " m.main.activity_group AS main_activity_group,"
-        " coalesce(u.establishments, 0) AS establishments,"
-        f" '{PUBLIC_SEARCH}' || {digits} AS public_search_url"
-        f" FROM ({state(ENTERPRISE, holds, privacy)}) e"
-        f" LEFT JOIN ({_other_names(holds)}) n ON n.{DENOMINATION.key} = e.{key}"
-        f" LEFT JOIN ({_seats(holds)}) a ON a.{ADDRESS.key} = e.{key}"
-        f" LEFT JOIN ({_main_activities(holds)}) m ON m.{ACTIVITY.key} = e.{key}"
-        f" LEFT JOIN ({_codes(holds)}) main_nace ON main_nace.code = m.main.nace_code"
-        " AND main_nace.category = 'Nace' || m.main.nace_version"
-        f" LEFT JOIN ({_divisions()}) main_section"
-        " ON main_section.nace_version = m.main.nace_version"
-        " AND main_section.division = m.main.nace_code[:2]"
-        f" LEFT JOIN (SELECT s.{key}, count(*) AS establishments"
-        f" FROM ({state(ESTABLISHMENT, holds, privacy)}) s GROUP BY s.{key}) u ON u.{key} = e.{key}"
-        f" {' '.join(joins)}"
-    )
+    queries = {
+        "enterprises": state(ENTERPRISE, holds, privacy),
+        "other_names": _other_names(holds),
+        "seats": _seats(holds),
+        "main_activities": _main_activities(holds),
+        "units": state(ESTABLISHMENT, holds, privacy),
+        "unit_counts": f"SELECT {key}, count(*) AS establishments\nFROM units\nGROUP BY {key}",
+        "codes": _codes(holds),
+        "divisions": _divisions(),
+    }
+    query = f"""SELECT e.{key}, 'BE' || {digits} AS vat_number,
+    e.primary_name, e.primary_name_language,
+    e.primary_name_nl, e.primary_name_fr, e.primary_name_de,
+    n.abbreviation, n.commercial_name,
+    {listed(columns)},
+    {listed(seat)},
+    m.main.nace_version AS main_nace_version, m.main.nace_code AS main_nace_code,
+    main_nace.nl AS main_nace_code_nl, main_nace.fr AS main_nace_code_fr,
+    main_section.section AS main_section,
+    m.main.classification AS main_classification,
+    m.main.activity_group AS main_activity_group,
+    coalesce(u.establishments, 0) AS establishments,
+    '{PUBLIC_SEARCH}'
+        || {digits} AS public_search_url
+FROM enterprises e
+LEFT JOIN other_names n ON n.{DENOMINATION.key} = e.{key}
+LEFT JOIN seats a ON a.{ADDRESS.key} = e.{key}
+LEFT JOIN main_activities m ON m.{ACTIVITY.key} = e.{key}
+LEFT JOIN codes main_nace
+    ON main_nace.code = m.main.nace_code
+    AND main_nace.category = 'Nace' || m.main.nace_version
+LEFT JOIN divisions main_section
+    ON main_section.nace_version = m.main.nace_version
+    AND main_section.division = m.main.nace_code[:2]
+LEFT JOIN unit_counts u ON u.{key} = e.{key}
+{"".join(joins)}"""
+    return with_queries(queries, query.rstrip())
 
 
 def _other_names(holds: str) -> str:
-    return (
-        f"SELECT d.{DENOMINATION.key}, {chosen_name('002')} AS abbreviation,"
-        f" {chosen_name('003')} AS commercial_name FROM main.{DENOMINATION.name} d"
-        f" WHERE d.type_of_denomination IN ('002', '003') AND {holds.format('d')}"
-        f" AND {_of_enterprise('d', DENOMINATION.key)} GROUP BY d.{DENOMINATION.key}"
-    )
+    key = DENOMINATION.key
+    return f"""SELECT d.{key},
+    {chosen_name("002")} AS abbreviation,
+    {chosen_name("003")} AS commercial_name
+FROM main.{DENOMINATION.name} d
+WHERE d.type_of_denomination IN ('002', '003') AND {holds.format("d")}
+    AND {_of_enterprise("d", key)}
+GROUP BY d.{key}"""
 
 
 def _seats(holds: str) -> str:
-    return (
-        f"SELECT s.{ADDRESS.key}, min({address_order('s')}) AS seat FROM main.{ADDRESS.name} s"
-        f" WHERE s.type_of_address = '{SEAT}' AND {holds.format('s')} GROUP BY s.{ADDRESS.key}"
-    )
+    return f"""SELECT s.{ADDRESS.key}, min({address_order("s")}) AS seat
+FROM main.{ADDRESS.name} s
+WHERE s.type_of_address = '{SEAT}' AND {holds.format("s")}
+GROUP BY s.{ADDRESS.key}"""
 
 
 def _main_activities(holds: str) -> str:
@@ -172,15 +192,15 @@ def _main_activities(holds: str) -> str:
         f"WHEN '{classification}' THEN {place}"
         for place, classification in enumerate(_CLASSIFICATIONS)
     )
-    return (
-        f"SELECT s.{ACTIVITY.key}, min(struct_pack("
-        "newest := -try_cast(s.nace_version AS INTEGER),"
-        f" rank := CASE s.classification {rank} ELSE {len(_CLASSIFICATIONS)} END,"
-        " activity_group := s.activity_group, nace_code := s.nace_code,"
-        " nace_version := s.nace_version, classification := s.classification)) AS main"
-        f" FROM main.{ACTIVITY.name} s WHERE {holds.format('s')}"
-        f" AND {_of_enterprise('s', ACTIVITY.key)} GROUP BY s.{ACTIVITY.key}"
-    )
+    return f"""SELECT s.{ACTIVITY.key}, min(struct_pack(
+        newest := -try_cast(s.nace_version AS INTEGER),
+        rank := CASE s.classification {rank} ELSE {len(_CLASSIFICATIONS)} END,
+        activity_group := s.activity_group, nace_code := s.nace_code,
+        nace_version := s.nace_version, classification := s.classification)) AS main
+FROM main.{ACTIVITY.name} s
+WHERE {holds.format("s")}
+    AND {_of_enterprise("s", ACTIVITY.key)}
+GROUP BY s.{ACTIVITY.key}"""
 
 
 def _of_enterprise(alias: str, column: str) -> str:
@@ -188,84 +208,89 @@ def _of_enterprise(alias: str, column: str) -> str:
     return f"{alias}.{column} < '{ESTABLISHMENT_NUMBER[0]}'"
 
 
-def activity_described(privacy: Privacy) -> str:
+def _activity_described(privacy: Privacy) -> str:
     """Each current activity, with its codes in words."""
     columns, joins = [], []
     for column in ACTIVITY.columns:
         columns.append(f"s.{column.name}")
         if column.code_category:
-            columns += _descriptions(column, column.name, _LANGUAGES[:2])
-            joins.append(_described(column, "s", CURRENT))
-    above = (("division", "d.division"), ("section", "d.section"))
-    for name, code in above:
-        columns += [code, f"{name}_code.nl AS {name}_nl", f"{name}_code.fr AS {name}_fr"]
-    of_version = "category = 'Nace' || s.nace_version"
-    return (
-        f"SELECT {', '.join(columns)} FROM ({state(ACTIVITY, CURRENT, privacy)}) s"
-        f" {' '.join(joins)}"
-        f" LEFT JOIN ({_divisions()}) d"
-        " ON d.nace_version = s.nace_version AND d.division = s.nace_code[:2]"
-        + "".join(
-            f" LEFT JOIN ({_codes(CURRENT)}) {name}_code"
-            f" ON {name}_code.{of_version} AND {name}_code.code = {code}"
-            for name, code in above
-        )
-    )
+            columns += _descriptions(column, _LANGUAGES[:2])
+            joins.append(_join_codes(column, "s"))
+    for name in ("division", "section"):
+        columns += [f"d.{name}", f"{name}_code.nl AS {name}_nl", f"{name}_code.fr AS {name}_fr"]
+    queries = {
+        "activities": state(ACTIVITY, CURRENT, privacy),
+        "codes": _codes(CURRENT),
+        "divisions": _divisions(),
+    }
+    query = f"""SELECT {listed(columns)}
+FROM activities s
+{"".join(joins)}LEFT JOIN divisions d
+    ON d.nace_version = s.nace_version AND d.division = s.nace_code[:2]
+LEFT JOIN codes division_code
+    ON division_code.category = 'Nace' || s.nace_version AND division_code.code = d.division
+LEFT JOIN codes section_code
+    ON section_code.category = 'Nace' || s.nace_version AND section_code.code = d.section"""
+    return with_queries(queries, query)
 
 
-def nace() -> str:
+def _nace() -> str:
     """The NACE codes of the current code list as a tree, of all versions."""
-    names = " ".join(f"WHEN {length} THEN '{name}'" for length, name in LEVELS.items())
-    return (
-        "SELECT c.category[5:] AS nace_version, c.code AS nace_code,"
-        f" CASE length(c.code) {names} END AS level,"
-        " CASE length(c.code) WHEN 1 THEN NULL WHEN 2 THEN d.section WHEN 7 THEN c.code[:5]"
-        " ELSE c.code[:-2] END AS parent_code,"
-        " CASE WHEN length(c.code) > 1 THEN c.code[:2] END AS division,"
-        " CASE length(c.code) WHEN 1 THEN c.code ELSE d.section END AS section,"
-        " c.nl AS description_nl, c.fr AS description_fr"
-        f" FROM ({_codes(CURRENT)}) c LEFT JOIN ({_divisions()}) d"
-        " ON d.nace_version = c.category[5:] AND d.division = c.code[:2]"
-        " WHERE regexp_full_match(c.category, 'Nace[0-9]{4}')"
-    )
+    names = (f"WHEN {length} THEN '{name}'" for length, name in LEVELS.items())
+    query = f"""SELECT c.category[5:] AS nace_version, c.code AS nace_code,
+    CASE length(c.code) {listed(names, " ", 8)} END AS level,
+    CASE length(c.code) WHEN 1 THEN NULL WHEN 2 THEN d.section WHEN 7 THEN c.code[:5]
+        ELSE c.code[:-2] END AS parent_code,
+    CASE WHEN length(c.code) > 1 THEN c.code[:2] END AS division,
+    CASE length(c.code) WHEN 1 THEN c.code ELSE d.section END AS section,
+    c.nl AS description_nl, c.fr AS description_fr
+FROM codes c
+LEFT JOIN divisions d ON d.nace_version = c.category[5:] AND d.division = c.code[:2]
+WHERE regexp_full_match(c.category, 'Nace[0-9]{{4}}')"""
+    return with_queries({"codes": _codes(CURRENT), "divisions": _divisions()}, query)
 
 
 def source(privacy: Privacy) -> str:
     """The newest published extract, its source line, and who is left out."""
-    return (
-        "SELECT id AS extract, extract_number, snapshot_date,"
-        f" '{SOURCE}' || snapshot_date AS source, '{privacy}' AS privacy FROM main.import_jobs"
-        " WHERE status = 'completed' ORDER BY extract_number DESC, completed_at DESC LIMIT 1"
-    )
+    return f"""SELECT id AS extract, extract_number, snapshot_date,
+    '{SOURCE}' || snapshot_date AS source, '{privacy}' AS privacy
+FROM main.import_jobs
+WHERE status = 'completed'
+ORDER BY extract_number DESC, completed_at DESC
+LIMIT 1"""
 
 
-def _descriptions(column: Column, alias: str, languages: tuple[str, ...]) -> list[str]:
-    return [f"{alias}_code.{text} AS {column.name}_{text}" for text in map(str.lower, languages)]
+def _descriptions(column: Column, languages: tuple[str, ...]) -> list[str]:
+    texts = (language.lower() for language in languages)
+    return [f"{column.name}_code.{text} AS {column.name}_{text}" for text in texts]
 
 
-def _described(column: Column, alias: str, holds: str) -> str:
+def _join_codes(column: Column, alias: str) -> str:
     """Joins what `code` says of a column's values."""
     category = f"'{column.code_category}'".replace("{", f"' || {alias}.").replace("}", " || '")
     code = f"{column.name}_code"
-    return (
-        f"LEFT JOIN ({_codes(holds)}) {code}"
-        f" ON {code}.category = {category} AND {code}.code = {alias}.{column.name}"
-    )
+    return f"""LEFT JOIN codes {code}
+    ON {code}.category = {category}
+    AND {code}.code = {alias}.{column.name}
+"""
 
 
 def _codes(holds: str) -> str:
     """What each code means, its languages side by side."""
-    texts = ", ".join(
+    texts = listed(
         f"min(c.description) FILTER (c.language = '{language}') AS {language.lower()}"
         for language in _LANGUAGES
     )
-    return (
-        f"SELECT c.category, c.code, {texts} FROM main.{CODE.name} c"
-        f" WHERE {holds.format('c')} GROUP BY c.category, c.code"
-    )
+    return f"""SELECT c.category, c.code, {texts}
+FROM main.{CODE.name} c
+WHERE {holds.format("c")}
+GROUP BY c.category, c.code"""
 
 
 def _divisions() -> str:
     """Which division of which version is in which section."""
-    values = ", ".join(f"('{v}', '{division}', '{s}')" for v, division, s in divisions())
-    return f"SELECT * FROM (VALUES {values}) t(nace_version, division, section)"
+    values = listed(f"('{v}', '{division}', '{s}')" for v, division, s in divisions())
+    return f"""SELECT *
+FROM (VALUES
+    {values}
+) t(nace_version, division, section)"""

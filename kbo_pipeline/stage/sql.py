@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from kbo_pipeline.core.extracts import ExtractType, Operation
+from kbo_pipeline.core.sql import indented, listed, union_all, with_queries
 from kbo_pipeline.core.tables import CODE, TABLES, Column, Table
 from kbo_pipeline.stage.faults import DATE_PATTERN, MAX_RECORD
 
@@ -20,38 +21,38 @@ def load_staged(
         extract_type: what the extract is.
         columns: of each file, in its order; None for one that is left out.
     """
-    selects = [_read_csv(table, operation, found) for operation, found in columns.items()]
-    create = f"CREATE OR REPLACE TABLE {table.name}"
-    if extract_type == "full":
-        select = selects[0] if selects else _no_rows(table)
-        versions = (
-            "$date::DATE AS _snapshot_date, $number::INTEGER AS _extract_number,"
-            " NULL::INTEGER AS _deleted_at_extract, true AS _is_current"
-        )
-        return f"{create} AS SELECT * EXCLUDE (operation), {versions} FROM ({select})"
-    return f"{create} AS {' UNION ALL '.join(selects or [_no_rows(table)])}"
+    rows = union_all(_read_csv(table, operation, file) for operation, file in columns.items())
+    rows = rows or _no_rows(table)
+    create = f"CREATE OR REPLACE TABLE {table.name} AS"
+    if extract_type == "update":
+        return f"{create}\n{rows}"
+    return f"""{create}
+SELECT * EXCLUDE (operation),
+    $date::DATE AS _snapshot_date, $number::INTEGER AS _extract_number,
+    NULL::INTEGER AS _deleted_at_extract, true AS _is_current
+FROM (
+    {indented(rows)}
+)"""
 
 
 def _no_rows(table: Table) -> str:
-    values = ", ".join(f"NULL::{c.type} AS {c.name}" for c in table.columns)
-    return f"SELECT NULL::VARCHAR AS operation, {values} WHERE false"
+    values = (f"NULL::{c.type} AS {c.name}" for c in table.columns)
+    return f"SELECT {listed(('NULL::VARCHAR AS operation', *values))}\nWHERE false"
 
 
 def _read_csv(table: Table, operation: Operation, columns: Sequence[Column | None]) -> str:
-    in_file = ", ".join(
+    in_file = (
         f"'{f'unknown_{place}' if column is None else column.name}': 'VARCHAR'"
         for place, column in enumerate(columns)
     )
-    values = ", ".join(
-        _value(c) if c in columns else f"NULL::{c.type} AS {c.name}" for c in table.columns
-    )
-    return (
-        f"SELECT '{operation}' AS operation, {values}"
-        f" FROM read_csv(${operation}, columns = {{{in_file}}}, auto_detect = false, header = true,"
-        " delim = ',', quote = '\"', escape = '\"', nullstr = '', allow_quoted_nulls = true,"
-        f" max_line_size = {MAX_RECORD + 2}, strict_mode = true, null_padding = false,"
-        " ignore_errors = false, encoding = 'utf-8')"
-    )
+    values = (_value(c) if c in columns else f"NULL::{c.type} AS {c.name}" for c in table.columns)
+    return f"""SELECT {listed((f"'{operation}' AS operation", *values))}
+FROM read_csv(${operation},
+    columns = {{{listed(in_file, by=8)}}},
+    auto_detect = false, header = true, encoding = 'utf-8',
+    delim = ',', quote = '"', escape = '"', nullstr = '', allow_quoted_nulls = true,
+    max_line_size = {MAX_RECORD + 2}, strict_mode = true, null_padding = false,
+    ignore_errors = false)"""
 
 
 def _value(column: Column) -> str:
@@ -59,10 +60,11 @@ def _value(column: Column) -> str:
     if column.type != "DATE":
         return column.name
     name = column.name
-    return (
-        f"CASE WHEN {name} IS NULL OR regexp_full_match({name}, '{DATE_PATTERN}')"
-        f" THEN strptime({name}, '%d-%m-%Y')::DATE ELSE error('no date dd-mm-yyyy') END AS {name}"
-    )
+    return f"""CASE WHEN {name} IS NULL
+            OR regexp_full_match({name},
+                '{DATE_PATTERN}')
+        THEN strptime({name}, '%d-%m-%Y')::DATE
+        ELSE error('no date dd-mm-yyyy') END AS {name}"""
 
 
 def of_operation(extract_type: ExtractType, operation: Operation) -> str:
@@ -79,9 +81,10 @@ def unusual_numbers(table: Table, extract_type: ExtractType) -> dict[Column, str
     """Counts, by column, the rows whose number is not of the kind that it usually is."""
     inserted = of_operation(extract_type, "insert")
     return {
-        column: f"SELECT count(*) FROM {table.name}"
-        f" WHERE {_is_not(column, column.usual_number)}"
-        f" AND {'true' if column.name == table.key else inserted}"
+        column: f"""SELECT count(*)
+FROM {table.name}
+WHERE {_is_not(column, column.usual_number)}
+    AND {"true" if column.name == table.key else inserted}"""
         for column in table.columns
         if column.number
     }
@@ -90,7 +93,7 @@ def unusual_numbers(table: Table, extract_type: ExtractType) -> dict[Column, str
 def unsound_numbers(table: Table, extract_type: ExtractType, column: Column) -> str:
     """Counts the rows whose number is of no kind that the column may hold."""
     unusual = unusual_numbers(table, extract_type)[column]
-    return f"{unusual} AND {_is_not(column, column.allowed_number)}"
+    return f"{unusual}\n    AND {_is_not(column, column.allowed_number)}"
 
 
 def missing_keys(table: Table) -> str:
@@ -104,13 +107,14 @@ def _is_not(column: Column, pattern: str) -> str:
 
 def differing_rows(table: Table) -> str:
     """Counts the keys of which an extract brings several rows that are not the same."""
-    same = " AND ".join(f"s.{name} IS NOT DISTINCT FROM t.{name}" for name in table.column_names)
-    return (
-        f"SELECT count(DISTINCT s.{table.key}) FROM"
-        f" (SELECT * FROM {table.name} WHERE rowid IN ({_rows_superseded(table)})) s"
-        f" ANTI JOIN (SELECT * FROM {table.name}"
-        f" WHERE rowid NOT IN ({_rows_superseded(table)})) t ON {same}"
+    same = "\n    AND ".join(
+        f"s.{name} IS NOT DISTINCT FROM t.{name}" for name in table.column_names
     )
+    superseded = _rows_superseded(table)
+    return f"""SELECT count(DISTINCT s.{table.key})
+FROM (SELECT * FROM {table.name} WHERE rowid IN ({superseded})) s
+ANTI JOIN (SELECT * FROM {table.name} WHERE rowid NOT IN ({superseded})) t
+    ON {same}"""
 
 
 def _rows_superseded(table: Table) -> str:
@@ -126,11 +130,12 @@ def row_hashes(table: Table, extract_type: ExtractType) -> str:
     Where a key has one row at most, those of the keys. One part of `$parts` of them, so that one
     is in memory at a time.
     """
-    return (
-        f"SELECT row_hash FROM (SELECT hash({_identity(table)}) AS row_hash"
-        f" {_inserted(table, extract_type)} AND rowid >= $first AND rowid < $next)"
-        " WHERE row_hash % $parts::UBIGINT = $part::UBIGINT"
-    )
+    return f"""SELECT row_hash
+FROM (
+    SELECT hash({indented(_identity(table))}) AS row_hash
+    {indented(_inserted(table, extract_type))} AND rowid >= $first AND rowid < $next
+)
+WHERE row_hash % $parts::UBIGINT = $part::UBIGINT"""
 
 
 def note_superseded(table: Table, extract_type: ExtractType) -> str:
@@ -141,21 +146,27 @@ def note_superseded(table: Table, extract_type: ExtractType) -> str:
     """
     identity = _identity(table)
     stays = "max(row_id)" if table.unique_key else "min(row_id)"
+    repeated = f"""SELECT rowid AS row_id, {identity}
+{_inserted(table, extract_type)}
+    AND hash({identity}) IN (SELECT unnest($several::UBIGINT[]))"""
+    query = f"""SELECT '{table.name}', row_id
+FROM repeated
+WHERE row_id NOT IN (
+    SELECT {stays}
+    FROM repeated
+    GROUP BY {indented(identity)}
+)"""
     return (
-        f"INSERT INTO superseded WITH found AS MATERIALIZED (SELECT rowid AS row_id, {identity}"
-        f" {_inserted(table, extract_type)}"
-        f" AND hash({identity}) IN (SELECT unnest($several::UBIGINT[])))"
-        f" SELECT '{table.name}', row_id FROM found"
-        f" WHERE row_id NOT IN (SELECT {stays} FROM found GROUP BY {identity})"
+        f"INSERT INTO superseded\n{with_queries({'repeated': repeated}, query, materialized=True)}"
     )
 
 
 def _identity(table: Table) -> str:
-    return table.key if table.unique_key else ", ".join(table.column_names)
+    return table.key if table.unique_key else listed(table.column_names)
 
 
 def _inserted(table: Table, extract_type: ExtractType) -> str:
-    return f"FROM {table.name} WHERE {of_operation(extract_type, 'insert')}"
+    return f"FROM {table.name}\nWHERE {of_operation(extract_type, 'insert')}"
 
 
 def count_along_axis(step: int) -> str:
@@ -165,13 +176,16 @@ def count_along_axis(step: int) -> str:
         step: one row in so many is looked at and stands for all of them, in the order of the
             files: each time the same ones.
     """
-    looked_at = " UNION ALL ".join(
+    looked_at = union_all(
         f"SELECT {t.key} AS entity_number FROM {t.name} WHERE rowid % {step:d} = 0" for t in TABLES
     )
-    return (
-        f"CREATE OR REPLACE TEMP TABLE axis AS SELECT entity_number, {step:d} * count(*) AS records"
-        f" FROM ({looked_at}) GROUP BY ALL ORDER BY entity_number"
-    )
+    return f"""CREATE OR REPLACE TEMP TABLE axis AS
+SELECT entity_number, {step:d} * count(*) AS records
+FROM (
+    {indented(looked_at)}
+)
+GROUP BY ALL
+ORDER BY entity_number"""
 
 
 RECORDS_ALONG_AXIS = "SELECT records FROM temp.main.axis ORDER BY rowid"
@@ -179,8 +193,12 @@ RECORDS_ALONG_AXIS = "SELECT records FROM temp.main.axis ORDER BY rowid"
 
 def entities_at(places: Sequence[int]) -> str:
     """The entity numbers at these places of `axis`, in order."""
-    listed = ", ".join(str(int(place)) for place in places)
-    return f"SELECT entity_number FROM temp.main.axis WHERE rowid IN ({listed}) ORDER BY rowid"
+    return f"""SELECT entity_number
+FROM temp.main.axis
+WHERE rowid IN (
+    {listed(str(int(place)) for place in places)}
+)
+ORDER BY rowid"""
 
 
 CREATE_BATCH = """
@@ -196,14 +214,15 @@ def batch_number(key: str, batches: int) -> str:
     A tree of comparisons: a join would sort all rows.
     """
 
-    def among(lowest: int, highest: int) -> str:
+    def among(lowest: int, highest: int, depth: int) -> str:
         if lowest == highest:
             return str(lowest)
         middle = (lowest + highest + 1) // 2
-        below, above = among(lowest, middle - 1), among(middle, highest)
-        return f"CASE WHEN {key} < $first{middle} THEN {below} ELSE {above} END"
+        below, above = among(lowest, middle - 1, depth + 1), among(middle, highest, depth + 1)
+        line = " " if highest - lowest == 1 else "\n" + "  " * depth
+        return f"CASE WHEN {key} < $first{middle}{line}THEN {below}{line}ELSE {above} END"
 
-    return f"{among(1, batches)}::INTEGER"
+    return f"{among(1, batches, 1)}::INTEGER"
 
 
 def count_by_batch(extract_type: ExtractType, batches: int) -> str:
@@ -212,20 +231,26 @@ def count_by_batch(extract_type: ExtractType, batches: int) -> str:
     Takes and binds what `batch_number` does.
     """
     operation = "'insert'" if extract_type == "full" else "operation"
-    counts = (
-        f"SELECT '{t.name}' AS table_name, {batch_number(t.key, batches)} AS batch_number,"
-        f" {kind} AS operation, {counted} FROM {t.name} {where} GROUP BY ALL"
+    counts = union_all(
+        f"""SELECT '{t.name}' AS table_name, {kind} AS operation, {counted},
+    {indented(batch_number(t.key, batches))} AS batch_number
+FROM {t.name}
+{where}
+GROUP BY ALL"""
         for t in TABLES
         for kind, counted, where in (
             (operation, "count(*) AS records, 0 AS superseded", ""),
             ("'insert'", "0, count(*)", f"WHERE rowid IN ({_rows_superseded(t)})"),
         )
     )
-    return (
-        "CREATE TABLE batch_records AS SELECT table_name, batch_number, operation,"
-        " sum(records)::BIGINT AS records_count, sum(superseded)::BIGINT AS superseded_count"
-        f" FROM ({' UNION ALL '.join(counts)}) GROUP BY ALL HAVING records_count > 0"
-    )
+    return f"""CREATE TABLE batch_records AS
+SELECT table_name, batch_number, operation,
+    sum(records)::BIGINT AS records_count, sum(superseded)::BIGINT AS superseded_count
+FROM (
+    {indented(counts)}
+)
+GROUP BY ALL
+HAVING records_count > 0"""
 
 
 CREATE_MEMBER = """
@@ -238,7 +263,8 @@ CREATE TABLE member (
 
 
 NOTE_REJECTED = """
-INSERT INTO rejected_row SELECT $key, unnest($files::VARCHAR[]), unnest($lines::BIGINT[]),
+INSERT INTO rejected_row
+SELECT $key, unnest($files::VARCHAR[]), unnest($lines::BIGINT[]),
     unnest($raws::VARCHAR[]), unnest($columns::VARCHAR[]), unnest($reasons::VARCHAR[])
 """
 """Notes some of them, whose values are bound as lists."""
@@ -266,14 +292,15 @@ def staging_view(table: Table, extract_type: ExtractType) -> str:
     file: stored as columns, both would double the time of loading. Row by row, so that who looks at
     some rows, or counts them, does not wait for the batches of all.
     """
-    columns = ", ".join(f"s.{name}" for name in table.column_names)
     operation = "'insert' AS operation" if extract_type == "full" else "s.operation"
     batch, starts = "NULL::INTEGER", ""
     if table is not CODE:
         batch = f"len(list_filter(b.starts, lambda start: start <= s.{table.key}))::INTEGER"
-        starts = ", (SELECT list(coalesce(first_number, '')) AS starts FROM main.batch) b"
-    return (
-        f"CREATE VIEW import_staging_{table.name} AS SELECT {batch} AS batch_number,"
-        f" {operation}, s.row_sequence, {columns}"
-        f" FROM (SELECT rowid AS row_sequence, * FROM main.{table.name}) s{starts}"
-    )
+        starts = (
+            "\nCROSS JOIN (SELECT list(coalesce(first_number, '')) AS starts FROM main.batch) b"
+        )
+    columns = (f"s.{name}" for name in table.column_names)
+    return f"""CREATE VIEW import_staging_{table.name} AS
+SELECT {batch} AS batch_number,
+    {listed((operation, "s.row_sequence", *columns))}
+FROM (SELECT rowid AS row_sequence, * FROM main.{table.name}) s{starts}"""
