@@ -15,7 +15,6 @@ from kbo_pipeline.core.locks import pause, resume
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.stack.test_failed_batches import BAD
 from kbo_pipeline_tests.support.browser import (
     COLUMNS,
     Screen,
@@ -24,7 +23,7 @@ from kbo_pipeline_tests.support.browser import (
     terminal_picture,
 )
 from kbo_pipeline_tests.support.core import current_rows, sorted_rows
-from kbo_pipeline_tests.support.pipeline import Pipeline, fetch, materializations
+from kbo_pipeline_tests.support.pipeline import BAD, Pipeline, fetch, materializations
 from kbo_pipeline_tests.support.processes import wait_until
 from kbo_pipeline_tests.support.server import Server, running_server
 

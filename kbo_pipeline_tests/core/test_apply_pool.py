@@ -21,8 +21,14 @@ from kbo_pipeline.core.extracts import Batch
 from kbo_pipeline.core.lake import attach_to_write
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline_tests.core.test_register import DELETES, FIRST, FULL, SECOND, UPDATE
 from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.history import (
+    DELETES,
+    FIRST,
+    FULL,
+    SECOND,
+    UPDATE,
+)
 from kbo_pipeline_tests.support.lakes import new_lake
 from kbo_pipeline_tests.support.zips import write_extract
 

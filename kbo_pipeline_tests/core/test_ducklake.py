@@ -28,8 +28,14 @@ from kbo_pipeline.operate.processes.postgres import server_pid
 from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.read.register import read_register
-from kbo_pipeline_tests.core.test_register import DELETES, FIRST, FULL, SECOND, UPDATE
 from kbo_pipeline_tests.support.core import Core, current_rows, open_to_read
+from kbo_pipeline_tests.support.history import (
+    DELETES,
+    FIRST,
+    FULL,
+    SECOND,
+    UPDATE,
+)
 from kbo_pipeline_tests.support.lakes import new_lake, server_directory
 from kbo_pipeline_tests.support.zips import write_extract
 

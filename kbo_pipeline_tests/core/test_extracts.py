@@ -17,8 +17,8 @@ from kbo_pipeline.core.tables import ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, 
 from kbo_pipeline.fetch.meta import _hashed_once, damage, read_extract
 from kbo_pipeline.stage.faults import RejectedError
 from kbo_pipeline.stage.unpack import unpack
-from kbo_pipeline_tests.core.test_staging import AWKWARD, staged_rows
 from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.staged import AWKWARD, staged_rows
 from kbo_pipeline_tests.support.zips import LONE_ENTERPRISE, Row, csv_text, write_extract
 
 FULL = ExtractKey(140, "full")

@@ -25,8 +25,13 @@ from kbo_pipeline.core.tables import (
 )
 from kbo_pipeline.publish.verification import verify
 from kbo_pipeline.stage.faults import MAX_RECORD, FaultyRecord, RejectedError, faulty_records
-from kbo_pipeline_tests.core.test_staging import BAD_DATES, UNSOUND, good_line, spoilt
 from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.staged import (
+    BAD_DATES,
+    UNSOUND,
+    good_line,
+    spoilt,
+)
 from kbo_pipeline_tests.support.zips import Row, csv_text, keys_for, rows_for, write_extract
 
 FULL, UPDATE, LATER_FULL = (

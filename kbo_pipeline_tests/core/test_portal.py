@@ -36,21 +36,9 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
-from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind
+from kbo_pipeline_tests.support.faulty_portal import SHORT, Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.support.zips import write_extract
 
-SHORT = Limits(
-    connect=5.0,
-    read=10.0,
-    total=20.0,
-    slowest=1000.0,
-    window=10.0,
-    attempts=3,
-    first_wait=0.01,
-    growth=1.5,
-    longest_retry_after=1.0,
-    lock_wait=20.0,
-)
 IMPATIENT = dataclasses.replace(SHORT, read=0.5, total=1.0, window=0.3)
 CANARY = "canary-Passw0rd-é&=%"
 UPDATE = ExtractKey(141, "update")

@@ -21,9 +21,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.fetch import download
 from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
 from kbo_pipeline.read.published import published_state_of
-from kbo_pipeline_tests.core.test_portal import SHORT
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, Kind
+from kbo_pipeline_tests.support.faulty_portal import SHORT, Effect, Fault, Kind
 from kbo_pipeline_tests.support.odd_portal import (
     CODINGS,
     LANDINGS,

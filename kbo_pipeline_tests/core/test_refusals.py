@@ -15,8 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.fetch.portal import Portal
 from kbo_pipeline.fetch.refusals import PAUSES, Refusals
 from kbo_pipeline.sample.portal import Answer
-from kbo_pipeline_tests.core.test_portal import SHORT
-from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, Kind
+from kbo_pipeline_tests.support.faulty_portal import SHORT, Effect, Fault, Kind
 from kbo_pipeline_tests.support.odd_portal import LANDINGS, OddPortal, wrong_password_answers
 from kbo_pipeline_tests.support.zips import write_extract
 

@@ -33,16 +33,8 @@ from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.read.published import content_hash, is_published, read_published
 from kbo_pipeline.stage.staged import staging_file
 from kbo_pipeline_tests.support.core import Core, current_rows, rows_of, sorted_rows
-from kbo_pipeline_tests.support.zips import Row, keys_for, rows_for, write_extract
-
-FULL = ExtractKey(140, "full")
-UPDATE = ExtractKey(141, "update")
-NUMBERS = [f"0200.000.{n:03d}" for n in range(8)]
-
-
-FIRST = rows_for(NUMBERS, "first")
-SECOND = rows_for(NUMBERS[2:6], "second")
-DELETES = keys_for(NUMBERS[1:5])
+from kbo_pipeline_tests.support.history import DELETES, FIRST, FULL, NUMBERS, SECOND, UPDATE
+from kbo_pipeline_tests.support.zips import Row, rows_for, write_extract
 
 
 @pytest.fixture

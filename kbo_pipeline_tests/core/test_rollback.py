@@ -15,20 +15,18 @@ from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publish.publication import completed
 from kbo_pipeline.read.published import content_hash, is_published, read_published_state_of
-from kbo_pipeline_tests.support.core import Core, publication_of
-from kbo_pipeline_tests.support.zips import Row, keys_for, write_extract
-from kbo_pipeline_tests.support.zips import rows_for as rows_of_tables
+from kbo_pipeline_tests.support.core import READER, Core, publication_of
+from kbo_pipeline_tests.support.history import (
+    DELETES,
+    FULL,
+    NUMBERS,
+    UPDATE,
+    apply_some,
+    rows_and_codes,
+)
+from kbo_pipeline_tests.support.zips import write_extract
 
-FULL = ExtractKey(140, "full")
-UPDATE = ExtractKey(141, "update")
 LATER_FULL = ExtractKey(145, "full")
-NUMBERS = [f"0200.000.{n:03d}" for n in range(8)]
-
-
-def rows_for(numbers: list[str], mark: str) -> dict[str, list[Row]]:
-    """One row for each number in each of the seven tables, and two codes."""
-    codes: list[Row] = [("Status", code, "NL", None) for code in ("KEPT", mark)]
-    return rows_of_tables(numbers, mark) | {"code": codes}
 
 
 @pytest.fixture
@@ -40,11 +38,10 @@ def core(tmp_path: Path) -> Core:
 @pytest.fixture
 def zips(tmp_path: Path) -> dict[ExtractKey, Path]:
     """A Full, an Update that deletes and inserts, and a later Full that differs from both."""
-    deletes = keys_for(NUMBERS[1:5])
     return {
-        FULL: write_extract(tmp_path, FULL, rows_for(NUMBERS, "first")),
-        UPDATE: write_extract(tmp_path, UPDATE, rows_for(NUMBERS[2:6], "second"), deletes),
-        LATER_FULL: write_extract(tmp_path, LATER_FULL, rows_for(NUMBERS[3:], "third")),
+        FULL: write_extract(tmp_path, FULL, rows_and_codes(NUMBERS, "first")),
+        UPDATE: write_extract(tmp_path, UPDATE, rows_and_codes(NUMBERS[2:6], "second"), DELETES),
+        LATER_FULL: write_extract(tmp_path, LATER_FULL, rows_and_codes(NUMBERS[3:], "third")),
     }
 
 
@@ -58,15 +55,6 @@ def jobs(core: Core) -> dict[str, str]:
     """The status of each extract, as readers see it."""
     with core.read() as reader:
         return dict(reader.execute("SELECT id, status FROM import_jobs").fetchall())
-
-
-def apply_some(core: Core, zip_file: Path, numbers: slice) -> ExtractKey:
-    """Stages a ZIP and applies some of its batches."""
-    key = core.stage(zip_file).extract.key
-    with core.applying(key) as (register, staged):
-        for batch in staged.batches[numbers]:
-            register.apply(staged, batch)
-    return key
 
 
 @pytest.mark.parametrize("before", [[], [FULL], [FULL, UPDATE]], ids=len)
@@ -181,7 +169,7 @@ def test_another_zip_under_the_same_key_may_come_after(
 ) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
-    other = write_extract(folder, UPDATE, rows_for(NUMBERS[:3], "other"))
+    other = write_extract(folder, UPDATE, rows_and_codes(NUMBERS[:3], "other"))
     core.import_zip(zips[FULL])
     core.import_zip(zips[UPDATE])
     core.rollback(UPDATE)
@@ -297,28 +285,6 @@ def test_without_hard_links_published_files_are_copied(
     file = core.directory / "work" / "published" / "0140-full.duckdb"
     with duckdb.connect(str(file), read_only=True) as connection:
         assert content_hash(connection) == before
-
-
-READER = """
-import json, sys, threading
-from kbo_pipeline.read.register import read_register
-from kbo_pipeline.read.published import content_hash
-seen, ended = set(), threading.Event()
-def read():
-    while not ended.wait(0.02):
-        with read_register() as register:
-            connection = register.connection
-            (status,) = connection.execute(
-                "SELECT status FROM import_jobs WHERE id = '0141-update'").fetchone() or (None,)
-            seen.add((status == "completed", content_hash(connection)))
-reader = threading.Thread(target=read)
-print("ready", flush=True)
-reader.start()
-sys.stdin.readline()
-ended.set()
-reader.join()
-print(json.dumps(sorted(seen)))
-"""
 
 
 def test_readers_see_the_one_state_or_the_other_and_no_error(

@@ -1,7 +1,6 @@
 """Room on disk: what is needed is named before anything is written."""
 
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.fetch.zips import keep_zip
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support.zips import announcing
 
 FULL = ExtractKey(140, "full")
 
@@ -19,15 +19,6 @@ FULL = ExtractKey(140, "full")
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings({"KBO_DATA_DIR": str(tmp_path / "data")}, tmp_path)
-
-
-def announcing(tmp_path: Path, length: int) -> Path:
-    """A ZIP whose directory says that it holds so many bytes."""
-    file = tmp_path / "x.zip"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("activity.csv", b"")
-        archive.filelist[0].file_size = length
-    return file
 
 
 def test_an_import_that_fits_is_let_through(settings: Settings, tmp_path: Path) -> None:

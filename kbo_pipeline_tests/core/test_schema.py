@@ -20,13 +20,16 @@ from kbo_pipeline.publish.verification import verify
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.stage.staged import is_staged, staging_file
-from kbo_pipeline_tests.core.test_register import DELETES, FIRST, FULL, NUMBERS, SECOND, UPDATE
-from kbo_pipeline_tests.support.core import Core, current_rows
+from kbo_pipeline_tests.support.core import (
+    ALL_VERSIONS,
+    READ_VERSIONS,
+    Core,
+    current_rows,
+    versions,
+)
+from kbo_pipeline_tests.support.history import DELETES, FIRST, FULL, NUMBERS, SECOND, UPDATE
 from kbo_pipeline_tests.support.lakes import new_lake
 from kbo_pipeline_tests.support.zips import write_extract
-
-READ_VERSIONS = "SELECT version, description FROM schema_version ORDER BY version"
-ALL_VERSIONS = [(number, m.description) for number, m in enumerate(MIGRATIONS, start=1)]
 
 
 @pytest.fixture
@@ -68,15 +71,6 @@ def tables_of_migrations() -> list[str]:
             for statement in migration.statements:
                 connection.execute(statement)
         return [name for (name,) in connection.execute("SHOW TABLES").fetchall()]
-
-
-def versions(core: Core) -> list[tuple[int, str]] | None:
-    """What the register at work says of its versions; None where it says nothing."""
-    with core.at_work() as connection:
-        try:
-            return connection.execute(READ_VERSIONS).fetchall()
-        except duckdb.CatalogException:
-            return None
 
 
 def test_a_new_register_has_all_versions(core: Core) -> None:

@@ -2,11 +2,9 @@
 
 import itertools
 import random
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -15,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import Batch, ExtractKey, Operation
+from kbo_pipeline.core.extracts import Batch, ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.tables import (
     ADDRESS,
@@ -27,7 +25,6 @@ from kbo_pipeline.core.tables import (
     ENTERPRISE,
     ESTABLISHMENT,
     TABLES,
-    Column,
     Table,
 )
 from kbo_pipeline.fetch.meta import read_extract
@@ -36,10 +33,17 @@ from kbo_pipeline.stage.faults import Fault, RejectedError
 from kbo_pipeline.stage.staged import Staged, discard_staged, staging_file
 from kbo_pipeline.stage.staging import stage
 from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.staged import (
+    AWKWARD,
+    BAD_DATES,
+    UNSOUND,
+    good_line,
+    number_of,
+    spoilt,
+    staged_rows,
+)
 from kbo_pipeline_tests.support.zips import (
     Row,
-    Value,
-    as_number,
     csv_field,
     csv_text,
     write_extract,
@@ -47,67 +51,6 @@ from kbo_pipeline_tests.support.zips import (
 
 FULL = ExtractKey(140, "full")
 UPDATE = ExtractKey(141, "update")
-
-TEXTS = [
-    None,
-    "0999",
-    "0111001",
-    "5701 SB",
-    "1e5",
-    "true",
-    "NULL",
-    "31-12-2020",
-    '"',
-    '""',
-    'say "no", twice',
-    ",",
-    ";",
-    "#",
-    "\\",
-    "ends in a backslash\\",
-    '\\"',
-    "line\nbreak",
-    "line\r\nbreak",
-    "carriage\rreturn",
-    "\n\n",
-    "\n",
-    " leading",
-    "trailing \t",
-    " ",
-    "\ufeff",
-    "\u2028\x85\x0b\x0c\x1a",
-    "e\u0301 \u00e9",
-    "漢字 😀 \U0010ffff",
-    "'; DROP TABLE enterprise; --",
-    "=1+1",
-    "tab\tinside",
-    "\u202eright to left\u202c \u05e2\u05d1\u05e8\u05d9\u05ea",
-    "\u00e9" * 300,
-    "x" * 5000,
-]
-DATES = [None, date(1, 1, 1), date(1804, 2, 29), date(2024, 2, 29), date(9999, 12, 31)]
-
-
-def awkward_rows(table: Table) -> list[Row]:
-    """Each text once in each column, but for those of numbers; the keys are not sorted."""
-    rows: list[Row] = []
-    for number in range(len(TEXTS)):
-        values: list[Value] = []
-        for place, column in enumerate(table.columns):
-            choice = DATES if column.type == "DATE" else TEXTS
-            value = choice[(number + place) % len(choice)]
-            if column.number:
-                value = number_of(column, number * 7919 % 1000)
-            elif place == 0:
-                value = f"{value or 'none'}.{number}"
-            values.append(value)
-        rows.append(tuple(values))
-    return rows
-
-
-def number_of(column: Column, number: int) -> str:
-    """A number that the column may hold."""
-    return as_number(column, f"0200.{number // 1000:03d}.{number % 1000:03d}")
 
 
 def sound_row(table: Table, number: int = 0) -> Row:
@@ -121,21 +64,6 @@ def key_of(row: Row) -> str:
     """The first value of a row: its key."""
     assert isinstance(row[0], str)
     return row[0]
-
-
-AWKWARD = {table.name: awkward_rows(table) for table in ALL_TABLES}
-
-
-def staged_rows(
-    connection: duckdb.DuckDBPyConnection, table: Table, operation: Operation
-) -> list[Row]:
-    """The rows of a staging view in the order of the file."""
-    columns = ", ".join(table.column_names)
-    return connection.execute(
-        f"SELECT {columns} FROM staging.import_staging_{table.name}"
-        " WHERE operation = $1 ORDER BY row_sequence",
-        [operation],
-    ).fetchall()
 
 
 def parametrize_tables(tables: tuple[Table, ...] = ALL_TABLES) -> pytest.MarkDecorator:
@@ -379,15 +307,6 @@ def test_an_empty_update_is_one_batch(tmp_path: Path) -> None:
     assert staged.records == {}
 
 
-def good_line(table: Table) -> str:
-    """A sound record, the key and all texts quoted."""
-    values = (
-        "01-02-2020" if c.type == "DATE" else f'"{number_of(c, 1) if c.number else "a"}"'
-        for c in table.columns
-    )
-    return ",".join(values)
-
-
 def faults(core: Core, zip_file: Path, key: ExtractKey) -> tuple[Fault, ...]:
     """What is wrong with an extract that cannot be staged, and leaves nothing."""
     with pytest.raises(RejectedError) as caught:
@@ -397,34 +316,6 @@ def faults(core: Core, zip_file: Path, key: ExtractKey) -> tuple[Fault, ...]:
     assert len(message.splitlines()) == 1
     assert message.startswith(f"{zip_file.name}: {caught.value.faults[0]}")
     return caught.value.faults
-
-
-def spoilt(table: Table, spoil: Callable[[str], str | bytes]) -> bytes:
-    """A CSV with a sound record, a spoilt one and another sound one."""
-    line = spoil(good_line(table))
-    middle = line if isinstance(line, bytes) else line.encode()
-    good = good_line(table).encode()
-    return b"\n".join([csv_text(table.columns, []).encode() + good, middle, good, b""])
-
-
-UNSOUND: dict[str, tuple[Callable[[str], str | bytes], str]] = {
-    "too few": (lambda line: line.rsplit(",", 1)[0], "12 fields, not 13"),
-    "too many": (lambda line: line + ',"more"', "14 fields, not 13"),
-    "one empty field more": (lambda line: line + ",", "14 fields, not 13"),
-    "far too many": (lambda line: line + ",more,", "15 fields, not 13"),
-    "not UTF-8": (lambda line: line.encode().replace(b'"a"', b'"\xff"', 1), "no UTF-8"),
-    "a NUL": (lambda line: line.replace('"a"', '"\0"', 1), "a NUL byte"),
-    "open quote": (lambda line: line.replace('"a"', '"a', 1), "a quote inside a text"),
-    "open to the end": (lambda line: line.rsplit(",", 1)[0] + ',"', "a text opens here"),
-    "lone quote": (lambda line: line.replace('"a"', '"a"b"', 1), "a quote inside a text"),
-    "late quote": (lambda line: line.replace('"a"', 'a"b', 1), "a quote inside a value"),
-    "no key": (lambda line: re.sub('"[^"]*"', '""', line, count=1), "no number of that kind"),
-    "no key, bare": (lambda line: line[line.index(",") :], "no number of that kind"),
-    "another key": (lambda line: line.replace(".", "", 1), "no number of that kind"),
-    "blank line": (lambda line: "", "a blank line"),
-    "mixed line ends": (lambda line: line + "\r", "another line end"),
-    "CR alone": (lambda line: line.replace('"a"', "a\ra", 1), "a line break outside of quotes"),
-}
 
 
 @pytest.mark.parametrize("unsound", UNSOUND)
@@ -454,13 +345,6 @@ def test_in_each_table_a_missing_field_and_a_missing_key_are_refused(
         (3, ""),
         (4, table.columns[0].csv_name),
     ]
-
-
-BAD_DATES = [
-    *("31-02-2020", "29-02-2023", "2020-01-01", "01/02/2020", "01-13-2020", "0", "never"),
-    *("1-1-2020", "01-01-20", " 01-01-2020", "01-01-2020 ", "01-01-0000", "01-01-20200"),
-    *("01-01-2020 00:00:00", "٠١-01-2020", "infinity", "+1-01-2020"),
-]
 
 
 @pytest.mark.parametrize("quote", ["", '"'])

@@ -14,14 +14,13 @@ from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.checksums import check_blocks
 from kbo_pipeline.core.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, newest_known
-from kbo_pipeline.read.published import content_hash, read_published
-from kbo_pipeline_tests.core.test_rollback import FULL, NUMBERS, UPDATE, apply_some, rows_for
-from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline.read.published import read_published
+from kbo_pipeline_tests.support.core import Core, chain_of, flip, hash_of
+from kbo_pipeline_tests.support.history import FULL, NUMBERS, UPDATE, apply_some, rows_and_codes
 from kbo_pipeline_tests.support.zips import keys_for, write_extract
 
 NEXT = ExtractKey(142, "update")
@@ -63,33 +62,14 @@ class World:
             return read_published(connection, self.published)[0][0]
 
 
-def chain_of(file: Path) -> tuple[LedgerEntry, ...]:
-    with duckdb.connect(str(file), read_only=True) as connection:
-        return read_ledger_entries(connection)
-
-
-def hash_of(file: Path) -> str:
-    with duckdb.connect(str(file), read_only=True) as connection:
-        return content_hash(connection)
-
-
-def flip(file: Path, place: int) -> None:
-    """Changes one bit of a file."""
-    with file.open("r+b") as content:
-        content.seek(place)
-        byte = content.read(1)[0]
-        content.seek(place)
-        content.write(bytes([byte ^ 8]))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[ExtractKey, Path]]:
     directory = tmp_path_factory.mktemp("made")
     deletes = keys_for(NUMBERS[1:5])
     zips = {
-        FULL: write_extract(directory, FULL, rows_for(NUMBERS, "first")),
-        UPDATE: write_extract(directory, UPDATE, rows_for(NUMBERS[2:6], "second"), deletes),
-        NEXT: write_extract(directory, NEXT, rows_for(NUMBERS[1:5], "third"), deletes),
+        FULL: write_extract(directory, FULL, rows_and_codes(NUMBERS, "first")),
+        UPDATE: write_extract(directory, UPDATE, rows_and_codes(NUMBERS[2:6], "second"), deletes),
+        NEXT: write_extract(directory, NEXT, rows_and_codes(NUMBERS[1:5], "third"), deletes),
     }
     core = Core(directory / "data", batch_rows=13)
     for key in (FULL, UPDATE):
@@ -292,7 +272,7 @@ def test_nothing_is_changed_when_nothing_tells_what_was(world: World) -> None:
 
 def test_registers_of_different_extracts_are_left_alone(world: World, tmp_path: Path) -> None:
     other = Core(tmp_path / "other")
-    other.import_zip(write_extract(tmp_path, FULL, rows_for(NUMBERS, "another")))
+    other.import_zip(write_extract(tmp_path, FULL, rows_and_codes(NUMBERS, "another")))
     shutil.copyfile(other.database, world.published)
     with pytest.raises(RegisterError, match="different extracts"):
         world.mend(world.recorded)

@@ -32,7 +32,8 @@ from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelle
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, Progress
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.stack.test_recovery import (
+from kbo_pipeline_tests.support.core import Core, open_at_work
+from kbo_pipeline_tests.support.disturbed import (
     EXTRACT,
     KBO,
     applied,
@@ -45,7 +46,6 @@ from kbo_pipeline_tests.stack.test_recovery import (
     wait_until_published,
     zip_file,
 )
-from kbo_pipeline_tests.support.core import Core, open_at_work
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations, run_status
 from kbo_pipeline_tests.support.processes import Started, started, wait_until
 from kbo_pipeline_tests.support.server import Server

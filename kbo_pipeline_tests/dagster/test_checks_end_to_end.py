@@ -15,9 +15,14 @@ from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG
 from kbo_pipeline.publish.checks import CHECKS
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline_tests.core.test_checking import CODES, Register, enterprise, update
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 from kbo_pipeline_tests.support.server import LOCATION, PATIENCE, Server, running_server
+from kbo_pipeline_tests.support.sound import (
+    CODES,
+    Register,
+    enterprise,
+    update,
+)
 from kbo_pipeline_tests.support.zips import Row, write_extract
 
 pytestmark = pytest.mark.long

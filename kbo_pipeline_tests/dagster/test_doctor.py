@@ -45,10 +45,9 @@ from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.poll import Poll
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.core.test_room import announcing
-from kbo_pipeline_tests.dagster.test_portal_sensor import forget_everything
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
+from kbo_pipeline_tests.support.zips import announcing
 
 FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
 ZIP_NAME = "KboOpenData_0141_2025_10_06_Update.zip"

@@ -14,11 +14,9 @@ from kbo_pipeline.operate.repair.repair import read_recorded
 from kbo_pipeline.operate.runs.partitions import register_extract, staging_asset
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.stage.staged import staging_file
-from kbo_pipeline_tests.core.test_witness import chain_of, flip, hash_of
-from kbo_pipeline_tests.dagster.test_postgres import leave
-from kbo_pipeline_tests.stack.test_failed_batches import BAD
-from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.core import Core, chain_of, flip, hash_of
+from kbo_pipeline_tests.support.pipeline import BAD, Pipeline
+from kbo_pipeline_tests.support.postgres import leave
 from kbo_pipeline_tests.support.server import PATIENCE, running_server
 
 FULL, UPDATE, NEXT = (ExtractKey.parse(k) for k in ("0140-full", "0141-update", "0142-update"))

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.storage.runs import SqlRunStorage
-from sqlalchemy import text
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
@@ -28,7 +26,7 @@ from kbo_pipeline.operate.runs.poll import read_poll
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind
-from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
 
 SAMPLE = Sample(enterprises=50, seed=9)
 FULL, UPDATE = "0140-full", "0141-update"
@@ -132,17 +130,6 @@ def world(
         world.start_again()
         yield world
         forget_everything(shared)
-
-
-def forget_everything(instance: dg.DagsterInstance) -> None:
-    instance.wipe_assets(instance.all_asset_keys())
-    for run in instance.get_runs():
-        instance.delete_run(run.run_id)
-    for key in instance.get_dynamic_partitions("kbo_extracts"):
-        instance.delete_dynamic_partition("kbo_extracts", key)
-    assert isinstance(instance.run_storage, SqlRunStorage)
-    with instance.run_storage.connect() as connection:
-        connection.execute(text("DELETE FROM kvs"))
 
 
 def test_without_an_account_the_portal_is_not_asked(world: World) -> None:

@@ -29,8 +29,8 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.dagster.test_postgres import embedded, leave, password_server
 from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.postgres import embedded, leave, password_server
 
 COLUMNS = {
     "id": "text",

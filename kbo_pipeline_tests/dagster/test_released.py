@@ -19,8 +19,7 @@ from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.publish.verification import verify
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.stage.staged import is_staged
-from kbo_pipeline_tests.core.test_schema import ALL_VERSIONS, versions
-from kbo_pipeline_tests.support.core import Core, current_rows, sorted_rows
+from kbo_pipeline_tests.support.core import ALL_VERSIONS, Core, current_rows, sorted_rows, versions
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.zips import Row, keys_for, rows_for, write_extract
 from kbo_pipeline_tests.tools.released.make import (

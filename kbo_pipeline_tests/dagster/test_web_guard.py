@@ -18,22 +18,12 @@ from graphql import get_introspection_query
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from kbo_pipeline.operate.processes.query_limits import (
-    MAX_ALIASES,
-    MAX_CHARACTERS,
-    MAX_DEPTH,
-    MAX_FIELDS,
-    MAX_TOKENS,
-)
 from kbo_pipeline.operate.processes.webserver import MAX_CONNECTIONS
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import noise, wait_until, web_server
+from kbo_pipeline_tests.support.queries import CHANGE, COSTLY, EVENTS, LIMITS, POOL
 from kbo_pipeline_tests.support.server import LOCATION, Server, running_server
 
-POOL = "canary"
-CHANGE = f'mutation {{ setConcurrencyLimit(concurrencyKey: "{POOL}", limit: 3) }}'
-LIMITS = "{ instance { concurrencyLimits { concurrencyKey } } }"
-EVENTS = 'subscription { pipelineRunLogs(runId: "none") { __typename } }'
 EVIL = "http://evil.example"
 UPGRADE = (
     "Connection: Upgrade",
@@ -90,28 +80,6 @@ def fetch(site: str, mode: str, *destinations: str) -> tuple[str, ...]:
     """What a browser says of a request."""
     said = [f"Sec-Fetch-Dest: {destination}" for destination in destinations]
     return f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}", *said
-
-
-def many(count: int, text: str) -> str:
-    return " ".join(text.replace("#", str(number)) for number in range(count))
-
-
-COSTLY = {
-    "aliases": "{" + many(MAX_ALIASES + 1, "a#: version") + "}",
-    "aliases in a fragment": "{" + many(10, "...F") + "} fragment F on Query {"
-    f"{many(MAX_ALIASES // 10 + 1, 'a#: version')}}}",
-    "fields": "{" + many(MAX_FIELDS + 1, "version") + "}",
-    "fields in a fragment": "{" + many(100, "...F") + "} fragment F on Query {"
-    f"{many(MAX_FIELDS // 100 + 1, 'version')}}}",
-    "fields by doubling": "{...F0}"
-    + "".join(f"fragment F{n} on Query {{...F{n + 1} ...F{n + 1}}}" for n in range(20))
-    + "fragment F20 on Query {version}",
-    "depth": "{ a " * (MAX_DEPTH + 1) + "}" * (MAX_DEPTH + 1),
-    "depth by inline fragments": "{" + "... {" * 150 + "version" + "}" * 151,
-    "depth beyond any parser": "{ a " * 5000 + "}" * 5000,
-    "tokens": "query Q(" + many(MAX_TOKENS // 4 + 1, "$a#:B") + "){version}",
-    "characters": "{version} #" + MAX_CHARACTERS * "x",
-}
 
 
 REQUESTS: list[tuple[int, tuple[str, ...], str]] = [

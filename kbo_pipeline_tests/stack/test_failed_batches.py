@@ -12,11 +12,10 @@ from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.lakes import ASKED_FOR
-from kbo_pipeline_tests.support.pipeline import Pipeline, materializations, partition_states
+from kbo_pipeline_tests.support.pipeline import BAD, Pipeline, materializations, partition_states
 from kbo_pipeline_tests.support.server import running_server
 
 EXTRACT = "0140-full"
-BAD = (2, 4)
 BAD_KEYS = [f"{EXTRACT}-{number:04d}" for number in BAD]
 MANY = "30" if ASKED_FOR else "150"  # batches; in a lake fewer take as long
 TABLE_NAMES = [table.name for table in TABLES]

@@ -12,10 +12,10 @@ import pytest
 import requests
 
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.dagster.test_postgres import password_server
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.hosts import Host, hosts, wait_for, why_not
 from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
+from kbo_pipeline_tests.support.postgres import password_server
 from kbo_pipeline_tests.support.processes import noise_in_logs
 from kbo_pipeline_tests.support.server import Server
 

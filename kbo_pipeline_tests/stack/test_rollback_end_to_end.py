@@ -16,9 +16,8 @@ from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches
 from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample.extracts import Sample, write_sample
-from kbo_pipeline_tests.core.test_rollback import READER
-from kbo_pipeline_tests.stack.test_failed_batches import BAD
-from kbo_pipeline_tests.support.pipeline import Pipeline, materializations, partition_states
+from kbo_pipeline_tests.support.core import READER
+from kbo_pipeline_tests.support.pipeline import BAD, Pipeline, materializations, partition_states
 from kbo_pipeline_tests.support.server import Server, running_server
 
 FULL, UPDATE = "0140-full", "0141-update"

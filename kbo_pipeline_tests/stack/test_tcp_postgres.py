@@ -12,9 +12,9 @@ import pytest
 from psycopg2 import sql
 
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.dagster.test_postgres import PASSWORD, password_server
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
+from kbo_pipeline_tests.support.postgres import PASSWORD, password_server
 from kbo_pipeline_tests.support.processes import noise_in_logs, processes_of, wait_until
 from kbo_pipeline_tests.support.server import running_server
 

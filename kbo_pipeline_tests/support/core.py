@@ -13,7 +13,9 @@ import duckdb
 from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import WORK, attach
+from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.places import Lake, Place, Shared
+from kbo_pipeline.core.schema_sql import MIGRATIONS
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.fetch.meta import read_extract
@@ -239,3 +241,59 @@ def rows_of(reader: duckdb.DuckDBPyConnection, table: Table, source: str) -> lis
 def sorted_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows in one order, None included."""
     return sorted(rows, key=repr)
+
+
+def chain_of(file: Path) -> tuple[LedgerEntry, ...]:
+    with duckdb.connect(str(file), read_only=True) as connection:
+        return read_ledger_entries(connection)
+
+
+def hash_of(file: Path) -> str:
+    with duckdb.connect(str(file), read_only=True) as connection:
+        return content_hash(connection)
+
+
+def flip(file: Path, place: int) -> None:
+    """Changes one bit of a file."""
+    with file.open("r+b") as content:
+        content.seek(place)
+        byte = content.read(1)[0]
+        content.seek(place)
+        content.write(bytes([byte ^ 8]))
+
+
+ALL_VERSIONS = [(number, m.description) for number, m in enumerate(MIGRATIONS, start=1)]
+
+
+def versions(core: Core) -> list[tuple[int, str]] | None:
+    """What the register at work says of its versions; None where it says nothing."""
+    with core.at_work() as connection:
+        try:
+            return connection.execute(READ_VERSIONS).fetchall()
+        except duckdb.CatalogException:
+            return None
+
+
+READER = """
+import json, sys, threading
+from kbo_pipeline.read.register import read_register
+from kbo_pipeline.read.published import content_hash
+seen, ended = set(), threading.Event()
+def read():
+    while not ended.wait(0.02):
+        with read_register() as register:
+            connection = register.connection
+            (status,) = connection.execute(
+                "SELECT status FROM import_jobs WHERE id = '0141-update'").fetchone() or (None,)
+            seen.add((status == "completed", content_hash(connection)))
+reader = threading.Thread(target=read)
+print("ready", flush=True)
+reader.start()
+sys.stdin.readline()
+ended.set()
+reader.join()
+print(json.dumps(sorted(seen)))
+"""
+
+
+READ_VERSIONS = "SELECT version, description FROM schema_version ORDER BY version"

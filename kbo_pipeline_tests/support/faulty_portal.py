@@ -10,6 +10,8 @@ from socket import SHUT_RDWR
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
+from kbo_pipeline.fetch.limits import Limits
+
 from kbo_pipeline.sample.portal import (
     CHUNK,
     FILES,
@@ -235,3 +237,17 @@ class FaultyHandler(Handler):
 
 
 FaultyPortal.handler = FaultyHandler
+
+
+SHORT = Limits(
+    connect=5.0,
+    read=10.0,
+    total=20.0,
+    slowest=1000.0,
+    window=10.0,
+    attempts=3,
+    first_wait=0.01,
+    growth=1.5,
+    longest_retry_after=1.0,
+    lock_wait=20.0,
+)

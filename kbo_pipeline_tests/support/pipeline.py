@@ -15,6 +15,8 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+from dagster._core.storage.runs import SqlRunStorage
+from sqlalchemy import text
 
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import load_settings
@@ -164,3 +166,17 @@ def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
     """The single value of a query."""
     (row,) = connection.execute(query).fetchall()
     return row[0]
+
+
+def forget_everything(instance: dg.DagsterInstance) -> None:
+    instance.wipe_assets(instance.all_asset_keys())
+    for run in instance.get_runs():
+        instance.delete_run(run.run_id)
+    for key in instance.get_dynamic_partitions("kbo_extracts"):
+        instance.delete_dynamic_partition("kbo_extracts", key)
+    assert isinstance(instance.run_storage, SqlRunStorage)
+    with instance.run_storage.connect() as connection:
+        connection.execute(text("DELETE FROM kvs"))
+
+
+BAD = (2, 4)

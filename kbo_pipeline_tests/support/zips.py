@@ -136,3 +136,12 @@ def pack_in_folder(zip_file: Path) -> None:
             archive.writestr(f"{folder}/{name}", content)
             archive.writestr(f"__MACOSX/{folder}/._{name}", b"\0\5\x16\7")
         archive.writestr(f"{folder}/.DS_Store", b"\0\0\0\1Bud1")
+
+
+def announcing(tmp_path: Path, length: int) -> Path:
+    """A ZIP whose directory says that it holds so many bytes."""
+    file = tmp_path / "x.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("activity.csv", b"")
+        archive.filelist[0].file_size = length
+    return file

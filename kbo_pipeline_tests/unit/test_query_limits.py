@@ -26,7 +26,13 @@ from kbo_pipeline.operate.processes.query_limits import (
     CostlyQueryError,
     read_query,
 )
-from kbo_pipeline_tests.dagster.test_web_guard import CHANGE, COSTLY, EVENTS, LIMITS, many
+from kbo_pipeline_tests.support.queries import (
+    CHANGE,
+    COSTLY,
+    EVENTS,
+    LIMITS,
+    many,
+)
 
 
 @pytest.mark.parametrize("what", COSTLY)
