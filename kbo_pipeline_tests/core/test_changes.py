@@ -22,10 +22,11 @@ from kbo_pipeline.read.changes import (
 )
 from kbo_pipeline.read.kinds import KINDS
 from kbo_pipeline.sample.extracts import Sample, write_sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.zips import Row, write_extract
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs" / "changes.md").read_text()
+DOCUMENTED = (REPOSITORY / "docs" / "changes.md").read_text()
 FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
 BAKER, OTHER, SHOP, BRANCH = "0200.065.765", "0200.068.636", "2.000.000.339", "9.000.006.626"
 BEGAN = date(2001, 2, 3)

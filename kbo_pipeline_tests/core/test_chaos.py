@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.tools.chaos.outcomes import Outcome, Record, Row
 from kbo_pipeline_tests.tools.chaos.plan import rows
 

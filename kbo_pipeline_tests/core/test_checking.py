@@ -16,8 +16,8 @@ from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
 from kbo_pipeline.read.anomalies import is_anomalous
 from kbo_pipeline.sample.extracts import Sample, write_sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.support.sound import (
     CODES,
     DATE,

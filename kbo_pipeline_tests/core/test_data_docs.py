@@ -11,8 +11,8 @@ import pytest
 
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.tools import data_docs
 
 TEXT = data_docs.FILE.read_text(encoding="utf-8")

@@ -24,8 +24,8 @@ from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.read.export import FORMAT, MANIFEST, write_export
 from kbo_pipeline.read.views import PROFILE
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core, current_rows, sorted_rows
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.support.processes import wait_until
 
 SAMPLE = Sample(enterprises=400, seed=6)

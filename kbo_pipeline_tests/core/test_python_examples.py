@@ -10,9 +10,10 @@ import pytest
 
 import kbo_pipeline
 from kbo_pipeline.sample.extracts import Sample, write_sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+DOCUMENT = (REPOSITORY / "docs" / "python.md").read_text()
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 

@@ -24,6 +24,7 @@ def settings(tmp_path: Path) -> Settings:
 def test_an_import_that_fits_is_let_through(settings: Settings, tmp_path: Path) -> None:
     check_space_to_import(settings, FULL, announcing(tmp_path, 1 << 20))
     check_space_to_keep("x.zip", settings.downloads_dir, 1 << 20)
+    assert not settings.data_dir.exists()
 
 
 def test_an_import_that_does_not_fit_is_refused_with_what_it_needs(

@@ -121,8 +121,12 @@ def test_what_the_register_does_not_know_is_told_from_what_is_not_found(
 
 def test_what_it_knows_passes(register: PublishedRegister) -> None:
     register.check_known()
-    register.check_known(zipcode="1005", nace="47.811", status="AC")  # an activity without a code
-    register.check_known(nace="107", nace_version="2008")
+    known = {"zipcode": "1005", "nace": "47.811", "status": "AC"}  # an activity without a code
+    for criteria in (known, {"nace": "107", "nace_version": "2008"}):
+        register.check_known(**criteria)
+        for name in criteria:
+            with pytest.raises(NotFoundError):
+                register.check_known(**criteria | {name: "0000"})
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -4,7 +4,6 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import duckdb
 import pytest
 
@@ -15,7 +14,6 @@ from kbo_pipeline.core.nace import SECTIONS, divisions
 from kbo_pipeline.core.settings import Privacy, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.operate.repair.disk_checks import check_published
-from kbo_pipeline.operate.repair.repair import repair_installation
 from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.publish.publish import has_views, renew_views
@@ -394,22 +392,6 @@ def test_views_of_a_file_from_before_there_were_such_are_made_anew(
     assert renew_views(database, "full")
     with duckdb.connect(str(database), read_only=True) as reader:
         assert len(answer(reader, "FROM current.enterprise_profile")) == 4
-
-
-def test_what_kbo_start_and_kbo_rebuild_do_makes_them_anew(tmp_path: Path) -> None:
-    core = Core(tmp_path)
-    core.import_zip(write_extract(tmp_path, FULL, ROWS))
-    settings = core.settings | {"KBO_PRIVACY": "legal-persons"}
-    said: list[str] = []
-    with dg.DagsterInstance.ephemeral() as instance:
-        for _ in range(2):
-            repair_installation(instance, load_settings(settings, tmp_path), said.append)
-    told, renewed = said  # what is published is told to Dagster; the second time nothing is left
-    assert "0140-full: published, and unknown to Dagster" in told
-    assert renewed == f"{core.readers}: its views were made anew"
-    assert shows(core, "legal-persons")
-    with core.read() as reader:
-        assert shown_numbers(reader, "current.enterprise") == {FIRM, BARE}
 
 
 @pytest.mark.file_only("a lake is no file")

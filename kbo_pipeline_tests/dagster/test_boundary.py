@@ -24,8 +24,8 @@ from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, line_of
 from kbo_pipeline.defs.step import message_of
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
 from kbo_pipeline_tests.support.zips import rows_for, write_extract
 
 NUMBER = "0400.000.086"

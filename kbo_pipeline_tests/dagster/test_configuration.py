@@ -9,7 +9,8 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 
 MISSPELT = "KBO_DATA_DIRR: unknown setting; did you mean KBO_DATA_DIR?"
 COUNTED = """

@@ -11,7 +11,8 @@ import requests
 
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline, fetch
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.support.processes import (
     free_port,
     noise,

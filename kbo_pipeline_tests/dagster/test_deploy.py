@@ -25,7 +25,7 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.core.places import S3, Lake
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.parts import CHILDREN
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
@@ -191,6 +191,9 @@ def test_kubernetes_takes_containers_as_the_values_give_them(values: Any) -> Non
             },
         }
         kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
+        container["imagePulPolicy"] = "Always"
+        with pytest.raises(kubernetes_validate.ValidationError, match="imagePulPolicy"):
+            kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
 
 
 def variable(part: Any, name: str) -> str:

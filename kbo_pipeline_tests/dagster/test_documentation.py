@@ -18,8 +18,9 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import CONTACT, ESTABLISHMENT
 from kbo_pipeline.sample.extracts import Sample, write_sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.zips import csv_text, keys_for, rows_for, write_extract
 
 DOCUMENTS = [

@@ -9,7 +9,8 @@ from kbo_pipeline.core.env_file import read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.repair.privacy import open_secrets
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 
 SECRET = "canary"
 

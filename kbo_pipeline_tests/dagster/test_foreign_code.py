@@ -13,8 +13,9 @@ import pytest
 
 from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.lakes import new_lake, variables
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import Started, free_port, wait_until
 
 KBO = Path(sys.executable).with_name("kbo")

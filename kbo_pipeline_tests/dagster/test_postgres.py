@@ -384,12 +384,13 @@ def test_a_killed_server_is_started_again_with_its_data(directory: Path) -> None
 def test_a_stale_pid_file_does_not_block_the_start(directory: Path, number: str) -> None:
     embedded_server_url(directory)
     leave(directory)
-    stale = f"{number}\n{directory}/data\n1\n5432\n{directory}/socket\n\n 1 1\nready\n"
+    stale = number and f"{number}\n{directory}/data\n1\n5432\n{directory}/socket\n\n 1 1\nready\n"
     pid_file = directory / "data" / "postmaster.pid"
-    pid_file.write_text(stale if number else "")
+    pid_file.write_text(stale)
     if os.geteuid() == 0:
         shutil.chown(pid_file, *postgres._Server(directory)._owner())
     connect(embedded_server_url(directory)).close()
+    assert pid_file.read_text() != stale
     leave(directory)
 
 

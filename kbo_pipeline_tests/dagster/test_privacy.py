@@ -11,7 +11,8 @@ from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.repair import privacy
 from kbo_pipeline.operate.repair.findings import Finding
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 
 SECRET = "canary"
 PACKAGE = REPOSITORY / "kbo_pipeline"

@@ -16,7 +16,8 @@ from graphql import parse, validate
 
 from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.support.pipeline import BAD, REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import BAD, Pipeline
 from kbo_pipeline_tests.support.processes import wait_until
 from kbo_pipeline_tests.support.server import running_server
 from kbo_pipeline_tests.support.state_page import unnamed

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import Terminal, started, wait_until
 
 EXTRACT = "0140-full"

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline, fetch
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.support.processes import Started, free_port, processes_of, wait_until
 
 NOT_SOURCES = (

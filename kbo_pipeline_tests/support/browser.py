@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from rich.console import Console
 from rich.text import Text
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.server import PATIENCE
 
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"

@@ -10,8 +10,7 @@ from socket import SHUT_RDWR
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from kbo_pipeline.fetch.limits import Limits
-
+from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.sample.portal import (
     CHUNK,
     FILES,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import Started, wait_until
 
 _NETWORK = "10.231.77"

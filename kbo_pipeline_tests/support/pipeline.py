@@ -23,10 +23,10 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.runs.partitions import kbo_batches
 from kbo_pipeline.read.published import open_published, published_state_of
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import publication_of
 from kbo_pipeline_tests.support.lakes import ASKED_FOR, lake_of, variables
 
-REPOSITORY = Path(__file__).parents[2]
 _OURS = ("KBO_", "DAGSTER_")
 _PATIENCE = 900
 """Seconds that a command may take; pytest has a limit for the test, which is mostly less."""

@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 
 from kbo_pipeline.operate.processes.start import answers
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.server import PATIENCE, Server
 
 

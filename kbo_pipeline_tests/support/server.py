@@ -13,8 +13,9 @@ from typing import Any
 
 import requests
 
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.lakes import ASKED_FOR
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support.pipeline import Pipeline
 
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kbo_pipeline"}
 DEAD_PROXY = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY"), "http://127.0.0.1:9") | {

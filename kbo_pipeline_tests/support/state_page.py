@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "state.md"
 _LOOKED_INTO = ("dagster_home", "inbox", "postgres", "work")

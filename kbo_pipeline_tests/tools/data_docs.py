@@ -8,7 +8,7 @@ import duckdb
 from kbo_pipeline.core import schema_sql
 from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, ENTERPRISE, Column, Table
 from kbo_pipeline.read.views import PROFILE, view_queries
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "data.md"
 

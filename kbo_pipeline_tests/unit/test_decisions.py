@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 
 DECISIONS = REPOSITORY / "docs" / "decisions"
 HEADINGS = ["Context", "Decision", "Consequence"]

@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]

@@ -266,7 +266,8 @@ def test_an_unknown_name_is_refused_with_a_hint(
 
 
 def test_names_of_other_programs_are_none_of_our_business(tmp_path: Path) -> None:
-    load_settings({"PATH": "?", "KBOX": "1", "DAGSTER_CLOUD": "1", "kbo_data": "1"}, tmp_path)
+    others = {"PATH": "?", "KBOX": "1", "DAGSTER_CLOUD": "1", "kbo_data": "1"}
+    assert load_settings(others, tmp_path) == load_settings({}, tmp_path)
 
 
 def test_a_password_never_stands_in_a_representation(tmp_path: Path) -> None:

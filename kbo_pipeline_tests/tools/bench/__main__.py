@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.tools.bench import growth, page
 from kbo_pipeline_tests.tools.bench.importers import FILES, IMPORTERS
 from kbo_pipeline_tests.tools.bench.measuring import Measurement, measure

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 
 from kbo_pipeline.core.extracts import key_in_file_name
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import free_port
 from kbo_pipeline_tests.tools.bench.measuring import Measurement, inode, measure
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.tools.bench.measuring import Spread
 from kbo_pipeline_tests.tools.bench.sample import Extracts, facts
 from kbo_pipeline_tests.tools.chaos.report import machine

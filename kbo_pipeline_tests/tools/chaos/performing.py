@@ -20,7 +20,7 @@ from queue import Empty
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.tools.chaos.outcomes import Outcome, Record, Row
 from kbo_pipeline_tests.tools.chaos.plan import rows
 from kbo_pipeline_tests.tools.chaos.world import World, made_world

@@ -20,7 +20,8 @@ import psutil
 import psycopg2
 
 from kbo_pipeline.operate.runs.claims import WRITER_POOL
-from kbo_pipeline_tests.support.pipeline import REPOSITORY, Pipeline
+from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import free_port
 
 FORKING = "multiprocessing.forkserver"

@@ -8,7 +8,7 @@ import pytest
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter, TableMetadataValue
 
 from kbo_pipeline.core.tables import BRANCH
-from kbo_pipeline_tests.support.pipeline import REPOSITORY
+from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.zips import csv_text
 from kbo_pipeline_tests.tools.bad_input.cases import UPDATE, Case, update
 from kbo_pipeline_tests.tools.bad_input.feeding import GROUPS, Bench, page
