@@ -80,3 +80,24 @@ def _text(file: Path) -> str | None:
         raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except OSError as error:
         raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+_SECRETS = ("KBO_PASSWORD", "DAGSTER_POSTGRES_URL", "KBO_ALERT_WEBHOOK")
+_READ_OR_WRITE = 0o066  # by the group, and by others
+
+
+def open_secrets(root: Path | None = None) -> str | None:
+    """Says in a line that other users can read passwords in the `.env` file; None when not.
+
+    Args:
+        root: the directory with the file; the working directory when None.
+    """
+    file = (root or Path.cwd()) / ".env"
+    if not file.is_file() or not stat.S_IMODE(file.stat().st_mode) & _READ_OR_WRITE:
+        return None
+    try:
+        values = read_env_file(file)
+    except SettingsError:
+        return None  # the command says so itself, if it needs a setting
+    names = ", ".join(name for name in _SECRETS if values.get(name))
+    return f"{file}: other users can read {names} in it; chmod 600 {file}" if names else None

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import dagster as dg
 import pytest
@@ -37,13 +38,13 @@ from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.operate.lost import add_lost
 from kbo_pipeline.operate.processes.start import start_lock
-from kbo_pipeline.operate.repair import dagster_checks, disk_checks, leftovers
+from kbo_pipeline.operate.repair import dagster_checks, disk_checks, doctor, findings
 from kbo_pipeline.operate.repair.dagster_checks import Installation
 from kbo_pipeline.operate.repair.doctor import diagnose
 from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.poll import Poll
-from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
+from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, REJECTED_ROWS, STAGED
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
@@ -80,15 +81,30 @@ def published(settings: Settings, made: Path) -> Core:
     return Core(settings.data_dir)
 
 
-def bad(findings: Iterator[Finding]) -> list[tuple[str, str]]:
+class Recording(dict[str, Finding]):
+    """The table of findings, and which of them the tests of this file have come upon."""
+
+    produced: ClassVar[set[str]] = set()
+
+    def __getitem__(self, name: str) -> Finding:
+        self.produced.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.fixture(autouse=True)
+def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "FINDINGS", Recording(findings.FINDINGS))
+
+
+def bad(looked: Iterator[Finding]) -> list[tuple[str, str]]:
     """What is not ok: severity and subject; each must say what to do."""
-    found = [finding for finding in findings if finding.severity != "ok"]
+    found = [finding for finding in looked if finding.severity != "ok"]
     assert all(finding.remedy for finding in found), found
     return [(finding.severity, finding.subject) for finding in found]
 
 
-def only(findings: Iterator[Finding]) -> Finding:
-    (finding,) = [finding for finding in findings if finding.severity != "ok"]
+def only(looked: Iterator[Finding]) -> Finding:
+    (finding,) = [finding for finding in looked if finding.severity != "ok"]
     assert finding.remedy
     assert len(finding.text.splitlines()) == len(finding.remedy.splitlines()) == 1
     return finding
@@ -173,35 +189,57 @@ def test_a_register_that_another_program_has_open_is_an_error(
 
 def test_a_register_at_work_that_is_gone_is_an_error(settings: Settings, published: Core) -> None:
     settings.register_file.unlink()
-    assert "not there, though" in only(disk_checks.check_register(settings)).text
+    assert "missing, although" in only(disk_checks.check_register(settings)).text
+
+
+def test_what_others_can_read_is_a_warning(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.data_dir.chmod(0o755)
+    assert only(disk_checks.check_privacy(settings)).remedy == f"chmod 700 {settings.data_dir}"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("KBO_PASSWORD=canary")
+    (tmp_path / ".env").chmod(0o644)
+    found = only(disk_checks.check_secrets(settings))
+    assert "KBO_PASSWORD" in found.text
+    assert "canary" not in str(found)
+    far = dataclasses.replace(settings, postgres_url="postgresql://me@far.example/db")
+    assert bad(disk_checks.check_postgres_url(far)) == [("warning", "PostgreSQL")] * 2
+
+
+def test_views_of_another_privacy_are_a_warning(settings: Settings, published: Core) -> None:
+    other = dataclasses.replace(settings, privacy="legal-persons")
+    found = only(disk_checks.check_published(other))
+    assert (found.severity, found.subject) == ("warning", "views")
+    assert "legal-persons" in found.text
 
 
 def test_leftovers_are_warnings(settings: Settings, published: Core) -> None:
-    assert bad(leftovers.check_leftovers(settings)) == []
+    assert bad(disk_checks.check_leftovers(settings)) == []
     part = settings.database_file.with_name("kbo.duckdb.part")
     part.touch()
-    assert bad(leftovers.check_leftovers(settings)) == []
+    assert bad(disk_checks.check_leftovers(settings)) == []
     os.utime(part, (time.time() - 2 * DAY,) * 2)
-    assert "kbo.duckdb.part" in only(leftovers.check_leftovers(settings)).text
+    assert "kbo.duckdb.part" in only(disk_checks.check_leftovers(settings)).text
     part.unlink()
     (settings.staging_dir / "0139-update.duckdb").touch()
-    assert "0139-update.duckdb" in only(leftovers.check_leftovers(settings)).text
+    assert "0139-update.duckdb" in only(disk_checks.check_leftovers(settings)).text
 
 
 def test_what_waits_in_the_inbox_for_a_person_is_a_warning(settings: Settings) -> None:
-    assert bad(leftovers.check_inbox(settings)) == []
+    assert bad(disk_checks.check_inbox(settings)) == []
     rejected = settings.inbox_dir / "rejected"
     rejected.mkdir(parents=True)
     for name in ("a.zip", "a.zip.txt"):
         (rejected / name).touch()
-    assert "1 rejected: a.zip" in only(leftovers.check_inbox(settings)).text
+    assert "1 rejected: a.zip" in only(disk_checks.check_inbox(settings)).text
     foreign, waiting = settings.inbox_dir / "x.rar", settings.inbox_dir / "y.ZIP"
     foreign.touch()
     os.utime(foreign, (time.time() - 2 * DAY,) * 2)
     waiting.touch()
-    assert bad(leftovers.check_inbox(settings)) == [("warning", "inbox")] * 3
+    assert bad(disk_checks.check_inbox(settings)) == [("warning", "inbox")] * 3
     with exclusive_lock(start_lock(settings)):  # kbo start will see to the ZIP
-        assert bad(leftovers.check_inbox(settings)) == [("warning", "inbox")] * 2
+        assert bad(disk_checks.check_inbox(settings)) == [("warning", "inbox")] * 2
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +297,7 @@ def bench(settings: Settings, shared: dg.DagsterInstance) -> Iterator[Bench]:
 
 def test_what_does_not_agree_is_an_error(bench: Bench, published: Core) -> None:
     found = only(bench.look(dagster_checks.check_ledger))
-    assert (found.severity, found.remedy) == ("error", "kbo start mends it, or kbo rebuild")
+    assert (found.severity, found.remedy) == ("error", "kbo start or kbo rebuild repairs it")
     assert found.text == "0140-full: published, and unknown to Dagster: told to it"
     bench.materialize("published_extract", FULL)
     assert bad(bench.look(dagster_checks.check_ledger)) == []
@@ -278,7 +316,7 @@ def test_files_that_were_put_aside_are_warnings(settings: Settings, published: C
     aside = settings.work_dir / "damaged" / "kbo.duckdb"
     aside.parent.mkdir()
     aside.touch()
-    assert str(aside) in only(leftovers.check_leftovers(settings)).text
+    assert str(aside) in only(disk_checks.check_leftovers(settings)).text
 
 
 def test_a_silent_daemon_is_an_error(bench: Bench) -> None:
@@ -335,7 +373,7 @@ def test_a_sensor_that_was_stopped_fails_or_is_silent_is_told(bench: Bench) -> N
     silent = SensorInstigatorData(last_tick_timestamp=now - 1000)
     instance.update_instigator_state(alerting.with_data(silent))
     texts = [finding.text for finding in bench.look(dagster_checks.check_sensors)]
-    assert any(text.startswith("alert_sensor has not looked since ") for text in texts)
+    assert any(text.startswith("alert_sensor has not run since ") for text in texts)
     for state in states.values():
         instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
 
@@ -362,7 +400,7 @@ def test_a_run_that_waits_too_long_is_told(bench: Bench, monkeypatch: pytest.Mon
     bench.run("stage_extract", STATUS.NOT_STARTED, FULL)
     assert bad(bench.look(dagster_checks.check_stuck_runs)) == []
     monkeypatch.setattr(dagster_checks, "_QUEUED_SECONDS", -1.0)
-    assert "waits in the queue" in only(bench.look(dagster_checks.check_stuck_runs)).text
+    assert "waiting in the queue" in only(bench.look(dagster_checks.check_stuck_runs)).text
     pause(bench.settings)
     assert only(bench.look(dagster_checks.check_stuck_runs)).remedy == "kbo resume"
 
@@ -419,7 +457,7 @@ def test_extracts_that_wait_for_a_person_are_told(bench: Bench) -> None:
     run = bench.run("stage_extract", STATUS.SUCCESS, UPDATE, OWN_RUN)
     found = only(bench.look(dagster_checks.check_extracts))
     assert (found.severity, found.subject) == ("warning", "0141-update")
-    assert found.text == "0 of 2 batches are applied, and nothing is at work on it"
+    assert found.text == "0 of 2 batches are applied, and nothing is working on it"
     with exclusive_lock(claim_file(bench.settings, UPDATE)):
         assert bad(bench.look(dagster_checks.check_extracts)) == []
     bench.is_run = True
@@ -429,6 +467,21 @@ def test_extracts_that_wait_for_a_person_are_told(bench: Bench) -> None:
     assert only(bench.look(dagster_checks.check_extracts)).text.startswith("cancelled: ")
     bench.run("rollback_extract", STATUS.SUCCESS, UPDATE)
     assert only(bench.look(dagster_checks.check_extracts)).text == "was rolled back"
+
+
+def test_an_extract_that_was_begun_and_rows_set_aside_are_warnings(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.materialize("published_extract", FULL)
+    bench.instance.add_dynamic_partitions("kbo_extracts", [str(UPDATE)])
+    bench.run("stage_extract", STATUS.SUCCESS, UPDATE, OWN_RUN)
+    assert only(bench.look(dagster_checks.check_extracts)).text == "begun, but not staged"
+    assert bad(bench.look(dagster_checks.check_rejected_rows)) == []
+    metadata = {REJECTED_ROWS: 2}
+    event = dg.AssetMaterialization(STAGED, partition=str(UPDATE), metadata=metadata)
+    bench.instance.report_runless_asset_event(event)
+    found = only(bench.look(dagster_checks.check_rejected_rows))
+    assert found.text == "2 rows of its ZIP could not be read and were set aside"
 
 
 def test_a_gap_below_what_is_staged_is_an_error(bench: Bench) -> None:
@@ -474,13 +527,20 @@ def test_a_stale_register_is_a_warning(bench: Bench, monkeypatch: pytest.MonkeyP
     assert only(bench.look(dagster_checks.check_freshness)).severity == "warning"
 
 
-def test_a_look_that_fails_hides_no_other(settings: Settings) -> None:
+def test_a_look_that_fails_hides_no_other(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(settings: Settings) -> Iterator[Finding]:
+        raise ValueError("it hurts\nhere")
+
+    monkeypatch.setitem(doctor._ON_DISK, "pause", broken)
     settings.staging_dir.mkdir()
     (settings.data_dir / "inbox").mkdir()
     (settings.inbox_dir / "rejected").symlink_to(settings.inbox_dir / "rejected")  # a loop
     settings.database_file.mkdir()
     found = {finding.subject: finding for finding in diagnose(settings, sensors)}
     assert found["published register"].severity == "error"
+    assert found["pause"].text == "cannot be checked: ValueError: it hurts"
     assert found["PostgreSQL"].text.startswith("none yet")
     assert not settings.postgres_dir.exists()
 
@@ -516,3 +576,12 @@ def test_kbo_doctor_ends_with_0_for_warnings_and_with_1_for_errors(
     (error,) = [one for one in printed["data"] if one["severity"] == "error"]
     assert error["subject"] == "0141-update"
     assert error["remedy"] == "mend the cause, then kbo retry 0141-update"
+
+
+def test_each_finding_of_the_table_was_produced_by_a_test_of_this_file(
+    request: pytest.FixtureRequest,
+) -> None:
+    collected = {item.name.split("[")[0] for item in request.session.items}
+    if not {name for name in globals() if name.startswith("test_")} <= collected:
+        pytest.skip("only a part of this file is run")
+    assert findings.FINDINGS.keys() == Recording.produced

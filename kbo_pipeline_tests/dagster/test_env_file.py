@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.core.env_file import read_env_file
+from kbo_pipeline.core.env_file import open_secrets, read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.operate.repair.privacy import open_secrets
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import Pipeline
 

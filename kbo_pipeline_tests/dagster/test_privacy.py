@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline.core.env_file import open_secrets
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.operate.repair import privacy
+from kbo_pipeline.operate.repair import disk_checks
 from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import Pipeline
@@ -70,7 +71,7 @@ def test_a_command_makes_private_directories(tmp_path: Path) -> None:
 
 
 def findings(settings: Settings) -> list[Finding]:
-    found = list(privacy.check_privacy(settings))
+    found = list(disk_checks.check_privacy(settings))
     assert {finding.severity for finding in found} <= {"warning"}
     return found
 
@@ -105,14 +106,14 @@ def test_an_env_file_with_passwords_that_others_can_read_is_told(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, permissions: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert privacy.open_secrets() is None
+    assert open_secrets() is None
     file = tmp_path / ".env"
     file.write_text("KBO_UI_PORT=3001\n")
     file.chmod(0o644)
-    assert privacy.open_secrets() is None
+    assert open_secrets() is None
     file.write_text(f"KBO_USERNAME=me\nKBO_PASSWORD={SECRET}\nKBO_ALERT_WEBHOOK=\n")
     file.chmod(permissions)
-    said, found = privacy.open_secrets(), list(privacy.check_secrets(settings))
+    said, found = open_secrets(), list(disk_checks.check_secrets(settings))
     if permissions in (0o600, 0o400):
         assert (said, found) == (None, [])
         return
@@ -171,10 +172,10 @@ def test_a_postgresql_far_away_needs_a_password_and_encryption(
     settings: Settings, address: str, expected: tuple[str, ...]
 ) -> None:
     url = f"postgresql://{address}"
-    found = list(privacy.check_postgres_url(dataclasses.replace(settings, postgres_url=url)))
+    found = list(disk_checks.check_postgres_url(dataclasses.replace(settings, postgres_url=url)))
     assert [finding.severity for finding in found] == ["warning"] * len(expected)
     for finding, said in zip(found, expected, strict=True):
         assert said in finding.text
         assert finding.remedy
     assert SECRET not in str(found)
-    assert list(privacy.check_postgres_url(settings)) == []
+    assert list(disk_checks.check_postgres_url(settings)) == []

@@ -23,7 +23,7 @@ from kbo_pipeline.operate.repair.alerts import (
     stale_register,
     what_helps,
 )
-from kbo_pipeline.operate.repair.findings import Finding, found_error
+from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
 from kbo_pipeline.operate.repair.repair import plan_of
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.poll import Poll, read_poll
@@ -127,38 +127,34 @@ def check_daemons(installation: Installation) -> Iterator[Finding]:
         if name not in beats or now - beats[name].timestamp > _SILENT_SECONDS
     ]
     if silent:
-        yield Finding(
-            "error",
-            "daemon",
-            f"no sign of life for {_SILENT_SECONDS:.0f} s from {', '.join(sorted(silent))}",
-            f"see {log}, then end kbo start and start it again",
-        )
+        names = ", ".join(sorted(silent))
+        yield found("silent daemon", seconds=_SILENT_SECONDS, names=names, log=log)
     for name, beat in sorted(beats.items()):
         if beat.errors and now - beat.timestamp <= _SILENT_SECONDS:
-            said = first_line(beat.errors[0].message)
-            yield Finding("warning", "daemon", f"{name}: {said}", f"see {log}")
+            error = first_line(beat.errors[0].message)
+            yield found("daemon error", name=name, error=error, log=log)
     if not silent:
-        yield Finding("ok", "daemon", "all parts of it are alive")
+        yield found_ok("daemon", "all parts of it are alive")
 
 
 def check_sensors(installation: Installation) -> Iterator[Finding]:
     """Whether a sensor was stopped by hand, fails, or has gone silent."""
     newest: dict[str, InstigatorState] = {}
-    for state in installation.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
-        known = newest.get(state.instigator_name)
-        if known is None or _last_tick(known) <= _last_tick(state):
-            newest[state.instigator_name] = state
+    for one in installation.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        known = newest.get(one.instigator_name)
+        if known is None or _last_tick(known) <= _last_tick(one):
+            newest[one.instigator_name] = one
     bad = False
     for sensor in installation.sensors():
-        found = newest.get(sensor.name)
-        if _is_off(sensor, found):
+        state = newest.get(sensor.name)
+        if _is_off(sensor, state):
             continue
-        finding = _of_sensor(installation, sensor.name, sensor.minimum_interval_seconds, found)
+        finding = _of_sensor(installation, sensor.name, sensor.minimum_interval_seconds, state)
         if finding is not None:
             bad = True
             yield finding
     if newest and not bad:
-        yield Finding("ok", "sensors", "none was stopped, and none has failed in its newest tick")
+        yield found_ok("sensors", "none was stopped, and none has failed in its newest tick")
 
 
 def _is_off(sensor: dg.SensorDefinition, state: InstigatorState | None) -> bool:
@@ -172,27 +168,21 @@ def _of_sensor(
 ) -> Finding | None:
     log = installation.settings.work_dir / "logs" / "code.log"
     if state is not None and state.status == InstigatorStatus.STOPPED:
-        helps = f"start {name} in the web UI, under Automation"
-        return Finding("warning", "sensors", f"{name} was stopped by hand", helps)
+        return found("stopped sensor", name=name)
     silent = max(_SILENT_SECONDS, 5.0 * (interval or 30))
     last_tick = _last_tick(state)
     if installation.running_seconds > silent and time.time() - last_tick > silent:
         since = f"since {clock(last_tick)}" if last_tick else "ever"
-        return Finding(
-            "error", "sensors", f"{name} has not looked {since}", f"see {log} and daemon.log there"
-        )
+        return found("silent sensor", name=name, since=since, log=log)
     if state is None:
         return None
     ticks = installation.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     if ticks and ticks[0].status == TickStatus.FAILURE:
         error = ticks[0].error
         said = first_line(error.message if error else "") or "without a message"
-        return Finding(
-            "error" if installation.is_run else "warning",
-            "sensors",
-            f"{name} failed at {clock(ticks[0].timestamp)}: {said}",
-            f"mend the cause; it looks again by itself; more in the web UI, or in {log}",
-        )
+        at = clock(ticks[0].timestamp)
+        severity = _severity(is_mild=not installation.is_run)
+        return found("failed sensor", severity, name=name, time=at, error=said, log=log)
     return None
 
 
@@ -214,29 +204,21 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
                 )
                 if is_paused(settings):
                     helps = "kbo resume"
-                text = f"{name} waits in the queue since {seconds / 3600:.0f} hours"
-                yield Finding("warning", extract or "runs", text, helps)
+                hours = seconds / 3600
+                yield found("run waits", None, extract, run=name, hours=hours, remedy=helps)
                 continue
         elif _is_own(run):
             key = key_or_none(extract or "")
             if key is not None and not installation.is_claimed(key):
-                yield Finding(
-                    "error",
-                    str(key),
-                    f"{name}: the kbo process that it ran in was killed",
-                    f"kbo retry {key}",
-                )
+                yield found("killed command", None, key, run=name, extract=key)
                 continue
         elif is_dead(instance, settings, run, ended_at=ended_at):
-            yield Finding(
-                "warning" if installation.is_run else "error",
-                extract or "runs",
-                f"{name} is recorded as at work, but its process has died",
-                "kbo start sees to it within a minute" if installation.is_run else "kbo start",
-            )
+            helps = "kbo start resumes it within a minute" if installation.is_run else "kbo start"
+            severity = _severity(is_mild=installation.is_run)
+            yield found("dead run", severity, extract, run=name, remedy=helps)
             continue
         healthy += 1
-    yield Finding("ok", "runs", f"{healthy} at work or in the queue" if healthy else "none at work")
+    yield found_ok("runs", f"{healthy} at work or in the queue" if healthy else "none at work")
 
 
 def check_failed_runs(installation: Installation) -> Iterator[Finding]:
@@ -254,8 +236,8 @@ def check_failed_runs(installation: Installation) -> Iterator[Finding]:
         if key in progress.cancelled or installation.is_claimed(key):
             continue
         what = "change_report" if is_passed else job_of(run)
-        said = f"{what} failed: {error_of_run(instance, run)}"
-        yield Finding("warning" if is_passed else "error", text, said, what_helps(run))
+        error, severity = error_of_run(instance, run), _severity(is_mild=is_passed)
+        yield found("failed run", severity, text, job=what, error=error, remedy=what_helps(run))
 
 
 def _makes_report(run: dg.DagsterRun) -> bool:
@@ -263,26 +245,17 @@ def _makes_report(run: dg.DagsterRun) -> bool:
 
 
 def check_pools(installation: Installation) -> Iterator[Finding]:
-    """Whether places in pools are taken by runs that have ended: nobody else would get them."""
+    """Whether slots of pools are taken by runs that have ended: nobody else would get them."""
     instance = installation.instance
     for pool in sorted(instance.event_log_storage.get_concurrency_keys()):
         slots = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
         for run_id in sorted({slot.run_id for slot in slots}):
             record = instance.get_run_record_by_id(run_id)
             if record is None:
-                yield Finding(
-                    "error",
-                    "pools",
-                    f"{pool}: the place is taken by run {run_id[:8]}, which is not recorded",
-                    f"free it in the web UI: Deployment, Concurrency, {pool}",
-                )
+                yield found("lost slot", pool=pool, run=run_id[:8])
             elif record.dagster_run.is_finished:
-                yield Finding(
-                    "warning" if installation.is_run else "error",
-                    "pools",
-                    f"{pool}: the place is taken by run {run_id[:8]}, which has ended",
-                    "kbo start frees it in some seconds",
-                )
+                severity = _severity(is_mild=installation.is_run)
+                yield found("kept slot", severity, pool=pool, run=run_id[:8])
 
 
 def check_extracts(installation: Installation) -> Iterator[Finding]:
@@ -291,17 +264,17 @@ def check_extracts(installation: Installation) -> Iterator[Finding]:
     gap = gap_below_staged(settings, progress)
     if gap is not None:
         first, alert = gap
-        yield Finding("error", str(first), alert.error, alert.command)
+        yield found("gap", None, first, text=alert.error, remedy=alert.command)
     following = progress.next_to_apply
     ahead = (key for key in progress.known if installation.is_ahead(key))
-    found = [
+    waiting = [
         finding
         for key in sorted(ahead)
         if (finding := _of_extract(installation, key, following)) is not None
     ]
-    yield from found
-    if gap is None and not found:
-        yield Finding("ok", "extracts", "none waits for a person")
+    yield from waiting
+    if gap is None and not waiting:
+        yield found_ok("extracts", "none waits for a person")
 
 
 def _of_extract(
@@ -310,40 +283,35 @@ def _of_extract(
     """What an unpublished extract waits for, unless something is at work on it or has failed."""
     progress = installation.progress
     if key in progress.cancelled:
-        helps = f"kbo retry {key} goes on, kbo rollback {key} undoes what is applied"
-        return Finding("warning", str(key), "cancelled: it waits, and so do later ones", helps)
+        return found("cancelled", None, key, extract=key)
     newest = progress.newest_run(key)
     is_at_work = any(extract_of(run) == str(key) for run in progress.unfinished_runs)
     if newest is None or newest.is_failure or is_at_work or installation.is_claimed(key):
         return None
     if newest.job_name == ROLLBACK_JOB:
-        helps = f"kbo retry {key} imports it again, or import a Full above it"
-        return Finding("warning", str(key), "was rolled back", helps)
+        return found("rolled back", None, key, extract=key)
     if installation.is_run or following not in (None, key):
         return None  # its turn comes by itself
     if key not in progress.staged:
-        return Finding("warning", str(key), "begun, but not staged", f"kbo retry {key}")
+        return found("not staged", None, key, extract=key)
     if following is None:
         return None  # there is a gap below, which is told
     total = len(progress.batches.get(key, ()))
     done = total - len(progress.missing_batches(key))
-    said = f"{done} of {total} batches are applied, and nothing is at work on it"
-    return Finding("warning", str(key), said, f"kbo retry {key}, or kbo start")
+    return found("not applied", None, key, done=done, total=total, extract=key)
 
 
 def check_rejected_rows(installation: Installation) -> Iterator[Finding]:
     """Whether rows of the newest published extract, or of one that is to come, are set aside."""
-    found = False
+    is_whole = True
     for key in sorted(installation.progress.known):
         if key != installation.newest and not installation.is_ahead(key):
             continue
         if rejected := installation.progress.rejected_rows(key):
-            found = True
-            said = f"{counted(rejected, 'row')} of its ZIP could not be read: set aside"
-            helps = f"SELECT * FROM rejected_row WHERE extract = '{key}' shows them and why"
-            yield Finding("warning", str(key), said, helps)
-    if not found:
-        yield Finding("ok", "rows set aside", "none of the newest extract")
+            is_whole = False
+            yield found("rows set aside", None, key, rows=counted(rejected, "row"), extract=key)
+    if is_whole:
+        yield found_ok("rows set aside", "none of the newest extract")
 
 
 def check_portal(installation: Installation) -> Iterator[Finding]:
@@ -351,24 +319,23 @@ def check_portal(installation: Installation) -> Iterator[Finding]:
     poll, settings = installation.poll, installation.settings
     if poll is None or not settings.has_account:
         if settings.has_account:
-            yield Finding("ok", "portal", f"{settings.portal_url}: was not asked yet")
+            yield found_ok("portal", f"{settings.portal_url}: was not asked yet")
         return
     asked = f"asked at {clock(poll.asked_at)}: {poll}"
     alerts = alerts_of_portal(poll)
     for alert in alerts:
-        yield Finding("error", "portal", asked, alert.command)
+        yield found("portal needs a person", poll=asked, remedy=alert.command)
     late = time.time() - poll.next_at
     is_polled = installation.is_run and not is_paused(settings)
     if poll.is_failed and not alerts:
         helps = f"it is asked again at {clock(poll.next_at)}" if is_polled else "kbo start"
-        yield Finding("warning", "portal", asked, helps)
+        yield found("portal failed", poll=asked, remedy=helps)
     elif is_polled and late > _LATE_SECONDS:
-        helps = "see the ticks of kbo_extract_sensor in the web UI"
-        yield Finding("warning", "portal", f"{asked}; not asked again since", helps)
+        yield found("portal not asked", poll=asked)
     elif poll.due and not installation.is_run:
-        yield Finding("warning", "portal", asked, "kbo start imports what is due")
+        yield found("extracts due", poll=asked)
     elif not alerts:
-        yield Finding("ok", "portal", asked)
+        yield found_ok("portal", asked)
 
 
 def check_freshness(installation: Installation) -> Iterator[Finding]:
@@ -376,8 +343,7 @@ def check_freshness(installation: Installation) -> Iterator[Finding]:
     published = installation.progress.newest_published
     instance, settings = installation.instance, installation.settings
     for alert in stale_register(instance, settings, published, None, time.time()):
-        helps = "see what else is found here, or get newer ZIPs and kbo import them"
-        yield Finding("warning", "freshness", alert.error, helps)
+        yield found("stale", text=alert.error)
 
 
 def check_ledger(installation: Installation) -> Iterator[Finding]:
@@ -386,16 +352,19 @@ def check_ledger(installation: Installation) -> Iterator[Finding]:
     for key in read_lost(settings):
         if key in installation.progress.published:
             continue
-        yield Finding("warning", str(key), "lost, and to be imported again", f"kbo retry {key}")
+        yield found("lost extract", None, key, extract=key)
     try:
-        remedy = plan_of(installation.instance, settings)
+        plan = plan_of(installation.instance, settings)
     except StorageError as error:
         yield found_error("ledger", error, "warning")
         return
-    for line in remedy.said:
-        yield Finding("error", "ledger", line, "kbo start mends it, or kbo rebuild")
-    if not remedy.said:
-        yield Finding("ok", "ledger", "register, published file and Dagster agree")
+    yield from (found("disagreement", text=line) for line in plan.said)
+    if not plan.said:
+        yield found_ok("ledger", "register, published file and Dagster agree")
+
+
+def _severity(*, is_mild: bool) -> Severity:
+    return "warning" if is_mild else "error"
 
 
 def _is_own(run: dg.DagsterRun) -> bool:

@@ -1,40 +1,46 @@
-"""What `kbo doctor` looks at first: settings, directories, disks, both registers. No Dagster.
+"""What `kbo doctor` checks on this machine: settings, files, both registers, inbox. No Dagster.
 
 Nothing is changed; locks are held for an instant, to see whether somebody else holds them.
 """
 
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 import duckdb
+from sqlalchemy import make_url
 
 from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.disk_space import DiskSpace, existing, space_now, space_to_import
+from kbo_pipeline.core.env_file import open_secrets
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey, zips_in
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import exclusive_lock, holder, is_paused
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.text import counted, first_line, megabytes
+from kbo_pipeline.core.text import counted, first_line, listed, megabytes, printable
+from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.parts import ui_address
+from kbo_pipeline.operate.processes.postgres import moved_aside, sqlalchemy_url
 from kbo_pipeline.operate.processes.start import answers, start_lock
-from kbo_pipeline.operate.repair.findings import Finding, found_error
+from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
 from kbo_pipeline.publish.publish import has_views
 from kbo_pipeline.read.published import published_state_of
+
+_READ_OR_WRITE, _SEARCH = 0o066, 0o011  # by the group, and by others
+_OLD_SECONDS = 86_400.0  # no import and no download takes so long
+_MOST_NAMED = 3
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
     """Whether the portal can be asked, and where all is."""
-    yield Finding("ok", "settings", f"data in {settings.data_dir}, published {settings.database}")
+    yield found_ok("settings", f"data in {settings.data_dir}, published {settings.database}")
     if not settings.has_account:
-        yield Finding(
-            "warning",
-            "portal account",
-            f"{settings.account_not_set}: not set, so the portal is not asked",
-            f"set both, or put ZIPs into {settings.inbox_dir}",
-        )
+        yield found("no account", names=settings.account_not_set, inbox=settings.inbox_dir)
 
 
 def check_directories(settings: Settings) -> Iterator[Finding]:
@@ -46,14 +52,9 @@ def check_directories(settings: Settings) -> Iterator[Finding]:
                 pass
         except OSError as error:
             bad = True
-            yield Finding(
-                "error",
-                "directories",
-                f"{directory}: nothing can be written there ({error.strerror})",
-                "see its permissions and its disk, or what lies in its place",
-            )
+            yield found("not writable", directory=directory, reason=error.strerror)
     if not bad:
-        yield Finding("ok", "directories", "all can be written to")
+        yield found_ok("directories", "all can be written to")
 
 
 def check_disks(settings: Settings) -> Iterator[Finding]:
@@ -80,19 +81,15 @@ def check_disks(settings: Settings) -> Iterator[Finding]:
     if not bad:
         for room in space_now(settings):
             free = f"{megabytes(room.free)} are free on the disk of {room.directory}"
-            yield Finding("ok", "disk", free)
+            yield found_ok("disk", free)
 
 
-def _too_small(rooms: Iterable[DiskSpace], severity: str, what: str) -> Iterator[Finding]:
+def _too_small(rooms: Iterable[DiskSpace], severity: Severity, what: str) -> Iterator[Finding]:
     for room in rooms:
         if room.missing > 0:
-            yield Finding(
-                "error" if severity == "error" else "warning",
-                "disk",
-                f"{what} needs about {megabytes(room.needed)} on the disk of {room.directory},"
-                f" where {megabytes(room.free)} are free",
-                f"free {megabytes(room.missing)} more, or move KBO_DATA_DIR",
-            )
+            sizes = {name: megabytes(getattr(room, name)) for name in ("needed", "free", "missing")}
+            place = room.directory
+            yield found("disk too small", severity, what=what, directory=place, **sizes)
 
 
 def start_process(settings: Settings) -> int | None:
@@ -104,30 +101,20 @@ def check_start(settings: Settings) -> Iterator[Finding]:
     """Whether `kbo start` runs, and its web UI answers."""
     pid = start_process(settings)
     if pid is None:
-        yield Finding(
-            "warning",
-            "kbo start",
-            "does not run: nothing is fetched, imported or tried again by itself",
-            "kbo start",
-        )
+        yield found("not started")
     elif settings.code_host is not None:
-        yield Finding("ok", "kbo start", f"runs as process {pid}; the web UI is another process")
+        yield found_ok("kbo start", f"runs as process {pid}; the web UI is another process")
     elif answers(f"{(address := ui_address(settings))}/server_info"):
-        yield Finding("ok", "kbo start", f"runs as process {pid}, web UI: {address}")
+        yield found_ok("kbo start", f"runs as process {pid}, web UI: {address}")
     else:
-        yield Finding(
-            "warning",
-            "kbo start",
-            f"runs as process {pid}, but on port {settings.ui_port} no web UI answers",
-            f"wait while it starts, see whether its KBO_UI_PORT is another, or see"
-            f" {settings.work_dir / 'logs' / 'webserver.log'}",
-        )
+        log = settings.work_dir / "logs" / "webserver.log"
+        yield found("no web UI", pid=pid, port=settings.ui_port, log=log)
 
 
 def check_pause(settings: Settings) -> Iterator[Finding]:
     """Whether `kbo pause` holds."""
     if is_paused(settings):
-        yield Finding("warning", "pause", "paused: nothing new begins", "kbo resume")
+        yield found("paused")
 
 
 def check_published(settings: Settings) -> Iterator[Finding]:
@@ -136,23 +123,17 @@ def check_published(settings: Settings) -> Iterator[Finding]:
         yield from _check_shared(settings)
         return
     if not settings.database.exists():
-        yield Finding("ok", "published register", f"{settings.database}: none yet")
+        yield found_ok("published register", f"{settings.database}: none yet")
         return
     try:
         _open(settings.database)
-        standing = published_state_of(settings.database)
+        state = published_state_of(settings.database)
     except RegisterError as error:
         yield found_error("published register", error)
         return
-    yield Finding("ok", "published register", f"{_said(standing)}, opens: {settings.database}")
+    yield found_ok("published register", f"{_summary(state)}, opens: {settings.database}")
     if not has_views(settings.database, settings.privacy):
-        yield Finding(
-            "warning",
-            "views",
-            f"those of {settings.database} were made by another version, or with another"
-            f" KBO_PRIVACY than {settings.privacy}",
-            "kbo start makes them anew, or kbo rebuild, or the next publication",
-        )
+        yield found("other views", file=settings.database, privacy=settings.privacy)
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:
@@ -161,44 +142,32 @@ def check_register(settings: Settings) -> Iterator[Finding]:
         return
     file = settings.register_file
     if not file.exists():
-        text = f"{file}: none yet"
-        if settings.database.exists():
-            yield Finding(
-                "error",
-                "register at work",
-                f"{file}: not there, though a register is published",
-                "kbo start mends it, or kbo rebuild",
-            )
-            return
-        yield Finding("ok", "register at work", text)
+        is_published = settings.database.exists()
+        none_yet = found_ok("register at work", f"{file}: none yet")
+        yield found("no register", file=file) if is_published else none_yet
         return
     lock = register_lock(file)
     try:
         with exclusive_lock(lock):
             _open(file)
-            standing = published_state_of(file)
+            state = published_state_of(file)
     except StorageError:
-        yield Finding("ok", "register at work", f"process {holder(lock)} is at work on it")
+        yield found_ok("register at work", f"process {holder(lock)} is at work on it")
         return
     except RegisterError as error:
-        yield Finding(
-            "error",
-            "register at work",
-            str(error).split("; ", 1)[0],
-            "if another program has it open, end that; else kbo rebuild",
-        )
+        yield found("register does not open", text=str(error).split("; ", 1)[0])
         return
-    yield Finding("ok", "register at work", f"{_said(standing)}, opens: {file}")
+    yield found_ok("register at work", f"{_summary(state)}, opens: {file}")
 
 
 def _check_shared(settings: Settings) -> Iterator[Finding]:
     """Whether a register that writers and readers share answers."""
     try:
-        standing = published_state_of(settings.database)
+        state = published_state_of(settings.database)
     except KboError as error:
         yield found_error("published register", error)
         return
-    yield Finding("ok", "published register", f"{_said(standing)}, answers: {settings.database}")
+    yield found_ok("published register", f"{_summary(state)}, answers: {settings.database}")
 
 
 def _directories(settings: Settings) -> list[Path]:
@@ -228,11 +197,142 @@ def _open(file: Path) -> None:
             raise RegisterError(f"{file}: {line}; end what has it open, or move it away") from None
 
 
-def _said(standing: PublishedState) -> str:
-    count = len(standing.published)
-    return f"{standing.newest} ({counted(count, 'extract')})" if count else "no extract"
+def _summary(state: PublishedState) -> str:
+    count = len(state.published)
+    return f"{state.newest} ({counted(count, 'extract')})" if count else "no extract"
 
 
 def holder_if_any(lock: Path) -> int | None:
     """The process id of who holds a lock; a lock that is not there is not made."""
     return holder(lock) if lock.exists() else None
+
+
+def check_secrets(settings: Settings) -> Iterator[Finding]:
+    """Whether other users can read passwords in the `.env` file."""
+    if (line := open_secrets()) is not None:
+        text, _, remedy = line.partition("; ")
+        yield found("open secrets", text=text, remedy=remedy)
+
+
+def check_privacy(settings: Settings) -> Iterator[Finding]:
+    """Whether other users can look into our directories, or write there."""
+    root = settings.data_dir
+    inside = (
+        settings.work_dir,
+        settings.staging_dir,
+        settings.downloads_dir,
+        settings.inbox_dir,
+        settings.rejected_dir,
+        settings.dagster_home,
+    )
+    # Closed, it keeps others from all that is inside; open, it is the first to be closed.
+    is_passed = root.is_dir() and _mode(root) & _SEARCH and not _mode(root) & _READ_OR_WRITE
+    for directory in (root, *inside):
+        if directory != root and directory.is_relative_to(root) and not is_passed:
+            continue
+        if directory.is_dir() and _mode(directory) & _READ_OR_WRITE:
+            yield found("open directory", directory=directory, mode=_mode(directory))
+
+
+def check_postgres_url(settings: Settings) -> Iterator[Finding]:
+    """Whether a PostgreSQL of one's own on another machine is reached without protection."""
+    if settings.postgres_url is None:
+        return
+    url = make_url(sqlalchemy_url(settings.postgres_url))
+    asked = url.host or url.query.get("host") or "/"
+    hosts = asked.split(",") if isinstance(asked, str) else asked
+    far = [host for host in hosts if not _is_here(host)]
+    if not far:
+        return
+    where = ", ".join(far)
+    if not (url.password or url.query.get("password") or url.query.get("sslcert")):
+        yield found("no password", hosts=where)
+    if not url.query.get("sslmode"):
+        yield found("no encryption", hosts=where)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is a socket's directory, or this machine."""
+    if host.startswith(("/", "@")) or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def check_leftovers(settings: Settings) -> Iterator[Finding]:
+    """Whether processes that died have left files that nobody needs."""
+    old = [path for path in _unfinished(settings) if _age(path) > _OLD_SECONDS]
+    if old:
+        yield found("unfinished files", names=_named(old))
+    aside = sorted((settings.work_dir / "damaged").glob("*.duckdb"))
+    aside += moved_aside(settings.postgres_dir)
+    if aside:
+        yield found("files put aside", names=", ".join(map(str, aside)))
+    try:
+        newest = published_state_of(settings.database).newest
+    except RegisterError:
+        return  # told already
+    staged = [
+        file
+        for file in sorted(settings.staging_dir.glob("*.duckdb"))
+        if (key := key_or_none(file.stem)) is not None
+        and newest is not None
+        and key.number <= newest.number
+        and holder_if_any(settings.staging_dir / f"{key}.lock") is None
+    ]
+    if staged:
+        yield found("old staging files", names=_named(staged))
+
+
+def check_inbox(settings: Settings) -> Iterator[Finding]:
+    """Whether something lies in the inbox that waits for a person."""
+    inbox = Inbox(settings.inbox_dir)
+    rejected = _files(inbox.rejected_dir, is_zip=True)
+    if rejected:
+        names, place = _named(rejected), inbox.rejected_dir
+        yield found("rejected ZIPs", count=len(rejected), names=names, directory=place)
+    foreign = [f for f in _files(inbox.directory, is_zip=False) if _age(f) > _OLD_SECONDS]
+    if foreign:
+        yield found("foreign files", names=_named(foreign))
+    waiting = [*_files(inbox.directory, is_zip=True), *_files(inbox.processing_dir, is_zip=True)]
+    if waiting and start_process(settings) is None:
+        yield found("waiting ZIPs", count=len(waiting), names=_named(waiting))
+
+
+def _unfinished(settings: Settings) -> Iterator[Path]:
+    for directory in (settings.downloads_dir, settings.staging_dir):
+        yield from sorted(directory.glob("*.part"))
+    yield from sorted(settings.staging_dir.glob("*.unpacked"))
+    yield from sorted(settings.reports_dir.glob("*/*.part"))
+    yield from sorted(settings.work_dir.rglob("*.part"))
+    if isinstance(settings.database, Path):
+        yield from sorted(settings.database.parent.glob(f"{settings.database.name}.part"))
+
+
+def _files(directory: Path, *, is_zip: bool) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if file.is_file()
+        and not file.name.startswith(".")
+        and file.name.lower().endswith(".zip") == is_zip
+    )
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return listed((printable(path.name) for path in paths), _MOST_NAMED)

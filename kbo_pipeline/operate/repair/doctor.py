@@ -1,7 +1,7 @@
 """`kbo doctor`: looks at one thing after the other and says what is wrong and what to do.
 
-What it looks at is in `disk_checks.py`, `privacy.py`, `leftovers.py` and `dagster_checks.py`. To
-look at one thing more, add a function to one of the two lists here.
+What it looks at is in `disk_checks.py` and `dagster_checks.py`. To check one thing more, add a row
+to the table in `findings.py`, and a function that yields it to one of the two lists here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,25 +17,25 @@ from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.processes.postgres import embedded_server_url
 from kbo_pipeline.operate.processes.storage import explained
-from kbo_pipeline.operate.repair import dagster_checks, disk_checks, leftovers, privacy
+from kbo_pipeline.operate.repair import dagster_checks, disk_checks
 from kbo_pipeline.operate.repair.dagster_checks import Installation, Sensors
-from kbo_pipeline.operate.repair.findings import Finding, found_error
+from kbo_pipeline.operate.repair.findings import Finding, found, found_error, found_ok
 
 _T = TypeVar("_T")
 
 _ON_DISK: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "settings": disk_checks.check_settings,
-    "secrets": privacy.check_secrets,
-    "PostgreSQL's address": privacy.check_postgres_url,
+    "secrets": disk_checks.check_secrets,
+    "PostgreSQL's address": disk_checks.check_postgres_url,
     "directories": disk_checks.check_directories,
-    "privacy": privacy.check_privacy,
+    "privacy": disk_checks.check_privacy,
     "disk": disk_checks.check_disks,
     "kbo start": disk_checks.check_start,
     "pause": disk_checks.check_pause,
     "published register": disk_checks.check_published,
     "register at work": disk_checks.check_register,
-    "inbox": leftovers.check_inbox,
-    "leftovers": leftovers.check_leftovers,
+    "inbox": disk_checks.check_inbox,
+    "leftovers": disk_checks.check_leftovers,
 }
 
 _EXAMINATIONS: dict[str, Callable[[Installation], Iterator[Finding]]] = {
@@ -60,13 +60,13 @@ def diagnose(settings: Settings, sensors: Sensors) -> Iterator[Finding]:
     for subject, look in _ON_DISK.items():
         yield from _guarded(subject, look, settings)
     if settings.postgres_url is None and not settings.postgres_dir.exists():
-        yield Finding("ok", "PostgreSQL", "none yet; kbo start and kbo import make it")
+        yield found_ok("PostgreSQL", "none yet; kbo start and kbo import make it")
         return
     where = "at DAGSTER_POSTGRES_URL" if settings.postgres_url else f"in {settings.postgres_dir}"
     try:
         with open_instance(settings) as instance:
             instance.get_runs_count()
-            yield Finding("ok", "PostgreSQL", f"answers, {where}")
+            yield found_ok("PostgreSQL", f"answers, {where}")
             installation = Installation(
                 settings, instance, disk_checks.start_process(settings), sensors
             )
@@ -86,7 +86,6 @@ def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> I
         yield from look(at)
     except KboError as error:
         yield found_error(subject, error)
-    except Exception as error:  # whatever it is: something is wrong there, and it is told
-        known = line_of(error) or f"{type(error).__name__}: {first_line(error)}"
-        said = f"cannot be looked at: {known}"
-        yield Finding("error", subject, said, "mend that, then kbo doctor again")
+    except Exception as error:  # whatever it is: something is wrong there, and it is shown
+        line = line_of(error) or f"{type(error).__name__}: {first_line(error)}"
+        yield found("check failed", None, subject, error=line)
