@@ -103,11 +103,7 @@ def key_in_file_name(name: str) -> ExtractKey | None:
 
 
 def zips_in(directory: Path) -> list[tuple[ExtractKey, Path]]:
-    """The ZIPs in a directory that are named as KBO names them, in whichever case, by name.
-
-    Args:
-        directory: need not be there.
-    """
+    """The ZIPs in a directory that have KBO's names, in whichever case, by name; it may be absent."""
     if not directory.is_dir():
         return []
     named = ((key_in_file_name(file.name), file) for file in sorted(directory.iterdir()))
@@ -180,11 +176,5 @@ def span_of(batches: Sequence[Batch]) -> Batch:
 
 
 def batch_target(records: int, batch_rows: int, max_batches: int) -> int:
-    """Rows after which a batch is closed, so that there are `max_batches` at most.
-
-    Args:
-        records: rows of the extract in all seven tables, deletes and inserts.
-        batch_rows: rows a batch holds at least (`KBO_BATCH_ROWS`).
-        max_batches: batches at most (`KBO_MAX_BATCHES`).
-    """
+    """Rows after which a batch is closed, so that there are `max_batches` at most."""
     return max(batch_rows, -(-records // max_batches))

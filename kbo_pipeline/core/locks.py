@@ -17,11 +17,9 @@ from kbo_pipeline.core.settings import Settings
 
 @contextmanager
 def exclusive_lock(file: Path, timeout: float = 0.0) -> Iterator[None]:
-    """Holds the lock that `file` stands for.
+    """Holds the lock that `file` stands for; waits `timeout` seconds for another holder.
 
-    Args:
-        file: made when it is not there; never removed. Its text is the holder's process id.
-        timeout: seconds to wait for another holder.
+    The file is made when it is not there, and never removed. Its text is the holder's process id.
 
     Raises:
         StorageError: another process holds the lock; names its process id.

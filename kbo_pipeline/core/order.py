@@ -11,12 +11,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 def next_to_apply(
     staged: Collection[ExtractKey], published: ExtractKey | None
 ) -> ExtractKey | None:
-    """The staged extract that follows what is published; None when none does.
-
-    Args:
-        staged: extracts that are staged and not published.
-        published: the newest published extract.
-    """
+    """The staged extract that follows what is published; None when none does."""
     for key in sorted(staged):
         try:
             check_order(key, published)
@@ -31,10 +26,6 @@ def import_order(keys: Collection[ExtractKey], published: ExtractKey | None) -> 
 
     Of a Full and an Update of one number, the Full comes first where only it follows what was
     imported before; the other one has nothing left to do then.
-
-    Args:
-        keys: the extracts.
-        published: the newest published extract.
     """
     ordered: list[ExtractKey] = []
     for _, group in groupby(sorted(keys), key=lambda key: key.number):

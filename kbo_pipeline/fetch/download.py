@@ -33,12 +33,7 @@ _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, [0-9A-Za-z: ]{10,40} GMT")
 
 @dataclass(frozen=True, slots=True)
 class _Resumable:
-    """What the server said of the file whose first bytes lie in the part.
-
-    Attributes:
-        validator: its ETag or Last-Modified, for If-Range.
-        length: bytes of the whole file.
-    """
+    """What the server says of the whole file whose first bytes lie in the part."""
 
     validator: str
     length: int
@@ -48,15 +43,7 @@ class Download:
     """One extract's ZIP on its way into a directory. The caller holds the file's lock."""
 
     def __init__(self, web: Web, url: str, key: ExtractKey, target: Path, report: Report) -> None:
-        """Fetches nothing yet.
-
-        Args:
-            web: whom to ask.
-            url: of the ZIP.
-            key: what it must be.
-            target: where it goes.
-            report: takes lines of progress.
-        """
+        """Fetches nothing yet."""
         self._web = web
         self._url = url
         self._key = key
@@ -85,11 +72,8 @@ class Download:
     def fetch(self, *, is_fresh: bool) -> bool:
         """Fetches the ZIP, in as many attempts as it takes and the limits allow.
 
-        Args:
-            is_fresh: the session has just begun, so that a status of 401 or 403 is an error.
-
-        Returns:
-            False when the server sends a page instead, or 401 or 403: the session is over.
+        Returns False when the session is over: the server sends a page instead or, unless the login
+        is fresh, 401 or 403.
 
         Raises:
             PortalError: no sound ZIP came.
@@ -170,7 +154,6 @@ class Download:
             )
 
     def _check_room(self) -> None:
-        """Makes sure that more can come."""
         try:
             check_space_to_keep(self._target.name, self._target.parent, 0)
         except StorageError:

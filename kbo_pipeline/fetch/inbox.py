@@ -73,11 +73,7 @@ class Inbox:
     """A directory that ZIPs are dropped into, with processing/, done/ and rejected/ below it."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes nothing yet.
-
-        Args:
-            directory: the inbox.
-        """
+        """Makes nothing yet."""
         self.directory = directory
         self.processing_dir = directory / "processing"
         self.done_dir = directory / "done"
@@ -105,11 +101,7 @@ class Inbox:
         return clock.stat().st_ctime
 
     def look(self, now: float) -> tuple[list[InboxFile], list[InboxFile]]:
-        """What lies in the inbox, and what is claimed; both in the order of their last change.
-
-        Args:
-            now: the time, as `now` gives it.
-        """
+        """What lies in the inbox, and what is claimed; both in the order of their last change."""
         arrived, claimed = _zips_in(self.directory), []
         for dropped in _zips_in(self.processing_dir):
             if dropped.size:
@@ -172,11 +164,6 @@ class Inbox:
     def reject(self, dropped: InboxFile, reason: str, advice: str) -> bool:
         """Moves a ZIP to rejected/, with a text beside it; False when somebody else has moved it.
 
-        Args:
-            dropped: the ZIP.
-            reason: why, in one line.
-            advice: what to do.
-
         Raises:
             OSError: it cannot be moved.
         """
@@ -201,10 +188,6 @@ def settled(arrived: Sequence[InboxFile], now: float) -> list[InboxFile]:
 
     While others still come, none may, or a Full of a high number would overtake what it makes
     superfluous; but none waits for ever.
-
-    Args:
-        arrived: what lies in the inbox.
-        now: the time, as `Inbox.now` gives it.
     """
     ready = [d for d in arrived if now - d.changed_at >= SETTLED_SECONDS]
     waited = now - min((d.changed_at for d in ready), default=now)
@@ -266,10 +249,9 @@ def _identity(stat: os.stat_result) -> _Identity:
 
 
 def _move(source: Path, directory: Path, text: str | None = None) -> Path | None:
-    """Moves a file under a name that is free there, with a text beside it if there is one.
+    """Moves a file to a name that is free there, with a text beside it if there is one.
 
-    Returns:
-        where it lies now; None when it was gone.
+    Returns where it lies now; None when it was gone.
     """
     for number in itertools.count(1):
         target = directory / _numbered(printable(source.name), number)

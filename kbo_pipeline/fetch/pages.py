@@ -38,12 +38,7 @@ class Content:
 
 
 def read_page(text: str, address: str) -> Content:
-    """Reads a page, however badly it is written.
-
-    Args:
-        text: the HTML.
-        address: where it was found.
-    """
+    """Reads a page of HTML, however badly it is written; `address` resolves its links."""
     links: list[str] = []
     base: str | None = None
     is_login = False

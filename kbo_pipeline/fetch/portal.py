@@ -88,18 +88,18 @@ class Portal:
         memory: Path | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Connects to nothing yet.
+        """Connects to nothing yet. The password goes to that server only, and into no message.
 
         Args:
             base_url: of the portal, as in `KBO_PORTAL_URL`.
             username: of the account.
-            password: of the account; goes to that server only, and in no message.
+            password: of the account.
             memory: the file that remembers when an account was refused, for all processes; None:
                 this object alone remembers it.
             limits: how long to wait for what.
 
         Raises:
-            SettingsError: the address is none.
+            SettingsError: the address is malformed.
         """
         self._limits = Limits() if limits is None else limits
         self._base_url = base_url
@@ -123,10 +123,9 @@ class Portal:
         self._has_session = False
 
     def list_extracts(self, within: float | None = None) -> list[Offer]:
-        """What the portal offers now, by number, the Update of a number before its Full.
+        """The extracts on offer by number, the Update of a number before its Full.
 
-        Args:
-            within: seconds that it may take in all; None for as long as the limits allow.
+        Takes `within` seconds in all at most; None for as long as the limits allow.
 
         Raises:
             LoginRefusedError: the portal refuses the account.
@@ -145,11 +144,6 @@ class Portal:
 
         A sound ZIP that lies there is not fetched again; what an earlier call began is continued.
         One process at a time does this for a file, the others wait.
-
-        Args:
-            offer: what to fetch.
-            directory: where to; made when it is not there.
-            report: takes a line of progress, at most once a second, and what goes wrong.
 
         Raises:
             LoginRefusedError: the portal refuses the account.
@@ -243,12 +237,7 @@ class Portal:
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What came as the list.
-
-    Attributes:
-        offers: the extracts in it.
-        refusal: why it is none that an account gets; None when it may be one.
-    """
+    """What came as the list; if no account gets such a list, `refusal` says why."""
 
     offers: list[Offer]
     refusal: str | None = None
@@ -259,10 +248,6 @@ def offers_in(page: str, address: str = _OFFICIAL_LIST) -> list[Offer]:
 
     Links are resolved as a browser does it. Only those to KBO names on the same server count;
     whatever else the page says is passed over.
-
-    Args:
-        page: the HTML.
-        address: where it was found.
     """
     named: list[tuple[str, str]] = []
     for link in read_page(page, address).links:

@@ -62,9 +62,6 @@ class Refusals:
     def locked(self, timeout: float) -> Iterator[None]:
         """One process at a time tries an account, so that a wrong password goes out once.
 
-        Args:
-            timeout: seconds to wait for another process.
-
         Raises:
             StorageError: another process is at it for too long.
         """

@@ -61,11 +61,6 @@ def _refusals_file(settings: Settings) -> Path:
 def fetch_zip(settings: Settings, key: ExtractKey, report: Callable[[str], None]) -> Path:
     """The ZIP of an extract in the downloads directory: the sound one there, or a fetched one.
 
-    Args:
-        settings: say where it goes and whom to ask.
-        key: which extract.
-        report: takes a line of progress, at most once a second, and what goes wrong.
-
     Raises:
         NotReadyError: it does not lie here, and the portal does not list it or cannot be asked.
         PortalError: the portal does not give it.
@@ -166,11 +161,6 @@ def remove_old_zips(settings: Settings, published: Sequence[ExtractKey], now: fl
 
     Never those from which the register could be made again: the newest published Full and all
     extracts above it. Files that are not named as KBO names them stay.
-
-    Args:
-        settings: say where they are and how long they stay.
-        published: the published extracts.
-        now: seconds of the epoch.
     """
     full = max((key.number for key in published if key.type == "full"), default=None)
     if full is None:

@@ -41,11 +41,7 @@ class Sample:
     default_share: float = 0.01
 
     def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            SettingsError: one is out of range.
-        """
+        """Refuses values out of range with a `SettingsError`."""
         if not 50 <= self.enterprises <= 2_000_000:
             raise SettingsError(f"--enterprises: expected 50 to 2000000, found {self.enterprises}")
         _at_least(0, "--seed", self.seed)
@@ -148,12 +144,6 @@ def write_sample(
     directory: Path, sample: Sample, updates: int = 5, progress: Progress | None = None
 ) -> list[Path]:
     """Writes a Full, Updates after it, and a later Full; returns the ZIPs in number order.
-
-    Args:
-        directory: where to; made when it is not there.
-        sample: what to write.
-        updates: Updates between the two Fulls; 0 or more.
-        progress: takes what is being written, and how much of it is done of how much.
 
     Raises:
         SettingsError: `updates` is negative.

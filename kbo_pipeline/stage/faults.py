@@ -119,14 +119,7 @@ class Header:
 def read_header(
     file: Path, member: str, expected: Sequence[Column], optional: Sequence[Column] = ()
 ) -> Header:
-    """Reads the names of the columns, which may come in any order, with unknown ones between.
-
-    Args:
-        file: the CSV file.
-        member: what it is called in the ZIP.
-        expected: the columns that it must have, in no order.
-        optional: those of them that may be missing.
-    """
+    """Reads the names of the columns, which may come in any order, with unknown ones between."""
     with file.open("rb") as stream:
         line = stream.readline(_MAX_HEADER)
     if not line:
@@ -176,16 +169,10 @@ class FaultyRecord:
 def faulty_records(
     file: Path, member: str, columns: Sequence[Column | None], key: Column
 ) -> Iterator[FaultyRecord]:
-    """Reads a CSV file whole; yields, in order, the records that cannot be taken.
+    """Reads a CSV file with a sound header; yields, in order, the records that cannot be taken.
 
     What lies between them is sound: records in UTF-8 with the right number of fields, whose numbers
-    and dates are such. One regular expression passes over many of them at once.
-
-    Args:
-        file: the CSV file, with a sound header.
-        member: what it is called in the ZIP.
-        columns: of the file, as `read_header` says.
-        key: the column that may never be empty.
+    and dates are such, and whose `key` is not empty. One regular expression passes over many.
     """
     with file.open("rb") as stream:
         header = stream.readline()
@@ -311,14 +298,12 @@ def _allowed(column: Column, key: Column) -> bytes:
 
 
 def _quoted_or_bare(allowed: bytes) -> bytes:
-    """Those values as they stand in a file."""
     if allowed == b".+":
         return rb'(?:"(?:[^"\0]++|"")++"|[^",\r\n\0]++)'
     return b'(?:"(?:%s)"|(?:%s))' % (allowed, allowed)
 
 
 def _reason(column: Column) -> str:
-    """Why a value may not stand in a column that does not take all."""
     if column.number:
         return "no number of that kind"
     return "no date dd-mm-yyyy" if column.type == "DATE" else "empty"
@@ -331,13 +316,9 @@ def first_faults(faults: Iterable[Fault]) -> list[Fault]:
 
 @contextmanager
 def reported(directory: Path, zip_file: Path) -> Iterator[None]:
-    """Puts a ZIP that is refused aside, with `report.csv` beside it that says why.
+    """Moves a ZIP that is refused into `directory`, with `report.csv` beside it that says why.
 
     The directory is removed when the ZIP is not refused.
-
-    Args:
-        directory: for this extract alone; made when it is needed.
-        zip_file: the ZIP that the block reads; it is moved.
 
     Raises:
         RejectedError: what the block raises, with the place of the report.
@@ -366,7 +347,7 @@ def _write_report(file: Path, faults: Sequence[Fault]) -> None:
 
 
 def _explain(record: bytes, columns: int) -> tuple[int, str]:
-    """Where a record is wrong, and how."""
+    """The byte at which a record is wrong, and the reason."""
     if not record:
         return 0, "a blank line"
     if len(record) > MAX_RECORD:

@@ -80,11 +80,6 @@ def expected_columns(table: Table, operation: Operation) -> tuple[Column, ...]:
 def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
     """Inflates the CSV files of an extract and looks at their members, records and headers.
 
-    Args:
-        zip_file: the ZIP.
-        extract: what the ZIP is.
-        directory: an existing directory to write to; the names in it are ours, not the ZIP's.
-
     Raises:
         ExtractError: the ZIP is not sound, or a member is damaged.
     """
@@ -127,12 +122,7 @@ def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
 
 
 def without(file: CsvFile, faulty: Sequence[FaultyRecord]) -> CsvFile:
-    """A copy of a file without some of its records, counted anew; it lies beside the file.
-
-    Args:
-        file: the file.
-        faulty: which of its records are left out, in order.
-    """
+    """A copy of a file without some of its records, counted anew; it lies beside the file."""
     target = file.path.with_suffix(".sound.csv")
     with file.path.open("rb") as source, target.open("wb") as out:
         for record in faulty:
