@@ -103,7 +103,7 @@ def key_in_file_name(name: str) -> ExtractKey | None:
 
 
 def zips_in(directory: Path) -> list[tuple[ExtractKey, Path]]:
-    """The ZIPs in a directory that have KBO's names, in whichever case, by name; it may be absent."""
+    """The ZIPs in a directory, which may be absent, that have KBO's names in any case, by name."""
     if not directory.is_dir():
         return []
     named = ((key_in_file_name(file.name), file) for file in sorted(directory.iterdir()))

@@ -268,14 +268,14 @@ def _by_name(file: Path, members: Mapping[str, Member]) -> dict[str, Member]:
 def _descriptor_length(file: Path, stream: IO[bytes], entry: zipfile.ZipInfo, at: int) -> int:
     """The length of the record after streamed data, in whichever of its four forms it is there."""
     stream.seek(at)
-    found = stream.read(24)
+    record = stream.read(24)
     for sizes in ("<LQQ", "<LLL"):
         for signature in (b"PK\7\x08", b""):
             try:
                 fields = struct.pack(sizes, entry.CRC, entry.compress_size, entry.file_size)
             except struct.error:  # too long for 32 bits
                 continue
-            if found.startswith(signature + fields):
+            if record.startswith(signature + fields):
                 return len(signature + fields)
     raise _refused(file, f"{entry.filename}: no record of its length after it")
 

@@ -59,8 +59,8 @@ class Download:
         problem = damage(self._target)
         if problem is None:
             try:
-                found = read_extract(self._target).key
-                problem = None if found == self._key else f"it is {found}"
+                key = read_extract(self._target).key
+                problem = None if key == self._key else f"it is {key}"
             except ExtractError as error:
                 problem = str(error)
         if problem is not None:
@@ -197,14 +197,14 @@ class Download:
             self._forget_part()
             raise BrokenError(f"{self._target.name}: what came is damaged ({problem})")
         try:
-            found = read_extract(self._part).key
+            key = read_extract(self._part).key
         except ExtractError:
             self._forget_part()
             raise
-        if found != self._key:
+        if key != self._key:
             self._forget_part()
             raise ExtractError(
-                f"{self._target.name}: its meta.csv says {found}, not {self._key}; nothing is kept,"
+                f"{self._target.name}: its meta.csv says {key}, not {self._key}; nothing is kept,"
                 " see with a browser what the portal offers"
             )
 

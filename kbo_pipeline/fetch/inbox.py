@@ -109,7 +109,7 @@ class Inbox:
             elif now - dropped.changed_at > _LEFTOVER_SECONDS:
                 dropped.path.unlink(missing_ok=True)  # a name that a process took, and died
         there = {dropped.identity for dropped in (*arrived, *claimed)}
-        self._checked = {i: found for i, found in self._checked.items() if i in there}
+        self._checked = {i: verdict for i, verdict in self._checked.items() if i in there}
         return arrived, claimed
 
     def check(self, dropped: InboxFile) -> Extract:
@@ -171,16 +171,16 @@ class Inbox:
         return _move(dropped.path, self.rejected_dir, text) is not None
 
     def _once(self, dropped: InboxFile, *, is_sound: bool) -> Extract:
-        found = self._checked.get(dropped.identity)
-        if found is None:
-            found = _check(dropped.path, is_sound=is_sound)
+        verdict = self._checked.get(dropped.identity)
+        if verdict is None:
+            verdict = _check(dropped.path, is_sound=is_sound)
             if dropped.is_unchanged():
-                self._checked[dropped.identity] = found
+                self._checked[dropped.identity] = verdict
             else:
-                found = f"{dropped.name}: it has changed while it was read"
-        if isinstance(found, str):
-            raise ExtractError(found)
-        return found
+                verdict = f"{dropped.name}: it has changed while it was read"
+        if isinstance(verdict, str):
+            raise ExtractError(verdict)
+        return verdict
 
 
 def settled(arrived: Sequence[InboxFile], now: float) -> list[InboxFile]:
@@ -227,16 +227,16 @@ def _check(file: Path, *, is_sound: bool) -> Extract | str:
 
 def _zips_in(directory: Path) -> list[InboxFile]:
     """The ZIPs, the first changed first; no directories, no links, nothing hidden."""
-    found = []
+    zips = []
     with os.scandir(directory) as entries:
         for entry in entries:
             is_zip = entry.name.lower().endswith(".zip") and not entry.name.startswith(".")
             try:
                 if is_zip and entry.is_file(follow_symlinks=False):
-                    found.append(_seen(directory / entry.name))
+                    zips.append(_seen(directory / entry.name))
             except FileNotFoundError:
                 continue  # moved away since the directory was read
-    return sorted(found, key=lambda dropped: (dropped.changed_at_ns, dropped.path.name))
+    return sorted(zips, key=lambda dropped: (dropped.changed_at_ns, dropped.path.name))
 
 
 def _seen(file: Path) -> InboxFile:

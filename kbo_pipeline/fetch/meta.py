@@ -138,12 +138,12 @@ def _meta_errors(zip_file: Path) -> Iterator[None]:
 
 def _sha256(file: Path) -> str:
     try:
-        found = file.stat()
-        if found.st_size < _LARGE:
+        state = file.stat()
+        if state.st_size < _LARGE:
             return _hashed(file)
         # Whatever changes the file later shows: hashing took longer than a tick of its clock.
-        times = (found.st_mtime_ns, found.st_ctime_ns)
-        return _hashed_once(file, (found.st_dev, found.st_ino, found.st_size, *times))
+        times = (state.st_mtime_ns, state.st_ctime_ns)
+        return _hashed_once(file, (state.st_dev, state.st_ino, state.st_size, *times))
     except OSError as error:
         raise ExtractError(f"{file}: {error.strerror or error}; see whether it is there") from None
 

@@ -91,8 +91,8 @@ def _start_tags(text: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _after(text: str, end: str, at: int) -> int:
-    found = text.find(end, at)
-    return len(text) if found < 0 else found + len(end)
+    end_at = text.find(end, at)
+    return len(text) if end_at < 0 else end_at + len(end)
 
 
 def _read_attributes(text: str, at: int, attributes: dict[str, str]) -> int:

@@ -102,7 +102,7 @@ def latest_key(settings: Settings) -> ExtractKey:
 
 def kept_zips(settings: Settings, key: ExtractKey) -> list[Path]:
     """The files of an extract in the downloads directory, by name; more than one is an accident."""
-    return [file for found, file in zips_in(settings.downloads_dir) if found == key]
+    return [file for kept_key, file in zips_in(settings.downloads_dir) if kept_key == key]
 
 
 def kept_zip(settings: Settings, key: ExtractKey) -> Path:

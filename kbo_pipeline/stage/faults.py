@@ -272,9 +272,9 @@ class _Form:
         match = self._record.fullmatch(record + self.line_end) if record else None
         if match is None or len(record) > MAX_RECORD or not _is_utf8(record):
             at, reason = _explain(record, self._fields)
-            found = _shown(record[at : at + _EXCERPT] or record[:_EXCERPT])
+            excerpt = _shown(record[at : at + _EXCERPT] or record[:_EXCERPT])
             line, byte = line + record[:at].count(b"\n"), byte + at
-            return (Fault(self._member, reason, line, byte, found=found),)
+            return (Fault(self._member, reason, line, byte, found=excerpt),)
         faults = []
         for group, (column, allowed) in enumerate(self._special.items(), start=1):
             value = match[group]

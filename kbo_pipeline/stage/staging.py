@@ -170,8 +170,8 @@ def _load(
             unusual = _load_table(connection, extract, table, files)
         except _UnsoundError as error:
             for operation, file in files.items():
-                found = islice(_faulty(file, table), most - len(set_aside) + 1)
-                faulty[operation] = list(found)
+                first = islice(_faulty(file, table), most - len(set_aside) + 1)
+                faulty[operation] = list(first)
                 set_aside += ((file, record) for record in faulty[operation])
                 refuse_more_than(most)
             if not any(faulty.values()):
@@ -298,7 +298,7 @@ def _note_superseded(
     several = [
         _several(_hashes(connection, table, kind, rows, part, parts), rows) for part in range(parts)
     ]
-    if any(len(found) for found in several):
+    if any(len(hashes) for hashes in several):
         connection.execute(
             staging_sql.note_superseded(table, kind), {"several": np.concatenate(several).tolist()}
         )
@@ -311,9 +311,9 @@ def _several(pieces: Iterator[NDArray[np.uint64]], rows: int) -> NDArray[np.uint
     for hashes in made_ahead(pieces):
         lane_of = hashes >> np.uint64(64 - _LANE_BITS)
         for number, lane in enumerate(lanes):
-            found = hashes[lane_of == number]
-            lane[lengths[number] : lengths[number] + len(found)] = found
-            lengths[number] += len(found)
+            of_lane = hashes[lane_of == number]
+            lane[lengths[number] : lengths[number] + len(of_lane)] = of_lane
+            lengths[number] += len(of_lane)
     filled = [lane[:length] for lane, length in zip(lanes, lengths, strict=True)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(_repeated, filled)))
@@ -346,8 +346,8 @@ def _odd(connection: duckdb.DuckDBPyConnection, extract: Extract) -> Iterator[st
     if (day := odd_day(extract)) is not None:
         yield f"{extract.source_file}: {day}"
     for table in TABLES:
-        if table.unique_key and (found := _count(connection, staging_sql.differing_rows(table))):
-            yield f"{table.name}: of {found} numbers two different rows; the later of each counts"
+        if table.unique_key and (count := _count(connection, staging_sql.differing_rows(table))):
+            yield f"{table.name}: of {count} numbers two different rows; the later of each counts"
 
 
 def _count(connection: duckdb.DuckDBPyConnection, statement: str) -> int:

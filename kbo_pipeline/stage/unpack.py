@@ -102,8 +102,8 @@ def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         inflated = list(pool.map(inflate, largest_first))
-    found = {role: file for (role, _), file in zip(largest_first, inflated, strict=True)}
-    files = {role: found[role] for role in members}
+    file_of = {role: file for (role, _), file in zip(largest_first, inflated, strict=True)}
+    files = {role: file_of[role] for role in members}
     faults = [*missing, *(f.header.fault for f in files.values() if f.header.fault)]
     for (table, operation), file in files.items():
         if file.header.unknown:
