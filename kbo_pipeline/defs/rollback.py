@@ -33,15 +33,7 @@ def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
         context.instance.add_run_tags(context.run.run_id, {EXTRACT_TAG: str(key)})
         check_rollback(connection, key, settings.register)
         _end_waiting_runs(context, key)
-        done = rollback(
-            connection,
-            key,
-            register=settings.register,
-            staging_dir=settings.staging_dir,
-            database=settings.database,
-            privacy=settings.privacy,
-            keep_published=settings.keep_published,
-        )
+        done = rollback(connection, settings, key)
         forget_extract(context.instance, key)
         remove_report(settings, key)
         dropped, reopened = sum(done.dropped.values()), sum(done.reopened.values())

@@ -20,7 +20,7 @@ from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.schema import check, migrate
-from kbo_pipeline.core.settings import Privacy
+from kbo_pipeline.core.settings import Privacy, Settings
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.publish.publication import Publication, Rollback, complete, completed, roll_back
 from kbo_pipeline.read.published import _unreadable, read_published_state_of
@@ -30,34 +30,22 @@ from kbo_pipeline.stage.staged import discard_staged, open_staged, staging_file
 
 def publish(
     connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
     key: ExtractKey,
     *,
-    register: Place,
-    staging_dir: Path,
-    database: Place,
-    privacy: Privacy = "full",
-    keep_published: int = 1,
-    max_loss_percent: float = 2.0,
-    max_loss_percent_full: float = 5.0,
     accept_loss: bool = False,
     report_checks: Callable[[Sequence[CheckResult]], None] = lambda results: None,
 ) -> Publication:
-    """Publishes an extract whose batches are all applied; once, however often called.
+    """Publishes an extract whose batches are all applied; once, however often it is called.
+
+    A file that readers open is replaced at one instant; a shared register changes in one
+    transaction. Staging files of this extract and of those before it are removed at the end.
 
     Args:
         connection: an in-memory DuckDB.
+        settings: say where everything is, who is in the views, and what a table may lose.
         key: the extract.
-        register: the register at work.
-        staging_dir: where its staging file is; it and those of extracts before are removed at the
-            end.
-        database: what readers open: a file, replaced at one instant and never opened for writing;
-            or the register itself, where they share it.
-        privacy: who is in its views.
-        keep_published: published files that are kept, the one that readers open included; of a
-            shared register there is none.
-        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
-        max_loss_percent_full: rows of a table that a Full may take away.
-        accept_loss: it may take away more.
+        accept_loss: a table may lose more.
         report_checks: takes what the checks found, before anything is decided.
 
     Raises:
@@ -66,102 +54,60 @@ def publish(
         CheckFailedError: readers must not see it; its batches stay applied, the ledger says why.
     """
 
-    def look(*, is_staged: bool, accept_loss: bool) -> list[CheckResult]:
+    def check(*, is_staged: bool, accept_loss: bool) -> list[CheckResult]:
         results = check_register(
             connection,
             key,
             is_staged=is_staged,
-            max_loss_percent=max_loss_percent,
-            max_loss_percent_full=max_loss_percent_full,
+            max_loss_percent=settings.max_loss_percent,
+            max_loss_percent_full=settings.max_loss_percent_full,
             accept_loss=accept_loss,
         )
         report_checks(results)
         return results
 
-    with open_register_to_copy(connection, register) as attach:
+    def check_staged() -> None:
+        stop_on_errors(key, check(is_staged=True, accept_loss=accept_loss))
+
+    with open_register_to_copy(connection, settings.register) as attach:
         with attach() as opened:
             ledger = opened.ledger
             publication = completed(opened, key)
             if publication is None:
-                with open_staged(connection, staging_dir, key) as staged:
+                with open_staged(connection, settings.staging_dir, key) as staged:
                     try:
-                        publication = complete(
-                            opened,
-                            staged,
-                            lambda: stop_on_errors(
-                                key, look(is_staged=True, accept_loss=accept_loss)
-                            ),
-                            privacy,
-                        )
+                        publication = complete(opened, staged, check_staged, settings.privacy)
                     except CheckFailedError as error:
                         ledger.fail_job(key, str(error))
                         raise
             elif (ledger.published(), ledger.half_applied()) == (key, None):
                 opened.migrate()
-                look(is_staged=False, accept_loss=True)  # to tell of it: nothing stops it now
+                check(is_staged=False, accept_loss=True)  # to report: nothing stops it now
             opened.checkpoint()
-            standing, half_applied = ledger.standing(), ledger.half_applied()
-        if isinstance(register, Path) and isinstance(database, Path):
-            _show(
-                connection,
-                key,
-                standing,
-                half_applied,
-                register,
-                database,
-                privacy,
-                keep_published,
-            )
-    discard_staged(staging_dir, standing.published[0][0].number)
+            at_work, half_applied = ledger.standing(), ledger.half_applied()
+        _show(connection, settings, key, at_work, half_applied)
+    discard_staged(settings.staging_dir, at_work.published[0][0].number)
     return publication
 
 
 def rollback(
-    connection: duckdb.DuckDBPyConnection,
-    key: ExtractKey,
-    *,
-    register: Place,
-    staging_dir: Path,
-    database: Place,
-    privacy: Privacy = "full",
-    keep_published: int = 1,
+    connection: duckdb.DuckDBPyConnection, settings: Settings, key: ExtractKey
 ) -> Rollback:
     """Undoes the newest extract, published or half applied; readers see the state before it.
 
     Calling it again after a crash does what is left. When nothing is published any more, readers
-    get an empty register.
-
-    Args:
-        connection: an in-memory DuckDB.
-        key: the extract.
-        register: the register at work.
-        staging_dir: where its staging file is; the file is removed at the end.
-        database: what readers open: a file, replaced at one instant and never opened for writing;
-            or the register itself, where they share it.
-        privacy: who is in its views.
-        keep_published: published files that are kept, the one that readers open included; of a
-            shared register there is none.
+    get an empty register. The staging file of the extract is removed at the end.
 
     Raises:
         OrderError: another extract is the newest; names it.
     """
-    with open_register_to_copy(connection, register) as attach:
+    with open_register_to_copy(connection, settings.register) as attach:
         with attach() as opened:
-            done = roll_back(opened, key, privacy)
+            done = roll_back(opened, key, settings.privacy)
             opened.checkpoint()
-            standing, half_applied = opened.ledger.standing(), opened.ledger.half_applied()
-        if isinstance(register, Path) and isinstance(database, Path):
-            _show(
-                connection,
-                key,
-                standing,
-                half_applied,
-                register,
-                database,
-                privacy,
-                keep_published,
-            )
-    _remove_staged(staging_dir, key)
+            at_work, half_applied = opened.ledger.standing(), opened.ledger.half_applied()
+        _show(connection, settings, key, at_work, half_applied)
+    _remove_staged(settings.staging_dir, key)
     return done
 
 
@@ -186,28 +132,28 @@ def check_rollback(
 
 def _show(
     connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
     key: ExtractKey,
-    standing: PublishedState,
+    at_work: PublishedState,
     half_applied: ExtractKey | None,
-    register_file: Path,
-    database: Path,
-    privacy: Privacy,
-    keep_published: int,
 ) -> None:
-    """Lets readers see the register at work, where they do not yet; it must be detached."""
-    directory = register_file.with_name("published")
+    """Lets readers of a file see the register at work, which must be detached."""
+    register, database, keep = settings.register, settings.database, settings.keep_published - 1
+    if not (isinstance(register, Path) and isinstance(database, Path)):
+        return  # readers of a shared register see it already
+    directory = register.with_name("published")
     before = read_published_state_of(connection, database)
-    if standing != before:
+    if at_work != before:
         if half_applied is not None:
             raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
-        older = [published for published, _ in standing.published[1:]]
-        if keep_published > 1 and before.newest in older:
+        older = [published for published, _ in at_work.published[1:]]
+        if keep > 0 and before.newest in older:
             with replace_atomically(directory / f"{before.newest}.duckdb") as temporary:
                 link_or_copy(database, temporary)
         # Before the copy, so that it does not need more disk than in the end.
-        _remove_kept(directory, standing, keep_published - 1)
-        show_to_readers(register_file, database, privacy)
-    _remove_kept(directory, standing, keep_published - 1)
+        _remove_kept(directory, at_work, keep)
+        show_to_readers(register, database, settings.privacy)
+    _remove_kept(directory, at_work, keep)
 
 
 def kept_files(register_file: Path) -> list[Path]:

@@ -6,7 +6,7 @@ the tables themselves, so that nobody is left out.
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,10 @@ def verify(
             with connect(settings) as connection:
                 stage(
                     connection,
+                    replace(settings, batch_rows=1, max_batches=1),
                     zip_file,
                     extract,
                     directory,
-                    batch_rows=1,
-                    max_batches=1,
-                    memory_mb=settings.memory_mb,
                     max_faulty_rows=None,  # nothing is written: what is left is compared
                 )
             with connect(settings) as connection:

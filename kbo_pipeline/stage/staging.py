@@ -26,6 +26,7 @@ from kbo_pipeline.core.extracts import (
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted, one_line
 from kbo_pipeline.stage import sql as staging_sql
@@ -46,6 +47,12 @@ FEW_FAULTY_ROWS = 10
 FAULTY_SHARE = 1000
 """As many rows, or one in so many, may be set aside before somebody is asked."""
 
+_CREATE_NOTES = (
+    staging_sql.CREATE_MEMBER,
+    schema_sql.CREATE_REJECTED,
+    staging_sql.CREATE_SUPERSEDED,
+)
+
 _ANY_NUMBER = 2**40
 _SHOWN_FAULTS = 5
 _ROWS_NOTED = 1000  # together; one by one, each takes 4 ms
@@ -64,13 +71,11 @@ _ROWS_LOOKED_AT = 2**12
 
 def stage(
     connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
     zip_file: Path,
     extract: Extract,
     directory: Path,
     *,
-    batch_rows: int,
-    max_batches: int,
-    memory_mb: int,
     max_faulty_rows: int | None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Staged:
@@ -80,12 +85,11 @@ def stage(
 
     Args:
         connection: an in-memory DuckDB; it can be used for nothing else than staging afterwards.
+        settings: say how large batches are, and how much memory the process may take; an eighth
+            of that is for hashes of rows.
         zip_file: the ZIP.
         extract: what the ZIP is, as `read_extract` says.
         directory: where staging files go.
-        batch_rows: rows a batch holds at least, when there are that many.
-        max_batches: batches at most.
-        memory_mb: megabytes that the process may take; an eighth of it are for hashes of rows.
         max_faulty_rows: records that may be set aside at most, also of a large extract; None for
             any number: somebody has accepted that.
         report: takes a line of progress.
@@ -109,8 +113,8 @@ def stage(
             unpacked = unpack(zip_file, extract, unpacked_dir)
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
-                warnings = _load(connection, extract, unpacked, memory_mb, max_faulty_rows)
-                _cut(connection, extract.key, batch_rows, max_batches)
+                warnings = _load(connection, extract, unpacked, settings.memory_mb, max_faulty_rows)
+                _cut(connection, extract.key, settings.batch_rows, settings.max_batches)
                 _describe(connection, extract)
                 connection.execute("CHECKPOINT staging")
                 staged = read_staged(connection, warnings)
@@ -154,11 +158,7 @@ def _load(
 
     if unpacked.faults:
         refuse()
-    for statement in (
-        staging_sql.CREATE_MEMBER,
-        schema_sql.CREATE_REJECTED,
-        staging_sql.CREATE_SUPERSEDED,
-    ):
+    for statement in _CREATE_NOTES:
         connection.execute(statement)
     most = _ANY_NUMBER if max_faulty_rows is None else max_faulty_rows
     records, warnings = 0, list(unpacked.warnings)
@@ -185,20 +185,34 @@ def _load(
                 refuse(Fault("", str(again)))
         warnings += unusual
         for operation, file in files.items():
-            counted, rejected = unpacked.files[table, operation].counted, len(faulty[operation])
+            rejected = len(faulty[operation])
+            counted = unpacked.files[table, operation].counted
             if counted.is_regular and counted.records != file.counted.records + rejected:
                 refuse(Fault(file.member, "its records do not add up; report this as a defect"))
-            connection.execute(
-                "INSERT INTO member VALUES (?, ?, ?, ?, ?)",
-                [file.member, table.name, operation, file.rows + rejected, rejected],
-            )
+            _note_member(connection, table, operation, file, rejected)
             records += file.rows + rejected
-        rows = sum(file.rows for file in files.values())
-        _note_superseded(connection, table, extract.key.type, rows, memory_mb)
+        _note_superseded(connection, table, extract.key.type, _rows_in(files), memory_mb)
     if max_faulty_rows is not None:
         refuse_more_than(min(most, max(FEW_FAULTY_ROWS, records // FAULTY_SHARE)))
     _note_rejected(connection, extract.key, set_aside)
     return [*warnings, *_told(set_aside), *_odd(connection, extract)]
+
+
+def _rows_in(files: Mapping[Operation, CsvFile]) -> int:
+    return sum(file.rows for file in files.values())
+
+
+def _note_member(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    operation: Operation,
+    file: CsvFile,
+    rejected: int,
+) -> None:
+    connection.execute(
+        "INSERT INTO member VALUES (?, ?, ?, ?, ?)",
+        [file.member, table.name, operation, file.rows + rejected, rejected],
+    )
 
 
 class _UnsoundError(Exception):

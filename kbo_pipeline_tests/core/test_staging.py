@@ -472,12 +472,10 @@ def test_a_connection_that_has_staged_reaches_nothing_but_the_staging_directory(
     with duckdb.connect(":memory:") as connection:
         stage(
             connection,
+            core.all_settings(),
             zip_file,
             read_extract(zip_file),
             core.staging_dir,
-            batch_rows=3,
-            max_batches=8,
-            memory_mb=1024,
             max_faulty_rows=0,
         )
         for statement in (

@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,7 +16,7 @@ from kbo_pipeline.core.lake import WORK, attach
 from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.places import Lake, Place, Shared
 from kbo_pipeline.core.schema_sql import MIGRATIONS
-from kbo_pipeline.core.settings import Privacy, load_settings
+from kbo_pipeline.core.settings import Privacy, Settings, load_settings
 from kbo_pipeline.core.tables import Table
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
@@ -77,6 +77,19 @@ class Core:
             found |= variables(self.shared)
         return found
 
+    def all_settings(self) -> Settings:
+        """What an import is told by its settings."""
+        return replace(
+            load_settings(self.settings, self.directory),
+            batch_rows=self.batch_rows,
+            max_batches=self.max_batches,
+            memory_mb=1024,
+            privacy=self.privacy,
+            keep_published=self.keep_published,
+            max_loss_percent=self.max_loss_percent,
+            max_loss_percent_full=self.max_loss_percent_full,
+        )
+
     @property
     def staging_dir(self) -> Path:
         return self.directory / "staging"
@@ -105,12 +118,10 @@ class Core:
         with duckdb.connect(":memory:") as connection:
             return stage(
                 connection,
+                self.all_settings(),
                 zip_file,
                 read_extract(zip_file),
                 self.staging_dir,
-                batch_rows=self.batch_rows,
-                max_batches=self.max_batches,
-                memory_mb=1024,
                 max_faulty_rows=self.max_faulty_rows,
             )
 
@@ -139,14 +150,8 @@ class Core:
         with duckdb.connect(":memory:") as connection:
             return publish(
                 connection,
+                self.all_settings(),
                 key,
-                register=self.register,
-                staging_dir=self.staging_dir,
-                database=self.readers,
-                privacy=self.privacy,
-                keep_published=self.keep_published,
-                max_loss_percent=self.max_loss_percent,
-                max_loss_percent_full=self.max_loss_percent_full,
                 accept_loss=accept_loss,
                 report_checks=self.checks.extend,
             )
@@ -154,15 +159,7 @@ class Core:
     def rollback(self, key: ExtractKey) -> Rollback:
         """Undoes an extract."""
         with duckdb.connect(":memory:") as connection:
-            return rollback(
-                connection,
-                key,
-                register=self.register,
-                staging_dir=self.staging_dir,
-                database=self.readers,
-                privacy=self.privacy,
-                keep_published=self.keep_published,
-            )
+            return rollback(connection, self.all_settings(), key)
 
     def mend(self, recorded: Recorded) -> RepairPlan:
         """Makes register and published file agree; what was found, and what is left to be done."""

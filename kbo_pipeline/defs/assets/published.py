@@ -93,14 +93,8 @@ def publish_assets(
         started = time.monotonic()
         publication = publish(
             connection,
+            settings,
             key,
-            register=settings.register,
-            staging_dir=settings.staging_dir,
-            database=settings.database,
-            privacy=settings.privacy,
-            keep_published=settings.keep_published,
-            max_loss_percent=settings.max_loss_percent,
-            max_loss_percent_full=settings.max_loss_percent_full,
             accept_loss=accepted_by is not None,
             report_checks=report_checks,
         )

@@ -68,12 +68,10 @@ def import_staging(
         with reported(settings.rejected_dir / str(key), zip_file):
             staged = stage(
                 connection,
+                settings,
                 zip_file,
                 extract,
                 settings.staging_dir,
-                batch_rows=settings.batch_rows,
-                max_batches=settings.max_batches,
-                memory_mb=settings.memory_mb,
                 max_faulty_rows=None if accepted_by else settings.max_faulty_rows,
                 report=lambda line: context.log.info(f"{key}: {line}"),
             )

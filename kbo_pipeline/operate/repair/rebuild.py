@@ -119,12 +119,10 @@ def _import(
     with connect() as connection:
         stage(
             connection,
+            settings,
             zip_file,
             extract,
             staging_dir,
-            batch_rows=settings.batch_rows,
-            max_batches=settings.max_batches,
-            memory_mb=settings.memory_mb,
             max_faulty_rows=None,  # it was imported before
         )
     with (
