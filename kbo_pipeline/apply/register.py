@@ -106,7 +106,9 @@ def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        raise DamagedError(f"{file}: damaged ({first_line(error)}); kbo rebuild mends it") from None
+        raise DamagedError(
+            f"{file}: damaged ({first_line(error)}); kbo rebuild repairs it"
+        ) from None
     connection.execute("USE register")
     # Publishing checkpoints once; by default each batch of a Full would.
     connection.execute("SET wal_autocheckpoint = '4GB'")

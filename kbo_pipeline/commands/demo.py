@@ -48,7 +48,7 @@ def main() -> None:
             with _served() as process:
                 _follow(keys, process)
         except KeyboardInterrupt:
-            sys.exit("demo: stopped; make demo goes on from here")
+            sys.exit("demo: stopped; make demo continues from here")
     _show(load_settings().database_file)
 
 

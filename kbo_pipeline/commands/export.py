@@ -20,8 +20,8 @@ def export(directory: Path) -> None:
     """Write the current tables as Parquet, into a directory that is complete or absent.
 
     One file a table, sorted and compressed, the profile of each enterprise among them, and
-    manifest.json. KBO_PRIVACY says whether natural persons are in it. An export that lies there is
-    replaced; anything else stays, and is refused.
+    manifest.json. KBO_PRIVACY says whether natural persons are in it. An export that is there is
+    replaced; anything else stays as it is, and the command fails.
     """
     from kbo_pipeline.read.export import MANIFEST, write_export
 
@@ -41,8 +41,8 @@ def export(directory: Path) -> None:
 def verify(zip_file: Path, as_json: bool) -> None:
     """Compare the published register with a Full of a published number, row for row.
 
-    The register is read as it was at that number, all of it, whatever KBO_PRIVACY says. Ends with 0
-    only when both are equal.
+    The whole register is read as it was at that number, whatever KBO_PRIVACY says. Exits with 0
+    only if both are equal.
     """
     from kbo_pipeline.publish import verification
 
@@ -64,9 +64,9 @@ def copy_register(source: str, target: str) -> None:
     """Copy the published register from one place to another, and compare both.
 
     A place is a DuckDB file, ducklake:postgres:... (its files in KBO_DATABASE_FILES), md:NAME, or
-    the word KBO_DATABASE for what that names. A password belongs into PGPASSWORD. All history comes
-    along, and the ledger: KBO_DATABASE may name the copy from then on. Nothing may be at TO. A copy
-    is there when its content has the hash of the original, and not before.
+    the word KBO_DATABASE for what that names. Put a password into PGPASSWORD. All history and
+    the ledger are copied, so that KBO_DATABASE may name the copy from then on. Nothing may be at
+    TO. The copy appears only once its content has the hash of the original.
     """
     from kbo_pipeline.core.database import connect
     from kbo_pipeline.publish import copy

@@ -64,7 +64,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
 def fetch(extract: str) -> None:
     """Download an extract from the portal without importing it.
 
-    The latest is the one with the highest number; the Full, if there are both of that number.
+    The latest has the highest number; of a Full and an Update with that number, it is the Full.
     """
     from kbo_pipeline.fetch.zips import fetch_zip, latest_key
 
@@ -81,8 +81,8 @@ def fetch(extract: str) -> None:
 def retry(extract: str | None, accept_faults: bool) -> None:
     """Re-execute what failed or is missing of an extract, and nothing else.
 
-    With --accept-faults also one that was refused because many of its rows are faulty: these are
-    set aside, in rejected_row, and all others are imported.
+    --accept-faults also imports an extract that was refused for its many faulty rows: these are set
+    aside in rejected_row, and all others are imported.
     """
     settings = load_settings()
     key = None if extract is None else extract_key(extract)
@@ -99,13 +99,13 @@ def retry(extract: str | None, accept_faults: bool) -> None:
 
 @click.command()
 @click.argument("extract", shell_complete=complete_extract)
-@click.option("--accept-loss", is_flag=True, help="Also when it takes away many rows.")
+@click.option("--accept-loss", is_flag=True, help="Even if it removes many rows.")
 @click.option("--accept-faults", is_flag=True, help="Import it without its faulty rows first.")
 def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
-    """Show an extract to readers, whose batches are all applied.
+    """Publish an extract whose batches are all applied.
 
-    The sensors and kbo import do so by themselves. An extract that takes away more of a table
-    than KBO_MAX_LOSS_PERCENT, or KBO_MAX_LOSS_PERCENT_FULL, waits until somebody accepts it here.
+    The sensors and kbo import do so by themselves. An extract that removes more of a table than
+    KBO_MAX_LOSS_PERCENT, or KBO_MAX_LOSS_PERCENT_FULL, waits until it is accepted here.
     """
     settings = load_settings()
     key = extract_key(extract)
@@ -127,7 +127,7 @@ def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
 def cancel(extract: str) -> None:
     """Stop the import of an extract after the running batch.
 
-    What is applied stays applied, unpublished. Nothing goes on by itself; kbo retry does.
+    What is applied stays applied, unpublished, until kbo retry continues the import.
     """
     settings = load_settings()
     key = extract_key(extract)
@@ -136,7 +136,7 @@ def cancel(extract: str) -> None:
 
     with open_instance(settings) as instance:
         cancel_extract(instance, settings, key)
-    click.echo(f"{key}: cancelled; kbo retry {key} goes on")
+    click.echo(f"{key}: cancelled; kbo retry {key} continues it")
 
 
 @click.command()

@@ -38,7 +38,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 @click.command()
 @click.option(
-    "--read-only", is_flag=True, help="Let nobody start or change anything in the web UI."
+    "--read-only",
+    is_flag=True,
+    help="Make the web UI read-only: nothing can be started or changed in it.",
 )
 @click.option(
     "--only", type=click.Choice(["code", "daemon", "web"]), help="Run one part, for several hosts."
@@ -46,8 +48,8 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 def start(read_only: bool, only: "Part | None") -> None:
     """Run the web UI, the daemon and the code location until Ctrl-C.
 
-    With --read-only, for showing the web UI to others, imports go on by themselves all the same.
-    With --only, one of the three: the host of the code location has the data, and KBO_CODE_HOST and
+    --read-only is for showing the web UI to others; imports still run by themselves. --only runs
+    one of the three: the data is on the host of the code location, and KBO_CODE_HOST and
     DAGSTER_POSTGRES_URL say on each host where that and PostgreSQL are.
     """
     from kbo_pipeline.fetch.inbox import Inbox
@@ -71,9 +73,9 @@ def start(read_only: bool, only: "Part | None") -> None:
             click.echo(line)
 
     if only not in ("daemon", "web"):
-        asked = f"portal: {settings.portal_url}, asked now and each {settings.poll_seconds} s"
+        asked = f"portal: {settings.portal_url}, asked now and every {settings.poll_seconds} s"
         missing = settings.account_not_set.replace(", ", " and ")
-        unset = f"portal: not asked, as {missing} {'are' if ' ' in missing else 'is'} not set"
+        unset = f"portal: not asked, because {missing} {'are' if ' ' in missing else 'is'} not set"
         click.echo(asked if settings.has_account else unset)
         Inbox(settings.inbox_dir).prepare()
         click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
@@ -84,29 +86,29 @@ def start(read_only: bool, only: "Part | None") -> None:
 
 @click.command()
 def pause() -> None:
-    """Let nothing new begin: running batches end, then everything waits for kbo resume."""
+    """Start nothing new: running batches finish, then everything waits for kbo resume."""
     done = locks.pause(load_settings())
     click.echo(locks.PAUSED if done else f"{locks.PAUSED}: nothing to do")
 
 
 @click.command()
 def resume() -> None:
-    """Let everything go on that kbo pause holds up."""
+    """Continue everything that kbo pause has stopped."""
     done = locks.resume(load_settings())
     click.echo("resumed" if done else "not paused: nothing to do")
 
 
 @click.command()
-@click.option("--from-zips", is_flag=True, help="Make the register anew from the kept ZIPs alone.")
-@click.option("--dagster", is_flag=True, help="Make Dagster's embedded database anew.")
+@click.option("--from-zips", is_flag=True, help="Recreate the register from the kept ZIPs alone.")
+@click.option("--dagster", is_flag=True, help="Recreate Dagster's embedded database.")
 def rebuild(from_zips: bool, dagster: bool) -> None:
-    """Mend what was damaged or lost: register, published file, Dagster's records.
+    """Repair what was damaged or lost: register, published file, Dagster's records.
 
     Without options it does what kbo start does by itself.
 
-    With --from-zips, history begins with the oldest Full that is kept. With --dagster, the embedded
-    PostgreSQL's files are put aside, and a new database is told all that is published; what Dagster
-    knew of runs, ticks and cancelled extracts is not in it.
+    With --from-zips, history begins with the oldest Full that is kept. With --dagster, the files of
+    the embedded PostgreSQL are moved aside, and all that is published is recorded in a new
+    database; runs, ticks and cancellations are not in it.
     """
     settings = load_settings()
     from kbo_pipeline.commands.runs import retry_extract
@@ -122,12 +124,12 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
         click.echo(line)
 
     if dagster:
-        say(f"Dagster's database is aside, in {_put_database_aside(settings)}")
+        say(f"Dagster's database was moved aside, to {_put_database_aside(settings)}")
     with open_instance(settings) as instance:
         if from_zips:
             with report_line() as report:
                 first, last = rebuild_from_zips(instance, settings, report)
-            say(f"made anew from the kept ZIPs, {first} to {last}; history begins with {first}")
+            say(f"recreated from the kept ZIPs, {first} to {last}; history begins with {first}")
         repair_installation(instance, settings, say)
         for key in read_lost(settings):
             with progress_bar(instance, key), pause_told(settings):
@@ -148,18 +150,18 @@ def _put_database_aside(settings: Settings) -> Path:
         )
     aside = move_aside(settings.postgres_dir)
     if aside is None:
-        raise NotReadyError(f"{settings.postgres_dir}: no database there; kbo rebuild makes it")
+        raise NotReadyError(f"{settings.postgres_dir}: no database there; kbo rebuild creates it")
     return aside
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: source, and data.")
 def doctor(as_json: bool) -> None:
-    """Look for what is wrong, and say what to do about it.
+    """Report what is wrong, and what to do about it.
 
-    Looks at settings, directories, disks, both registers, PostgreSQL, the processes of kbo start,
-    sensors, runs, extracts, inbox and leftovers. Changes nothing, and does not ask the portal. Ends
-    with 1 when there is an error, and with 0 when there are warnings at most.
+    Checks settings, directories, disks, both registers, PostgreSQL, the processes of kbo start,
+    sensors, runs, extracts, inbox and leftovers. Changes nothing, and does not contact the portal.
+    Exits with 1 if there is an error, and with 0 if there are only warnings.
     """
     settings = load_settings()
     from kbo_pipeline.operate.repair.doctor import diagnose

@@ -30,7 +30,7 @@ def main() -> None:
 
     listen()
     if _DIRECTORY.exists():
-        sys.exit(f"practice: {_DIRECTORY} is there already; remove it to begin anew")
+        sys.exit(f"practice: {_DIRECTORY} is there already; remove it to start over")
     zip_file = Sample().write_full(_DIRECTORY / "zips", _KEY.number)
     os.environ["KBO_DATA_DIR"] = str(_DIRECTORY)
     os.environ.pop("KBO_DATABASE", None)
@@ -48,7 +48,8 @@ def main() -> None:
             sys.exit("practice: nothing has failed")
     staged = staging_file(_DIRECTORY / "staging", _KEY)
     print(
-        f"\nTwo batches have failed: rows are missing in {staged}.\nLook at it, mend it, go on:\n\n"
+        f"\nTwo batches have failed: rows are missing in {staged}.\n"
+        "Look at it, fix it, continue:\n\n"
         f"  export KBO_DATA_DIR={_DIRECTORY}\n"
         "  .venv/bin/kbo status\n"
         f"  mv {sound.relative_to(Path.cwd())} {staged}\n"

@@ -274,11 +274,11 @@ def run_job(
         raise
     run = instance.get_run_by_id(run_id)
     if run is not None and run.status == DagsterRunStatus.CANCELED:
-        raise ImportFailedError(f"{key}: cancelled; kbo retry {key} goes on")
+        raise ImportFailedError(f"{key}: cancelled; kbo retry {key} continues it")
     if not result.success:
         failures = [event for event in result.all_events if event.is_step_failure]
         message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"
         prefix = "" if message.startswith(str(key)) else f"{key}: "
         # One next step: what our own code proposes is likelier to help.
-        step = "" if "; kbo " in message else f"; mend it, then kbo {again} {key}"
+        step = "" if "; kbo " in message else f"; fix it, then kbo {again} {key}"
         raise ImportFailedError(f"{prefix}{message}{step}")

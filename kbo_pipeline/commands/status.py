@@ -31,13 +31,15 @@ _STYLES = {"completed": "green", "failed": "bold red", "processing": "yellow", "
 @click.argument("extract", required=False, shell_complete=complete_extract)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--watch", is_flag=True, help="Stay until it is published, failed or cancelled, or Ctrl-C."
+    "--watch",
+    is_flag=True,
+    help="Keep showing it until it is published, failed or cancelled, or until Ctrl-C.",
 )
 def status(extract: str | None, as_json: bool, watch: bool) -> None:
     """Show how far an extract is: overall, by table, failed batches.
 
-    With --watch, bars that fill; where no terminal is, a line for each step. It ends with 0 when
-    the extract is published, with 1 when it failed or was cancelled. With --json besides, an
+    --watch shows bars that fill; without a terminal, a line for each step. It exits with 0 when the
+    extract is published, and with 1 when it failed or was cancelled. With --json, it prints one
     object a line.
     """
     settings = load_settings()
@@ -56,7 +58,7 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
             _print(found, as_json=as_json)
     if watch and found.status != "completed":
         why = found.error or found.stage
-        step = "" if "; kbo " in why else f"; kbo retry {key} goes on"
+        step = "" if "; kbo " in why else f"; kbo retry {key} continues it"
         click.echo(f"kbo: {key}: {found.status}: {why}{step}", err=True)
         sys.exit(1)
 

@@ -21,14 +21,14 @@ OUT_OF_MEMORY_CLASSES = ("OutOfMemoryException", "MemoryError")
 """Names of such errors, for what is left of them in Dagster's records."""
 
 _NEXT_STEPS = {
-    errno.EACCES: "give it to the user who runs this, or name another place",
-    errno.EPERM: "give it to the user who runs this, or name another place",
+    errno.EACCES: "give the user who runs this access to it, or name another place",
+    errno.EPERM: "give the user who runs this access to it, or name another place",
     errno.EROFS: "make it writable, or name another place",
-    errno.ENOSPC: "free room, then give the command again",
-    errno.EDQUOT: "free room, then give the command again",
-    errno.ENOTDIR: "a file lies where a directory is expected: move it away, or name another place",
-    errno.EISDIR: "a directory lies where a file is expected: move it away, or name another place",
-    errno.EEXIST: "something else lies there: move it away, or name another place",
+    errno.ENOSPC: "free disk space, then run the command again",
+    errno.EDQUOT: "free disk space, then run the command again",
+    errno.ENOTDIR: "a file is where a directory is expected: move it away, or name another place",
+    errno.EISDIR: "a directory is where a file is expected: move it away, or name another place",
+    errno.EEXIST: "something else is there: move it away, or name another place",
     errno.ENOENT: "name a place that is there",
     errno.ELOOP: "a symbolic link leads to itself: remove it, or name another place",
     errno.ENAMETOOLONG: "name a shorter one",

@@ -85,7 +85,7 @@ def _wait_for(descriptor: int, file: Path, timeout: float) -> None:
             time.sleep(0.05)
 
 
-PAUSED = "paused; kbo resume goes on"
+PAUSED = "paused; kbo resume continues"
 """What everything that waits says of itself."""
 
 

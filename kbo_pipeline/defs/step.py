@@ -72,9 +72,9 @@ def step_guard(context: StepContext) -> Iterator[Settings]:
 
 
 def message_of(error: Exception) -> str:
-    """What is said of an error; of a file that DuckDB finds damaged, what mends it too."""
+    """What is said of an error; of a file that DuckDB finds damaged, what repairs it too."""
     if is_damage(error) and not isinstance(error, KboError):
-        return f"a file of ours is damaged ({first_line(error)}); kbo rebuild mends it"
+        return f"a file of ours is damaged ({first_line(error)}); kbo rebuild repairs it"
     return OUT_OF_MEMORY if type(error).__name__ in OUT_OF_MEMORY_CLASSES else str(error)
 
 

@@ -1,4 +1,4 @@
-"""Register files and extracts that are known to be lost or suspect, noted on disk until mended."""
+"""Registers and extracts that are known to be lost or suspect, noted on disk until repaired."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ def mark_suspect(settings: Settings) -> None:
 
 
 def read_lost(settings: Settings) -> list[ExtractKey]:
-    """The extracts that are to be imported again, or to an end, after something was mended."""
+    """The extracts that are to be imported again, or to an end, after something was repaired."""
     file = settings.work_dir / "lost"
     if not file.exists():
         return []

@@ -156,7 +156,7 @@ def _check_replaceable(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise ExportError(f"{directory}: a file lies there; name a directory")
+        raise ExportError(f"{directory}: a file is there; name a directory")
     there = {path.name for path in directory.iterdir()}
     foreign = sorted(there - _own_files(directory / MANIFEST))
     if foreign:

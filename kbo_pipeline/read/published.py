@@ -101,7 +101,7 @@ def _explained(database: Place) -> Iterator[None]:
         if not isinstance(database, Path):  # the first import is on its way
             raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}") from None
         raise RegisterError(
-            f"{database}: a DuckDB file, but no register of this pipeline; move it away"
+            f"{database}: a DuckDB file, but not a register of this pipeline; move it away"
         ) from None
     except duckdb.IOException as error:
         if not isinstance(database, Path):
@@ -112,7 +112,7 @@ def _explained(database: Place) -> Iterator[None]:
 def _unreadable(database: Place, error: Exception) -> RegisterError:
     said = f"{database}: {first_line(error)}"
     if is_damage(error):
-        return DamagedError(f"{said}; kbo rebuild mends it; if it is no register, move it away")
+        return DamagedError(f"{said}; kbo rebuild repairs it; if it is no register, move it away")
     return RegisterError(f"{said}; move it away")
 
 

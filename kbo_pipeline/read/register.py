@@ -62,7 +62,7 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
         register.close()
         raise RegisterError(
             f"{settings.database}: its views show natural persons too, as they were made with"
-            " another KBO_PRIVACY; kbo start makes them anew, or kbo rebuild"
+            " another KBO_PRIVACY; kbo start or kbo rebuild recreates them"
         )
     return register
 
@@ -71,7 +71,7 @@ def open_register(place: Place) -> "PublishedRegister":
     """Opens what is published at a place, whoever is shown by its views; see `read_register`."""
     if isinstance(place, Path) and not place.exists():
         raise NotFoundError(
-            f"{place}: no published register there; kbo start or kbo import makes it"
+            f"{place}: no published register there; kbo start or kbo import creates it"
         )
     if isinstance(place, Path) and not place.is_file():  # DuckDB would wait for a named pipe
         raise RegisterError(f"{place}: no file; move it away")

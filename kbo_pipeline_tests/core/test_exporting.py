@@ -160,7 +160,7 @@ def test_what_is_no_export_stays_and_is_refused(
 
 def test_a_file_in_its_place_stays(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ExportError, match="a file lies there"):
+    with pytest.raises(ExportError, match="a file is there"):
         write_export(settings, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 

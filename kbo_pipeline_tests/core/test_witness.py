@@ -240,7 +240,7 @@ def test_a_register_that_has_lost_a_published_extract_gets_it_back_from_the_publ
     truth, recorded = hash_of(world.published), world.recorded
     older(world.work, world)
     remedy = world.mend(recorded)
-    assert "lost its tail" in remedy.said[0]
+    assert "lost its newest extracts" in remedy.said[0]
     assert remedy.forget == ()
     assert hash_of(world.work) == truth
 

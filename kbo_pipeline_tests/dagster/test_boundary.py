@@ -176,7 +176,7 @@ def test_json_is_whole_on_any_terminal(place: Place) -> None:
 @pytest.mark.parametrize("command", [*READING[2:], ("--help",), ("sample", "zips")])
 def test_an_output_that_is_full_is_named(place: Place, command: Sequence[str]) -> None:
     assert the_line(place.kbo(*command, stdout="/dev/full")) == (
-        "kbo: standard output: No space left on device; free room, then give the command again"
+        "kbo: standard output: No space left on device; free disk space, then run the command again"
     )
 
 
@@ -396,7 +396,7 @@ def test_an_error_of_others_is_one_line(error: BaseException, line: str | None) 
     assert "canary" not in said
     assert said == (line or said)
     if error.__cause__ is not None:
-        assert said.startswith("/x: No space left on device; free room")
+        assert said.startswith("/x: No space left on device; free disk space")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

@@ -115,7 +115,7 @@ def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
         began_at = time.monotonic()
         if way == "kbo cancel":
             done = pipeline.kbo("cancel", EXTRACT)
-            assert done.stdout == f"{EXTRACT}: cancelled; kbo retry {EXTRACT} goes on\n"
+            assert done.stdout == f"{EXTRACT}: cancelled; kbo retry {EXTRACT} continues it\n"
         else:
             terminate(server, run)
             wait_until(lambda: not at_work(instance), "the end of the run", process)
@@ -125,7 +125,7 @@ def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
         wait_until(
             lambda: (
                 server.ticks("apply_when_staged")[0]
-                == f"{EXTRACT} is cancelled; kbo retry {EXTRACT} goes on"
+                == f"{EXTRACT} is cancelled; kbo retry {EXTRACT} continues it"
             ),
             "what the sensor says",
             process,
@@ -134,7 +134,10 @@ def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
         assert check_cancelled(pipeline, instance) == before
         nothing = pipeline.kbo("cancel", EXTRACT, check=False)
         assert nothing.returncode == 1
-        assert nothing.stderr == f"kbo: {EXTRACT}: cancelled already; kbo retry {EXTRACT} goes on\n"
+        assert (
+            nothing.stderr
+            == f"kbo: {EXTRACT}: cancelled already; kbo retry {EXTRACT} continues it\n"
+        )
         retried = pipeline.kbo("retry", EXTRACT)
         assert retried.stdout.endswith("publication\n")
         check_published_first(pipeline, undisturbed)
@@ -268,7 +271,7 @@ def test_a_kbo_import_in_another_terminal_is_cancelled(
         wait_for_more(instance, process)
         pipeline.kbo("cancel", EXTRACT)
         assert process.popen.wait(30) == 1
-        says = f"kbo: {EXTRACT}: cancelled; kbo retry {EXTRACT} goes on\n"
+        says = f"kbo: {EXTRACT}: cancelled; kbo retry {EXTRACT} continues it\n"
         assert process.output() == says
     check_cancelled(pipeline, instance)
     done = pipeline.kbo("import", zip_file)

@@ -214,7 +214,7 @@ def test_a_report_that_fails_neither_hides_the_extract_nor_stops_the_next(
     told = done.stderr.splitlines()
     assert len(told) == 2
     assert told[1].startswith("published, but the change report failed: 0141-update: ")
-    assert told[1].endswith("; mend it, then kbo retry 0141-update")
+    assert told[1].endswith("; fix it, then kbo retry 0141-update")
 
     status = json.loads(pipeline.kbo("status", "0141-update", "--json").stdout)
     assert (status["status"], status["error"]) == ("completed", None)

@@ -298,7 +298,7 @@ def bench(settings: Settings, shared: dg.DagsterInstance) -> Iterator[Bench]:
 def test_what_does_not_agree_is_an_error(bench: Bench, published: Core) -> None:
     found = only(bench.look(dagster_checks.check_ledger))
     assert (found.severity, found.remedy) == ("error", "kbo start or kbo rebuild repairs it")
-    assert found.text == "0140-full: published, and unknown to Dagster: told to it"
+    assert found.text == "0140-full: published, but unknown to Dagster: recorded there"
     bench.materialize("published_extract", FULL)
     assert bad(bench.look(dagster_checks.check_ledger)) == []
     with exclusive_lock(register_lock(bench.settings.register_file)):
@@ -414,13 +414,13 @@ def test_a_failed_run_is_an_error_until_somebody_takes_it_up(bench: Bench) -> No
     bench.instance.add_run_tags(failed, {"dagster/will_retry": "false"})
     found = only(bench.look(dagster_checks.check_failed_runs))
     assert (found.severity, found.subject) == ("error", "0141-update")
-    assert found.remedy == "mend the cause, then kbo retry 0141-update"
+    assert found.remedy == "fix the cause, then kbo retry 0141-update"
     taken_up = bench.run("apply_batches", STATUS.STARTED, UPDATE)
     assert list(bench.look(dagster_checks.check_failed_runs)) == []
     bench.instance.delete_run(taken_up)
     bench.run("rollback_extract", STATUS.FAILURE, FULL, NOT_RETRIED)
     texts = [finding.remedy for finding in bench.look(dagster_checks.check_failed_runs)]
-    assert texts[0] == "mend the cause, then kbo rollback 0140-full"
+    assert texts[0] == "fix the cause, then kbo rollback 0140-full"
 
 
 def test_a_report_that_failed_is_a_warning_until_it_is_made(bench: Bench) -> None:
@@ -575,7 +575,7 @@ def test_kbo_doctor_ends_with_0_for_warnings_and_with_1_for_errors(
     assert printed["source"]["extract"] == "0140-full"
     (error,) = [one for one in printed["data"] if one["severity"] == "error"]
     assert error["subject"] == "0141-update"
-    assert error["remedy"] == "mend the cause, then kbo retry 0141-update"
+    assert error["remedy"] == "fix the cause, then kbo retry 0141-update"
 
 
 def test_each_finding_of_the_table_was_produced_by_a_test_of_this_file(

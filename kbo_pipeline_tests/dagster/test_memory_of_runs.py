@@ -151,7 +151,7 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
     with dg.build_sensor_context(instance=instance) as context:
         waits = apply_when_staged(context)
     assert isinstance(waits, dg.SkipReason)
-    assert waits.skip_message == f"{UPDATE} is cancelled; kbo retry {UPDATE} goes on"
+    assert waits.skip_message == f"{UPDATE} is cancelled; kbo retry {UPDATE} continues it"
     assert not portal._is_startable(settings, progress, UPDATE)
     found = read_status(instance, UPDATE)
     assert (found.status, is_over(instance, found)) == ("cancelled", True)

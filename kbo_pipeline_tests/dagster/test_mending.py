@@ -63,10 +63,10 @@ def test_rebuild_mends_what_is_damaged_and_imports_what_is_lost(
     flip(pipeline.database, 300_000)
     failed = pipeline.kbo("import", zips[2], check=False)
     assert failed.returncode == 1
-    assert "kbo rebuild mends it" in failed.stderr
+    assert "kbo rebuild repairs it" in failed.stderr
     said = pipeline.kbo("rebuild").stdout
     assert f"copies of {kept}" in said
-    assert f"{UPDATE}: Dagster knows it as published, the register does not have it" in said
+    assert f"{UPDATE}: published according to Dagster, but not in the register" in said
     assert f"{NEXT}: {NEXT}-0001" in said  # what had failed for the damage comes to its end too
     assert hash_of(work(pipeline)) == hash_of(pipeline.database) == truth
     assert pipeline.kbo("rebuild").stdout.startswith("register, published file and Dagster agree")
@@ -106,7 +106,7 @@ def test_a_dagster_that_has_forgotten_everything_is_told(
     shutil.rmtree(tmp_path / "postgres")
     with pipeline.instance() as instance:
         said = pipeline.kbo("rebuild").stdout
-        assert "0140-full, 0141-update: published, and unknown to Dagster: told to it" in said
+        assert "0140-full, 0141-update: published, but unknown to Dagster: recorded there" in said
         assert set(read_recorded(instance).published) == {FULL, UPDATE}
         pipeline.kbo("import", zips[2])
     assert hash_of(pipeline.database) == truth
@@ -154,8 +154,10 @@ def test_rebuild_dagster_puts_a_damaged_database_aside_and_tells_a_new_one_every
     assert helps in failed.stderr or wreck is wreck_tables
     assert helps in pipeline.kbo("doctor", "--json", check=False).stdout
     said = pipeline.kbo("rebuild", "--dagster").stdout
-    assert said.startswith(f"Dagster's database is aside, in {tmp_path}/postgres/data.aside-1\n")
-    assert "0140-full, 0141-update: published, and unknown to Dagster: told to it" in said
+    assert said.startswith(
+        f"Dagster's database was moved aside, to {tmp_path}/postgres/data.aside-1\n"
+    )
+    assert "0140-full, 0141-update: published, but unknown to Dagster: recorded there" in said
     assert (tmp_path / "postgres" / "data.aside-1" / "PG_VERSION").exists()
     pipeline.kbo("import", zips[2])  # half applied, of which nobody knows any more
     assert hash_of(pipeline.database) == truth
@@ -236,8 +238,8 @@ def test_views_of_another_privacy_are_made_anew_once(tmp_path: Path) -> None:
         for _ in range(2):
             repair_installation(instance, load_settings(settings, tmp_path), said.append)
     told, renewed = said  # what is published is told to Dagster; the second time nothing is left
-    assert "0140-full: published, and unknown to Dagster" in told
-    assert renewed == f"{core.readers}: its views were made anew"
+    assert "0140-full: published, but unknown to Dagster" in told
+    assert renewed == f"{core.readers}: its views were recreated"
     with core.read() as reader:
         shown = reader.execute("SELECT enterprise_number FROM current.enterprise").fetchall()
     assert shown == [("0403.170.701",)]

@@ -360,7 +360,7 @@ def test_an_extract_that_fails_is_tried_with_pauses_and_then_bridged(
         ("gap", "0141-update"),
     ]
     assert "its meta.csv says 0142-update, not 0141-update" in alerts[0].error
-    assert alerts[0].command == "mend the cause, then kbo retry 0141-update"
+    assert alerts[0].command == "fix the cause, then kbo retry 0141-update"
     for file in made.glob("*0142*Full*"):
         shutil.copy(file, world.offered)
     world.let_time_pass()
@@ -410,7 +410,7 @@ def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
     for hours in (49, 500):
         (alert,) = due_alerts(world.instance, settings, now + hours * 3600)
         assert (alert.event, alert.kind) == ("stale:0140-full", "stale")
-        assert f"0140-full is the newest since {hours} hours" in alert.error
+        assert f"0140-full has been the newest for {hours} hours" in alert.error
     with dg.build_sensor_context(instance=world.instance) as context:
         found = alert_sensor(context)
     assert isinstance(found, dg.SkipReason) and found.skip_message == "nothing to tell"

@@ -130,7 +130,7 @@ def test_each_command_says_so_in_one_line_and_goes_on(tmp_path: Path) -> None:
     file.chmod(0o644)
     environment = {"PYTHONPATH": str(REPOSITORY)}
     done = pipeline.run("-m", "kbo_pipeline.cli", "pause", cwd=tmp_path, settings=environment)
-    assert done.stdout == "paused; kbo resume goes on\n"
+    assert done.stdout == "paused; kbo resume continues\n"
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"kbo: warning: {file}: ")
     assert SECRET not in line

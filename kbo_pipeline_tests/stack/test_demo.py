@@ -35,5 +35,5 @@ def test_a_stopped_demo_leaves_no_process_behind(tmp_path: Path) -> None:
         )
         assert len(processes_in(where)) > 3
         assert demo.end(signal.SIGTERM, whole_group=True) == 1
-        assert demo.says("demo: stopped; make demo goes on from here")
+        assert demo.says("demo: stopped; make demo continues from here")
     wait_until(lambda: not processes_in(where), "an end of all")

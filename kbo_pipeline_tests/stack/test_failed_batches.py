@@ -89,7 +89,7 @@ def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
 def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pipeline) -> None:
     with running_server(pipeline) as server:
         said = (pipeline.directory / "start.log").read_text()
-        assert "portal: not asked, as KBO_USERNAME and KBO_PASSWORD are not set\n" in said
+        assert "portal: not asked, because KBO_USERNAME and KBO_PASSWORD are not set\n" in said
         server.stop_sensor("apply_when_staged")
         server.launch("stage_extract", EXTRACT)
         server.wait_for_run("stage_extract", "SUCCESS")

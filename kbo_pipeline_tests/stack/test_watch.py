@@ -73,4 +73,4 @@ def test_who_leaves_by_ctrl_c_stops_nothing_and_a_failure_ends_it_with_1(
     assert failed.stdout == f"{EXTRACT}: failed (staging), 0.0%\n"
     (line,) = failed.stderr.splitlines()
     assert line.startswith(f"kbo: {EXTRACT}: failed: {EXTRACT}: no sound ZIP of it in ")
-    assert line.endswith(f"; kbo retry {EXTRACT} goes on")
+    assert line.endswith(f"; kbo retry {EXTRACT} continues it")

@@ -74,7 +74,7 @@ def _next_in_order(progress: Progress) -> ExtractKey | dg.SkipReason:
     if is_paused(settings):
         return dg.SkipReason(PAUSED)
     if key in progress.cancelled:
-        return dg.SkipReason(f"{key} is cancelled; kbo retry {key} goes on")
+        return dg.SkipReason(f"{key} is cancelled; kbo retry {key} continues it")
     if key in progress.at_staging:
         return dg.SkipReason(f"{key} is being staged")
     if is_locked(claim_file(settings, key)):

@@ -42,7 +42,7 @@ _PAUSE_SECONDS = 60.0  # after a failure that may pass
 _MOST_FAILURES = 3
 _MOST_NAMED = 3
 _TICK_SECONDS = 2
-_AGAIN = "Mend the cause and drop the ZIP into the inbox again; as it lies here it is not imported."
+_AGAIN = "Fix the cause and drop the ZIP into the inbox again; this file here is not imported."
 _NOT_NEEDED = "Nothing is missing in the register: this ZIP may be deleted."
 
 _inboxes: dict[Path, Inbox] = {}  # each knows what it has checked; a code server lives long

@@ -68,7 +68,7 @@ class Recovery(Protocol):
     """What brings the records of runs, and the register, in order; given by the caller."""
 
     def __call__(self, *, ended_at: float, is_start: bool) -> ExtractKey | None:
-        """Fails the runs whose worker is dead, mends what was lost.
+        """Fails the runs whose worker is dead, repairs what was lost.
 
         Args:
             ended_at: seconds of the epoch; no worker of a run that `kbo start` on this data
@@ -316,7 +316,7 @@ class _Supervisor:
         if len(recent) >= _DEATHS:
             raise StorageError(
                 f"{name}: {what}, for the {len(recent)}th time in {_DEATHS_SECONDS:.0f} s;"
-                f" see {log}, mend the cause, then start again"
+                f" see {log}, fix the cause, then start again"
             )
         pause = min(2 ** (len(recent) - 1), _LONGEST_PAUSE)
         self._due[name] = now + pause

@@ -151,7 +151,7 @@ def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError
     if embedded is None:
         helps = "check DAGSTER_POSTGRES_URL and that the server runs"
     elif isinstance(chain[-1], SilentError) and answers(url.render_as_string(False)):
-        helps = "another process holds what was asked for; give the command again, see kbo doctor"
+        helps = "another process holds what was asked for; run the command again, see kbo doctor"
     elif isinstance(chain[-1], SilentError):
         helps = f"its process {server_pid(embedded)} stands still: end it, and it is started again"
     else:

@@ -259,7 +259,7 @@ _log = logging.getLogger(WEBSERVER_LOGGER_NAME)
 @click.option("-h", "--host", default=_HOST, show_default=True, help="On which address to listen.")
 @click.option("-p", "--port", type=int, required=True, help="Where to listen there.")
 @click.option("-w", "--workspace", required=True, help="The file that names the code server.")
-@click.option("--read-only", is_flag=True, help="Let nobody start or change anything.")
+@click.option("--read-only", is_flag=True, help="Nothing can be started or changed.")
 def main(host: str, port: int, workspace: str, read_only: bool) -> None:
     """Serve Dagster's web UI until a signal comes, to this machine unless --host says otherwise.
 

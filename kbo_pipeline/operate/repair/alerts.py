@@ -150,17 +150,17 @@ def what_helps(run: dg.DagsterRun) -> str:
     """What a person does about a failed run."""
     extract = extract_of(run)
     if run.job_name == ROLLBACK_JOB:
-        return f"mend the cause, then kbo rollback {extract}"
+        return f"fix the cause, then kbo rollback {extract}"
     if INBOX_TAG in run.tags and job_of(run) == "stage_extract":
-        return "see inbox/rejected, and drop a mended ZIP into the inbox"
-    return f"mend the cause, then kbo retry {extract}" if extract else "see the run in the UI"
+        return "see inbox/rejected, and drop a corrected ZIP into the inbox"
+    return f"fix the cause, then kbo retry {extract}" if extract else "see the run in the web UI"
 
 
 def alerts_of_portal(poll: Poll) -> list[Alert]:
     """What the last poll found to be wrong: a refused login, or a gap."""
     if poll.is_refused:
         event = f"refused:{poll.since:.0f}"
-        helps = "correct KBO_USERNAME and KBO_PASSWORD in .env, which counts at once"
+        helps = "correct KBO_USERNAME and KBO_PASSWORD in .env, which takes effect at once"
         return [Alert(event, "refused", None, "portal", poll.decision, helps)]
     if poll.gap is not None:
         helps = "get its ZIP or a later Full, then kbo import ZIP"
@@ -239,6 +239,6 @@ def stale_register(
     if hours < settings.stale_hours:
         return []
     why = f"; the portal: {poll.decision}" if poll else ""
-    error = f"{published} is the newest since {hours:.0f} hours{why}"
-    helps = "kbo status says what is waited for"
+    error = f"{published} has been the newest for {hours:.0f} hours{why}"
+    helps = "kbo status shows what it waits for"
     return [Alert(f"stale:{published}", "stale", str(published), "publish_extract", error, helps)]

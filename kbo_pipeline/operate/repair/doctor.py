@@ -60,7 +60,7 @@ def diagnose(settings: Settings, sensors: Sensors) -> Iterator[Finding]:
     for subject, look in _ON_DISK.items():
         yield from _guarded(subject, look, settings)
     if settings.postgres_url is None and not settings.postgres_dir.exists():
-        yield found_ok("PostgreSQL", "none yet; kbo start and kbo import make it")
+        yield found_ok("PostgreSQL", "none yet; kbo start and kbo import create it")
         return
     where = "at DAGSTER_POSTGRES_URL" if settings.postgres_url else f"in {settings.postgres_dir}"
     try:

@@ -45,12 +45,12 @@ def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> lis
             line.append(key)
     if not line:
         missing = str(newest) if newest is not None and newest.type == "full" else "a Full"
-        raise NotReadyError(f"no ZIP of {missing} to begin with is kept; fetch one: kbo fetch")
+        raise NotReadyError(f"no ZIP of {missing} is kept to begin with; kbo fetch downloads one")
     if newest is not None and line[-1].number != newest.number:
         missing = str(ExtractKey(line[-1].number + 1, "update"))
         raise NotReadyError(
-            f"{newest}: the kept ZIPs lead to {line[-1]} only; kbo fetch {missing}, or put that ZIP"
-            " into downloads"
+            f"{newest}: the kept ZIPs reach only to {line[-1]}; kbo fetch {missing}, or put"
+            " that ZIP into downloads"
         )
     return line
 

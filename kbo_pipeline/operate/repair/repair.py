@@ -1,4 +1,4 @@
-"""What was lost outside our transactions is noticed and mended: register, readers, Dagster."""
+"""What was lost outside our transactions is noticed and repaired: register, readers, Dagster."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -80,7 +80,7 @@ def repair_installation(
     Args:
         instance: where Dagster's records are.
         settings: say where the files are.
-        report: takes a line for each thing that is found and mended.
+        report: takes a line for each thing that is found and repaired.
 
     Raises:
         StorageError: another process is at work on the register, or the disk refuses; what has to
@@ -96,15 +96,17 @@ def repair_installation(
         for line in plan.said:
             report(line)
         for key in damaged:
-            report(f"{key}: its staging file is damaged or of another version, and goes")
+            report(f"{key}: its staging file is damaged or from another version, and is removed")
         # First: who is killed from here on leaves a note of what has to come again.
         add_lost(settings, _to_retry(instance, plan, damaged))
         try:
             repair_files(settings, plan, attach)
             if _renew_views(settings, attach):
-                report(f"{settings.database}: its views were made anew")
+                report(f"{settings.database}: its views were recreated")
         except (OSError, duckdb.IOException) as error:
-            raise StorageError(f"{error}; mend that or make room, then kbo rebuild") from error
+            raise StorageError(
+                f"{error}; fix that or free disk space, then run kbo rebuild"
+            ) from error
         _correct_records(instance, plan)
         for key in plan.forget:
             remove_report(settings, key)
@@ -170,7 +172,7 @@ def _correct_records(instance: dg.DagsterInstance, plan: RepairPlan) -> None:
             dg.AssetMaterialization(
                 PUBLISHED,
                 partition=str(link.key),
-                description="Told to Dagster by the register, which had published it before.",
+                description="Recorded from the register, in which it was published before.",
                 metadata=ledger_metadata(link),
             )
         )

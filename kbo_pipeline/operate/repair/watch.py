@@ -95,11 +95,11 @@ def _watch(
             repair_installation(instance, settings, report)
         except StorageError as error:  # somebody is at work: a look later will do
             mark_suspect(settings)
-            report(f"not compared yet: {error}")
+            report(f"not checked yet: {error}")
     end_dead_runs_of_commands(instance, settings)
     for run_id in end_dead_runs(instance, settings, ended_at=ended_at):
-        report(f"run {run_id}: its process has died; Dagster takes it up again")
+        report(f"run {run_id}: its process has died; Dagster retries it")
     for run_id in resume_retries(instance, settings):
-        report(f"run {run_id}: what it failed of has passed; Dagster takes it up again")
+        report(f"run {run_id}: what made it fail has passed; Dagster retries it")
     note_cancelled(instance, settings)
     return next_lost(instance, settings)

@@ -118,7 +118,7 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
     if not file.is_file():
         return Snapshot(file, is_there=False)
     if file.stat().st_size > 0 and not is_duckdb(file):
-        return Snapshot(file, damage=f"{file}: no DuckDB file", is_foreign=True)
+        return Snapshot(file, damage=f"{file}: not a DuckDB file", is_foreign=True)
     try:
         check_blocks(file)
         connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
@@ -130,7 +130,7 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
         connection.execute("USE witness")
         return _read(connection, file)
     except duckdb.CatalogException:
-        said = f"{file}: a DuckDB file, but no register of this pipeline"
+        said = f"{file}: a DuckDB file, but not a register of this pipeline"
         return Snapshot(file, damage=said, is_foreign=True)
     except (duckdb.Error, DamagedError) as error:
         if not is_damage(error):
@@ -208,7 +208,7 @@ def _plan_of_files(
     if work.is_sound:
         if not work.chain:  # nothing was ever published: readers have nothing to lose
             return RepairPlan(said, show=published.is_there and work.half_applied is None), work
-        said += (f"readers get the register at work again: {work.newest}",)
+        said += (f"the register at work is published again: {work.newest}",)
         undone = replace(work, half_applied=None, batches=frozenset())
         return RepairPlan(said, undo=work.half_applied, show=True), undone
     nothing = Snapshot(work.file, is_there=False)
@@ -218,11 +218,11 @@ def _plan_of_files(
         said += (f"register and published file become copies of {kept.file}",)
         return RepairPlan(said, restore=True, base=_file(kept), show=True), kept
     if not published.is_there and not recorded.published:  # died in the very first import
-        said += ("the register at work begins anew",)
+        said += ("the register at work is created again, empty",)
         return RepairPlan(said, restore=True), nothing
     raise RegisterError(
-        f"{'; '.join(said) or f'{work.file} and {published.file} are gone'}: nothing to restore"
-        " it from but ZIPs; kbo rebuild --from-zips makes it anew"
+        f"{'; '.join(said) or f'{work.file} and {published.file} are gone'}: only the"
+        " kept ZIPs are left to restore it from; kbo rebuild --from-zips does so"
     )
 
 
@@ -233,21 +233,21 @@ def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Sna
     if ours == theirs:
         if work.chain == published.chain or work.half_applied is not None:
             return RepairPlan(), work
-        return RepairPlan(("readers get the newer ledger",), show=True), work
+        return RepairPlan(("the newer ledger is published",), show=True), work
     if ours[: len(theirs)] == theirs or (
         theirs[: len(ours)] == ours and beyond <= work.rolled_back
     ):
         if work.half_applied is not None:
             return RepairPlan(), work  # readers see both when that one is published
-        said = f"{_file(published).name}: is at {published.newest}, the register at {work.newest}"
-        return RepairPlan((f"{said}: readers get the register",), show=True), work
+        said = f"{_file(published).name} is at {published.newest}, the register at {work.newest}"
+        return RepairPlan((f"{said}: the register is published",), show=True), work
     if theirs[: len(ours)] == ours:
-        said = f"{work.file}: has lost its tail: it is at {work.newest}"
-        said += f", {_file(published).name} at {published.newest}, and becomes a copy of that"
+        said = f"{work.file}: has lost its newest extracts: it is at {work.newest}"
+        said += f", {_file(published).name} at {published.newest}; it becomes a copy of that"
         return RepairPlan((said,), restore=True, base=_file(published)), published
     raise RegisterError(
         f"{work.file} and {published.file} are registers of different extracts; keep the right one"
-        " and move the other away, or kbo rebuild --from-zips"
+        " and move the other away, or run kbo rebuild --from-zips"
     )
 
 
@@ -261,8 +261,8 @@ def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> Rep
     lost = [key for key in forget if key not in truth.rolled_back]
     if lost and not chain:
         raise RegisterError(
-            f"{truth.file}: empty, but Dagster's database knows {lost[-1]} as published; kbo"
-            " rebuild --from-zips makes the register anew, or name another DAGSTER_POSTGRES_URL"
+            f"{truth.file}: empty, although Dagster's database has {lost[-1]} as published; kbo"
+            " rebuild --from-zips recreates the register, or set another DAGSTER_POSTGRES_URL"
         )
     lost_batches = {}
     for key, applied in recorded.applied.items():
@@ -278,16 +278,16 @@ def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> Rep
     head = truth.chain[-1] if truth.chain else None
     other_head = head is not None and recorded.published.get(head.key) not in (None, head.hash)
     said = [
-        *(f"{key}: Dagster knows it as published, the register does not have it" for key in forget),
+        *(f"{key}: published according to Dagster, but not in the register" for key in forget),
         *(
-            f"{key}: {len(numbers)} batches that Dagster knows as applied are not in the ledger"
+            f"{key}: {len(numbers)} batches are applied according to Dagster, but not in the ledger"
             for key, numbers in lost_batches.items()
         ),
     ]
     if adopt:
-        said.append(f"{_listed(adopt)}: published, and unknown to Dagster: told to it")
+        said.append(f"{_listed(adopt)}: published, but unknown to Dagster: recorded there")
     if other_head and head is not None:
-        said.append(f"{head.key}: published with another ledger than Dagster knows: told to it")
+        said.append(f"{head.key}: published with another ledger than Dagster has: recorded there")
         adopt.append(head)
     return replace(
         files,

@@ -95,7 +95,7 @@ def _check_at_work(instance: dg.DagsterInstance, settings: Settings, key: Extrac
         raise NotReadyError(f"{key}: published: nothing is at work; nothing was done")
     newest = progress.newest_run(key)
     if key in progress.cancelled:
-        raise NotReadyError(f"{key}: cancelled already; kbo retry {key} goes on")
+        raise NotReadyError(f"{key}: cancelled already; kbo retry {key} continues it")
     if newest is None or (newest.is_failure and not is_retried(instance, newest)):
         raise NotReadyError(f"{key}: nothing is at work; kbo status {key} says how far it came")
 

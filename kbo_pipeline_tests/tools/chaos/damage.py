@@ -29,7 +29,7 @@ def _flipping(name: str) -> Perform:
         """An engine dies somewhere, a bit changes, the next one mends before readers come back.
 
         One after the other dies until there is such a file. In half of the cases the register is
-        made anew from the kept ZIPs in the end.
+        recreated from the kept ZIPs in the end.
         """
         outcome = Outcome(row.name, row.times)
         misses = 0
