@@ -11,8 +11,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import open_register, open_register_to_copy
-from kbo_pipeline.core.checksums import check_blocks
-from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.database import Database, check_blocks
 from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.apply.register import register_lock
-from kbo_pipeline.core.checksums import check_blocks
+from kbo_pipeline.core.database import check_blocks
 from kbo_pipeline.core.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock

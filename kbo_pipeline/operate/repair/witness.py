@@ -14,8 +14,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import Register
-from kbo_pipeline.core.checksums import check_blocks, is_duckdb
-from kbo_pipeline.core.database import is_damage, literal
+from kbo_pipeline.core.database import check_blocks, is_damage, is_duckdb, literal
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
