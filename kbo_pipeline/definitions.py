@@ -11,17 +11,17 @@ from kbo_pipeline.defs.assets.register import apply_to_register
 from kbo_pipeline.defs.assets.staging import import_staging
 from kbo_pipeline.defs.assets.verification import full_verification
 from kbo_pipeline.defs.checks import check_published_register
-from kbo_pipeline.defs.compacting import compact_lake, compact_weekly
-from kbo_pipeline.defs.configuration import AT_IMPORT
 from kbo_pipeline.defs.jobs import (
     apply_batches,
+    compact_lake,
+    compact_weekly,
     export_parquet,
     publish_extract,
+    rollback_extract,
     stage_extract,
     verify_full,
 )
-from kbo_pipeline.defs.resources import duckdb_resource
-from kbo_pipeline.defs.rollback import rollback_extract
+from kbo_pipeline.defs.resources import AT_IMPORT, duckdb_resource
 from kbo_pipeline.defs.sensors.after_publication import export_when_published, verify_when_at_hand
 from kbo_pipeline.defs.sensors.alerts import alert_sensor
 from kbo_pipeline.defs.sensors.chain import apply_when_staged, publish_when_applied

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
     from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.operate.runs.extract_status import ExtractStatus
+    from kbo_pipeline.operate.runs.status import ExtractStatus
 
 _LOOK_SECONDS = 1.0
 _BAR_WIDTH = 30

@@ -1,10 +1,29 @@
 """The jobs: one for each verb that a person or a sensor starts."""
 
 import dagster as dg
+from dagster_duckdb import DuckDBResource
 
+from kbo_pipeline.core.compaction import compact
+from kbo_pipeline.core.errors import NotReadyError, SettingsError
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
-from kbo_pipeline.operate.runs.partitions import staging_asset
-from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, REPORTED
+from kbo_pipeline.defs.step import step_guard
+from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
+from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
+from kbo_pipeline.operate.runs.progress import (
+    ACCEPT_LOSS_TAG,
+    EXTRACT_TAG,
+    NOT_FINISHED_STATUSES,
+    PUBLISHED,
+    REPORTED,
+    ROLLBACK_JOB,
+    extract_of,
+    job_of,
+)
+from kbo_pipeline.operate.runs.retention import forget_extract
+from kbo_pipeline.publish.publish import check_rollback, rollback
+from kbo_pipeline.read.report import remove_report
 
 stage_extract = dg.define_asset_job(
     "stage_extract",
@@ -39,3 +58,95 @@ verify_full = dg.define_asset_job(
     description="Compares the register, as it was at an extract, with the Full of its number, which"
     " has to lie in the downloads directory.",
 )
+
+
+@dg.op(
+    pool=WRITER_POOL,
+    out=dg.Out(dg.Nothing),
+    retry_policy=dg.RetryPolicy(max_retries=3, delay=30),
+)
+def compact_files(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
+    """Makes small files large ones and removes what no reader needs any more."""
+    with (
+        step_guard(context) as settings,
+        duckdb.get_connection() as connection,
+    ):
+        if not isinstance(settings.database, Lake):
+            raise SettingsError(f"KBO_DATABASE: {settings.database} is no DuckLake to compact")
+        done = compact(connection, settings.database)
+        said = ", ".join(f"{step} {count}" for step, count in done.counts.items())
+        context.log.info(f"{said}; {done.files} files, {done.bytes} bytes")
+
+
+@dg.job(
+    name="compact_lake",
+    description="Makes the lake's small files large ones, and removes snapshots that are older than"
+    " a week, with the files that only they need. Readers see the same before and after.",
+)
+def compact_lake() -> None:
+    """Compacts the lake."""
+    compact_files()
+
+
+compact_weekly = dg.ScheduleDefinition(
+    name="compact_weekly",
+    job=compact_lake,
+    cron_schedule="0 3 * * 0",
+    execution_timezone="Europe/Brussels",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Compacts the lake in the night from Saturday to Sunday.",
+)
+
+
+_WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+
+
+@dg.op(name="rollback", pool=WRITER_POOL, out=dg.Out(dg.Nothing))
+def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
+    """Undoes the extract in one transaction, publishes the state before, forgets its partitions."""
+    with (
+        step_guard(context) as settings,
+        claimed_partition(context, settings) as key,
+        duckdb.get_connection() as connection,
+    ):
+        context.instance.add_run_tags(context.run.run_id, {EXTRACT_TAG: str(key)})
+        check_rollback(connection, key, settings.register)
+        _end_waiting_runs(context, key)
+        done = rollback(connection, settings, key)
+        forget_extract(context.instance, key)
+        remove_report(settings, key)
+        dropped, reopened = sum(done.dropped.values()), sum(done.reopened.values())
+        context.log.info(
+            f"{key}: was rolled back already"
+            if done.already_rolled_back
+            else f"{key}: rolled back: {dropped} row versions dropped, {reopened} hold again"
+        )
+
+
+def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
+    """Cancels what waits in the queue to import the extract; it would come back at once.
+
+    Raises:
+        NotReadyError: such a run is at work.
+    """
+    for run in context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        if run.job_name == ROLLBACK_JOB or extract_of(run) != str(key):
+            continue
+        if run.status not in _WAITING:
+            raise NotReadyError(
+                f"{key}: run {run.run_id} ({job_of(run)}) is at work on it; wait for it or"
+                " terminate it in the UI"
+            )
+        context.instance.report_run_canceled(run, f"{key} was rolled back")
+
+
+@dg.job(
+    name=ROLLBACK_JOB,
+    partitions_def=kbo_extracts,
+    description="Undoes the newest extract, published or half applied: readers see the state"
+    " before it, and its partitions are missing again, those of its batches gone until it is"
+    " staged again. Materialize them, or kbo retry, to import it again.",
+)
+def rollback_extract() -> None:
+    """Undoes one extract."""
+    rollback_op()

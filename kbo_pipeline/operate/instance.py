@@ -1,15 +1,25 @@
-"""Dagster's instance, opened by commands: its storage runs until the process ends."""
+"""The Dagster home, the directory with the instance's configuration; and its instance, opened.
+
+Dagster is imported when an instance is opened: `kbo start` itself needs none.
+"""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dagster import DagsterInstance
-from dagster._core.instance.ref import InstanceRef
-
+import kbo_pipeline
+from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.dagster_home import prepare_dagster_home
 from kbo_pipeline.operate.patience import OF_COMMANDS, set_patience
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+INSTANCE_FILE = Path(kbo_pipeline.__file__).parent / "dagster.yaml"
+"""The instance configuration that travels with the package."""
 
 _NOT_CAPTURED = {
     "compute_logs": {
@@ -21,13 +31,30 @@ _NOT_CAPTURED = {
 a step; Ctrl-C reaches them as well, and two of them answer with a traceback."""
 
 
+def prepare_dagster_home(settings: Settings) -> Path:
+    """Makes sure that the Dagster home has a configuration; one of the user's own is kept.
+
+    In the home under the data directory the file is ours and follows the version of the package.
+    """
+    home = settings.dagster_home
+    make_private(home)
+    target = home / "dagster.yaml"
+    ours = home == settings.data_dir / "dagster_home"
+    if not target.exists() or (ours and target.read_bytes() != INSTANCE_FILE.read_bytes()):
+        shutil.copyfile(INSTANCE_FILE, target)
+    return home
+
+
 @contextmanager
-def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
+def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
     """The Dagster instance of these settings; its storage runs until the process ends.
 
     Raises:
         StorageError: PostgreSQL does not answer as it must.
     """
+    from dagster import DagsterInstance
+    from dagster._core.instance.ref import InstanceRef
+
     prepare_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     set_patience(OF_COMMANDS)

@@ -13,7 +13,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.fetch.zips import fetch_zip, kept_zip, latest_key, remove_old_zips
 from kbo_pipeline.operate.repair.rebuild import kept_keys
-from kbo_pipeline.operate.runs.priority import queue_tags
+from kbo_pipeline.operate.runs.claims import queue_tags
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind
 from kbo_pipeline_tests.support.pipeline import Pipeline, fetch

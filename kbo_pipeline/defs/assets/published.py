@@ -12,7 +12,6 @@ from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import CODE, TABLES
 from kbo_pipeline.defs.assets.register import every_partition
 from kbo_pipeline.defs.checks import evaluated
-from kbo_pipeline.defs.configuration import AT_IMPORT
 from kbo_pipeline.defs.metadata import (
     OWNERS,
     PREVIEW_ROWS,
@@ -22,6 +21,7 @@ from kbo_pipeline.defs.metadata import (
     shown_table,
     tags,
 )
+from kbo_pipeline.defs.resources import AT_IMPORT
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset

@@ -1,9 +1,10 @@
 """The seven register assets: batches of extracts, applied in one run."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
+from types import MappingProxyType
 
 import dagster as dg
 import duckdb
@@ -20,7 +21,7 @@ from tenacity import (
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.pool import ApplyPool
 from kbo_pipeline.apply.register import Register, open_register
-from kbo_pipeline.apply.tally import Tally
+from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError
@@ -28,8 +29,14 @@ from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.defs.assets.applied import materializations, shown
-from kbo_pipeline.defs.metadata import OWNERS, register_metadata, tags
+from kbo_pipeline.defs.metadata import (
+    OWNERS,
+    PREVIEW_ROWS,
+    preview,
+    register_metadata,
+    shown_table,
+    tags,
+)
 from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_while_paused
 from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
@@ -284,3 +291,46 @@ def _shortened(failures: dict[str, str]) -> str:
     first = next(iter(failures.items()))
     rest = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
     return f"{first[0]}: {first[1]}{rest}"
+
+
+def shown(
+    register: Register, extract: ExtractKey, tally: Tally, *, is_last: bool
+) -> dict[str, dict[str, dg.MetadataValue]]:
+    """What is shown besides the numbers of a batch, by table: kept small, 64 times an extract.
+
+    The first table tells each time how far all are; the last batch shows some rows of each.
+    """
+    found: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
+    if is_last:
+        for table in TABLES:
+            found[table.name]["preview"] = preview(
+                register.opened_rows(table, extract, PREVIEW_ROWS)
+            )
+    found[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
+    return found
+
+
+def materializations(
+    key: BatchKey,
+    change: BatchChange,
+    more: Mapping[str, Mapping[str, dg.MetadataValue]] = MappingProxyType({}),
+) -> list[dg.AssetMaterialization]:
+    """The seven events of a batch, with its numbers and what else is shown, by table."""
+    return [
+        dg.AssetMaterialization(
+            name,
+            partition=str(key),
+            metadata={
+                "records": table.records,
+                "rows_closed": table.rows_closed,
+                "rows_opened": table.rows_opened,
+                "rows_changed": table.rows_closed + table.rows_opened,
+                "rows_unchanged": table.rows_unchanged,
+                "duplicates_dropped": table.duplicates_dropped,
+                "seconds": round(table.seconds, 3),
+                "already_applied": change.already_applied,
+                **more.get(name, {}),
+            },
+        )
+        for name, table in change.tables.items()
+    ]

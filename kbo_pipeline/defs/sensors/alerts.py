@@ -6,7 +6,7 @@ import time
 import dagster as dg
 
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.defs.configuration import load_settings
+from kbo_pipeline.defs.resources import load_settings
 from kbo_pipeline.operate.processes.logs import alert_log
 from kbo_pipeline.operate.repair.alerts import Alert, due_alerts, post, write_down
 

@@ -8,10 +8,9 @@ import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import PAUSED, is_locked, is_paused
-from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
-from kbo_pipeline.operate.runs.claims import claim_file
-from kbo_pipeline.operate.runs.priority import queue_tags
+from kbo_pipeline.defs.resources import load_settings
+from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 
 CHAIN_SECONDS = 2

@@ -14,8 +14,8 @@ from kbo_pipeline.core.locks import PAUSED, exclusive_lock, is_locked, is_paused
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import listed, printable
-from kbo_pipeline.defs.configuration import load_settings
 from kbo_pipeline.defs.jobs import stage_extract
+from kbo_pipeline.defs.resources import load_settings
 from kbo_pipeline.fetch.inbox import (
     COPYING_SECONDS,
     SETTLED_SECONDS,
@@ -25,9 +25,8 @@ from kbo_pipeline.fetch.inbox import (
     settled,
 )
 from kbo_pipeline.fetch.zips import drop_zip, keep_zip
-from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
-from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.operate.runs.progress import INBOX_TAG, Progress, is_retried, newest_published
 from kbo_pipeline.operate.runs.status import error_of_run, failure_message, step_failure
 from kbo_pipeline.read.published import has_extract, published_at, published_state_of

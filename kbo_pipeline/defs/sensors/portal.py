@@ -15,14 +15,13 @@ from kbo_pipeline.core.locks import PAUSED, is_locked, is_paused
 from kbo_pipeline.core.order import plan_imports
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import duration
-from kbo_pipeline.defs.configuration import AT_IMPORT, load_settings
 from kbo_pipeline.defs.jobs import stage_extract
+from kbo_pipeline.defs.resources import AT_IMPORT, load_settings
 from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
-from kbo_pipeline.operate.runs.claims import claim_file
+from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.poll import _STORED_AS, Poll, read_poll
-from kbo_pipeline.operate.runs.priority import queue_tags
 from kbo_pipeline.operate.runs.progress import Progress, newest_published
 from kbo_pipeline.read.published import published_state_of
 

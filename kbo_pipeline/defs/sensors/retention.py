@@ -7,7 +7,7 @@ import dagster as dg
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.defs.configuration import load_settings
+from kbo_pipeline.defs.resources import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim
 from kbo_pipeline.operate.runs.partitions import batch_or_none

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.operate.dagster_home import INSTANCE_FILE
+from kbo_pipeline.operate.instance import INSTANCE_FILE
 from kbo_pipeline.operate.runs.progress import ASSETS_OF_JOBS
 
 VIEW = "kbo_queue"

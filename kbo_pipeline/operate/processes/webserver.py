@@ -22,6 +22,7 @@ from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRe
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._utils.interrupts import setup_interrupt_handlers
 from dagster._utils.log import configure_loggers
+from dagster_postgres.utils import DagsterPostgresException
 from dagster_webserver.cli import (
     DEFAULT_DB_STATEMENT_TIMEOUT,
     DEFAULT_POOL_MAX_OVERFLOW,
@@ -36,15 +37,20 @@ from graphql import (
     OperationDefinitionNode,
     OperationType,
 )
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from kbo_pipeline.core.errors import ExtractError, NotReadyError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate.processes.query_limits import CostlyQueryError, read_query
-from kbo_pipeline.operate.processes.status_route import status_routes
+from kbo_pipeline.operate.runs.status import newest_extract, read_status
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")
@@ -294,3 +300,36 @@ def main(host: str, port: int, workspace: str, read_only: bool) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+_FRESH = {"Cache-Control": "no-store"}
+
+
+def status_routes(instance: DagsterInstance) -> Mount:
+    """What the web server answers below `/kbo`, by GET alone; it changes nothing.
+
+    An answer other than 200 is one line of text: 400 for what is no extract, 404 for an extract
+    that nothing is known of, 503 while PostgreSQL is away.
+
+    Args:
+        instance: of the web server, read in one of the server's threads at each request.
+    """
+
+    def answer(request: Request) -> Response:
+        text = request.path_params.get("extract")
+        try:
+            key = ExtractKey.parse(text) if text else newest_extract(instance)
+            return JSONResponse(read_status(instance, key).to_json(), headers=_FRESH)
+        except ExtractError as error:
+            return _refused(400, error)
+        except NotReadyError as error:
+            return _refused(404, error)
+        except (DagsterPostgresException, SQLAlchemyError) as error:
+            reason = first_line(error.__cause__ or error)
+            return _refused(503, f"Dagster's storage: {reason}; ask again later")
+
+    return Mount("/kbo", routes=[Route("/status", answer), Route("/status/{extract}", answer)])
+
+
+def _refused(status: int, line: object) -> Response:
+    return PlainTextResponse(f"kbo_pipeline: {line}\n", status, _FRESH)

@@ -10,6 +10,7 @@ from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
 
 OWN_RUN = {"kbo/started_by": "kbo"}
 """Tag of the runs that a `kbo` process runs itself."""
@@ -81,3 +82,25 @@ WRITER_POOL = "register"
 """The pool of all steps that write the register: one at a time."""
 WRITER_WAIT = 900.0
 """Seconds to wait for the register: its holder may be a process that was held up."""
+
+
+_AHEAD = 2_000_000_000  # more than twice what an extract number has digits for
+
+
+def queue_tags(key: ExtractKey, *, is_staged: bool) -> dict[str, str]:
+    """Tags of a run about an extract.
+
+    The first in order comes first; and what is staged before what is still to be staged, or else
+    five runs that stage would hold up the register.
+
+    Args:
+        key: the extract.
+        is_staged: the run applies or publishes.
+    """
+    priority = (_AHEAD if is_staged else 0) - 2 * key.number - (key.type == "full")
+    return {EXTRACT_TAG: str(key), "dagster/priority": str(priority)}
+
+
+def last_in_queue(key: ExtractKey) -> dict[str, str]:
+    """Tags of a run that reads what is published: any import comes first."""
+    return {EXTRACT_TAG: str(key), "dagster/priority": str(-_AHEAD)}
