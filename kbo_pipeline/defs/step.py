@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
-from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.database import is_damage, is_transient
@@ -20,6 +18,7 @@ from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.cancellation import cancel_waiting_runs
 from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.operate.runs.workers import hold_run
+from kbo_pipeline.operate.undocumented import POSTGRES_ERRORS
 from kbo_pipeline.stage.faults import RejectedError
 
 _LOOK_SECONDS = 1.0
@@ -53,7 +52,7 @@ def step_guard(context: StepContext) -> Iterator[Settings]:
         if _is_stopped(context):
             raise dg.Failure(description="stopped", allow_retries=False) from None
         raise
-    except (SQLAlchemyError, DagsterPostgresException) as error:
+    except POSTGRES_ERRORS as error:
         # As interrupted, and not as failed: failed steps are not retried after a crash.
         raise dg.DagsterExecutionInterruptedError from error
     except Exception as error:  # each goes on: as an interruption, to be retried, or as a failure

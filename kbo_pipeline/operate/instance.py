@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 INSTANCE_FILE = Path(kbo_pipeline.__file__).parent / "dagster.yaml"
 """The instance configuration that travels with the package."""
 
-_NOT_CAPTURED = {
-    "compute_logs": {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-    }
-}
-"""What a step prints is for the terminal alone. To keep it too, Dagster would start four processes
-a step; Ctrl-C reaches them as well, and two of them answer with a traceback."""
-
 
 def prepare_dagster_home(settings: Settings) -> Path:
     """Makes sure that the Dagster home has a configuration; one of the user's own is kept.
@@ -52,12 +43,10 @@ def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
     Raises:
         StorageError: PostgreSQL does not answer as it must.
     """
-    from dagster import DagsterInstance
-    from dagster._core.instance.ref import InstanceRef
+    from kbo_pipeline.operate.undocumented import instance_without_output
 
     prepare_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     set_patience(OF_COMMANDS)
-    ref = InstanceRef.from_dir(str(settings.dagster_home), overrides=_NOT_CAPTURED)
-    with DagsterInstance.from_ref(ref) as instance:
+    with instance_without_output(settings.dagster_home) as instance:
         yield instance

@@ -17,7 +17,7 @@ from graphql import (
     graphql_sync,
 )
 
-from kbo_pipeline.operate.processes import webserver
+from kbo_pipeline.operate.processes import graphql_server
 from kbo_pipeline.operate.processes.query_limits import (
     MAX_ALIASES,
     MAX_CHARACTERS,
@@ -90,13 +90,14 @@ def test_a_query_that_lasts_is_given_up() -> None:
     found = GraphQLField(GraphQLNonNull(GraphQLList(GraphQLNonNull(row))), resolve=rows)
     schema = GraphQLSchema(GraphQLObjectType("Query", {"rows": found}))
     began_at = time.monotonic()
-    token = webserver._until.set(began_at + 0.3)
+    middleware = [graphql_server._give_up_late]
+    token = graphql_server._until.set(began_at + 0.3)
     try:
-        late = graphql_sync(schema, "{ rows { number } }", middleware=[webserver._give_up_late])
+        late = graphql_sync(schema, "{ rows { number } }", middleware=middleware)
     finally:
-        webserver._until.reset(token)
+        graphql_server._until.reset(token)
     assert time.monotonic() - began_at < 5
     assert late.data is None and late.errors is not None
     assert "takes longer than 60 s" in late.errors[0].message
-    whole = graphql_sync(schema, "{ __typename }", middleware=[webserver._give_up_late])
+    whole = graphql_sync(schema, "{ __typename }", middleware=middleware)
     assert (whole.data, whole.errors) == ({"__typename": "Query"}, None)

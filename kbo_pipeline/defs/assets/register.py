@@ -40,8 +40,8 @@ from kbo_pipeline.defs.metadata import (
 from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_while_paused
 from kbo_pipeline.operate.lost import mark_suspect
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
-from kbo_pipeline.operate.runs.events import reported
 from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
+from kbo_pipeline.operate.undocumented import reported
 from kbo_pipeline.stage.staged import Staged
 
 BATCH_ATTEMPTS = 5
@@ -79,7 +79,7 @@ every_partition = dg.AllPartitionMapping()
 )
 def apply_to_register(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
-) -> Iterator[dg.DagsterEvent]:
+) -> Iterator[dg.DagsterEvent | dg.AssetMaterialization]:
     """Applies batches: each in one transaction, on past one that fails, nothing twice."""
     failures: dict[str, str] = {}
     with step_guard(context) as settings:
@@ -117,7 +117,7 @@ def _apply_extract(
     extract: ExtractKey,
     keys: Sequence[BatchKey],
     failures: dict[str, str],
-) -> Iterator[dg.DagsterEvent]:
+) -> Iterator[dg.DagsterEvent | dg.AssetMaterialization]:
     """Applies the batches of one extract; notes in `failures` those that failed."""
     if register.ledger.job_status(extract) == "completed":
         context.log.info(f"{extract}: already published: nothing to do")

@@ -17,6 +17,9 @@ from graphql import (
     parse,
 )
 
+QUERY_SECONDS = 60.0
+"""For which a query is answered; PostgreSQL has less for each of its own."""
+
 MAX_CHARACTERS = 100_000
 """Of a document."""
 

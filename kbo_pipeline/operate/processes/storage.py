@@ -5,30 +5,21 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from dagster import AssetKey, DagsterEventType, DagsterInstance, EventLogEntry
-from dagster._config.config_schema import UserConfigSchema
-from dagster._core.storage.event_log.schema import (
-    AssetCheckExecutionsTable,
-    AssetEventTagsTable,
-    AssetKeyTable,
-    SqlEventLogStorageTable,
-)
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
     PostgresRunStorage,
 )
-from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy import URL, Connection, Engine, and_, create_engine, event, func, make_url, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, column, create_engine, event, func, make_url, select
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.text import first_line
+from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.operate.processes.postgres import (
     IF_DAMAGED,
@@ -37,6 +28,16 @@ from kbo_pipeline.operate.processes.postgres import (
     sqlalchemy_url,
 )
 from kbo_pipeline.operate.processes.queue_view import drop_queue, ensure_queue
+from kbo_pipeline.operate.undocumented import (
+    POSTGRES_ERRORS,
+    DagsterPostgresException,
+    remove_checks_of_run,
+    wipe_partitions,
+)
+
+if TYPE_CHECKING:
+    from dagster._config.config_schema import UserConfigSchema
+    from dagster._serdes import ConfigurableClassData
 
 _PATIENCE = 90.0
 """Seconds to wait for a server that has been there before: somebody restarts it."""
@@ -74,7 +75,7 @@ class KboPostgresStorage(DagsterPostgresStorage):
     def __init__(
         self,
         engine: Engine,
-        inst_data: ConfigurableClassData | None = None,
+        inst_data: "ConfigurableClassData | None" = None,
         *,
         embedded: Path | None = None,
     ) -> None:
@@ -92,29 +93,48 @@ class KboPostgresStorage(DagsterPostgresStorage):
                     connection.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
                     super().__init__(url.render_as_string(hide_password=False), inst_data=inst_data)
                     ensure_queue(connection, embedded=embedded is not None)
-        except (DagsterPostgresException, SQLAlchemyError) as error:
+        except POSTGRES_ERRORS as error:
             raise explained(error, url, embedded) from error
-        self._run_storage = _RunStorage(self.postgres_url, should_autocreate_tables=False)
-        self._event_log_storage = _EventLogStorage(
-            self.postgres_url, should_autocreate_tables=False
+        is_tested = insides.are_tested()
+        of_runs, of_events = (
+            (_QuickRunStorage, _QuickEventLogStorage)
+            if is_tested
+            else (_RunStorage, _EventLogStorage)
         )
-        # What DagsterInstance.optimize_for_webserver does to these three, but in every process:
-        # an event costs two or three connections, and opening one takes longer than using it.
-        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
-            storage._engine = engine
+        self._runs = of_runs(self.postgres_url, should_autocreate_tables=False)
+        self._events = of_events(self.postgres_url, should_autocreate_tables=False)
+        if is_tested:
+            # What DagsterInstance.optimize_for_webserver does to these three, in every process:
+            # an event costs two or three connections, and opening one takes longer than using it.
+            stores: tuple[Any, ...] = (self._runs, self._events, self.schedule_storage)
+            for storage in stores:
+                storage._engine = engine
+
+    @property
+    def run_storage(self) -> PostgresRunStorage:
+        """Where runs are."""
+        return self._runs
+
+    @property
+    def event_log_storage(self) -> PostgresEventLogStorage:
+        """Where events are."""
+        return self._events
 
     @classmethod
-    def config_type(cls) -> UserConfigSchema:
+    def config_type(cls) -> "UserConfigSchema":
         """Returns the configuration that `dagster.yaml` may give: none."""
         return {}
 
     @classmethod
     def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+        cls, inst_data: "ConfigurableClassData | None", config_value: Mapping[str, Any]
     ) -> "KboPostgresStorage":
         """Returns the storage that the environment names."""
         settings = load_settings()
-        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(_EVENTS_AT_ONCE))
+        if insides.are_tested():
+            os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(_EVENTS_AT_ONCE))
+        else:
+            os.environ["PGTZ"] = "UTC"  # as in `_engine`
         if settings.postgres_url is None:
             embedded, url = settings.postgres_dir, embedded_server_url(settings.postgres_dir)
         else:
@@ -163,13 +183,15 @@ def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError
 class _RunStorage(PostgresRunStorage):
     """The first storage that `dagster instance migrate` comes to."""
 
-    _has_run_stats = False
-
     def upgrade(self) -> None:
         """Drops the view, whose columns PostgreSQL would not alter; the next start makes it."""
         with self.connect() as connection:
             drop_queue(connection)
         super().upgrade()
+
+
+class _QuickRunStorage(_RunStorage):
+    _has_run_stats = False
 
     def has_run_stats_index_cols(self) -> bool:
         """Tells what does not change any more; Dagster's own asks it with each query of runs."""
@@ -178,10 +200,16 @@ class _RunStorage(PostgresRunStorage):
 
 
 class _EventLogStorage(PostgresEventLogStorage):
-    """Also stores events of several assets together, and forgets single partitions of an asset.
+    """Also forgets single partitions of an asset, which Dagster's own cannot (1.13.27)."""
 
-    Dagster's own can neither (1.13.27).
-    """
+    def wipe_asset_partitions(self, asset_key: AssetKey, partition_keys: Sequence[str]) -> None:
+        """Removes all that makes partitions of an asset materialized, failed or in progress."""
+        with self.index_transaction() as connection:
+            wipe_partitions(connection, asset_key.to_string(), list(partition_keys))
+
+
+class _QuickEventLogStorage(_EventLogStorage):
+    """Also stores events of several assets together, which Dagster's own cannot (1.13.27)."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Stores events that come together, those of assets in one statement: all of them or none.
@@ -192,7 +220,7 @@ class _EventLogStorage(PostgresEventLogStorage):
         if not all(event.get_dagster_event().event_type in _TOGETHER for event in events):
             super().store_event_batch(events)
             return
-        insert = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
+        insert = self.prepare_insert_event_batch(events).returning(column("id"))
         with self._connect() as connection:  # at once: who reads on from an id must not miss one
             ids = [row[0] for row in connection.execute(insert).fetchall()]
         with self.index_transaction() as connection:
@@ -204,57 +232,15 @@ class _EventLogStorage(PostgresEventLogStorage):
             for _, (event, event_id) in sorted(newest.items()):  # always in the same order
                 self._store_asset_event(connection, event, event_id)
 
-    def wipe_asset_partitions(self, asset_key: AssetKey, partition_keys: Sequence[str]) -> None:
-        """Removes all that makes partitions of an asset materialized, failed or in progress.
-
-        The asset's cached status goes too, and its newest materialization, which Dagster then
-        looks for among the events that are left.
-        """
-        asset, keys = asset_key.to_string(), list(partition_keys)
-        events, checks = SqlEventLogStorageTable.c, AssetCheckExecutionsTable.c
-        forgotten = and_(
-            events.asset_key == asset,
-            events.dagster_event_type.in_([event_type.value for event_type in _FORGOTTEN]),
-            events.partition.in_(keys),
-        )
-        with self.index_transaction() as connection:
-            # In the order of Dagster's own writing, which would wait for us or we for it: the
-            # events first, then the row of the asset.
-            connection.execute(
-                AssetEventTagsTable.delete().where(
-                    AssetEventTagsTable.c.event_id.in_(select(events.id).where(forgotten))
-                )
-            )
-            connection.execute(SqlEventLogStorageTable.delete().where(forgotten))
-            connection.execute(
-                AssetCheckExecutionsTable.delete().where(
-                    checks.asset_key == asset, checks.partition.in_(keys)
-                )
-            )
-            connection.execute(
-                AssetKeyTable.update()
-                .where(AssetKeyTable.c.asset_key == asset)
-                .values(last_materialization=None, cached_status_data=None)
-            )
-
     def delete_events_for_run(self, conn: Connection, run_id: str) -> None:
         """Removes what Dagster's own removes, and the results of asset checks, which it keeps."""
         super().delete_events_for_run(conn, run_id)
-        conn.execute(
-            AssetCheckExecutionsTable.delete().where(AssetCheckExecutionsTable.c.run_id == run_id)
-        )
+        remove_checks_of_run(conn, run_id)
 
 
 _TOGETHER = (
     DagsterEventType.ASSET_MATERIALIZATION,
     DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
-)
-
-_FORGOTTEN = (
-    DagsterEventType.ASSET_MATERIALIZATION,
-    DagsterEventType.ASSET_OBSERVATION,
-    DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
-    DagsterEventType.ASSET_FAILED_TO_MATERIALIZE,
 )
 
 

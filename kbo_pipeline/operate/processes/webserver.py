@@ -2,65 +2,40 @@
 
 Besides what Dagster answers, it answers `/kbo/status`.
 
-`python -m kbo_pipeline.operate.processes.webserver --port PORT --workspace FILE`. It listens on
-127.0.0.1 unless `--host` says otherwise. A browser that can reach it does so for any page that it
-shows: the guard asks each request where it comes from.
+`python -m kbo_pipeline.operate.processes.webserver --port PORT OPTION...` takes the options of
+`dagster-webserver`, and listens on 127.0.0.1 unless `--host` says otherwise. A browser that can
+reach it does so for any page that it shows: the guard asks each request where it comes from.
 """
 
+import argparse
 import logging
-import math
-import time
-from asyncio import Task
-from collections.abc import Callable, Collection, Mapping
-from contextvars import ContextVar
+import sys
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import click
 import uvicorn
 from dagster import DagsterInstance
-from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
-from dagster._utils.interrupts import setup_interrupt_handlers
-from dagster._utils.log import configure_loggers
-from dagster_postgres.utils import DagsterPostgresException
-from dagster_webserver.cli import (
-    DEFAULT_DB_STATEMENT_TIMEOUT,
-    DEFAULT_POOL_MAX_OVERFLOW,
-    DEFAULT_POOL_RECYCLE,
-    WEBSERVER_LOGGER_NAME,
-)
-from dagster_webserver.version import __version__
-from dagster_webserver.webserver import DagsterWebserver
-from graphql import (
-    GraphQLError,
-    GraphQLFormattedError,
-    OperationDefinitionNode,
-    OperationType,
-)
-from sqlalchemy.exc import SQLAlchemyError
+from graphql import GraphQLError, OperationDefinitionNode, OperationType
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from kbo_pipeline.core.errors import ExtractError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.text import first_line
+from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.processes.query_limits import CostlyQueryError, read_query
 from kbo_pipeline.operate.runs.status import newest_extract, read_status
+from kbo_pipeline.operate.undocumented import POSTGRES_ERRORS
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")
 _ANY_ADDRESS = "0.0.0.0"
 _SCHEMES = ("http", "https")
-_UI_POLL_MILLISECONDS = 2000  # as Dagster's own command has it
 _OWN_SITES = {"same-origin", "none"}  # none: typed, or a bookmark
-
-QUERY_SECONDS = 60.0
-"""For which a query is answered; PostgreSQL has less for each of its own."""
 
 MAX_CONNECTIONS = 500
 """Of browsers and programs at a time, websockets included; others are answered 503."""
@@ -184,122 +159,12 @@ def _refused_in_address(text: str) -> tuple[int, str] | None:
     return None
 
 
-_until: ContextVar[float] = ContextVar("_until", default=math.inf)
-"""When the query that this thread answers is given up, by the monotonic clock."""
-
-
-def _give_up_late(resolve: Callable[..., Any], root: Any, info: Any, **arguments: Any) -> Any:
-    """Called for each field of an answer: after the time for a query nothing more is looked up."""
-    if time.monotonic() > _until.get():
-        raise GraphQLError(f"the query takes longer than {QUERY_SECONDS:.0f} s; ask for less")
-    return resolve(root, info, **arguments)
-
-
-class KboWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
-    """Dagster's web server, which refuses queries that cost too much, and ends those that last."""
-
-    def build_graphql_middleware(self) -> list[Any]:
-        """What is called for each field."""
-        return [*super().build_graphql_middleware(), _give_up_late]
-
-    async def execute_graphql_request(
-        self,
-        request: Request,
-        query: str,
-        variables: dict[str, Any] | None,
-        operation_name: str | None,
-    ) -> JSONResponse:
-        """Answers a query, or refuses it before it is begun."""
-        if (error := _cost_error(query)) is not None:
-            return JSONResponse({"data": None, "errors": [error.formatted]}, 400)
-        return await super().execute_graphql_request(request, query, variables, operation_name)
-
-    def graphql_execution_thread(
-        self,
-        request: Request,
-        query: str,
-        variables: dict[str, Any] | None,
-        operation_name: str | None,
-    ) -> JSONResponse:
-        """Answers a query in a thread, for so long."""
-        _until.set(time.monotonic() + QUERY_SECONDS)
-        return super().graphql_execution_thread(request, query, variables, operation_name)
-
-    async def execute_graphql_subscription(
-        self,
-        websocket: WebSocket,
-        operation_id: str,
-        query: str,
-        variables: dict[str, Any] | None,
-        operation_name: str | None,
-    ) -> tuple[Task[Any] | None, GraphQLFormattedError | None]:
-        """Begins a subscription, or refuses it."""
-        if (error := _cost_error(query)) is not None:
-            return None, error.formatted
-        return await super().execute_graphql_subscription(
-            websocket, operation_id, query, variables, operation_name
-        )
-
-
-def _cost_error(query: str) -> GraphQLError | None:
-    """The error with which a query is refused that costs too much."""
-    try:
-        read_query(query)
-    except CostlyQueryError as error:
-        _log.warning("refused: a query with %s", error)
-        return GraphQLError(f"kbo_pipeline: a query with {error}; ask for less at a time")
-    except GraphQLError:
-        return None  # Dagster says where it is wrong
-    return None
-
-
 def _shown(text: str) -> str:
     """Somebody else's words for a log: one line, ASCII, not long."""
     return ascii(text[:_SHOWN])
 
 
-_log = logging.getLogger(WEBSERVER_LOGGER_NAME)
-
-
-@click.command()
-@click.option("-h", "--host", default=_HOST, show_default=True, help="On which address to listen.")
-@click.option("-p", "--port", type=int, required=True, help="Where to listen there.")
-@click.option("-w", "--workspace", required=True, help="The file that names the code server.")
-@click.option("--read-only", is_flag=True, help="Nothing can be started or changed.")
-def main(host: str, port: int, workspace: str, read_only: bool) -> None:
-    """Serve Dagster's web UI until a signal comes, to this machine unless --host says otherwise.
-
-    Other names than those of this machine, by which browsers may call it, are in KBO_UI_NAMES.
-    """
-    names = load_settings().ui_names
-    configure_loggers()
-    setup_interrupt_handlers()
-    with DagsterInstance.get() as instance:
-        instance.optimize_for_webserver(
-            DEFAULT_DB_STATEMENT_TIMEOUT, DEFAULT_POOL_RECYCLE, DEFAULT_POOL_MAX_OVERFLOW
-        )
-        with WorkspaceProcessContext(
-            instance,
-            version=__version__,
-            read_only=read_only,
-            workspace_load_target=WorkspaceFileTarget([workspace]),
-        ) as context:
-            app = KboWebserver(context, live_data_poll_rate=_UI_POLL_MILLISECONDS).create_asgi_app()
-            app.router.routes.insert(0, status_routes(instance))  # Dagster's last takes any path
-            app.add_middleware(Guard, port=port, host=host, names=names)
-            # Dagster's application has nothing to do at its start and at its end.
-            uvicorn.run(
-                app,
-                host=host,
-                port=port,
-                log_level="warning",
-                lifespan="off",
-                limit_concurrency=MAX_CONNECTIONS,
-            )
-
-
-if __name__ == "__main__":
-    main()
+_log = logging.getLogger("dagster-webserver")
 
 
 _FRESH = {"Cache-Control": "no-store"}
@@ -324,7 +189,7 @@ def status_routes(instance: DagsterInstance) -> Mount:
             return _refused(400, error)
         except NotReadyError as error:
             return _refused(404, error)
-        except (DagsterPostgresException, SQLAlchemyError) as error:
+        except POSTGRES_ERRORS as error:
             reason = first_line(error.__cause__ or error)
             return _refused(503, f"Dagster's storage: {reason}; ask again later")
 
@@ -333,3 +198,36 @@ def status_routes(instance: DagsterInstance) -> Mount:
 
 def _refused(status: int, line: object) -> Response:
     return PlainTextResponse(f"kbo_pipeline: {line}\n", status, _FRESH)
+
+
+def main() -> None:
+    """Does what `dagster-webserver` does, behind the guard, until a signal comes.
+
+    Other names than those of this machine, by which browsers may call it, are in KBO_UI_NAMES.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--host", default=_HOST)
+    parser.add_argument("-p", "--port", type=int, required=True)
+    known, options = parser.parse_known_args()
+    names = load_settings().ui_names
+    serve = uvicorn.run
+
+    def serve_guarded(app: Any, **named: Any) -> None:
+        with DagsterInstance.get() as instance:
+            app.router.routes.insert(0, status_routes(instance))  # Dagster's last takes any path
+            app.add_middleware(Guard, port=known.port, host=known.host, names=names)
+            serve(app, **named, limit_concurrency=MAX_CONNECTIONS)
+
+    uvicorn.run = serve_guarded  # which Dagster's command calls, and has no option for
+    from dagster_webserver import app, cli
+
+    if insides.are_tested():
+        from kbo_pipeline.operate.processes.graphql_server import KboWebserver
+
+        app.DagsterWebserver = KboWebserver  # type: ignore[attr-defined]
+    sys.argv[1:] = ["--host", known.host, "--port", str(known.port), *options]
+    cli.main()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()

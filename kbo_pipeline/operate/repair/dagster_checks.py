@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import psutil
-from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
@@ -39,7 +38,11 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.status import error_of_run
 from kbo_pipeline.operate.runs.workers import is_dead
+from kbo_pipeline.operate.undocumented import sensor_states
 from kbo_pipeline.read.published import published_state_of
+
+if TYPE_CHECKING:
+    from dagster._core.scheduler.instigation import InstigatorState
 
 _SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere
 _SILENT_SECONDS = 180.0  # heartbeats and ticks come every 30 s or more often
@@ -140,7 +143,7 @@ def check_daemons(installation: Installation) -> Iterator[Finding]:
 def check_sensors(installation: Installation) -> Iterator[Finding]:
     """Whether a sensor was stopped by hand, fails, or has gone silent."""
     newest: dict[str, InstigatorState] = {}
-    for one in installation.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+    for one in sensor_states(installation.instance):
         known = newest.get(one.instigator_name)
         if known is None or _last_tick(known) <= _last_tick(one):
             newest[one.instigator_name] = one
@@ -157,17 +160,17 @@ def check_sensors(installation: Installation) -> Iterator[Finding]:
         yield found_ok("sensors", "none was stopped, and none has failed in its newest tick")
 
 
-def _is_off(sensor: dg.SensorDefinition, state: InstigatorState | None) -> bool:
+def _is_off(sensor: dg.SensorDefinition, state: "InstigatorState | None") -> bool:
     """Whether a sensor that is off until somebody starts it was never started, or stopped again."""
-    is_started = state is not None and state.status == InstigatorStatus.RUNNING
+    is_started = state is not None and state.status.value == "RUNNING"
     return sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started
 
 
 def _of_sensor(
-    installation: Installation, name: str, interval: int | None, state: InstigatorState | None
+    installation: Installation, name: str, interval: int | None, state: "InstigatorState | None"
 ) -> Finding | None:
     log = installation.settings.work_dir / "logs" / "code.log"
-    if state is not None and state.status == InstigatorStatus.STOPPED:
+    if state is not None and state.status.value == "STOPPED":
         return found("stopped sensor", name=name)
     silent = max(_SILENT_SECONDS, 5.0 * (interval or 30))
     last_tick = _last_tick(state)
@@ -177,7 +180,7 @@ def _of_sensor(
     if state is None:
         return None
     ticks = installation.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
-    if ticks and ticks[0].status == TickStatus.FAILURE:
+    if ticks and ticks[0].status.value == "FAILURE":
         error = ticks[0].error
         said = first_line(error.message if error else "") or "without a message"
         at = clock(ticks[0].timestamp)
@@ -371,6 +374,6 @@ def _is_own(run: dg.DagsterRun) -> bool:
     return not OWN_RUN.keys().isdisjoint(run.tags)
 
 
-def _last_tick(state: InstigatorState | None) -> float:
+def _last_tick(state: "InstigatorState | None") -> float:
     tick = state.sensor_instigator_data if state else None
     return (tick.last_tick_timestamp if tick else None) or 0.0

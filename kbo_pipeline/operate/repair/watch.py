@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._grpc.client import DagsterGrpcClient
-from dagster_postgres.utils import DagsterPostgresException
-from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import first_line
+from kbo_pipeline.operate import undocumented
 from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.lost import mark_suspect, suspect_file
 from kbo_pipeline.operate.parts import reached
@@ -24,6 +22,7 @@ from kbo_pipeline.operate.runs.recovery import (
     end_dead_runs_of_commands,
     resume_retries,
 )
+from kbo_pipeline.operate.undocumented import POSTGRES_ERRORS, DagsterPostgresException
 
 _ATTEMPTS = 3
 _ASK_SECONDS = 5
@@ -37,14 +36,10 @@ def has_code_server(settings: Settings, socket: Path) -> bool:
         socket: its socket.
     """
     if settings.code_host is None:
-        client = DagsterGrpcClient(socket=str(socket))
+        where: dict[str, Any] = {"socket": str(socket)}
     else:
-        client = DagsterGrpcClient(host=reached(settings.code_host), port=settings.code_port)
-    try:
-        client.get_server_id(timeout=_ASK_SECONDS)
-    except DagsterUserCodeUnreachableError:
-        return False
-    return True
+        where = {"host": reached(settings.code_host), "port": settings.code_port}
+    return undocumented.has_code_server(where, _ASK_SECONDS)
 
 
 def watch(
@@ -70,7 +65,7 @@ def watch(
         try:
             with open_instance(settings) as instance:
                 return _watch(instance, settings, report, ended_at=ended_at, is_start=is_start)
-        except (SQLAlchemyError, DagsterPostgresException) as error:
+        except POSTGRES_ERRORS as error:
             reason = first_line(error)
             if attempt == _ATTEMPTS or isinstance(error, DagsterPostgresException):
                 raise StorageError(

@@ -9,8 +9,6 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import psutil
-from dagster._core.scheduler.instigation import InstigatorType, TickStatus
-from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import KboError, NotReadyError, StorageError
@@ -19,9 +17,16 @@ from kbo_pipeline.core.locks import holder
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.signals import PATIENCE
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim, claim_file
-from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, Progress, extract_of, is_retried
+from kbo_pipeline.operate.runs.progress import (
+    CANCELLED_TAG,
+    WILL_RETRY_TAG,
+    Progress,
+    extract_of,
+    is_retried,
+)
 from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.workers import is_dead
+from kbo_pipeline.operate.undocumented import sensor_states
 from kbo_pipeline.read.published import published_state_of
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
@@ -158,12 +163,9 @@ def _is_sensor_at_work(instance: dg.DagsterInstance, marked_at: float) -> bool:
     """Whether a sensor may still ask for a run, because it looked before the mark was there."""
     if time.time() > marked_at + _TICK_SECONDS:  # its daemon was killed
         return False
-    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+    for state in sensor_states(instance):
         for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1):
-            if (
-                tick.status == TickStatus.STARTED
-                and -_TICK_SECONDS < tick.timestamp - marked_at < 0
-            ):
+            if tick.status.value == "STARTED" and -_TICK_SECONDS < tick.timestamp - marked_at < 0:
                 time.sleep(_LOOK_SECONDS)
                 return True
     return False

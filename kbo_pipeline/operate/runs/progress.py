@@ -5,12 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import dagster as dg
-from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES as NOT_FINISHED_STATUSES
-from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
-from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
-from dagster._core.storage.tags import MAX_RETRIES_TAG, PARTITION_NAME_TAG, WILL_RETRY_TAG
-from sqlalchemy import or_, select
 
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import ExtractKey
@@ -18,6 +12,7 @@ from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
 from kbo_pipeline.core.order import next_to_apply
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, ENTERPRISE, TABLES
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract
+from kbo_pipeline.operate.undocumented import tags_of_runs
 
 EXTRACT_TAG = "kbo/extract"
 """Tag of every run that we start: the key of its extract."""
@@ -31,10 +26,21 @@ PUBLISH_JOB = "publish_extract"
 ROLLBACK_JOB = "rollback_extract"
 """The job that undoes an extract."""
 
+NOT_FINISHED_STATUSES = [
+    status
+    for status in dg.DagsterRunStatus
+    if status.value not in ("SUCCESS", "FAILURE", "CANCELED", "MANAGED")
+]
+
+# Names of Dagster's own, which its public API does not have.
+PARTITION_TAG = "dagster/partition"
+MAX_RETRIES_TAG = "dagster/max_retries"
+WILL_RETRY_TAG = "dagster/will_retry"
+AUTO_RETRY_RUN_ID_TAG = "dagster/auto_retry_run_id"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 
-_EXTRACT_TAGS = (EXTRACT_TAG, PARTITION_NAME_TAG, RANGE_START_TAG)
+_EXTRACT_TAGS = (EXTRACT_TAG, PARTITION_TAG, RANGE_START_TAG)
 """The tags that say which extract a run is about; the first that is there counts."""
 
 STAGED = dg.AssetKey(f"import_staging_{ENTERPRISE.name}")
@@ -266,29 +272,9 @@ def _run_ids(
     """
     if keys is not None and not keys:
         return {}
-    tags = RunTagsTable.c
-    query = (
-        select(tags.run_id, tags.key, tags.value)
-        .join(RunsTable, RunsTable.c.run_id == tags.run_id)
-        .where(tags.key.in_(_EXTRACT_TAGS))
-        .order_by(RunsTable.c.id.desc())
-    )
-    if keys is not None:
-        of_keys = or_(
-            tags.value.in_([str(key) for key in keys]),
-            *(tags.value.like(f"{key}-%") for key in keys),  # batches
-        )
-        about = select(tags.run_id).where(tags.key.in_(_EXTRACT_TAGS), of_keys)
-        query = query.where(tags.run_id.in_(about))
-    storage = instance.run_storage
-    assert isinstance(storage, SqlRunStorage)
-    tags_of_runs: dict[str, dict[str, str]] = {}
-    with storage.connect() as connection:
-        for run_id, name, value in connection.execute(query):
-            tags_of_runs.setdefault(run_id, {})[name] = value
     wanted = None if keys is None else {str(key) for key in keys}
     found: dict[str, list[str]] = {}
-    for run_id, of_run in tags_of_runs.items():
+    for run_id, of_run in tags_of_runs(instance, _EXTRACT_TAGS, wanted):
         extract = _extract_in(of_run)
         if extract is not None and (wanted is None or extract in wanted):
             found.setdefault(extract, []).append(run_id)
@@ -301,7 +287,7 @@ def job_of(run: dg.DagsterRun) -> str:
     Dagster calls all of those `__ASSET_JOB`. One that no job has the assets of is `materialize`, as
     in the view `kbo_queue`.
     """
-    if run.job_name != IMPLICIT_ASSET_JOB_NAME:
+    if run.job_name != "__ASSET_JOB":
         return run.job_name
     names = {asset.to_user_string() for asset in run.asset_selection or ()}
     jobs = (job for job, assets in ASSETS_OF_JOBS.items() if names and names <= {*assets})

@@ -1,21 +1,24 @@
 """Runs whose process died without a word: Dagster's own launcher never notices some of them."""
 
 import time
+from typing import Any
 
 import dagster as dg
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.execution.retries import auto_reexecution_should_retry_run
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
-from dagster_postgres.utils import DagsterPostgresException
-from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.claims import BUSY_TAG, OWN_RUN, claim_file
-from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, Progress, is_cancelled
+from kbo_pipeline.operate.runs.progress import (
+    AUTO_RETRY_RUN_ID_TAG,
+    EXTRACT_TAG,
+    NOT_FINISHED_STATUSES,
+    WILL_RETRY_TAG,
+    Progress,
+    is_cancelled,
+)
 from kbo_pipeline.operate.runs.workers import drop_locks, is_dead
+from kbo_pipeline.operate.undocumented import may_be_retried, retry_once_more
 
 _NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
 _FORGOTTEN_SECONDS = 15.0  # Dagster looks each five seconds for what it is to retry
@@ -103,7 +106,7 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
             continue
         if WILL_RETRY_TAG not in run.tags or AUTO_RETRY_RUN_ID_TAG in run.tags:
             continue
-        if not auto_reexecution_should_retry_run(instance, run, None):
+        if not may_be_retried(instance, run):
             continue
         if run.tags[WILL_RETRY_TAG] == "true":
             passes = time.time() - (record.end_time or 0.0) > _FORGOTTEN_SECONDS
@@ -112,11 +115,7 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
         else:
             passes = _was_not_retried(instance, run) or _has_lost_postgres(instance, run)
         if passes:
-            instance.report_run_failed(
-                run,
-                "what this run failed of has passed; retried once more",
-                JobFailureData(error=None, failure_reason=RunFailureReason.RUN_EXCEPTION),
-            )
+            retry_once_more(instance, run, "what this run failed of has passed; retried once more")
             resumed.append(run.run_id)
     return resumed
 
@@ -138,10 +137,10 @@ def _has_lost_postgres(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool
     )
 
 
-def _is_of_postgres(error: SerializableErrorInfo | None) -> bool:
+def _is_of_postgres(error: Any) -> bool:
     """As SQLAlchemy and Dagster name it, at any place in the chain of errors."""
     while error is not None:
-        if "(psycopg2." in error.message or error.cls_name == DagsterPostgresException.__name__:
+        if "(psycopg2." in error.message or error.cls_name == "DagsterPostgresException":
             return True
         error = error.cause
     return False

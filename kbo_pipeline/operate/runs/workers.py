@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.launcher import DefaultRunLauncher
-from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._grpc.client import DagsterGrpcClient
-from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
-from dagster._serdes import deserialize_value
 
 from kbo_pipeline.core.locks import hold_until_exit, is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.claims import OWN_RUN
 from kbo_pipeline.operate.runtime import is_ours
+from kbo_pipeline.operate.undocumented import has_run
 
 LAUNCH_SECONDS = 10.0
 """From the moment at which a daemon says that it launches a run until the code server has it."""
+
+_SERVER_TAG = ".dagster/grpc_info"
 
 _held: set[str] = set()
 
@@ -54,9 +51,9 @@ def is_dead(
     lock = _lock(settings, run.run_id)
     if lock.exists():
         return not is_locked(lock)
-    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+    if not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
         return False
-    server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+    server = json.loads(run.tags.get(_SERVER_TAG, "{}"))
     if not _is_launched_by_start(settings, run, server):
         return False
     launched_at = instance.get_run_stats(run.run_id).launch_time
@@ -64,7 +61,8 @@ def is_dead(
         return False
     if launched_at < ended_at and settings.code_host is None:
         return True
-    return launched_at < time.time() - LAUNCH_SECONDS and not _is_at(server, run)
+    is_launched = launched_at < time.time() - LAUNCH_SECONDS
+    return is_launched and not (server and has_run(server, run.run_id))
 
 
 def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
@@ -88,20 +86,3 @@ def _is_launched_by_start(settings: Settings, run: dg.DagsterRun, server: dict[s
     if settings.code_host is not None:  # whatever the daemon calls this host
         return bool(server.get("port") == settings.code_port)
     return is_ours(settings, Path(server.get("socket") or ""))
-
-
-def _is_at(server: dict[str, Any], run: dg.DagsterRun) -> bool:
-    """Tells whether a code server has a run; also when it does not answer: nobody knows then."""
-    if not server:
-        return False
-    request = CanCancelExecutionRequest(run_id=run.run_id)
-    try:
-        client = DagsterGrpcClient(
-            host=server.get("host", "localhost"),
-            port=server.get("port"),
-            socket=server.get("socket"),
-        )
-        answer = client.can_cancel_execution(request, timeout=5)
-    except DagsterUserCodeUnreachableError:  # one that has died is replaced, and told as such
-        return True
-    return deserialize_value(answer, CanCancelExecutionResult).can_cancel
