@@ -13,7 +13,6 @@ from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
 from kbo_pipeline.core.ledger import (
     LedgerEntry,
     PublishedState,
-    published_extracts,
     read_ledger_entries,
     read_published_state,
 )
@@ -97,11 +96,7 @@ class Ledger:
 
     def published(self) -> ExtractKey | None:
         """The newest published extract; None when there is none."""
-        return next((key for key, _ in self.published_extracts()), None)
-
-    def published_extracts(self) -> list[tuple[ExtractKey, str]]:
-        """The published extracts and the sha256 of their ZIPs, the newest first."""
-        return published_extracts(self._database.connection)
+        return self.standing().newest
 
     def standing(self) -> PublishedState:
         """What readers are to be told: what is published, and what was rolled back."""

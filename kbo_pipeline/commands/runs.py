@@ -34,7 +34,7 @@ from kbo_pipeline.operate.runs.progress import (
 from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.publish.publish import check_rollback
-from kbo_pipeline.read.published import has_extract, published_state_of
+from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline.stage.staged import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
@@ -57,7 +57,7 @@ def import_extract(
     key = extract.key
     with claim(settings, key):
         standing = published_state_of(settings.database)
-        if has_extract(standing.published, extract):
+        if standing.has(extract):
             return False
         check_order(key, standing.newest)
         if not zip_file.is_file():  # from here on nobody else takes it: the extract is claimed

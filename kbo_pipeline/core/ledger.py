@@ -1,23 +1,26 @@
-"""What a register says of its extracts: which are published, which rolled back. Read only."""
+"""What a register says of its extracts: which are published, which rolled back. Read only.
+
+There are four ways to ask what is published:
+
+- `read_published_state(connection)`: of the register that a connection has as its default database.
+- `read.published.published_state_of(place)`: of what readers open, at a glance; nothing where
+  nothing is published. For deciding what to do next.
+- `read.published.open_published(connection, place)`: the same, which stays open to be read; an
+  error where nothing is published.
+- `operate.runs.progress.Progress`: what Dagster has recorded; `newest_published` prefers the
+  register where both can be asked.
+
+The first three give a `PublishedState`, which answers for one extract or number.
+"""
 
 from dataclasses import dataclass
 from hashlib import sha256
 
 import duckdb
 
-from kbo_pipeline.core.extracts import ExtractKey
-
-
-def published_extracts(connection: duckdb.DuckDBPyConnection) -> list[tuple[ExtractKey, str]]:
-    """The published extracts and the sha256 of their ZIPs, the newest first.
-
-    The register must be the default database of the connection.
-    """
-    rows = connection.execute(
-        "SELECT extract_number, extract_type, sha256 FROM import_jobs WHERE status = 'completed'"
-        " ORDER BY extract_number DESC, completed_at DESC"
-    ).fetchall()
-    return [(ExtractKey(number, kind), sha256) for number, kind, sha256 in rows]
+from kbo_pipeline.core.errors import OrderError
+from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.order import check_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,43 @@ class PublishedState:
         """The newest published extract; None when there is none."""
         return self.published[0][0] if self.published else None
 
+    def at(self, number: int) -> ExtractKey | None:
+        """The published extract of a number; None when there is none."""
+        return next((key for key, _ in self.published if key.number == number), None)
+
+    def has(self, extract: Extract) -> bool:
+        """Tells whether an extract is published, or another of its number, which is as good.
+
+        Raises:
+            OrderError: the register is past it, or has another file under its key.
+        """
+        for key, zip_hash in self.published:
+            if key == extract.key and zip_hash != extract.sha256:
+                raise OrderError(
+                    f"{key}: published from another file (sha256 {zip_hash[:12]}, this one has"
+                    f" {extract.sha256[:12]}); keep the one that is published"
+                )
+            if key.number == extract.key.number:
+                return True  # a Full and an Update of one number lead to the same state
+        if self.newest is not None and extract.key.number <= self.newest.number:
+            check_order(extract.key, self.newest)
+        return False
+
 
 def read_published_state(connection: duckdb.DuckDBPyConnection) -> PublishedState:
     """What the register that is the default database of the connection says of its extracts."""
+    published = connection.execute(
+        "SELECT extract_number, extract_type, sha256 FROM import_jobs WHERE status = 'completed'"
+        " ORDER BY extract_number DESC, completed_at DESC"
+    ).fetchall()
     rows = connection.execute(
         "SELECT extract_number, extract_type FROM import_jobs WHERE status = 'rolled_back'"
     ).fetchall()
     rolled_back = frozenset(ExtractKey(number, kind) for number, kind in rows)
-    return PublishedState(tuple(published_extracts(connection)), rolled_back)
+    return PublishedState(
+        tuple((ExtractKey(number, kind), zip_hash) for number, kind, zip_hash in published),
+        rolled_back,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy, Settings
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.publish.publication import Publication, Rollback, complete, completed, roll_back
-from kbo_pipeline.read.published import _unreadable, read_published_state_of
+from kbo_pipeline.read.published import _unreadable, published_state_of
 from kbo_pipeline.read.views import READ_MARK, create_views, mark
 from kbo_pipeline.stage.staged import discard_staged, open_staged, staging_file
 
@@ -141,7 +141,7 @@ def _show(
     if not (isinstance(register, Path) and isinstance(database, Path)):
         return  # readers of a shared register see it already
     directory = register.with_name("published")
-    before = read_published_state_of(connection, database)
+    before = published_state_of(database, connection)
     if at_work != before:
         if half_applied is not None:
             raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")

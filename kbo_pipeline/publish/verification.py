@@ -23,7 +23,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import indented, listed, union_all
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.read.published import open_published, published_at
+from kbo_pipeline.read.published import open_published
 from kbo_pipeline.stage.staged import open_staged
 from kbo_pipeline.stage.staging import stage
 
@@ -174,7 +174,7 @@ def _published(
 
 
 def _same_number(standing: PublishedState, key: ExtractKey) -> ExtractKey:
-    published = published_at(standing.published, key.number)
+    published = standing.at(key.number)
     if published is None:
         known = ", ".join(str(other.number) for other, _ in standing.published[:5]) or "none"
         raise NotReadyError(

@@ -5,7 +5,7 @@ It is the register at work, byte by byte, as that was when it was published; onl
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -17,11 +17,9 @@ from kbo_pipeline.core.database import Database, is_damage, literal
 from kbo_pipeline.core.errors import (
     DamagedError,
     NotReadyError,
-    OrderError,
     RegisterError,
     StorageError,
 )
-from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.lake import (
     NOTHING_PUBLISHED,
     WORK,
@@ -30,7 +28,6 @@ from kbo_pipeline.core.lake import (
     files_unreachable,
 )
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
-from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.schema import _check_version, _has_ledger, _version, create, layout_of
 from kbo_pipeline.core.schema_sql import VERSION_TABLE
@@ -186,83 +183,27 @@ def _todays_layout() -> tuple[tuple[str, Mapping[str, str]], ...]:
     return tuple((table, layout[table]) for table in layout if table != VERSION_TABLE)
 
 
-def is_published(connection: duckdb.DuckDBPyConnection, database: Place, extract: Extract) -> bool:
-    """Tells whether readers have this extract already.
-
-    Raises:
-        OrderError: the register is past it, or has another file under its key.
-    """
-    return has_extract(read_published(connection, database), extract)
-
-
-def has_extract(published: Sequence[tuple[ExtractKey, str]], extract: Extract) -> bool:
-    """Tells whether an extract is among the published ones, or need not be.
-
-    Args:
-        published: keys and the sha256 of their ZIPs, the newest first.
-        extract: the extract.
-
-    Raises:
-        OrderError: the register is past it, or has another file under its key.
-    """
-    for key, zip_hash in published:
-        if key == extract.key and zip_hash != extract.sha256:
-            raise OrderError(
-                f"{key}: published from another file (sha256 {zip_hash[:12]}, this one has"
-                f" {extract.sha256[:12]}); keep the one that is published"
-            )
-        if key.number == extract.key.number:
-            return True  # a Full and an Update of one number lead to the same state
-    if published and extract.key.number <= published[0][0].number:
-        check_order(extract.key, published[0][0])
-    return False
-
-
-def read_published(
-    connection: duckdb.DuckDBPyConnection, database: Place
-) -> list[tuple[ExtractKey, str]]:
-    """The published extracts with the sha256 of their ZIPs, the newest first.
-
-    Raises:
-        RegisterError: the file is no register.
-    """
-    return list(read_published_state_of(connection, database).published)
-
-
-def read_published_state_of(
-    connection: duckdb.DuckDBPyConnection, database: Place
+def published_state_of(
+    database: Place, connection: duckdb.DuckDBPyConnection | None = None
 ) -> PublishedState:
-    """What readers are told of extracts.
+    """What readers are shown of extracts, read on a connection of its own if none is given.
 
-    Nothing when nothing is published. Nothing too when somebody has the file open for writing:
-    nothing may stop us then.
+    Nothing when nothing is published. Nothing too when another program has the file open for
+    writing: nothing may stop us then.
 
     Raises:
         RegisterError: the file is no register.
         StorageError: a shared register does not answer.
     """
+    if connection is None:
+        with duckdb.connect(":memory:") as own:
+            return published_state_of(database, own)
     try:
-        with open_published(connection, database) as standing:
-            return standing
+        with open_published(connection, database) as state:
+            return state
     except NotReadyError:
         return PublishedState()
     except StorageError:
         if isinstance(database, Path):
             return PublishedState()
         raise
-
-
-def published_state_of(database: Place) -> PublishedState:
-    """What `read_standing_of` says, on a connection of its own.
-
-    Raises:
-        RegisterError: the file is no register.
-        StorageError: a shared register does not answer.
-    """
-    with duckdb.connect(":memory:") as connection:
-        return read_published_state_of(connection, database)
-
-
-def published_at(published: Sequence[tuple[ExtractKey, str]], number: int) -> ExtractKey | None:
-    """The extract of a number among the published ones; None when there is none."""
-    return next((key for key, _ in published if key.number == number), None)

@@ -30,7 +30,7 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.tables import CODE, TABLES
 from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.read.published import content_hash, is_published, read_published
+from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline.stage.staged import staging_file
 from kbo_pipeline_tests.support.core import Core, current_rows, rows_of, sorted_rows
 from kbo_pipeline_tests.support.history import DELETES, FIRST, FULL, NUMBERS, SECOND, UPDATE
@@ -242,12 +242,11 @@ def test_another_file_under_a_published_key_is_refused(
     published: Core, full: Path, tmp_path: Path
 ) -> None:
     other = read_extract(other_file(tmp_path, FULL))
-    with duckdb.connect() as connection:
-        assert is_published(connection, published.readers, replace(other, key=UPDATE)) is False
-        same = replace(other, sha256=read_published(connection, published.readers)[0][1])
-        assert is_published(connection, published.readers, same) is True
-        with pytest.raises(OrderError, match="published from another file"):
-            is_published(connection, published.readers, other)
+    state = published_state_of(published.readers)
+    assert state.has(replace(other, key=UPDATE)) is False
+    assert state.has(replace(other, sha256=state.published[0][1])) is True
+    with pytest.raises(OrderError, match="published from another file"):
+        state.has(other)
 
 
 @pytest.mark.parametrize(
@@ -725,7 +724,7 @@ def test_whoever_has_the_published_file_open_neither_stops_nor_changes_the_next(
         holder.wait(timeout=30)
     assert published.content_hash() == direct.hashes[UPDATE]
     with duckdb.connect() as connection:
-        assert read_published(connection, published.database)[0][0] == UPDATE
+        assert published_state_of(published.database, connection).newest == UPDATE
 
 
 @pytest.mark.file_only("a lake is no file")

@@ -14,7 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.publish.publication import completed
-from kbo_pipeline.read.published import content_hash, is_published, read_published_state_of
+from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline_tests.support.core import READER, Core, publication_of
 from kbo_pipeline_tests.support.history import (
     DELETES,
@@ -157,7 +157,7 @@ def test_one_after_the_other_down_to_an_empty_register(
     core.rollback(FULL)
     assert set(jobs(core).values()) == {"rolled_back"}
     with duckdb.connect() as connection:
-        standing = read_published_state_of(connection, core.readers)
+        standing = published_state_of(core.readers, connection)
     assert (standing.newest, standing.rolled_back) == (None, frozenset(zips))
     for key, zip_file in zips.items():
         core.import_zip(zip_file)
@@ -174,7 +174,7 @@ def test_another_zip_under_the_same_key_may_come_after(
     core.import_zip(zips[UPDATE])
     core.rollback(UPDATE)
     with duckdb.connect() as connection:
-        assert not is_published(connection, core.readers, read_extract(other))
+        assert not published_state_of(core.readers, connection).has(read_extract(other))
     core.import_zip(other)
     straight = Core(tmp_path / "straight")
     straight.import_zip(zips[FULL])

@@ -18,7 +18,7 @@ from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, newest_known
-from kbo_pipeline.read.published import read_published
+from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline_tests.support.core import Core, chain_of, flip, hash_of
 from kbo_pipeline_tests.support.history import FULL, NUMBERS, UPDATE, apply_some, rows_and_codes
 from kbo_pipeline_tests.support.zips import keys_for, write_extract
@@ -56,10 +56,9 @@ class World:
     def mend(self, recorded: Recorded) -> RepairPlan:
         return self.core.mend(recorded)
 
-    def newest(self) -> ExtractKey:
+    def newest(self) -> ExtractKey | None:
         """The newest extract that readers have."""
-        with duckdb.connect(":memory:") as connection:
-            return read_published(connection, self.published)[0][0]
+        return published_state_of(self.published).newest
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset
 from kbo_pipeline.operate.runs.progress import REJECTED_ROWS, WARNINGS
-from kbo_pipeline.read.published import is_published
+from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline.stage.faults import reported
 from kbo_pipeline.stage.staged import open_staged, staging_file
 from kbo_pipeline.stage.staging import stage
@@ -55,7 +55,7 @@ def import_staging(
     ):
         zip_file = kept_zip(settings, key)
         extract = read_extract(zip_file)
-        if is_published(connection, settings.database, extract):
+        if published_state_of(settings.database, connection).has(extract):
             context.log.info(f"{key}: already published: nothing to do")
             for table in ALL_TABLES:
                 yield dg.MaterializeResult(

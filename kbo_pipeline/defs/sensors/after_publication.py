@@ -11,7 +11,7 @@ from kbo_pipeline.fetch.zips import kept_zips
 from kbo_pipeline.operate.repair.rebuild import kept_keys
 from kbo_pipeline.operate.runs.claims import last_in_queue
 from kbo_pipeline.operate.runs.progress import Progress
-from kbo_pipeline.read.published import published_at, published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 
 @dg.sensor(
@@ -60,7 +60,7 @@ def verify_when_at_hand(context: dg.SensorEvaluationContext) -> dg.SensorResult 
     except RegisterError as error:
         return dg.SkipReason(str(error))
     fulls = sorted(key.number for key in kept_keys(settings) if key.type == "full")
-    pairs = [(published_at(standing.published, n), ExtractKey(n, "full")) for n in fulls]
+    pairs = [(standing.at(n), ExtractKey(n, "full")) for n in fulls]
     wanted = [(key, full) for key, full in pairs if key is not None and key.type == "update"]
     if not wanted:
         return dg.SkipReason("no Full is at hand whose number was published as an Update")

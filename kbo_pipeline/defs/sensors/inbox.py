@@ -10,6 +10,7 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import ExtractError, KboError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.locks import PAUSED, exclusive_lock, is_locked, is_paused
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
@@ -29,7 +30,7 @@ from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import INBOX_TAG, Progress, is_retried, newest_published
 from kbo_pipeline.operate.runs.status import error_of_run, failure_message, step_failure
-from kbo_pipeline.read.published import has_extract, published_at, published_state_of
+from kbo_pipeline.read.published import published_state_of
 
 CHECKING_SECONDS = 20.0
 """After how long a tick checks no further ZIP: it is given 60 s, and one may take 20."""
@@ -118,7 +119,7 @@ class _Tick:
         standing = published_state_of(self.settings.database)
         staged = []
         for key in sorted(self.at_work):
-            if self._is_staged(key, standing.published, now):
+            if self._is_staged(key, standing, now):
                 staged.append(key)
         self._explain(staged, newest_published(standing, self.progress))
 
@@ -202,9 +203,7 @@ class _Tick:
             )
         return True
 
-    def _is_staged(
-        self, key: ExtractKey, published: Sequence[tuple[ExtractKey, str]], now: float
-    ) -> bool:
+    def _is_staged(self, key: ExtractKey, published: PublishedState, now: float) -> bool:
         """Does what is due for a claimed ZIP; True when it waits for its turn to be applied."""
         dropped, extract = self.at_work[key]
         if is_locked(claim_file(self.settings, key)):
@@ -214,8 +213,8 @@ class _Tick:
             self.waiting.append(f"{key}, which is being staged")
             return False
         try:
-            if has_extract(published, extract):
-                self._put_away(dropped, extract, published_at(published, key.number))
+            if published.has(extract):
+                self._put_away(dropped, extract, published.at(key.number))
                 return False
         except OrderError as error:
             self._reject(dropped, str(error), _NOT_NEEDED)

@@ -127,13 +127,10 @@ def _apply(register: "Register", staged: "Staged", batch: "Batch") -> None:
 
 def published(core: "Core") -> int | None:
     """The number of the newest published extract."""
-    import duckdb
+    from kbo_pipeline.read.published import published_state_of
 
-    from kbo_pipeline.read.published import read_published
-
-    with duckdb.connect(":memory:") as connection:
-        found = read_published(connection, core.database)
-    return found[0][0].number if found else None
+    newest = published_state_of(core.database).newest
+    return newest.number if newest else None
 
 
 if __name__ == "__main__":
