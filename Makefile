@@ -8,8 +8,6 @@ LONG ?= long
 LAKE := core/register core/register_property core/rollback core/views core/reading core/reading_commands \
 	core/searching core/changes core/verifying core/ducklake dagster/end_to_end dagster/checks_end_to_end \
 	dagster/cancel_and_pause stack/failed_batches stack/rollback_end_to_end stack/lake_end_to_end stack/lake_s3
-# What speaks of runs that apply batches: with several workers too.
-LAKE_WORKERS := dagster/end_to_end stack/failed_batches dagster/cancel_and_pause
 # A file is done by one process: its tests may share what is costly to make.
 PYTEST := $(RUN)/python -m pytest --dist loadfile
 TESTS := kbo_pipeline_tests
@@ -70,8 +68,6 @@ test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come
 
 test-lake: $(READY) ## run the tests of the import with the register in a DuckLake
 	TEST_DATABASE=ducklake $(PYTEST) -n 2 --timeout 1800 $(foreach t,$(LAKE),$(TESTS)/$(dir $(t))test_$(notdir $(t)).py)
-	TEST_DATABASE=ducklake TEST_APPLY_WORKERS=2 $(PYTEST) -n 2 --timeout 1800 \
-		$(foreach t,$(LAKE_WORKERS),$(TESTS)/$(dir $(t))test_$(notdir $(t)).py)
 
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
 	$(RUN)/python -m pytest -m browser $(TESTS)/browser
@@ -93,7 +89,7 @@ chaos: $(READY) ## let everything die, and write docs/reliability.md
 year: $(READY) ## how long pages and sensors take after 400 daily extracts
 	$(RUN)/python -m pytest -s -m rare $(TESTS)/stack/test_year.py
 
-soak: $(READY) ## workers and readers on a DuckLake, some killed, 15 minutes: SOAK="--minutes 2"
+soak: $(READY) ## a writer that is killed and readers on a DuckLake, 15 minutes: SOAK="--minutes 2"
 	$(RUN)/python -m kbo_pipeline_tests.tools.soak $(SOAK)
 
 bench: $(READY) ## measure everything at full size, an hour or two; writes docs/performance.md
@@ -103,7 +99,7 @@ bench: $(READY) ## measure everything at full size, an hour or two; writes docs/
 bench-small: $(READY) ## measure a hundredth of it, and fail when it got slower
 	$(RUN)/python -m kbo_pipeline_tests.tools.bench.small
 
-bench-lake: $(READY) ## measure a DuckLake with 1, 2 and 4 workers; writes into docs/scale.md
+bench-lake: $(READY) ## measure a DuckLake; writes into docs/scale.md
 	$(RUN)/python -m kbo_pipeline_tests.tools.bench.lake --write docs/scale.md $(BENCH)
 
 fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"

@@ -1,17 +1,16 @@
 """What an extract changes in the register: found before anything is written. No Dagster.
 
-Rows by which they differ are put aside in temporary tables, for all batches at once or for a span
-of them that follow one another. No batch changes anything outside its own range, so what was found
-for one stays right whatever becomes of others, and whoever applies them.
+Rows by which they differ are put aside in temporary tables, for all batches at once. No batch
+changes anything outside its own range, so what was found for one stays right whatever becomes of
+others, and whoever applies them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kbo_pipeline.apply import lake_sql as shared_sql
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.database import Database
-from kbo_pipeline.core.extracts import Batch, Extract, span_of
+from kbo_pipeline.core.extracts import Extract
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.stage.staged import Staged
 
@@ -60,28 +59,25 @@ class Differences:
         return faults
 
     def find(
-        self, staged: Staged, batches: Sequence[Batch] | None, *, is_adopted: bool = False
+        self, staged: Staged, *, is_adopted: bool = False
     ) -> dict[tuple[str, int], Difference]:
-        """Puts aside what batches change in the seven tables.
+        """Puts aside what an extract changes in the seven tables.
 
         Args:
             staged: the extract, attached as `staging`.
-            batches: some that follow one another; None for all.
             is_adopted: the register was made from the extract just now.
 
         Returns:
             How much it is, by table name and batch; without those in which it is nothing.
         """
-        span = span_of(batches) if batches is not None else None
         for table in TABLES:
             self.find_in(
                 table,
                 staged.extract,
                 is_whole=staged.extract.key.type == "full",
                 is_adopted=is_adopted,
-                span=span,
             )
-        return self._count(staged, span, is_adopted=is_adopted)
+        return self._count(staged, is_adopted=is_adopted)
 
     def find_in(
         self,
@@ -90,7 +86,6 @@ class Differences:
         *,
         is_whole: bool,
         is_adopted: bool = False,
-        span: Batch | None = None,
     ) -> None:
         """Puts aside the rows of a table by which an extract and the register differ.
 
@@ -99,30 +94,21 @@ class Differences:
             extract: the extract, attached as `staging`.
             is_whole: it holds all rows of the table.
             is_adopted: the register was made from it just now.
-            span: where is looked; None for the whole axis.
         """
-        kind, bounds, held = (
-            extract.key.type,
-            register_sql.range_parameters(span),
-            self._held(table),
-        )
+        kind, held = extract.key.type, self._held(table)
         if is_adopted:
             self._database.execute(register_sql.no_keys(table))
         else:
-            keys = register_sql.find_keys(table, kind, held, is_whole=is_whole, span=span)
-            self._database.execute(keys, **bounds)
-        changes = register_sql.find_changes(table, kind, held, is_whole=is_whole, span=span)
-        for statement in changes:
-            self._database.execute(statement, **_named_in(statement, bounds))
+            self._database.execute(register_sql.find_keys(table, kind, held, is_whole=is_whole))
+        for statement in register_sql.find_changes(table, kind, held, is_whole=is_whole):
+            self._database.execute(statement)
 
     def count_in(self, table: Table) -> Difference:
         """How much is put aside of a table."""
         row = self._database.execute(register_sql.count_changes(table)).fetchall()[0]
         return Difference(*row)
 
-    def _count(
-        self, staged: Staged, span: Batch | None, *, is_adopted: bool
-    ) -> dict[tuple[str, int], Difference]:
+    def _count(self, staged: Staged, *, is_adopted: bool) -> dict[tuple[str, int], Difference]:
         database, key = self._database, staged.extract.key
         opened: dict[tuple[str, int], int] = {}
         if is_adopted:
@@ -131,19 +117,10 @@ class Differences:
                 for (table, batch, _), count in staged.records.items()
             }
         elif key.type == "full":  # it may have been adopted before a crash
-            rows = database.execute(
-                register_sql.count_opened_by_batch(span),
-                number=key.number,
-                **register_sql.range_parameters(span),
-            )
+            rows = database.execute(register_sql.COUNT_OPENED_BY_BATCH, number=key.number)
             opened = {(table, batch): count for table, batch, count in rows.fetchall()}
         found = {place: Difference(opened=count) for place, count in opened.items()}
         counted = database.execute(register_sql.COUNT_CHANGES_BY_BATCH).fetchall()
         for table, batch, closing, opening in counted:
             found[table, batch] = Difference(closing, opening, opened.get((table, batch), 0))
         return found
-
-
-def _named_in(statement: str, values: dict[str, str]) -> dict[str, str]:
-    """The values that a statement names: DuckDB refuses others."""
-    return {name: value for name, value in values.items() if f"${name}" in statement}

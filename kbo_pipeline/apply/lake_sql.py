@@ -13,20 +13,18 @@ from kbo_pipeline.core.extracts import Batch
 from kbo_pipeline.core.lake import WORK
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 
-TURNS = 16
-"""How many turns there are; so many batches can be written at once.
+_LOCKS_BEFORE = ("import_turn", *(f"import_turn_{turn:02d}" for turn in range(15)))
+"""What earlier versions had besides the write lock: one table, then fifteen more."""
 
-Each is a table of one row. A batch changes the row of one of them, by its number; whatever is to be
-alone changes all. DuckLake 1.5.5 takes two transactions that change rows of one table for a
-conflict, and two that only append to it not: of two at a time that take the same turn, one commits.
-Without that, two of them could append rows of one key: there are no unique keys.
+_WRITE_LOCK = "import_turn_15"
+"""A table of one row that each transaction of a writer changes: of two at a time one commits.
+
+Without that, two of them could append rows of one key: there are no unique keys. It has its name
+from a version that had sixteen: a writer of that version takes the register for its own, misses the
+others, and stops.
 """
 
-_TURN_TABLES = tuple(f"import_turn_{turn:02d}" for turn in range(TURNS))
-_TURN_BEFORE = "import_turn"
-"""The only turn there was until several batches could be written at once."""
-
-TAKE_TURNS = tuple(f"UPDATE {table} SET number = number + 1" for table in _TURN_TABLES)
+TAKE_WRITE_LOCK = f"UPDATE {_WRITE_LOCK} SET number = number + 1"
 
 CLOSING = "closing"
 """What batches of the extract at work close, noted until its publication does it.
@@ -38,19 +36,18 @@ when they compact them; a key has no row twice.
 PREPARE = (
     f"CREATE TABLE IF NOT EXISTS {CLOSING} (table_name VARCHAR NOT NULL, key VARCHAR NOT NULL,"
     " row_hash UBIGINT NOT NULL)",
-    *(f"CREATE TABLE IF NOT EXISTS {table} (number BIGINT NOT NULL)" for table in _TURN_TABLES),
-    *(f"INSERT INTO {table} SELECT 0 WHERE NOT EXISTS (FROM {table})" for table in _TURN_TABLES),
-    f"DROP TABLE IF EXISTS {_TURN_BEFORE}",
+    f"CREATE TABLE IF NOT EXISTS {_WRITE_LOCK} (number BIGINT NOT NULL)",
+    f"INSERT INTO {_WRITE_LOCK} SELECT 0 WHERE NOT EXISTS (FROM {_WRITE_LOCK})",
+    *(f"DROP TABLE IF EXISTS {table}" for table in _LOCKS_BEFORE),
 )
-"""Makes what only a shared register has, also in one of an earlier version of this package.
+"""Makes what only a shared register has, also in one of an earlier version of this package."""
 
-Writers of that version stop then: they miss their turn.
+IS_PREPARED = f"""
+SELECT list(table_name) = ['{_WRITE_LOCK}'] FROM duckdb_tables()
+WHERE database_name = current_database() AND schema_name = '{WORK}'
+    AND starts_with(table_name, 'import_turn')
 """
-
-IS_PREPARED = (
-    "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database()"
-    f" AND schema_name = '{WORK}' AND table_name = '{_TURN_TABLES[-1]}'"
-)
+"""Whether a register has what `PREPARE` makes; NULL where there is nothing of that."""
 
 
 def held(table: Table) -> str:

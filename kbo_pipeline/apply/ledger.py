@@ -86,8 +86,7 @@ class Ledger:
     """The tables `import_jobs` and `import_job_batches` of the register at work.
 
     In a file, each batch of an extract has its rows from the beginning. In a shared register it has
-    them when it is done, or has failed: several batches are written there at the same time, and
-    those that only append rows are no conflict.
+    them when it is done, or has failed: appending is cheaper there than changing rows.
     """
 
     def __init__(self, database: Database, *, is_shared: bool) -> None:
@@ -255,9 +254,7 @@ class Ledger:
 
     def fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
         """Notes in the ledger that the last attempt at a batch failed."""
-        self._database.commit(
-            lambda: self._fail(staged, batch, attempt, message), turn=batch.number
-        )
+        self._database.commit(lambda: self._fail(staged, batch, attempt, message))
 
     def _fail(self, staged: Staged, batch: Batch, attempt: int, message: str) -> None:
         key = staged.extract.key
@@ -369,16 +366,13 @@ class Ledger:
         return is_same and row == (extract.sha256, len(staged.batches))
 
     def _forget_unfinished(self, key: ExtractKey, batch: Batch | None = None) -> None:
-        """Removes rows of failed batches, or of one, from the ledger of a shared register.
-
-        Not without a look: removing rows conflicts with the batches that others append.
-        """
-        which = "job_id = $id AND status <> 'completed' AND batch_number = coalesce($batch,"
-        which += " batch_number)"
-        values = {"id": str(key), "batch": batch.number if batch is not None else None}
-        query = f"SELECT count(*) FROM import_job_batches WHERE {which}"
-        if self._database.count(query, **values):
-            self._database.execute(f"DELETE FROM import_job_batches WHERE {which}", **values)
+        """Removes rows of failed batches, or of one, from the ledger of a shared register."""
+        self._database.execute(
+            "DELETE FROM import_job_batches WHERE job_id = $id AND status <> 'completed'"
+            " AND batch_number = coalesce($batch, batch_number)",
+            id=str(key),
+            batch=batch.number if batch is not None else None,
+        )
 
     def _forget(self, extract: Extract, *, other_file: bool) -> None:
         """Makes room for another cut of an extract: its batches will find their rows unchanged."""

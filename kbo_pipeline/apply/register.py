@@ -6,7 +6,7 @@ written, so batches may come in any order, twice, or after a crash: the result i
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def register_lock(file: Path) -> Path:
 
 @contextmanager
 def sole_writer(place: Place, lock_timeout: float) -> Iterator[None]:
-    """Keeps other writers away from a file; those of a shared register take turns.
+    """Keeps other writers away from a file; those of a shared register conflict.
 
     Raises:
         StorageError: another process is at work on the file.
@@ -123,13 +123,12 @@ class Register:
     def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         """Takes a connection on which the register is attached: the default database."""
         is_file = isinstance(place, Path)
-        turns = () if is_file else shared_sql.TAKE_TURNS
-        self.database = Database(connection, turns=turns)
+        write_lock = None if is_file else shared_sql.TAKE_WRITE_LOCK
+        self.database = Database(connection, write_lock=write_lock)
         self.place = place
         self._name = "register"
         self._differences = Differences(self.database, is_shared=not is_file)
         self._found: dict[tuple[str, int], Difference] = {}  # by table name and batch
-        self._is_found: set[int] = set()  # batches
         self._faults: dict[int, str] = {}  # by batch
         self.ledger = Ledger(self.database, is_shared=not is_file)
 
@@ -145,7 +144,7 @@ class Register:
         self._name = name
         if self.is_shared:
             self.database.execute(f"USE {name}")
-            self.database.commit(self._prepare_shared, takes_turn=False)
+            self.database.commit(self._prepare_shared, is_locking=False)
             self.use_work()
         elif not schema.is_register(self.database.connection):
             self.database.commit(lambda: schema.create(self.database, is_shared=False))
@@ -153,7 +152,7 @@ class Register:
         self.database.before_first_write(self._migrate)
 
     def _prepare_shared(self) -> None:
-        if self.database.row(shared_sql.IS_PREPARED) is None:
+        if self.database.row(shared_sql.IS_PREPARED) != (True,):
             self.database.execute(f"CREATE SCHEMA IF NOT EXISTS {lake.WORK}")
             self.use_work()
             if not schema.is_register(self.database.connection):
@@ -207,50 +206,16 @@ class Register:
             OrderError: it does not follow what is published; names what is expected.
             RegisterError: batches of another file of the same key are applied.
         """
-        with self.opening(staging_dir, key):
-            pass
+        with open_staged(self.database.connection, staging_dir, key) as staged:
+            self.ledger.open_job(staged)
         is_adopted = False
         if isinstance(self.place, Path) and key.type == "full" and not self.ledger.has_applied():
             self._adopt(staging_file(staging_dir, key), self.place)
             is_adopted = True
-        with self.taking_part(staging_dir, key) as staged:
-            self._found = self._differences.find(staged, None, is_adopted=is_adopted)
-            self._is_found = {batch.number for batch in staged.batches}
-            yield staged
-
-    @contextmanager
-    def opening(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
-        """Opens an extract that other processes apply; takes what `importing` does.
-
-        Raises what it does.
-        """
-        with open_staged(self.database.connection, staging_dir, key) as staged:
-            self.ledger.open_job(staged)
-            yield staged
-
-    @contextmanager
-    def taking_part(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
-        """Opens an extract whose job is open; what its batches change is still to be found.
-
-        Takes what `importing` does.
-
-        Raises:
-            NotReadyError: it is not staged.
-            DamagedError: its staging file is not what was staged.
-        """
         with open_staged(self.database.connection, staging_dir, key) as staged:
             self._faults = self._differences.find_faults(staged)
+            self._found = self._differences.find(staged, is_adopted=is_adopted)
             yield staged
-
-    def find(self, staged: Staged, batches: Sequence[Batch]) -> None:
-        """Finds what batches change that follow one another; they can be applied then.
-
-        Args:
-            staged: the extract; from `taking_part`.
-            batches: some of its batches, in number order, without a gap.
-        """
-        self._found = self._differences.find(staged, batches)
-        self._is_found = {batch.number for batch in batches}
 
     def _adopt(self, staged_full: Path, file: Path) -> None:
         """Makes a copy of a staged Full the register in a file, in which nothing is applied.
@@ -283,8 +248,8 @@ class Register:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
 
         Args:
-            staged: the extract, attached as `staging`; from `importing` or `taking_part`.
-            batch: one of its batches; what it changes is found.
+            staged: the extract, attached as `staging`; from `importing`.
+            batch: one of its batches.
             attempt: which attempt this is, for the ledger.
 
         Raises:
@@ -296,12 +261,7 @@ class Register:
             return applied
         if batch.number in self._faults:
             raise RegisterError(self._faults[batch.number])
-        if batch.number not in self._is_found:
-            raise RegisterError(
-                f"{staged.extract.key}: batch {batch.number}: nobody has looked what it changes;"
-                " report this as a defect"
-            )
-        return self.database.commit(lambda: self._apply(staged, batch, attempt), turn=batch.number)
+        return self.database.commit(lambda: self._apply(staged, batch, attempt))
 
     def _apply(self, staged: Staged, batch: Batch, attempt: int) -> BatchChange:
         """Applies a batch in the caller's transaction, unless another writer has done it."""

@@ -68,7 +68,6 @@ def find_keys(
     held: str,
     *,
     is_whole: bool,
-    span: Batch | None = None,
 ) -> str:
     """Makes `keys_of_<table>`: of the keys that an extract speaks for, those to be looked at.
 
@@ -81,15 +80,12 @@ def find_keys(
         extract_type: what the extract is.
         held: the query for what the register holds: `held` of this module, or of a shared register.
         is_whole: the extract holds all rows of the table.
-        span: where is looked; None for the whole axis.
     """
     create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
-    within = in_range(table.key, span)
     if not is_whole:
         staged = f"staging.main.{table.name}"
-        return f"{create} SELECT DISTINCT {table.key} AS key FROM {staged} WHERE {within}"
-    new = f"{incoming(table, extract_type)} AND {within}"
-    return f"{create} {differing_keys(table, new, f'{held} AND {within}')}"
+        return f"{create} SELECT DISTINCT {table.key} AS key FROM {staged}"
+    return f"{create} {differing_keys(table, incoming(table, extract_type), held)}"
 
 
 def differing_keys(table: Table, new: str, old: str) -> str:
@@ -133,7 +129,6 @@ def find_changes(
     held: str,
     *,
     is_whole: bool,
-    span: Batch | None = None,
 ) -> tuple[str, ...]:
     """Makes `closing_<table>` and `opening_<table>` from `keys_of_<table>`.
 
@@ -143,7 +138,7 @@ def find_changes(
     Takes what `find_keys` takes.
     """
     name, key = table.name, table.key
-    of_keys = f"{in_range(key, span)} AND {key} IN (SELECT key FROM temp.main.keys_of_{name})"
+    of_keys = f"{key} IN (SELECT key FROM temp.main.keys_of_{name})"
     removed = "true"
     if not (is_whole or table.unique_key):
         deleted = f"SELECT {key} FROM staging.main.{name} WHERE operation = 'delete'"
@@ -223,16 +218,14 @@ COUNT_CHANGES_BY_BATCH = _by_batch(
 """Counts what is to be closed and to be opened, by table and batch."""
 
 
-def count_opened_by_batch(span: Batch | None) -> str:
-    """Counts the current rows that the extract has opened, by table and batch; binds `$number`."""
-    return _by_batch(
-        " UNION ALL ".join(
-            f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
-            f" FROM {table.name} WHERE _extract_number = $number AND _is_current"
-            f" AND {in_range(table.key, span)}"
-            for table in TABLES
-        )
+COUNT_OPENED_BY_BATCH = _by_batch(
+    " UNION ALL ".join(
+        f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
+        f" FROM {table.name} WHERE _extract_number = $number AND _is_current"
+        for table in TABLES
     )
+)
+"""Counts the current rows that the extract has opened, by table and batch; binds `$number`."""
 
 
 def close_rows(table: Table, batch: Batch | None) -> str:

@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +24,6 @@ _LONGEST_WAIT = 2.0
 
 _BESIDE_MB = 460
 """Megabytes that a process takes besides what DuckDB counts: Python, Dagster, fragments."""
-
-_BESIDE_WORKER_MB = 300
-"""The same of a process that only applies: Dagster is not in it."""
 
 _MB_OF_THREAD = 512
 """Megabytes without which one more thread of DuckDB is not worth it: each keeps rows of its own,
@@ -57,29 +54,11 @@ def limits(settings: Settings) -> dict[str, str | int]:
         settings: say how much memory there is; the directory to spill to is made.
     """
     memory = min(settings.memory_mb * 3 // 4, settings.memory_mb - _BESIDE_MB)
-    return _limits(memory, os.cpu_count() or 1, settings.temporary_dir)
-
-
-def worker_limits(settings: Settings, position: int) -> dict[str, str | int]:
-    """The same for one of `KBO_APPLY_WORKERS`, which share memory and processors.
-
-    Args:
-        settings: say how much there is for all.
-        position: which of them it is, from 0; it spills to a directory of its own, because DuckDB
-            names its files alike in each process.
-    """
-    share = settings.memory_mb // settings.apply_workers
-    memory = min(share * 3 // 4, share - _BESIDE_WORKER_MB)
-    threads = (os.cpu_count() or 1) // settings.apply_workers
-    return _limits(memory, threads, settings.temporary_dir / f"apply-{position}")
-
-
-def _limits(memory_mb: int, threads: int, directory: Path) -> dict[str, str | int]:
-    make_private(directory)
+    make_private(settings.temporary_dir)
     return {
-        "memory_limit": f"{memory_mb}MiB",
-        "threads": max(1, min(threads, memory_mb // _MB_OF_THREAD)),
-        "temp_directory": str(directory),
+        "memory_limit": f"{memory}MiB",
+        "threads": max(1, min(os.cpu_count() or 1, memory // _MB_OF_THREAD)),
+        "temp_directory": str(settings.temporary_dir),
         "max_temp_directory_size": SPILL_LIMIT,
     }
 
@@ -107,10 +86,12 @@ def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
 class Database:
     """A connection whose statements take their values as keyword arguments."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, *, turns: Sequence[str] = ()) -> None:
-        """Takes a connection, and the statements that take each turn where several may write."""
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, *, write_lock: str | None = None
+    ) -> None:
+        """Takes a connection, and where several may write, the statement of which one commits."""
         self.connection = connection
-        self._turns = turns
+        self._write_lock = write_lock
         self._first: Callable[[], None] | None = None
 
     def before_first_write(self, change: Callable[[], None]) -> None:
@@ -130,9 +111,7 @@ class Database:
         row = self.row(statement, **parameters)
         return int(row[0]) if row else 0
 
-    def commit(
-        self, change: Callable[[], Result], *, turn: int | None = None, takes_turn: bool = True
-    ) -> Result:
+    def commit(self, change: Callable[[], Result], *, is_locking: bool = True) -> Result:
         """Commits what a function does, or nothing of it, and returns what it returns.
 
         Where another writer has committed first, it is called again, on what is there then.
@@ -140,28 +119,25 @@ class Database:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with self.transaction(turn=turn, takes_turn=takes_turn):
+                with self.transaction(is_locking=is_locking):
                     return change()
             except duckdb.TransactionException:
-                if not self._turns or attempt == _ATTEMPTS:
+                if self._write_lock is None or attempt == _ATTEMPTS:
                     raise
                 time.sleep(random.uniform(0, _LONGEST_WAIT * attempt / _ATTEMPTS))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     @contextmanager
-    def transaction(self, *, turn: int | None = None, takes_turn: bool = True) -> Iterator[None]:
+    def transaction(self, *, is_locking: bool = True) -> Iterator[None]:
         """Commits what the block does, or nothing of it; afterwards no transaction is open.
 
         Args:
-            turn: any number: where several may write, it conflicts with all whose number has the
-                same turn; None: with all others.
-            takes_turn: it conflicts with others at all.
+            is_locking: where several may write, of two at a time one commits.
         """
-        taken = self._turns if turn is None else self._turns[turn % (len(self._turns) or 1) :][:1]
         try:
             self.execute("BEGIN TRANSACTION")
-            for statement in taken if takes_turn else ():
-                self.execute(statement)
+            if is_locking and self._write_lock is not None:
+                self.execute(self._write_lock)
             if self._first is not None:
                 self._first()
             yield

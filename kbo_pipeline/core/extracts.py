@@ -3,7 +3,6 @@
 import datetime
 import functools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -168,11 +167,6 @@ class Batch:
     number: int
     first_number: str | None
     next_number: str | None
-
-
-def span_of(batches: Sequence[Batch]) -> Batch:
-    """The range of batches that follow one another, as a batch with the number of the first."""
-    return Batch(batches[0].number, batches[0].first_number, batches[-1].next_number)
 
 
 def batch_target(records: int, batch_rows: int, max_batches: int) -> int:

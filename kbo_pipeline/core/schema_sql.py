@@ -120,7 +120,7 @@ def create_register_table(table: Table) -> str:
 def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
     """Creates the ledger as the first release had it; without constraints where there are none.
 
-    A shared register has none: there, taking turns does what unique keys do here.
+    A shared register has none: there, the write lock does what unique keys do here.
     """
 
     def unless_shared(constraint: str) -> str:

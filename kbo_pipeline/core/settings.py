@@ -26,9 +26,10 @@ _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAG
 ACCOUNT = ("KBO_USERNAME", "KBO_PASSWORD")
 """The variables of the portal account, which may change in `.env` while `kbo start` runs."""
 
+_GONE = {"KBO_APPLY_WORKERS": "no setting any more: one process writes a register; remove it"}
+"""Settings of earlier versions, and why they are refused now."""
+
 _OURS = ("KBO_", "DAGSTER_")
-_MOST_WORKERS = 16
-_LEAST_WORKER_MB = 512
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
@@ -166,6 +167,8 @@ class _Reader:
         for name in sorted(self._values):
             if name != name.upper() and name.upper() in known and name.upper().startswith(_OURS):
                 raise SettingsError(f"{name}: names of settings are in capitals: {name.upper()}")
+            if name in _GONE:
+                raise SettingsError(f"{name}: {_GONE[name]}")
             if name.startswith("KBO_") and name not in known:
                 close = difflib.get_close_matches(name.removeprefix("KBO_"), _endings(known), n=1)
                 hint = f"did you mean KBO_{close[0]}?" if close else listed
@@ -237,8 +240,6 @@ class Settings:
     """Where alerts are posted, as JSON."""
     memory_mb: int = _setting(_Reader.number, 4096, 1024, 10_000_000)
     """Megabytes that a process which imports may take."""
-    apply_workers: int = _setting(_Reader.number, 1, 1, _MOST_WORKERS)
-    """Processes that apply batches to a DuckLake at the same time; they share `memory_mb`."""
     privacy: Privacy = _setting(_Reader.privacy)
     """Who is in views and exports. The tables below the views, and so the published file, hold
     everything all the same."""
@@ -388,24 +389,8 @@ def load_settings(
         raise SettingsError(
             f"KBO_DATABASE: {settings.database} is the register at work; name another file"
         )
-    if settings.apply_workers > 1:
-        _check_workers(settings)
     reader.refuse_unknown()
     return settings
-
-
-def _check_workers(settings: Settings) -> None:
-    if not isinstance(settings.database, Lake):
-        raise SettingsError(
-            "KBO_APPLY_WORKERS: only a DuckLake takes several writers at a time; leave it at 1, or"
-            f" move KBO_DATABASE, {settings.database}, to one"
-        )
-    least = settings.apply_workers * _LEAST_WORKER_MB
-    if settings.memory_mb < least:
-        raise SettingsError(
-            f"KBO_APPLY_WORKERS: {settings.apply_workers} workers share KBO_MEMORY_MB and need"
-            f" {least}, it is {settings.memory_mb}; less of these, or more of that"
-        )
 
 
 def variable_of(name: str) -> str:

@@ -185,17 +185,17 @@ def test_a_copy_of_a_copy_is_equal_and_goes_on(lake: Lake, tmp_path: Path) -> No
     assert contents(lake) == contents(core.database)
 
 
-WORKER = """
+WRITER = """
 import sys
 from pathlib import Path
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import lake_files, shared_place
 from kbo_pipeline_tests.support.core import Core
 
-directory, address, files, order = sys.argv[1:]
+directory, address, files, key, order = sys.argv[1:]
 lake = shared_place("KBO_DATABASE", address, lake_files(files, Path(files)))
 core = Core(Path(directory), batch_rows=13, shared=lake)
-with core.applying(ExtractKey.parse("0140-full")) as (register, staged):
+with core.applying(ExtractKey.parse(key)) as (register, staged):
     for batch in staged.batches if order == "up" else reversed(staged.batches):
         change = register.apply(staged, batch)
         print(batch.number, change.already_applied, flush=True)
@@ -205,7 +205,7 @@ with core.applying(ExtractKey.parse("0140-full")) as (register, staged):
 @pytest.mark.long
 @pytest.mark.rare
 @pytest.mark.timeout(900)
-def test_workers_who_apply_the_same_batches_apply_each_once(lake: Lake, tmp_path: Path) -> None:
+def test_writers_who_apply_the_same_batches_apply_each_once(lake: Lake, tmp_path: Path) -> None:
     full = write_extract(tmp_path, FULL, FIRST)
     core = Core(tmp_path / "core", batch_rows=13, shared=lake)
     file = Core(tmp_path / "file", batch_rows=13)
@@ -213,9 +213,9 @@ def test_workers_who_apply_the_same_batches_apply_each_once(lake: Lake, tmp_path
     batches = [batch.number for batch in core.stage(full).batches]
 
     def work(order: str) -> list[str]:
-        arguments = [str(core.directory), lake.address, lake.files, order]
+        arguments = [str(core.directory), lake.address, lake.files, str(FULL), order]
         done = subprocess.run(
-            [sys.executable, "-c", WORKER, *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-c", WRITER, *arguments], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
@@ -226,3 +226,113 @@ def test_workers_who_apply_the_same_batches_apply_each_once(lake: Lake, tmp_path
     assert applied == batches
     core.publish(FULL)
     assert contents(lake) == contents(file.database)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_of_two_transactions_at_a_time_one_commits(lake: Lake, tmp_path: Path) -> None:
+    core = Core(tmp_path / "core", batch_rows=13, shared=lake)
+    core.stage(write_extract(tmp_path, FULL, FIRST))
+    with core.applying(FULL) as (one, staged), core.applying(FULL) as (other, same):
+        first, second, *_ = staged.batches
+        with pytest.raises(duckdb.TransactionException), one.database.transaction():
+            one._apply(staged, first, 1)
+            assert not other.apply(same, second).already_applied
+        assert not one.apply(staged, first).already_applied
+        assert one.apply(staged, second).already_applied
+        assert other.apply(same, first).already_applied
+        rows = "SELECT count(*) FROM import_job_batches WHERE status = 'completed'"
+        assert one.database.count(rows) == 2 * 7 * len(FULL.operations)
+
+
+@pytest.mark.long
+@pytest.mark.rare
+@pytest.mark.timeout(900)
+def test_a_writer_that_is_killed_leaves_whole_batches_that_readers_do_not_see(
+    lake: Lake, tmp_path: Path
+) -> None:
+    file = Core(tmp_path / "file", batch_rows=13)
+    core = Core(tmp_path / "core", batch_rows=13, shared=lake)
+    full = write_extract(tmp_path, FULL, FIRST)
+    file.import_zip(full)
+    core.import_zip(full)
+    before = contents(lake)
+    update = write_extract(tmp_path, UPDATE, SECOND, DELETES)
+    core.stage(update)
+    arguments = [str(core.directory), lake.address, lake.files, str(UPDATE), "up"]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "1 False\n"
+    writer.kill()
+    writer.communicate()
+    assert contents(lake) == before
+    assert core.rollback(UPDATE).dropped
+    assert contents(lake)[0] == before[0]
+    core.stage(update)
+    with core.applying(UPDATE) as (register, staged):
+        assert not register.apply(staged, staged.batches[0]).already_applied
+    with core.applying(UPDATE) as (register, staged):
+        assert [register.apply(staged, batch).already_applied for batch in staged.batches] == [
+            number == 0 for number in range(len(staged.batches))
+        ]
+    assert contents(lake)[0] == before[0]
+    core.publish(UPDATE)
+    file.import_zip(update)
+    assert contents(lake) == contents(file.database)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_batch_that_cannot_be_applied_fails_and_the_others_go_on(
+    lake: Lake, tmp_path: Path
+) -> None:
+    core = Core(tmp_path / "core", batch_rows=13, shared=lake)
+    core.stage(write_extract(tmp_path, FULL, FIRST))
+    with duckdb.connect(str(core.staging_dir / f"{FULL}.duckdb")) as staging:
+        staging.execute("DELETE FROM address WHERE rowid = 0")
+    with core.applying(FULL) as (register, staged):
+        failed = []
+        for batch in staged.batches:
+            try:
+                register.apply(staged, batch)
+            except RegisterError as error:
+                assert "stage 0140-full again" in str(error)
+                failed.append(batch)
+                register.ledger.fail(staged, batch, 1, str(error))
+        assert len(failed) == 1
+        assert register.ledger.missing_batches(FULL) == 1
+        assert register.ledger.job_status(FULL) == "failed"
+
+
+@pytest.mark.long
+@pytest.mark.rare
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("turns", [1, 16])
+def test_a_lake_of_an_earlier_version_goes_on(lake: Lake, tmp_path: Path, turns: int) -> None:
+    """It had one table, and nothing noted; then sixteen."""
+    core = Core(tmp_path / "core", batch_rows=10_000, shared=lake)
+    core.import_zip(write_extract(tmp_path, FULL, FIRST))
+    before = core.content_hash()
+    with duckdb.connect(":memory:") as connection:
+        attach_to_write(connection, lake, "register")
+        connection.execute("USE register.work")
+        connection.execute("DROP TABLE import_turn_15")
+        names = ["import_turn"] if turns == 1 else [f"import_turn_{n:02d}" for n in range(turns)]
+        for name in names:
+            connection.execute(f"CREATE TABLE {name} AS SELECT 0::BIGINT AS number")
+        if turns == 1:
+            connection.execute("DROP TABLE closing")
+    core.import_zip(write_extract(tmp_path, UPDATE, SECOND, DELETES))
+    core.rollback(UPDATE)
+    assert core.content_hash() == before
+    with duckdb.connect(":memory:") as connection:
+        attach_to_write(connection, lake, "register")
+        connection.execute("USE register.work")
+        left = connection.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE table_name LIKE 'import_turn%'"
+        ).fetchall()
+        assert left == [("import_turn_15",)]
+        with pytest.raises(duckdb.CatalogException):  # a writer of that version ends with it
+            connection.execute(f"UPDATE {names[0]} SET number = number + 1")

@@ -14,7 +14,6 @@ import pytest
 from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY
-from kbo_pipeline_tests.support.lakes import new_lake, variables
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import Started, free_port, wait_until
 
@@ -86,24 +85,6 @@ def test_kbo_start_executes_none_while_it_imports(planted: Planted, tmp_path: Pa
     finally:
         assert start.end(signal.SIGTERM) == 0, start.output()
     assert planted.executed == set()
-
-
-@pytest.mark.long
-@pytest.mark.rare
-@pytest.mark.timeout(600)
-def test_apply_workers_execute_none(planted: Planted, tmp_path: Path) -> None:
-    zip_file = SAMPLE.write_full(tmp_path, 140)
-    lake = variables(new_lake(tmp_path / "lake")) | {"KBO_APPLY_WORKERS": "2"}
-    pipeline = Pipeline(tmp_path / "data", lake)
-    done = subprocess.run(
-        [KBO, "import", zip_file],
-        env=pipeline.environment,
-        cwd=planted.directory,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, planted.executed) == (0, set()), done.stderr
 
 
 def test_targets_of_the_makefile_execute_none(planted: Planted, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """DuckLakes for tests: each with a catalog of its own in one embedded PostgreSQL server.
 
-`TEST_DATABASE=ducklake` lets tests work on such a one instead of files: `make test-lake`. With
-`TEST_APPLY_WORKERS=2` two workers apply the batches of their runs.
+`TEST_DATABASE=ducklake` lets tests work on such a one instead of files: `make test-lake`.
 """
 
 import atexit
@@ -73,11 +72,10 @@ def new_lake(files: Path | str, s3: S3 | None = None) -> Lake:
 
 
 def variables(lake: Lake) -> dict[str, str]:
-    """The variables that make a lake the register, with as many workers as tests shall have."""
+    """The variables that make a lake the register."""
     account = lake.s3.environment if lake.s3 is not None else {}
     return {
         "KBO_DATABASE": lake.address,
         "KBO_DATABASE_FILES": lake.files,
-        "KBO_APPLY_WORKERS": os.environ.get("TEST_APPLY_WORKERS", "1"),
         **account,
     }

@@ -99,7 +99,6 @@ def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path)
         "ui_host": "0.0.0.0",
         "ui_names": "kbo.example,kbo.example:3000",
         "code_host": "code.example",
-        "apply_workers": "2",
     }
     every = {
         {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}.get(
@@ -359,22 +358,11 @@ def test_the_register_at_work_cannot_be_the_published_one(tmp_path: Path) -> Non
         load_settings({"KBO_DATABASE": "data/work/register.duckdb"}, tmp_path)
 
 
-def test_several_apply_workers_need_a_lake_and_memory(tmp_path: Path) -> None:
-    lake = {
-        "KBO_DATABASE": "ducklake:postgres:dbname=kbo",
-        "KBO_DATABASE_FILES": str(tmp_path),
-        "KBO_APPLY_WORKERS": "4",
-    }
-    assert load_settings({}, tmp_path).apply_workers == 1
-    settings = load_settings(lake, tmp_path)
-    assert settings.apply_workers == 4
-    assert settings.environment["KBO_APPLY_WORKERS"] == "4"
-    for other in ({"KBO_DATABASE": "md:kbo"}, {"KBO_DATABASE": "kbo.duckdb"}):
-        said = refusal({**lake, **other}, tmp_path)
-        assert "KBO_APPLY_WORKERS: only a DuckLake takes several writers" in said
-    said = refusal({**lake, "KBO_MEMORY_MB": "1024"}, tmp_path)
-    assert "KBO_APPLY_WORKERS: 4 workers share KBO_MEMORY_MB and need 2048" in said
-    assert "KBO_APPLY_WORKERS" in refusal({**lake, "KBO_APPLY_WORKERS": "17"}, tmp_path)
+def test_a_setting_that_is_gone_says_so(tmp_path: Path) -> None:
+    for text in ("1", "4"):
+        assert refusal({"KBO_APPLY_WORKERS": text}, tmp_path) == (
+            "KBO_APPLY_WORKERS: no setting any more: one process writes a register; remove it"
+        )
 
 
 @pytest.mark.parametrize(

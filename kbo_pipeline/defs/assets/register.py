@@ -1,7 +1,7 @@
 """The seven register assets: batches of extracts, applied in one run."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
 from types import MappingProxyType
@@ -19,7 +19,6 @@ from tenacity import (
 )
 
 from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.pool import ApplyPool
 from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
 from kbo_pipeline.core import signals
@@ -128,10 +127,8 @@ def _apply_extract(
             else:
                 yield from reported(context, materializations(key, change))
         return
-    is_alone = settings.apply_workers == 1
-    opened = register.importing if is_alone else register.opening
     with (
-        opened(settings.staging_dir, extract) as staged,
+        register.importing(settings.staging_dir, extract) as staged,
         _cancel_noted(context, register, extract),
     ):
         numbers = {batch.number for batch in staged.batches}
@@ -140,8 +137,7 @@ def _apply_extract(
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
         known = [key for key in keys if key.number in numbers]
         tally = Tally(len(keys), time.monotonic())
-        apply = _one_after_the_other if is_alone else _by_workers
-        with closing(apply(context, settings, register, staged, known)) as outcomes:
+        with closing(_outcomes(context, settings, register, staged, known)) as outcomes:
             for done, (key, result) in enumerate(outcomes, start=1):
                 if not isinstance(result, BatchChange):
                     message = first_line(message_of(result))
@@ -156,14 +152,14 @@ def _apply_extract(
                 context.log.info(tally.line(result, time.monotonic()))
 
 
-def _one_after_the_other(
+def _outcomes(
     context: dg.AssetExecutionContext,
     settings: Settings,
     register: Register,
     staged: Staged,
     keys: Sequence[BatchKey],
 ) -> _Outcomes:
-    """Applies batches in this process; yields what became of each."""
+    """Applies batches one after the other; yields what became of each."""
     for key in keys:
         wait_while_paused(context, settings)
         try:
@@ -173,56 +169,6 @@ def _one_after_the_other(
             continue
         yield key, change
         if is_stopped:
-            raise dg.DagsterExecutionInterruptedError
-
-
-def _by_workers(
-    context: dg.AssetExecutionContext,
-    settings: Settings,
-    register: Register,
-    staged: Staged,
-    keys: Sequence[BatchKey],
-) -> _Outcomes:
-    """Applies batches in `KBO_APPLY_WORKERS` processes; yields what becomes of each as it ends.
-
-    Who cancels, pauses or stops the run waits for the batches at work, as with one worker; there
-    is no other that begins.
-    """
-    patience = _patience(context)
-    numbers = {key.number for key in keys}
-    batches = [batch for batch in staged.batches if batch.number in numbers]
-
-    def may_begin() -> bool:
-        try:
-            wait_while_paused(context, settings)
-        except dg.DagsterExecutionInterruptedError:
-            return False
-        return True
-
-    with ApplyPool(
-        settings,
-        staged.extract.key,
-        batches,
-        attempts=BATCH_ATTEMPTS,
-        first_wait=BATCH_FIRST_WAIT,
-        report=context.log.warning,
-    ) as pool:
-        while True:
-            with signals.postponed(patience) as came:
-
-                def look(came: Callable[[], bool] = came) -> None:
-                    if came() and not pool.is_stopped:
-                        pool.stop(patience)
-
-                outcome = pool.next_outcome(may_begin, look)
-                look()
-            if outcome is None:
-                break
-            batch, result = outcome.batch, outcome.result
-            if not isinstance(result, BatchChange):
-                register.ledger.fail(staged, batch, outcome.attempts, str(result))
-            yield BatchKey(staged.extract.key, batch.number), result
-        if pool.is_stopped:
             raise dg.DagsterExecutionInterruptedError
 
 

@@ -1,6 +1,6 @@
-"""`make bench-lake`: a big Update by 1, 2 and 4 workers, and how a lake grows over its extracts.
+"""`make bench-lake`: a big Update on a lake, and how a lake grows over its extracts.
 
-Each measurement of workers begins with the same lake: its database in PostgreSQL and its files are
+Each round begins with the same lake: its database in PostgreSQL and its files are
 copied once the Full is published, and put back each time.
 """
 
@@ -20,9 +20,6 @@ from typing import Any
 import duckdb
 import psycopg2
 
-from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.pool import ApplyPool
-from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Lake
@@ -32,8 +29,6 @@ from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core, open_to_read
 from kbo_pipeline_tests.support.lakes import new_lake
 from kbo_pipeline_tests.tools.bench import lake_page, page
-
-WORKERS = (1, 2, 4)
 
 _CATALOG_BYTES = (
     "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c"
@@ -64,12 +59,12 @@ def main() -> None:
             out.write(json.dumps({"kind": kind, "rows": rows, **page.where()}) + "\n")
             out.flush()
 
-        done = len(before.get("workers", []))
+        done = len(before.get("update", []))
         if done < options.rounds:
-            bench = _Bench(work / "workers", options.enterprises, options.share)
+            bench = _Bench(work / "update", options.enterprises, options.share)
             for number in range(done, options.rounds):
                 print(f"round {number + 1} of {options.rounds}", flush=True)
-                keep("workers", [bench.measured(workers) for workers in WORKERS])
+                keep("update", bench.measured())
         if "growth" not in before:
             growth = _growth(work / "growth", options.enterprises // 10, options.extracts)
             keep("growth", growth)
@@ -98,8 +93,8 @@ class _Bench:
         shutil.copytree(self._lake.files, directory / "kept")
         _postgres(self._lake, f"CREATE DATABASE {self._database}_kept TEMPLATE {self._database}")
 
-    def measured(self, workers: int) -> dict[str, Any]:
-        """The Update by so many workers, with a reader beside them."""
+    def measured(self) -> dict[str, Any]:
+        """The Update, with a reader beside it."""
         shutil.rmtree(self._lake.files)
         shutil.copytree(self._directory / "kept", self._lake.files)
         _postgres(
@@ -114,7 +109,6 @@ class _Bench:
             "KBO_DATA_DIR": str(self._core.directory),
             "KBO_DATABASE": self._lake.address,
             "KBO_DATABASE_FILES": self._lake.files,
-            "KBO_APPLY_WORKERS": str(workers),
         }
         reader = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.lake_reader", *self._numbers],
@@ -123,12 +117,11 @@ class _Bench:
             stdout=subprocess.PIPE,
             text=True,
         )
-        apply = _seconds(lambda: _apply(self._core, key, environment, workers))
+        apply = _seconds(lambda: _apply(self._core, key))
         publish = _seconds(lambda: self._core.publish(key))
         lookups = json.loads(reader.communicate()[0])
-        print(f"{workers} workers: {apply:.1f} s and {publish:.1f} s", flush=True)
+        print(f"{apply:.1f} s and {publish:.1f} s", flush=True)
         return {
-            "workers": workers,
             "enterprises": self._enterprises,
             "rows": sum(staged.records.values()),
             "batches": len(staged.batches),
@@ -140,23 +133,11 @@ class _Bench:
         }
 
 
-def _apply(core: Core, key: ExtractKey, environment: dict[str, str], workers: int) -> None:
-    """Applies all batches, as a run of Dagster does with so many workers."""
-    if workers == 1:
-        with core.applying(key) as (register, staged):
-            for batch in staged.batches:
-                register.apply(staged, batch)
-        return
-    settings = load_settings(environment, core.directory)
-    with (
-        duckdb.connect(":memory:") as connection,
-        open_register(connection, core.register) as register,
-        register.opening(core.staging_dir, key) as staged,
-        ApplyPool(settings, key, staged.batches) as pool,
-    ):
-        while (outcome := pool.next_outcome()) is not None:
-            if not isinstance(outcome.result, BatchChange):
-                raise outcome.result
+def _apply(core: Core, key: ExtractKey) -> None:
+    """Applies all batches, as a run of Dagster does."""
+    with core.applying(key) as (register, staged):
+        for batch in staged.batches:
+            register.apply(staged, batch)
 
 
 def _growth(directory: Path, enterprises: int, extracts: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ BEGIN = "<!-- make bench-lake writes from here -->"
 END = "<!-- to here -->"
 
 _PLOT = "pictures/scale.png"
-_GREY, _ORANGE = "#9db4c8", "#d4572a"
+_ORANGE = "#d4572a"
 _LOOKUPS = ("lookup median", "lookup 95%", "lookup most")
 
 
@@ -26,14 +26,14 @@ def write(file: Path, results: Mapping[str, Sequence[Any]]) -> None:
     text = file.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    rounds, growth = results["workers"], results["growth"][-1]
+    rounds, growth = results["update"], results["growth"][-1]
     (file.parent / _PLOT).parent.mkdir(exist_ok=True)
-    _draw(file.parent / _PLOT, rounds, growth)
+    _draw(file.parent / _PLOT, growth)
     parts = [
         _intro(file, results),
-        f"![Seconds by workers, and by extract]({_PLOT})\n",
-        _workers(rounds),
-        f"An Update a day on a lake of {growth['enterprises']:,} enterprises, by one worker:\n",
+        f"![Seconds by extract]({_PLOT})\n",
+        _update(rounds),
+        f"An Update a day on a lake of {growth['enterprises']:,} enterprises:\n",
         _growth(growth),
     ]
     file.write_text("\n".join((f"{head}{BEGIN}\n", *parts, f"{END}{tail}")))
@@ -42,33 +42,23 @@ def write(file: Path, results: Mapping[str, Sequence[Any]]) -> None:
 def _intro(file: Path, results: Mapping[str, Sequence[Any]]) -> str:
     dates = sorted(where["date"][:10] for where in results["where"])
     commits = ", ".join(sorted({where["commit"] for where in results["where"]}))
-    some = results["workers"][-1][0]
+    some = results["update"][-1]
     return (
         f"Written by `make bench-lake`, {dates[-1]}, commit {commits}, on {machine(file.parent)},"
         f" duckdb {version('duckdb')}, PostgreSQL on the same machine: an Update of"
         f" {some['rows']:,} rows in {some['batches']} batches on {some['enterprises']:,}"
         f" enterprises, while a reader looks one enterprise after the other up;"
-        f" {len(results['workers'])} rounds, medians with the lowest and the highest in brackets.\n"
+        f" {len(results['update'])} rounds, medians with the lowest and the highest in brackets.\n"
     )
 
 
-def _spread(rounds: Sequence[Any], place: int, name: str, scale: float = 1.0) -> Spread:
-    return Spread(tuple(scale * found[place][name] for found in rounds))
-
-
-def _workers(rounds: Sequence[Any]) -> str:
-    lines = table(
-        *("workers", "apply, seconds", "publish, seconds", "times one worker"),
-        *("lookup, ms: median", "95%", "most"),
+def _update(rounds: Sequence[Any]) -> str:
+    lines = table("apply, seconds", "publish, seconds", "lookup, ms: median", "95%", "most")
+    scales = {"apply": 1, "publish": 1, **dict.fromkeys(_LOOKUPS, 1000)}
+    spreads = (
+        Spread(tuple(scale * found[name] for found in rounds)) for name, scale in scales.items()
     )
-    first = _spread(rounds, 0, "apply").middle
-    for place, found in enumerate(rounds[0]):
-        apply = _spread(rounds, place, "apply")
-        lookups = (_spread(rounds, place, name, 1000) for name in _LOOKUPS)
-        ratio = f"{first / apply.middle:.2f}"
-        publish = _spread(rounds, place, "publish")
-        lines.append(row(found["workers"], apply, publish, ratio, *lookups))
-    return "\n".join(lines) + "\n"
+    return "\n".join((*lines, row(*spreads))) + "\n"
 
 
 def _growth(growth: Mapping[str, Any]) -> str:
@@ -84,25 +74,14 @@ def _growth(growth: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _draw(file: Path, rounds: Sequence[Any], growth: Mapping[str, Any]) -> None:
+def _draw(file: Path, growth: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    places = range(len(rounds[0]))
-    apply, publish = (
-        [_spread(rounds, place, name).middle for place in places] for name in ("apply", "publish")
-    )
-    left.bar(places, apply, color=_ORANGE, label="apply")
-    left.bar(places, publish, bottom=apply, color=_GREY, label="publish")
-    left.set_xticks(places, [str(found["workers"]) for found in rounds[0]])
-    left.set_xlabel("workers")
+    figure = Figure(figsize=(4.5, 3.2), dpi=100, layout="constrained")
+    axes = figure.subplots()
     rows = growth["rows"][1:]
-    right.plot([row["extracts"] for row in rows], [row["seconds"] for row in rows], color=_ORANGE)
-    right.set_xlabel("extracts")
-    for axes in (left, right):
-        axes.set_ylabel("seconds")
-        axes.set_ylim(bottom=0)
-    left.set_ylim(top=left.get_ylim()[1] * 1.15)  # room for the legend
-    left.legend(frameon=False, loc="upper center", ncols=2)
+    axes.plot([row["extracts"] for row in rows], [row["seconds"] for row in rows], color=_ORANGE)
+    axes.set_xlabel("extracts")
+    axes.set_ylabel("seconds")
+    axes.set_ylim(bottom=0)
     save(figure, file)

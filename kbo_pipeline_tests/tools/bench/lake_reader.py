@@ -1,4 +1,4 @@
-"""A reader beside the workers: looks an enterprise up in the lake, again and again.
+"""A reader beside the writer: looks an enterprise up in the lake, again and again.
 
 `python -m kbo_pipeline_tests.tools.bench.lake_reader NUMBER...`; settings from the environment.
 When its input ends it prints the seconds of each time as JSON.

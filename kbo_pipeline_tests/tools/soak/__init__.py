@@ -1,1 +1,1 @@
-"""`make soak`: workers and readers on one DuckLake for a while, some of which die."""
+"""`make soak`: a writer and readers on one DuckLake for a while, in which the writer dies."""

@@ -1,4 +1,4 @@
-"""`make soak`: apply workers and readers on one DuckLake, while workers and PostgreSQL are killed.
+"""`make soak`: a writer and readers on one DuckLake, while the writer and PostgreSQL are killed.
 
 Ends with 1 unless every reader saw whole extracts only, no batch counts twice, and the lake holds
 what the same extracts give in a file to which nothing happened.
@@ -40,7 +40,7 @@ def main() -> None:
     options = _options()
     root = Path(tempfile.mkdtemp(prefix="kbo-soak-"))
     lake = new_lake(root / "lake")
-    settings = _settings(root, lake, options.workers)
+    settings = _settings(root, lake)
     sample = Sample(options.enterprises, options.seed, default_share=0.2, change_shares=())
     importer = Importer(root, settings, sample, (options.batch_rows, 64))
     importer.import_next()  # a lake that is not there yet is no reader's concern
@@ -48,7 +48,7 @@ def main() -> None:
         seconds = options.minutes * 60
         harm = importer.harm = Harm(
             server_directory(),
-            importer.pids,
+            importer.writer,
             seconds=seconds,
             every=options.kill_seconds,
             chance=random.Random(options.seed),
@@ -70,21 +70,21 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--readers", type=int, default=2)
-    parser.add_argument("--kill-seconds", type=float, default=20, help="between kills of a worker")
+    parser.add_argument(
+        "--kill-seconds", type=float, default=20, help="between kills of the writer"
+    )
     parser.add_argument("--enterprises", type=int, default=20_000)
     parser.add_argument("--batch-rows", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
 
-def _settings(root: Path, lake: Lake, workers: int) -> Settings:
+def _settings(root: Path, lake: Lake) -> Settings:
     environment = {
         "KBO_DATA_DIR": str(root / "data"),
         "KBO_DATABASE": lake.address,
         "KBO_DATABASE_FILES": lake.files,
-        "KBO_APPLY_WORKERS": str(workers),
     }
     return load_settings(environment, root)
 
@@ -131,7 +131,7 @@ def _print(importer: Importer, harm: Harm, reads: list[Read]) -> list[str]:
     lines: Mapping[str, object] = {
         "extracts": len(importer.contents) - 1,
         "batches": importer.batches,
-        "workers killed": harm.kills,
+        "writers killed": harm.kills,
         "PostgreSQL killed": len(harm.outages),
         "attempts that failed and were made again": importer.again,
         "reads": len(reads),

@@ -1,11 +1,11 @@
-"""What is killed during a soak: apply workers now and then, the PostgreSQL server twice."""
+"""What is killed during a soak: the writer now and then, the PostgreSQL server twice."""
 
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Harm:
     def __init__(
         self,
         server: Path,
-        pids: Callable[[], Sequence[int]],
+        writer: Callable[[], int | None],
         *,
         seconds: float,
         every: float,
@@ -49,14 +49,14 @@ class Harm:
 
         Args:
             server: directory of the embedded PostgreSQL.
-            pids: says which workers there are.
+            writer: says which process writes.
             seconds: how long the soak takes; the server is killed after a third and two thirds.
-            every: seconds between two kills of a worker.
-            chance: picks one.
+            every: seconds between two kills of the writer.
+            chance: when, in the half second after it is due.
         """
         self.kills = 0
         self.outages: list[Outage] = []
-        self._server, self._pids, self._every, self._chance = server, pids, every, chance
+        self._server, self._writer, self._every, self._chance = server, writer, every, chance
         now = time.monotonic()
         self._stops_due = [now + seconds / 3, now + seconds * 2 / 3]
         self._kill_due = now + every
@@ -79,10 +79,11 @@ class Harm:
             if self._stops_due and now >= self._stops_due[0]:
                 self._stops_due.pop(0)
                 self._stop_server()
-            pids = self._pids()
-            if now >= self._kill_due and pids:
+            pid = self._writer()
+            if now >= self._kill_due and pid is not None:
+                time.sleep(self._chance.uniform(0, 0.5))
                 with suppress(ProcessLookupError):  # it has just ended by itself
-                    os.kill(self._chance.choice(pids), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                     self.kills += 1
                     self._kill_due = now + self._every
 

@@ -1,23 +1,24 @@
-"""Imports made-up extracts one after another into a lake by workers, and into a file without."""
+"""Imports made-up extracts into a lake by a writer that is killed, and into a file."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.pool import ApplyPool
-from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.database import is_transient
-from kbo_pipeline.core.errors import KboError
+from kbo_pipeline.core.errors import KboError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Shared
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.tools.soak.harm import Harm
+from kbo_pipeline_tests.tools.soak.writer import AGAIN
 
 
 class Importer:
@@ -30,7 +31,7 @@ class Importer:
 
         Args:
             root: where everything goes.
-            settings: of the lake; say how many workers there are.
+            settings: of the lake.
             sample: what is imported.
             sizes: rows a batch holds at least, batches at most.
         """
@@ -39,19 +40,16 @@ class Importer:
         self.file = Core(root / "file", batch_rows, max_batches)
         self.lake = Core(settings.data_dir, batch_rows, max_batches, shared=_shared(settings))
         self.harm: Harm | None = None
-        self.pool: ApplyPool | None = None
+        self._process: subprocess.Popen[str] | None = None
         self.batches = self.again = 0
         self.errors: list[str] = []
         self.contents = {0: ""}
         """Hash of the content by the number of the extract, before readers can see it."""
 
-    def pids(self) -> Sequence[int]:
-        """The workers there are."""
-        pool = self.pool
-        # Another thread asks, while the pool may replace one.
-        with suppress(RuntimeError):
-            return pool.pids if pool is not None else ()
-        return ()
+    def writer(self) -> int | None:
+        """The process that applies batches, while one does."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
 
     def import_next(self) -> None:
         """Imports the next extract of the sample."""
@@ -66,20 +64,21 @@ class Importer:
         self._until_done(f"{key}: publish", lambda: self.lake.publish(key))
 
     def _apply(self, key: ExtractKey) -> None:
-        with (
-            duckdb.connect(":memory:") as connection,
-            open_register(connection, self._settings.register) as register,
-            register.opening(self._settings.staging_dir, key) as staged,
-            ApplyPool(self._settings, key, staged.batches, report=self._tell) as pool,
-        ):
-            self.pool = pool
-            try:
-                while (outcome := pool.next_outcome()) is not None:
-                    if not isinstance(outcome.result, BatchChange):
-                        raise outcome.result
-                    self.batches += not outcome.result.already_applied
-            finally:
-                self.pool = None
+        """Applies all batches in a process of its own, and again where that is killed."""
+        while True:
+            with subprocess.Popen(
+                [sys.executable, "-m", "kbo_pipeline_tests.tools.soak.writer", str(key)],
+                env={**os.environ, **self._settings.environment},
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as self._process:
+                said = self._process.communicate()[0].splitlines()
+            self.batches += said.count("applied")
+            if self._process.returncode == 0:
+                return
+            if self._process.returncode != -signal.SIGKILL:
+                raise (StorageError if self._process.returncode == AGAIN else KboError)(said[-1])
+            self._tell(f"{key}: the writer was killed")
 
     def _tell(self, line: str) -> None:
         self.again += 1
