@@ -201,14 +201,14 @@ def _implausible_dates(subject: Subject, table: Table) -> Found:
 def _ledger_differences(subject: Subject, table: None) -> Found:
     columns = ("table_name", "what", "ledger", "found")
     differences = tuple(
-        (name, what, expected, found)
-        for name, what, expected, found, is_right in _ledger_comparisons(subject)
+        (name, what, expected, there)
+        for name, what, expected, there, is_right in _ledger_comparisons(subject)
         if not is_right
     )
     text = "the ledger and the rows agree"
     if differences:
-        name, what, expected, found = differences[0]
-        text = f"{name}: {what}: the ledger says {expected:,}, there are {found:,}"
+        name, what, expected, there = differences[0]
+        text = f"{name}: {what}: the ledger says {expected:,}, there are {there:,}"
     return Found(len(differences), text, columns, differences[:SAMPLE_ROWS])
 
 
@@ -234,8 +234,8 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
             what = f"batches ({operation})"
             yield table.name, what, batches, total, batches == total and is_complete
             if subject.is_staged:
-                found = staged.get((table.name, operation), 0)
-                yield table.name, f"rows ({operation})", records, found, records == found
+                rows = staged.get((table.name, operation), 0)
+                yield table.name, f"rows ({operation})", records, rows, records == rows
                 in_zip, rejected = members.get((table.name, operation), (0, 0))
                 accounted = rejected + (records if operation == "delete" else _inserted(changes))
                 what = f"records in the ZIP ({operation})"

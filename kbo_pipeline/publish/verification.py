@@ -88,13 +88,13 @@ class Verification:
         set_aside = set_aside if self.rejected_rows else ""
         if self.is_equal:
             return f"{self.published}: equal to {self.full}, {rows:,} rows{set_aside}"
-        told = (
+        differences = (
             f"{name} {drift.only_in_zip:,} only in the ZIP, {drift.only_in_register:,} only in the"
             " register"
             for name, drift in self.tables.items()
             if drift.rows
         )
-        return f"{self.published}: differs from {self.full}: {'; '.join(told)}{set_aside}"
+        return f"{self.published}: differs from {self.full}: {'; '.join(differences)}{set_aside}"
 
     def to_json(self) -> dict[str, Any]:
         """What was found, for programs."""

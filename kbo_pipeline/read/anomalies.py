@@ -76,10 +76,10 @@ def find_anomalies(
         *_far_from_baseline(rows, past_rows, "rows"),
         *_far_from_baseline(kinds, past_kinds, "entities"),
     ]
-    far.sort(key=lambda found: -found[0])
-    said = [found for _, found in far[:_MOST_COUNTS]]
-    said += list(_rare(kinds, past_kinds))[:_MOST_RARE]
-    return [*said, *_by_turns(most_kinds, most_entities)][:MOST]
+    far.sort(key=lambda anomaly: -anomaly[0])
+    anomalies = [anomaly for _, anomaly in far[:_MOST_COUNTS]]
+    anomalies += list(_rare(kinds, past_kinds))[:_MOST_RARE]
+    return [*anomalies, *_by_turns(most_kinds, most_entities)][:MOST]
 
 
 def median_of(past: Sequence[Counts], name: tuple[str, str]) -> int | None:
@@ -118,10 +118,10 @@ def _by_turns(
 ) -> Iterator[Anomaly]:
     named: set[str] = set()
     for turn in range(MOST):
-        for found, is_of_kinds in ((most_kinds, True), (most_entities, False)):
-            if turn >= len(found) or found[turn].enterprise_number in named:
+        for standouts, is_of_kinds in ((most_kinds, True), (most_entities, False)):
+            if turn >= len(standouts) or standouts[turn].enterprise_number in named:
                 continue
-            one = found[turn]
+            one = standouts[turn]
             named.add(one.enterprise_number)
             how = (
                 f"{one.kinds} kinds of changes at once"

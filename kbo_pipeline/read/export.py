@@ -134,10 +134,10 @@ def write_export(
             for done, (name, query) in enumerate(queries.items()):
                 report(name, done, len(queries))
                 tables[name] = _write(connection, query, unfinished / f"{name}.parquet")
-            found = Export(newest, snapshot_date, source_line, settings.privacy, tables)
-            text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
+            export = Export(newest, snapshot_date, source_line, settings.privacy, tables)
+            text = json.dumps(export.to_json(), indent=2, ensure_ascii=False)
             (unfinished / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
-    return found
+    return export
 
 
 def _write(connection: duckdb.DuckDBPyConnection, query: str, file: Path) -> ExportedFile:
@@ -169,9 +169,9 @@ def _check_replaceable(directory: Path) -> None:
 def _own_files(manifest: Path) -> set[str]:
     """The files of the export that a manifest speaks of; none when it is not one of ours."""
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        if found["format"] == FORMAT:
-            return {MANIFEST, *(str(table["file"]) for table in found["tables"].values())}
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content["format"] == FORMAT:
+            return {MANIFEST, *(str(table["file"]) for table in content["tables"].values())}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no manifest of ours, whatever it is: its directory stays
     return set()

@@ -17,14 +17,14 @@ _FALLBACK: tuple[Language, ...] = ("nl", "fr", "de")
 
 def codes_in(versions: Mapping[Table, Iterable[Row]]) -> tuple[str, ...]:
     """All codes that occur in rows of tables."""
-    found = {
+    codes = {
         row[column.name]
         for table, rows in versions.items()
         for column in table.columns
         if column.code_category
         for row in rows
     }
-    return tuple(sorted(found - {None}))
+    return tuple(sorted(codes - {None}))
 
 
 class Meanings:

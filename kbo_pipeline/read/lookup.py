@@ -69,11 +69,11 @@ def look_up(
     """
     asked = dotted(text)
     number = _enterprise_number(database, extracts, asked, extract)
-    found = _Reader(database, extracts, extract, language).enterprise(number)
-    if found is None:
+    enterprise = _Reader(database, extracts, extract, language).enterprise(number)
+    if enterprise is None:
         why = _why_not(database, extracts, ENTERPRISE, number, extract)
         raise NotFoundError(why if asked == number else f"{asked}: belongs to {why}")
-    return found
+    return enterprise
 
 
 def _enterprise_number(
@@ -191,14 +191,14 @@ class _Reader:
         )
 
     def _versions(self, table: Table, column: str, numbers: tuple[str, ...]) -> list[Row]:
-        found: list[Row] = []
+        rows: list[Row] = []
         for bound in sql.pieces("number", numbers):
             result = self.database.execute(
                 sql.versions(table, column, len(bound)), at=self.extract.number, **bound
             )
             names = [column[0] for column in result.description or ()]
-            found += [dict(zip(names, values, strict=True)) for values in result.fetchall()]
-        return sorted(found, key=lambda row: [str(value) for value in row.values()])
+            rows += [dict(zip(names, values, strict=True)) for values in result.fetchall()]
+        return sorted(rows, key=lambda row: [str(value) for value in row.values()])
 
     def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
         codes, at = codes_in(versions), self.extract.number
@@ -206,10 +206,10 @@ class _Reader:
             return Meanings(
                 self.database.execute(sql.DESCRIPTIONS, at=at).fetchall(), self.language
             )
-        found = []
+        rows = []
         for bound in sql.pieces("code", codes):
-            found += self.database.execute(sql.descriptions(len(bound)), at=at, **bound).fetchall()
-        return Meanings(found, self.language)
+            rows += self.database.execute(sql.descriptions(len(bound)), at=at, **bound).fetchall()
+        return Meanings(rows, self.language)
 
     def _holds(self, row: Row) -> bool:
         end = row["_deleted_at_extract"]
@@ -278,10 +278,10 @@ class _Parts:
 
 
 def _by_key(table: Table, rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    by_key: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row[table.key], []).append(row)
-    return found
+        by_key.setdefault(row[table.key], []).append(row)
+    return by_key
 
 
 def _place(order: Sequence[str], term: Term | None) -> int:
@@ -351,9 +351,9 @@ def dotted(text: str | int) -> str:
     if match is not None:
         digits = match[2].rjust(10, "0")
         for shape, dots in _DOTS:
-            found = shape.sub(dots, digits)
-            if any(re.fullmatch(t.columns[0].usual_number, found) for t in _NUMBERED):
-                return found
+            number = shape.sub(dots, digits)
+            if any(re.fullmatch(t.columns[0].usual_number, number) for t in _NUMBERED):
+                return number
     raise NotFoundError(
         f"{text[:40]!r} is no number of an enterprise, establishment unit or branch; expected one"
         " such as 0200.065.765, BE0200065765 or 2.000.000.339"

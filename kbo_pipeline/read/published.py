@@ -107,10 +107,10 @@ def _explained(database: Place) -> Iterator[None]:
 
 
 def _unreadable(database: Place, error: Exception) -> RegisterError:
-    said = f"{database}: {first_line(error)}"
+    reason = f"{database}: {first_line(error)}"
     if is_damage(error):
-        return DamagedError(f"{said}; kbo rebuild repairs it; if it is no register, move it away")
-    return RegisterError(f"{said}; move it away")
+        return DamagedError(f"{reason}; kbo rebuild repairs it; if it is no register, move it away")
+    return RegisterError(f"{reason}; move it away")
 
 
 def content_hash(connection: duckdb.DuckDBPyConnection) -> str:

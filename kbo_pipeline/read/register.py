@@ -165,8 +165,8 @@ class PublishedRegister:
         """
         if not hasattr(self._of_thread, "connection"):
             self._of_thread.connection = self._connect()
-        found: duckdb.DuckDBPyConnection = self._of_thread.connection
-        return found
+        connection: duckdb.DuckDBPyConnection = self._of_thread.connection
+        return connection
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         """Another connection to what is open; `USE` does not come along by itself."""

@@ -337,11 +337,11 @@ def _past_kinds(database: Database, lists: Sequence[Path]) -> tuple[Counts, ...]
     """What each of these lists holds, by table and kind."""
     if not lists:
         return ()
-    found: dict[str, dict[tuple[str, str], int]] = {str(file): {} for file in lists}
-    counted = database.execute(_COUNT_IN_FILES, files=list(found)).fetchall()
-    for file, table, kind, count in counted:
-        found[file][table, kind] = count
-    return tuple(found.values())
+    by_file: dict[str, dict[tuple[str, str], int]] = {str(file): {} for file in lists}
+    rows = database.execute(_COUNT_IN_FILES, files=list(by_file)).fetchall()
+    for file, table, kind, count in rows:
+        by_file[file][table, kind] = count
+    return tuple(by_file.values())
 
 
 def _standouts(database: Database, query: str, least: int) -> list[Standout]:
@@ -433,8 +433,8 @@ def _rejected(report: ChangeReport) -> Iterator[str]:
 def _unusual(report: ChangeReport) -> Iterator[str]:
     if not report.unusual:
         yield "Nothing stands out."
-    for place, found in enumerate(report.unusual, start=1):
-        yield f"{place}. **{escaped(found.subject)}**: {found.text}."
+    for place, anomaly in enumerate(report.unusual, start=1):
+        yield f"{place}. **{escaped(anomaly.subject)}**: {anomaly.text}."
 
 
 def _examples(report: ChangeReport) -> Iterator[str]:

@@ -66,15 +66,15 @@ def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> li
     if words:
         values |= {"phrase": " ".join(words), **sql.bind("word", words)}
     values |= _values(database, criteria, newest)
-    found = database.execute(sql.find(len(words), values.keys()), **values).fetchall()
-    numbers = [number for number, _, _ in found]
+    hits = database.execute(sql.find(len(words), values.keys()), **values).fetchall()
+    numbers = [number for number, _, _ in hits]
     described: dict[str, tuple[str, str, str | None, str | None, str | None, date | None]] = {}
     for bound in sql.pieces("number", numbers):
         rows = database.execute(sql.described(len(bound)), **bound).fetchall()
         described |= {row[0]: row for row in rows}
     return [
         Match(*described[number], matched_number, matched_name)
-        for number, matched_number, matched_name in found
+        for number, matched_number, matched_name in hits
     ]
 
 
@@ -93,8 +93,8 @@ def check_known(database: Database, criteria: Criteria, newest: PublishedExtract
         bound = {key: value for key, value in values.items() if f"${key}" in statement}
         if database.row(statement, **bound) is None:
             version = values.get("nace_version")
-            said = sql.HAS_NOT[name].format(version=f" {version}" if version else "")
-            raise NotFoundError(f"{str(values[name])[:40]!r}: {said} in the register")
+            reason = sql.HAS_NOT[name].format(version=f" {version}" if version else "")
+            raise NotFoundError(f"{str(values[name])[:40]!r}: {reason} in the register")
 
 
 def _values(database: Database, criteria: Criteria, newest: PublishedExtract) -> dict[str, Any]:

@@ -260,12 +260,12 @@ def named(extracts: Sequence[PublishedExtract], name: ExtractName) -> PublishedE
             return of_day[0]
         raise NotFoundError(f"{name}: no published extract is of that day; {_days(extracts)}")
     number, key = _number_or_key(name)
-    found = next((extract for extract in extracts if extract.number == number), None)
-    if found is None:
+    extract = next((extract for extract in extracts if extract.number == number), None)
+    if extract is None:
         raise NotFoundError(f"{name}: not among the published extracts; {_known(extracts)}")
-    if key not in (None, found.key):
-        raise NotFoundError(f"{name}: not among the published extracts; {found.key} is")
-    return found
+    if key not in (None, extract.key):
+        raise NotFoundError(f"{name}: not among the published extracts; {extract.key} is")
+    return extract
 
 
 def state_at(extracts: Sequence[PublishedExtract], name: ExtractName) -> PublishedExtract:
@@ -277,10 +277,10 @@ def state_at(extracts: Sequence[PublishedExtract], name: ExtractName) -> Publish
     day = as_date(name)
     if day is None:
         return named(extracts, name)
-    found = next((extract for extract in extracts if extract.snapshot_date <= day), None)
-    if found is None or day > max(extract.snapshot_date for extract in extracts):
+    newest = next((extract for extract in extracts if extract.snapshot_date <= day), None)
+    if newest is None or day > max(extract.snapshot_date for extract in extracts):
         raise NotFoundError(f"{name}: the state of that day is not known; {_days(extracts)}")
-    return found
+    return newest
 
 
 def as_date(name: ExtractName) -> datetime.date | None:

@@ -105,14 +105,14 @@ def discard_staged(directory: Path, newest: int) -> None:
         directory: where staging files are.
         newest: number of the newest published extract.
     """
-    found: dict[ExtractKey, list[Path]] = {}
+    by_key: dict[ExtractKey, list[Path]] = {}
     for path in directory.glob("*"):
         try:
             key = ExtractKey.parse(path.name.split(".", 1)[0])
         except ExtractError:
             continue
-        found.setdefault(key, []).append(path)
-    for key, paths in found.items():
+        by_key.setdefault(key, []).append(path)
+    for key, paths in by_key.items():
         lock = directory / f"{key}.lock"
         if key.number > newest or is_locked(lock):
             continue
