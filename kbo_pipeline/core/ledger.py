@@ -66,8 +66,12 @@ class PublishedState:
 def read_published_state(connection: duckdb.DuckDBPyConnection) -> PublishedState:
     """What the register that is the default database of the connection says of its extracts."""
     published = connection.execute(
-        "SELECT extract_number, extract_type, sha256 FROM import_jobs WHERE status = 'completed'"
-        " ORDER BY extract_number DESC, completed_at DESC"
+        """
+        SELECT extract_number, extract_type, sha256
+        FROM import_jobs
+        WHERE status = 'completed'
+        ORDER BY extract_number DESC, completed_at DESC
+        """
     ).fetchall()
     rows = connection.execute(
         "SELECT extract_number, extract_type FROM import_jobs WHERE status = 'rolled_back'"
@@ -105,13 +109,18 @@ def read_ledger_entries(connection: duckdb.DuckDBPyConnection) -> tuple[LedgerEn
     all extracts. Times and attempts are not in it.
     """
     rows = connection.execute(
-        "SELECT j.extract_number, j.extract_type, j.sha256, j.total_batches,"
-        " coalesce(sum(b.records_count), 0)::BIGINT,"
-        " string_agg(concat_ws(' ', b.table_name, b.batch_number, b.operation, b.status,"
-        " b.records_count, b.rows_closed, b.rows_opened, b.rows_unchanged, b.duplicates_dropped),"
-        " ';' ORDER BY b.table_name, b.batch_number, b.operation)"
-        " FROM import_jobs j LEFT JOIN import_job_batches b ON b.job_id = j.id"
-        " WHERE j.status = 'completed' GROUP BY ALL ORDER BY j.extract_number"
+        """
+        SELECT j.extract_number, j.extract_type, j.sha256, j.total_batches,
+            coalesce(sum(b.records_count), 0)::BIGINT,
+            string_agg(concat_ws(' ', b.table_name, b.batch_number, b.operation, b.status,
+            b.records_count, b.rows_closed, b.rows_opened, b.rows_unchanged, b.duplicates_dropped),
+            ';' ORDER BY b.table_name, b.batch_number, b.operation)
+        FROM import_jobs j
+        LEFT JOIN import_job_batches b ON b.job_id = j.id
+        WHERE j.status = 'completed'
+        GROUP BY ALL
+        ORDER BY j.extract_number
+        """
     ).fetchall()
     chain: list[LedgerEntry] = []
     for number, kind, zip_hash, batches, records, applied in rows:

@@ -11,15 +11,19 @@ from kbo_pipeline.core.tables import Column, Table
 
 VERSION_TABLE = "schema_version"
 
-CREATE_VERSION = (
-    f"CREATE TABLE {VERSION_TABLE} (version INTEGER NOT NULL, description VARCHAR NOT NULL,"
-    " migrated_at TIMESTAMPTZ NOT NULL)"
+CREATE_VERSION = f"""
+CREATE TABLE {VERSION_TABLE} (
+    version INTEGER NOT NULL,
+    description VARCHAR NOT NULL,
+    migrated_at TIMESTAMPTZ NOT NULL
 )
+"""
 
 NOTE_VERSION = f"INSERT INTO {VERSION_TABLE} VALUES ($version, $description, now())"
 
 _OPERATIONS = "'delete', 'insert'"
-STATUSES = "('pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"
+STATUSES = """(
+        'pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"""
 
 CREATE_REJECTED = """
 CREATE TABLE IF NOT EXISTS rejected_row (
@@ -87,12 +91,12 @@ def show_older(name: str, source: str, columns: Mapping[str, str], there: Collec
         columns: types of today, by their names.
         there: the names of those that it has; none when the table is not there.
     """
-    listed = ", ".join(
+    listed = ",\n    ".join(
         column if column in there else f"NULL::{kind} AS {column}"
         for column, kind in columns.items()
     )
     rows = f"FROM {source}.{name}" if there else "WHERE false"
-    return f"CREATE VIEW main.{name} AS SELECT {listed} {rows}"
+    return f"CREATE VIEW main.{name} AS\nSELECT {listed}\n{rows}"
 
 
 def attach_empty(name: str) -> str:
@@ -114,7 +118,8 @@ def create_register_table(table: Table) -> str:
     columns = [
         f"{c.name} {c.type}{' NOT NULL' if c.name == table.key else ''}" for c in table.columns
     ]
-    return f"CREATE TABLE IF NOT EXISTS {table.name} ({', '.join((*columns, *VERSION_COLUMNS))})"
+    listed = ",\n    ".join((*columns, *VERSION_COLUMNS))
+    return f"CREATE TABLE IF NOT EXISTS {table.name} (\n    {listed}\n)"
 
 
 def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:

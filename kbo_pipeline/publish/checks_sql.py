@@ -110,7 +110,8 @@ FROM {source}
 WHERE {of_several}
 GROUP BY 1
 HAVING count(*) > 1"""
-    versions = f"""SELECT uuid() AS row_id, {row}, _extract_number, _deleted_at_extract
+    versions = f"""SELECT uuid() AS row_id, _extract_number, _deleted_at_extract,
+    {listed(table.column_names)}
 FROM {source}
 WHERE {of_several}
     AND hash({row}) IN (
@@ -169,7 +170,8 @@ def unknown_codes(table: Table, source: str) -> str:
     columns = code_columns(table)
     parameters = {name for c in columns for name in re.findall(r"{(\w+)}", c.code_category or "")}
     grouped = listed(sorted({c.name for c in columns} | parameters))
-    used = f"""SELECT {grouped}, min({table.key}) AS example, count(*) AS used_by
+    used = f"""SELECT {grouped},
+    min({table.key}) AS example, count(*) AS used_by
 FROM {source}
 WHERE _is_current
 GROUP BY ALL"""

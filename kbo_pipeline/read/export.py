@@ -143,7 +143,7 @@ def write_export(
 def _write(connection: duckdb.DuckDBPyConnection, query: str, file: Path) -> ExportedFile:
     columns = connection.execute(f"DESCRIBE {query}").fetchall()
     ((rows,),) = connection.execute(
-        f"COPY ({query}) TO {literal(file)} (FORMAT parquet, COMPRESSION zstd)"
+        f"COPY (\n{query}\n)\nTO {literal(file)}\n(FORMAT parquet, COMPRESSION zstd)"
     ).fetchall()
     with file.open("rb") as stream:
         sha256 = file_digest(stream, "sha256").hexdigest()

@@ -248,8 +248,8 @@ def make_report(
             changes = directory / CHANGES_FILE
             with replace_atomically(changes) as temporary:
                 connection.execute(
-                    f"COPY report_changes TO {literal(temporary)}"
-                    " (FORMAT parquet, COMPRESSION zstd)"
+                    f"COPY report_changes\nTO {literal(temporary)}\n"
+                    "(FORMAT parquet, COMPRESSION zstd)"
                 )
             plot = directory / PLOT_FILE
             picture = draw(bars_of(report), settings.work_dir / "matplotlib")

@@ -102,7 +102,10 @@ def missing_keys(table: Table) -> str:
 
 
 def _is_not(column: Column, pattern: str) -> str:
-    return f"NOT coalesce(regexp_full_match({column.name}, '{pattern}'), false)"
+    return f"""NOT coalesce(
+        regexp_full_match({column.name},
+            '{pattern}'),
+        false)"""
 
 
 def differing_rows(table: Table) -> str:
@@ -112,8 +115,16 @@ def differing_rows(table: Table) -> str:
     )
     superseded = _rows_superseded(table)
     return f"""SELECT count(DISTINCT s.{table.key})
-FROM (SELECT * FROM {table.name} WHERE rowid IN ({superseded})) s
-ANTI JOIN (SELECT * FROM {table.name} WHERE rowid NOT IN ({superseded})) t
+FROM (
+    SELECT *
+    FROM {table.name}
+    WHERE rowid IN ({superseded})
+) s
+ANTI JOIN (
+    SELECT *
+    FROM {table.name}
+    WHERE rowid NOT IN ({superseded})
+) t
     ON {same}"""
 
 

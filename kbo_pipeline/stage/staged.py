@@ -151,8 +151,10 @@ def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] =
     )
     batches = connection.execute("FROM staging.batch ORDER BY batch_number").fetchall()
     counted = connection.execute(
-        "SELECT table_name, batch_number, operation, records_count, superseded_count"
-        " FROM staging.batch_records"
+        """
+        SELECT table_name, batch_number, operation, records_count, superseded_count
+        FROM staging.batch_records
+        """
     ).fetchall()
     ((rejected_rows,),) = connection.execute("SELECT count(*) FROM staging.rejected_row").fetchall()
     return Staged(

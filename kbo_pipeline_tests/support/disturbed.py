@@ -13,7 +13,7 @@ import pytest
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.processes.children import end_leftovers
 from kbo_pipeline.read.published import content_hash
-from kbo_pipeline.sample import Sample
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.lakes import ASKED_FOR
 from kbo_pipeline_tests.support.pipeline import Pipeline, fetch, materializations

@@ -161,8 +161,13 @@ def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Snapshot:
         "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
     ).fetchone()
     batches = connection.execute(
-        "SELECT batch_number FROM import_job_batches WHERE job_id = $id"
-        " GROUP BY batch_number HAVING bool_and(status = 'completed')",
+        """
+        SELECT batch_number
+        FROM import_job_batches
+        WHERE job_id = $id
+        GROUP BY batch_number
+        HAVING bool_and(status = 'completed')
+        """,
         {"id": half_applied[0] if half_applied else ""},
     ).fetchall()
     return Snapshot(
