@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 LONG ?= long
 # What speaks of the import and of reading what came of it.
 LAKE := core/register core/register_property core/rollback core/views core/reading core/reading_commands \
-	core/searching core/changes core/verifying core/ducklake dagster/end_to_end dagster/checks_end_to_end \
+	core/searching core/changes core/verifying core/ducklake dagster/end_to_end stack/checks_end_to_end \
 	dagster/cancel_and_pause stack/failed_batches stack/rollback_end_to_end stack/lake_end_to_end stack/lake_s3
 # A file is done by one process: its tests may share what is costly to make.
 PYTEST := $(RUN)/python -m pytest --dist loadfile

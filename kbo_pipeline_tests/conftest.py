@@ -18,11 +18,13 @@ _MARKED = {"stack": "long", "browser": "browser"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of whole stacks as long, and those of the browser as such."""
+    """Marks whole stacks as long, and the browser as such; both have 10 minutes for a test."""
     for item in items:
         layer = item.path.relative_to(Path(__file__).parent).parts[0]
         if layer in _MARKED:
             item.add_marker(_MARKED[layer])
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(600))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -310,3 +310,24 @@ def test_kbo_start_names_a_port_that_is_taken(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"kbo: KBO_UI_PORT: port {port} is taken")
     assert not (tmp_path / "postgres").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "refused"),
+    [
+        ((), {"KBO_CODE_HOST": "code"}, "KBO_CODE_HOST: is for processes on several hosts"),
+        (("--only", "web"), {}, "KBO_CODE_HOST: not set; kbo start --only web"),
+        (("--only", "code"), {"KBO_CODE_HOST": "code"}, "DAGSTER_POSTGRES_URL: not set"),
+        (
+            ("--only", "code"),
+            {"KBO_CODE_HOST": "192.0.2.1", "DAGSTER_POSTGRES_URL": "postgresql://a@b/c"},
+            "KBO_CODE_PORT: cannot listen on 192.0.2.1:3030",
+        ),
+    ],
+)
+def test_a_part_is_refused_what_it_cannot_run_with(
+    tmp_path: Path, arguments: tuple[str, ...], settings: dict[str, str], refused: str
+) -> None:
+    done = Pipeline(tmp_path / "data", settings).kbo("start", *arguments, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"kbo: {refused}")

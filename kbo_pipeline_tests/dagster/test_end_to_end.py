@@ -18,8 +18,6 @@ from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
 from kbo_pipeline_tests.support.state_page import unnamed
 from kbo_pipeline_tests.support.zips import Row
 
-pytestmark = pytest.mark.long
-
 SAMPLE = Sample(enterprises=120, seed=7)
 UPDATES = 5
 
@@ -97,6 +95,7 @@ def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
     assert unnamed(pipeline.directory) == []  # docs/state.md
 
 
+@pytest.mark.long
 def test_history_holds_the_state_of_every_extract_and_their_differences(
     pipeline: Pipeline, zips: list[Path], numbers: list[int]
 ) -> None:
@@ -116,6 +115,7 @@ def test_history_holds_the_state_of_every_extract_and_their_differences(
             assert fetch(connection, f"SELECT count(*) FROM main.{table.name}") == versions
 
 
+@pytest.mark.long
 def test_a_full_that_differs_from_nothing_adds_no_row_version(
     pipeline: Pipeline, zips: list[Path], numbers: list[int], tmp_path: Path
 ) -> None:
@@ -140,6 +140,7 @@ def test_a_full_that_differs_from_nothing_adds_no_row_version(
         assert fetch(connection, "SELECT max(extract_number) FROM import_jobs") == last + 1
 
 
+@pytest.mark.long
 def test_the_same_extract_twice_does_nothing_and_says_so(
     pipeline: Pipeline, zips: list[Path]
 ) -> None:
@@ -149,6 +150,7 @@ def test_the_same_extract_twice_does_nothing_and_says_so(
     assert pipeline.publication() == before
 
 
+@pytest.mark.long
 def test_an_update_out_of_order_is_refused_with_the_number_that_is_expected(
     pipeline: Pipeline, numbers: list[int], tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_an_update_out_of_order_is_refused_with_the_number_that_is_expected(
     assert pipeline.publication() == before
 
 
+@pytest.mark.long
 def test_a_rename_without_an_enterprise_row_changes_the_primary_name(
     pipeline: Pipeline, zips: list[Path], numbers: list[int]
 ) -> None:
@@ -188,6 +191,7 @@ def test_a_rename_without_an_enterprise_row_changes_the_primary_name(
     assert changed
 
 
+@pytest.mark.long
 def test_primary_names_follow_the_documented_rule(
     pipeline: Pipeline, zips: list[Path], numbers: list[int]
 ) -> None:
@@ -210,6 +214,7 @@ def test_primary_names_follow_the_documented_rule(
         assert (dutch, french, german) == (mine.get("2"), mine.get("1"), mine.get("3"))
 
 
+@pytest.mark.long
 def test_status_of_a_published_extract_has_the_promised_fields(pipeline: Pipeline) -> None:
     found = json.loads(pipeline.kbo("status", "0140-full", "--json").stdout)
     assert list(found) == [
@@ -232,6 +237,7 @@ def test_status_of_a_published_extract_has_the_promised_fields(pipeline: Pipelin
     assert found["failed_batches"] == []
 
 
+@pytest.mark.long
 def test_two_imports_of_one_extract_at_once_publish_it_once(
     tmp_path: Path, zips: list[Path]
 ) -> None:

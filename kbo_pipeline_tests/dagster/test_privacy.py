@@ -5,15 +5,20 @@ import os
 import stat
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from kbo_pipeline.core.env_file import open_secrets
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.repair import disk_checks
 from kbo_pipeline.operate.repair.findings import Finding
+from kbo_pipeline.operate.repair.repair import repair_installation
 from kbo_pipeline_tests.support import REPOSITORY
+from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.zips import Row, write_extract
 
 SECRET = "canary"
 PACKAGE = REPOSITORY / "kbo_pipeline"
@@ -179,3 +184,23 @@ def test_a_postgresql_far_away_needs_a_password_and_encryption(
         assert finding.remedy
     assert SECRET not in str(found)
     assert list(disk_checks.check_postgres_url(settings)) == []
+
+
+def test_views_of_another_privacy_are_made_anew_once(tmp_path: Path) -> None:
+    core = Core(tmp_path)
+    rows: list[Row] = [
+        (number, "AC", "000", kind, None, None, None)
+        for number, kind in (("0403.170.701", "2"), ("0500.000.097", "1"))
+    ]
+    core.import_zip(write_extract(tmp_path, ExtractKey(140, "full"), {"enterprise": rows}))
+    settings = core.settings | {"KBO_PRIVACY": "legal-persons"}
+    said: list[str] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(2):
+            repair_installation(instance, load_settings(settings, tmp_path), said.append)
+    told, renewed = said  # what is published is told to Dagster; the second time nothing is left
+    assert "0140-full: published, but unknown to Dagster" in told
+    assert renewed == f"{core.readers}: its views were recreated"
+    with core.read() as reader:
+        shown = reader.execute("SELECT enterprise_number FROM current.enterprise").fetchall()
+    assert shown == [("0403.170.701",)]

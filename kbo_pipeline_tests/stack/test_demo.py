@@ -22,7 +22,6 @@ def processes_in(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_a_stopped_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path / "settings")

@@ -37,7 +37,6 @@ def pipeline(tmp_path: Path, zip_file: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
     pipeline: Pipeline,
@@ -85,7 +84,6 @@ def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
 
 
 @pytest.mark.rare
-@pytest.mark.long
 def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pipeline) -> None:
     with running_server(pipeline) as server:
         said = (pipeline.directory / "start.log").read_text()
@@ -109,7 +107,6 @@ def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pip
     assert pipeline.is_published
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_stages_follow_each_other_by_themselves_in_extract_order(
     pipeline: Pipeline, tmp_path: Path
@@ -128,7 +125,6 @@ def test_stages_follow_each_other_by_themselves_in_extract_order(
     assert _published(pipeline) == 141
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_a_run_that_kbo_start_was_stopped_in_goes_on_after_the_next_start(
     pipeline: Pipeline,

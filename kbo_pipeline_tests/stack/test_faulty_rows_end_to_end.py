@@ -4,15 +4,12 @@ import json
 from pathlib import Path
 
 import dagster as dg
-import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import CONTACT
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.zips import csv_text, rows_for, write_extract
-
-pytestmark = pytest.mark.long
 
 FULL, UPDATE, NEXT = "0140-full", "0141-update", "0142-update"
 NUMBERS = [f"0200.{number:03d}.000" for number in range(30)]

@@ -38,7 +38,6 @@ def child_of(process: psutil.Process, module: str) -> psutil.Process:
     return found
 
 
-@pytest.mark.long
 @pytest.mark.rare
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -104,24 +103,3 @@ def test_parts_on_three_hosts_import_a_full_and_an_update(tmp_path: Path) -> Non
             assert not [name for name in names if name.endswith((".duckdb", ".zip"))], names
             assert not (network[part].files / "data" / "postgres").exists()
         assert os.listdir(code.files / "tmp") == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "settings", "refused"),
-    [
-        ((), {"KBO_CODE_HOST": "code"}, "KBO_CODE_HOST: is for processes on several hosts"),
-        (("--only", "web"), {}, "KBO_CODE_HOST: not set; kbo start --only web"),
-        (("--only", "code"), {"KBO_CODE_HOST": "code"}, "DAGSTER_POSTGRES_URL: not set"),
-        (
-            ("--only", "code"),
-            {"KBO_CODE_HOST": "192.0.2.1", "DAGSTER_POSTGRES_URL": "postgresql://a@b/c"},
-            "KBO_CODE_PORT: cannot listen on 192.0.2.1:3030",
-        ),
-    ],
-)
-def test_a_part_is_refused_what_it_cannot_run_with(
-    tmp_path: Path, arguments: tuple[str, ...], settings: dict[str, str], refused: str
-) -> None:
-    done = Pipeline(tmp_path / "data", settings).kbo("start", *arguments, check=False)
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith(f"kbo: {refused}")

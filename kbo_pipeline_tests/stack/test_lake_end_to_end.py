@@ -26,7 +26,6 @@ def copy(pipeline: Pipeline, source: str | Path, target: str | Path, lake: Lake)
     return said.split()[-1]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1800)  # a minute where nothing else is at work
 def test_commands_import_into_a_lake_what_they_import_into_a_file_and_copy_it_out_and_in(
     tmp_path: Path,

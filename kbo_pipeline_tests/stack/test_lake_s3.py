@@ -22,7 +22,7 @@ from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.lakes import new_lake, variables
 from kbo_pipeline_tests.support.pipeline import Pipeline
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.timeout(1200)]
 
 BUCKET, PREFIX = "kbo-register", "of/belgium"
 SECRET = "canary/+secret"

@@ -107,7 +107,6 @@ def check_register(pipeline: Pipeline, number: int) -> None:
             assert fetch(reader, twice) == 0
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
     server: Server, pipeline: Pipeline, portal: Portal
@@ -124,7 +123,6 @@ def test_what_is_on_offer_is_published_untouched_and_so_is_what_comes_later(
     wait_until(lambda: said in pipeline.kbo("status").stdout)  # which the next poll finds out
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_a_gap_is_bridged_by_a_full_and_the_reason_is_said_whatever_the_portal_does(
     server: Server, pipeline: Pipeline, portal: Portal
@@ -169,7 +167,6 @@ FAULTS: dict[str, list[Fault]] = {
 """What heals by itself: the extract is published though this happened."""
 
 
-@pytest.mark.long
 @pytest.mark.rare
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FAULTS)
@@ -226,7 +223,6 @@ class Webhook:
         return f"http://127.0.0.1:{self.server.server_address[1]}/secret-canary-path"
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_a_refused_password_is_tried_once_and_told_once_until_env_has_changed(
     tmp_path: Path, portal: Portal

@@ -75,7 +75,6 @@ def assert_green(instance: dg.DagsterInstance, batches: list[str]) -> None:
     assert set(states(instance).values()) == {"MATERIALIZED"}
 
 
-@pytest.mark.long
 def test_kbo_rollback_and_kbo_retry_while_a_reader_reads(
     pipeline: Pipeline, zips: list[Path]
 ) -> None:
@@ -145,7 +144,6 @@ def shown(server: Server, asset: str) -> set[str]:
     return set(statuses["materializedPartitions"])
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_the_job_in_the_ui_and_its_partitions_in_the_ui(
     pipeline: Pipeline, zips: list[Path]
@@ -182,7 +180,6 @@ def test_the_job_in_the_ui_and_its_partitions_in_the_ui(
 JOBS = ("stage_extract", "apply_batches", "publish_extract")
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) -> None:
     (pipeline.directory / "downloads").mkdir()
@@ -212,7 +209,6 @@ def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) 
             assert found == dict.fromkeys(batches, "MATERIALIZED")
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_a_rollback_that_was_killed_is_brought_to_its_end_by_the_command(
     pipeline: Pipeline, zips: list[Path]

@@ -83,7 +83,6 @@ def files_with_secrets(directory: Path) -> list[Path]:
     ]
 
 
-@pytest.mark.long
 @pytest.mark.rare
 def test_passwords_are_left_nowhere(tmp_path: Path) -> None:
     sample = Sample(enterprises=60, seed=3)

@@ -8,8 +8,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import Pipeline
@@ -19,7 +17,6 @@ EXTRACT = "0140-full"
 WATCH = ("kbo_pipeline.cli", "status", EXTRACT, "--watch")
 
 
-@pytest.mark.long
 def test_who_watches_an_import_sees_it_go_on_until_it_is_published(tmp_path: Path) -> None:
     zip_file = Sample(enterprises=1500, seed=5).write_full(tmp_path, 140)
     pipeline = Pipeline(tmp_path / "data", {"KBO_MAX_BATCHES": "40"})

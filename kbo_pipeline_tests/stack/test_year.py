@@ -82,7 +82,6 @@ def rows(instance: dg.DagsterInstance, table: str) -> int:
         return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar() or 0)
 
 
-@pytest.mark.long
 @pytest.mark.rare
 @pytest.mark.timeout(3600)
 def test_a_year_of_extracts_is_as_quick_as_the_first_days(

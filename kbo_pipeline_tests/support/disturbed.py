@@ -98,3 +98,8 @@ def check_published(pipeline: Pipeline, undisturbed: str) -> None:
             "SELECT status, count(*) FROM import_job_batches GROUP BY status"
         ).fetchall()
         assert rows == [("completed", 7 * total)]
+
+
+def of_postgres(words: list[str]) -> bool:
+    """Whether a command line is of the embedded server, or of what stops it at last."""
+    return "postgres" in words[0] or "kbo_pipeline.operate.processes.keeper" in words

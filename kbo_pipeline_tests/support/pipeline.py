@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -180,3 +181,17 @@ def forget_everything(instance: dg.DagsterInstance) -> None:
 
 
 BAD = (2, 4)
+
+
+def log_entry(
+    run: dg.DagsterRun, event: dg.DagsterEvent, timestamp: float | None = None
+) -> dg.EventLogEntry:
+    return dg.EventLogEntry(  # type: ignore[no-untyped-call]
+        error_info=None,
+        level="debug",
+        user_message="",
+        run_id=run.run_id,
+        timestamp=timestamp or time.time(),
+        job_name=run.job_name,
+        dagster_event=event,
+    )

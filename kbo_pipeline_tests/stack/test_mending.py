@@ -5,14 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.operate.repair.repair import read_recorded, repair_installation
+from kbo_pipeline.operate.repair.repair import read_recorded
 from kbo_pipeline.operate.runs.partitions import register_extract, staging_asset
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.stage.staged import staging_file
@@ -20,12 +18,8 @@ from kbo_pipeline_tests.support.core import Core, chain_of, flip, hash_of
 from kbo_pipeline_tests.support.pipeline import BAD, Pipeline
 from kbo_pipeline_tests.support.postgres import leave
 from kbo_pipeline_tests.support.server import PATIENCE, running_server
-from kbo_pipeline_tests.support.zips import Row, write_extract
 
 FULL, UPDATE, NEXT = (ExtractKey.parse(k) for k in ("0140-full", "0141-update", "0142-update"))
-
-
-pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -223,23 +217,3 @@ def test_what_has_to_come_again_is_noted_before_anything_is_changed(
     aside.unlink()
     assert f"{UPDATE}: staging" in pipeline.kbo("rebuild").stdout
     assert not (pipeline.directory / "work" / "lost").exists()
-
-
-def test_views_of_another_privacy_are_made_anew_once(tmp_path: Path) -> None:
-    core = Core(tmp_path)
-    rows: list[Row] = [
-        (number, "AC", "000", kind, None, None, None)
-        for number, kind in (("0403.170.701", "2"), ("0500.000.097", "1"))
-    ]
-    core.import_zip(write_extract(tmp_path, FULL, {"enterprise": rows}))
-    settings = core.settings | {"KBO_PRIVACY": "legal-persons"}
-    said: list[str] = []
-    with dg.DagsterInstance.ephemeral() as instance:
-        for _ in range(2):
-            repair_installation(instance, load_settings(settings, tmp_path), said.append)
-    told, renewed = said  # what is published is told to Dagster; the second time nothing is left
-    assert "0140-full: published, but unknown to Dagster" in told
-    assert renewed == f"{core.readers}: its views were recreated"
-    with core.read() as reader:
-        shown = reader.execute("SELECT enterprise_number FROM current.enterprise").fetchall()
-    assert shown == [("0403.170.701",)]

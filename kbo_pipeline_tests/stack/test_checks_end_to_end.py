@@ -25,8 +25,6 @@ from kbo_pipeline_tests.support.sound import (
 )
 from kbo_pipeline_tests.support.zips import Row, write_extract
 
-pytestmark = pytest.mark.long
-
 FULL, UPDATE, NEXT = "0140-full", "0141-update", "0142-update"
 LOSS = (
     f"{UPDATE}: not published: contact: 29 of 1,000 rows lost (2.9 %), more than"
