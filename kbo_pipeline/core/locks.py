@@ -36,12 +36,19 @@ def exclusive_lock(file: Path, timeout: float = 0.0) -> Iterator[None]:
 
 
 def is_locked(file: Path) -> bool:
-    """Tells whether some process holds the lock that `file` stands for."""
+    """Tells whether some process holds the lock that `file` stands for; a directory may, too."""
     try:
-        with exclusive_lock(file):
-            return False
-    except StorageError:
+        access = os.O_RDONLY if file.is_dir() else os.O_RDWR
+        descriptor = os.open(file, access | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def hold_until_exit(file: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.files import make_private, replace_atomically
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.parts import Part, suffix
 
@@ -133,7 +133,7 @@ def drop_leftovers(settings: Settings, part: Part | None) -> None:
         found += parent.glob(f"{prefix}*")
     for path in found:
         with suppress(OSError):  # another's, or gone
-            if path.lstat().st_uid == os.geteuid() and path.is_dir() and not _is_in_use(path):
+            if path.lstat().st_uid == os.geteuid() and path.is_dir() and not is_locked(path):
                 shutil.rmtree(path)
 
 
@@ -208,17 +208,6 @@ def _takes_sockets(directory: Path) -> bool:
             return False
     path.unlink()
     return True
-
-
-def _is_in_use(directory: Path) -> bool:
-    lock = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

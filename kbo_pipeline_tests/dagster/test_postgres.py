@@ -23,6 +23,7 @@ from sqlalchemy import make_url
 
 import kbo_pipeline
 from kbo_pipeline.core.errors import SettingsError, StorageError
+from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.operate.processes import postgres, storage
 from kbo_pipeline.operate.processes.postgres import (
@@ -214,9 +215,7 @@ def keeper(directory: Path) -> list[psutil.Process]:
 
 def wait_for_keeper(directory: Path) -> psutil.Process:
     deadline = time.monotonic() + 60
-    while len(found := keeper(directory)) != 1 or postgres._Server(directory)._is_free(
-        "keeper.lock"
-    ):
+    while len(found := keeper(directory)) != 1 or not is_locked(directory / "keeper.lock"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found[0]
@@ -261,7 +260,7 @@ def test_a_killed_keeper_is_replaced_by_the_next_user(
     first.line()
     killed = wait_for_keeper(directory)
     killed.kill()
-    while not postgres._Server(directory)._is_free("keeper.lock"):
+    while is_locked(directory / "keeper.lock"):
         time.sleep(0.01)
     second = start(USER, directory)
     second.line()

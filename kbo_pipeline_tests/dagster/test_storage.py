@@ -13,6 +13,7 @@ from kbo_pipeline.core.extracts import BatchKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.operate.instance import INSTANCE_FILE
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 
@@ -50,3 +51,18 @@ def test_events_that_come_together_are_stored_by_one_statement(
             assert newest is not None
             assert newest.asset_materialization is not None
             assert newest.asset_materialization.partition == batches[-1]
+
+
+def test_a_dagster_yaml_that_names_the_modules_of_before_is_opened(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path / "data", {"DAGSTER_HOME": str(tmp_path)})
+    text = INSTANCE_FILE.read_text()
+    for now, before in (
+        ("kbo_pipeline.operate.processes.storage", "kbo_pipeline.defs.storage"),
+        ("kbo_pipeline.operate.processes.launcher", "kbo_pipeline.defs.launching"),
+    ):
+        assert now in text
+        text = text.replace(now, before)
+    (tmp_path / "dagster.yaml").write_text(text)
+    code = "import dagster as dg; i = dg.DagsterInstance.get(); print(i.get_runs(), i.run_launcher)"
+    out = pipeline.run("-c", code).stdout
+    assert out.startswith("[] ") and "KboRunLauncher" in out

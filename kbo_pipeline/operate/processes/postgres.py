@@ -41,6 +41,7 @@ from sqlalchemy.exc import ArgumentError
 
 from kbo_pipeline.core.errors import SettingsError, StorageError
 from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.locks import is_locked
 
 _USER = "postgres"
 _NO_PID = 2**31 - 1  # higher than any system counts
@@ -255,7 +256,7 @@ class _Server:
             return is_stopped
 
     def _stop_if_unused(self) -> bool:
-        if not self._is_free("users.lock"):
+        if is_locked(self.directory / "users.lock"):
             return False
         socket_dir = self._running()
         if socket_dir is not None:
@@ -296,7 +297,7 @@ class _Server:
 
     def _ensure_keeper(self) -> None:
         """Starts the process that stops the server when the last user cannot; one is enough."""
-        if not self._is_free("keeper.lock"):
+        if is_locked(self.directory / "keeper.lock"):
             return
         if self._keeper is not None:
             self._keeper.poll()  # reaped
@@ -319,24 +320,14 @@ class _Server:
     def _wait_for_keeper(self) -> None:
         """Until it has ended too, so that nothing of ours is left; it finds nothing to do."""
         deadline = time.monotonic() + _KEEPER_SECONDS
-        while not self._is_free("keeper.lock") and not (self.data / "postmaster.pid").exists():
+        lock, server = self.directory / "keeper.lock", self.data / "postmaster.pid"
+        while is_locked(lock) and not server.exists():
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)
         if self._keeper is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(_KEEPER_SECONDS)
-
-    def _is_free(self, name: str) -> bool:
-        """Whether no process holds one of the locks."""
-        lock = self._open(name)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(lock)
-        return True
 
     @contextmanager
     def _start_lock(self) -> Iterator[None]:
