@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from kbo_pipeline.core.places import Lake
 from kbo_pipeline.defs.assets.change_report import change_report
 from kbo_pipeline.defs.assets.export import parquet_export
 from kbo_pipeline.defs.assets.extract_zip import extract_zip
@@ -29,8 +28,6 @@ from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
 from kbo_pipeline.defs.sensors.retention import retention_sensor
 
-_IS_LAKE = isinstance(AT_IMPORT.database, Lake)
-
 defs = dg.Definitions(
     assets=[
         extract_zip,
@@ -49,9 +46,9 @@ defs = dg.Definitions(
         rollback_extract,
         export_parquet,
         verify_full,
-        *([compact_lake] if _IS_LAKE else []),
+        *([compact_lake] if AT_IMPORT.database.is_compacted else []),
     ],
-    schedules=[compact_weekly] if _IS_LAKE else [],
+    schedules=[compact_weekly] if AT_IMPORT.database.is_compacted else [],
     sensors=[
         kbo_extract_sensor,
         inbox_sensor,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from kbo_pipeline.apply.sql import held as held_in_file
 from kbo_pipeline.apply.sql import in_range, row_hash
 from kbo_pipeline.core.extracts import Batch
-from kbo_pipeline.core.lake import WORK
+from kbo_pipeline.core.places import WORK
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 
 _LOCKS_BEFORE = ("import_turn", *(f"import_turn_{turn:02d}" for turn in range(15)))

@@ -16,40 +16,18 @@ from kbo_pipeline.apply import lake_sql as shared_sql
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.apply.differences import Difference, Differences
 from kbo_pipeline.apply.ledger import BatchChange, Ledger, TableChange
-from kbo_pipeline.core import lake, schema
-from kbo_pipeline.core.database import Database, is_damage, literal, new_file
-from kbo_pipeline.core.errors import DamagedError, RegisterError
+from kbo_pipeline.core import schema
+from kbo_pipeline.core.database import Database, detach
+from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
-from kbo_pipeline.core.lake import attach_to_write, detach
-from kbo_pipeline.core.locks import exclusive_lock
-from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.places import WORK, DuckDBFile, Place
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
-from kbo_pipeline.core.text import first_line
 from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
 
 _LEDGER = ("import_jobs", "import_job_batches")
 _KEPT = (*_LEDGER, "rejected_row")
 """What is kept where a staged Full takes the place of the rows."""
-
-
-def register_lock(file: Path) -> Path:
-    """The lock that stands for writing to a register at work that is a file, whoever does it."""
-    return file.with_suffix(".lock")
-
-
-@contextmanager
-def sole_writer(place: Place, lock_timeout: float) -> Iterator[None]:
-    """Keeps other writers away from a file; those of a shared register conflict.
-
-    Raises:
-        StorageError: another process is at work on the file.
-    """
-    if isinstance(place, Path):
-        with exclusive_lock(register_lock(place), lock_timeout):
-            yield
-    else:
-        yield
 
 
 @contextmanager
@@ -67,7 +45,7 @@ def open_register(
         StorageError: another process keeps it, or what it lives in does not answer.
         DamagedError: the file is not what was written.
     """
-    with sole_writer(place, lock_timeout), _attached(connection, place) as register:
+    with place.sole_writer(lock_timeout), _attached(connection, place) as register:
         yield register
 
 
@@ -81,17 +59,13 @@ def open_register_to_copy(
     closing a second descriptor of it in this process would drop DuckDB's own lock, because POSIX
     locks go with the first close.
     """
-    with sole_writer(place, lock_timeout):
+    with place.sole_writer(lock_timeout):
         yield lambda: _attached(connection, place)
 
 
 @contextmanager
 def _attached(connection: duckdb.DuckDBPyConnection, place: Place) -> Iterator["Register"]:
-    if isinstance(place, Path):
-        name = "register"
-        _attach(connection, place)
-    else:
-        name = attach_to_write(connection, place, "register")
+    name = place.attach_to_write(connection, "register")
     try:
         register = Register(connection, place)
         register.prepare(name)
@@ -100,37 +74,19 @@ def _attached(connection: duckdb.DuckDBPyConnection, place: Place) -> Iterator["
         detach(connection, name)
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-    try:
-        connection.execute(f"ATTACH {literal(file)} AS register{new_file(file)}")
-    except duckdb.Error as error:
-        if not is_damage(error):
-            raise
-        raise DamagedError(
-            f"{file}: damaged ({first_line(error)}); kbo rebuild repairs it"
-        ) from None
-    connection.execute("USE register")
-    # Publishing checkpoints once; by default each batch of a Full would.
-    connection.execute("SET wal_autocheckpoint = '4GB'")
-    # Of a table's rows, those of some hundred others are looked for before more of them is read;
-    # with more of them, looking takes longer than it saves.
-    connection.execute("SET dynamic_or_filter_threshold = 1000")
-
-
 class Register:
     """The register at work on an open connection; `open_register` makes it."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         """Takes a connection on which the register is attached: the default database."""
-        is_file = isinstance(place, Path)
-        write_lock = None if is_file else shared_sql.TAKE_WRITE_LOCK
+        write_lock = shared_sql.TAKE_WRITE_LOCK if place.is_shared else None
         self.database = Database(connection, write_lock=write_lock)
         self.place = place
         self._name = "register"
-        self._differences = Differences(self.database, is_shared=not is_file)
+        self._differences = Differences(self.database, is_shared=place.is_shared)
         self._found: dict[tuple[str, int], Difference] = {}  # by table name and batch
         self._faults: dict[int, str] = {}  # by batch
-        self.ledger = Ledger(self.database, is_shared=not is_file)
+        self.ledger = Ledger(self.database, is_shared=place.is_shared)
 
     def prepare(self, name: str) -> None:
         """Makes the register the default, an empty one of today where there is none.
@@ -142,21 +98,21 @@ class Register:
             RegisterError: it is newer than this program.
         """
         self._name = name
+        self.database.execute(f"USE {name}")
         if self.is_shared:
-            self.database.execute(f"USE {name}")
             self.database.commit(self._prepare_shared, is_locking=False)
             self.use_work()
         elif not schema.is_register(self.database.connection):
-            self.database.commit(lambda: schema.create(self.database, is_shared=False))
+            self.database.commit(lambda: schema.create(self.database, has_keys=True))
         schema.check(self.database.connection, self.place)
         self.database.before_first_write(self._migrate)
 
     def _prepare_shared(self) -> None:
         if self.database.row(shared_sql.IS_PREPARED) != (True,):
-            self.database.execute(f"CREATE SCHEMA IF NOT EXISTS {lake.WORK}")
+            self.database.execute(f"CREATE SCHEMA IF NOT EXISTS {WORK}")
             self.use_work()
             if not schema.is_register(self.database.connection):
-                schema.create(self.database, is_shared=True)
+                schema.create(self.database, has_keys=False)
             for statement in shared_sql.PREPARE:
                 self.database.execute(statement)
 
@@ -180,7 +136,7 @@ class Register:
     @property
     def is_shared(self) -> bool:
         """Whether readers work in the same database, so that they see each commit."""
-        return not isinstance(self.place, Path)
+        return self.place.is_shared
 
     def row_counts(self) -> dict[str, int]:
         """Current rows by table name, all eight."""
@@ -209,8 +165,9 @@ class Register:
         with open_staged(self.database.connection, staging_dir, key) as staged:
             self.ledger.open_job(staged)
         is_adopted = False
-        if isinstance(self.place, Path) and key.type == "full" and not self.ledger.has_applied():
-            self._adopt(staging_file(staging_dir, key), self.place)
+        file = self.place.file
+        if file is not None and key.type == "full" and not self.ledger.has_applied():
+            self._adopt(staging_file(staging_dir, key), file)
             is_adopted = True
         with open_staged(self.database.connection, staging_dir, key) as staged:
             self._faults = self._differences.find_faults(staged)
@@ -231,7 +188,7 @@ class Register:
         try:
             with replace_atomically(file) as temporary:
                 shutil.copyfile(staged_full, temporary)
-                with _attached(database.connection, temporary):
+                with _attached(database.connection, DuckDBFile(temporary)):
                     for table in ALL_TABLES:
                         database.execute(register_sql.drop_superseded(table))
                         for statement in register_sql.require_values(table):
@@ -242,7 +199,8 @@ class Register:
                         database.execute(f"INSERT INTO {name} BY NAME FROM temp.main.kept_{name}")
                     self.checkpoint()
         finally:
-            _attach(database.connection, file)
+            self.place.attach_to_write(database.connection, "register")
+            database.execute("USE register")
 
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
@@ -404,5 +362,4 @@ class Register:
 
     def use_work(self) -> None:
         """Lets names mean the register at work."""
-        at_work = f".{lake.WORK}" if self.is_shared else ""
-        self.database.execute(f"USE {self._name}{at_work}")
+        self.database.execute(f"USE {self._name}.{self.place.schema_at_work}")

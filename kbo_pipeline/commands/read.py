@@ -196,7 +196,7 @@ def _register() -> Iterator["PublishedRegister"]:
         try:
             yield register
         except (duckdb.IOException, duckdb.SerializationException) as error:
-            raise unreadable(register.file, error) from None
+            raise unreadable(register.place, error) from None
 
 
 def _text(text: str) -> "RenderableType":

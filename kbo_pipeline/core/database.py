@@ -13,6 +13,7 @@ import duckdb
 from kbo_pipeline.core.errors import DamagedError, KboError
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import first_line
 
 Result = TypeVar("Result")
 
@@ -81,6 +82,31 @@ def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
     connection.execute(f"SET allowed_directories = [{allowed}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
+
+
+def attach_file(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> None:
+    """Attaches a register at work that is a file, which is made when it is not there.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    try:
+        connection.execute(f"ATTACH {literal(file)} AS {name}{new_file(file)}")
+    except duckdb.Error as error:
+        if not is_damage(error):
+            raise
+        raise DamagedError(f"{file}: damaged ({first_line(error)}); kbo rebuild mends it") from None
+    # Publishing checkpoints once; by default each batch of a Full would.
+    connection.execute("SET wal_autocheckpoint = '4GB'")
+    # Of a table's rows, those of some hundred others are looked for before more of them is read;
+    # with more of them, looking takes longer than it saves.
+    connection.execute("SET dynamic_or_filter_threshold = 1000")
+
+
+def detach(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Detaches what was attached under a name."""
+    connection.execute("USE memory")
+    connection.execute(f"DETACH {name}")
 
 
 class Database:

@@ -75,9 +75,9 @@ def check_space_to_export(directory: Path, database: Place, temporary_dir: Path)
     Raises:
         StorageError: there is not; names the directory, what is needed and what is free.
     """
-    if not isinstance(database, Path):
+    length = database.length  # with its whole history, it is larger than what comes out
+    if length is None:
         return  # how much of it will come out, nobody knows before
-    length = database.stat().st_size  # with its whole history, it is larger than what comes out
     needs = {directory: length, temporary_dir: 0}
     needs[temporary_dir] += length
     _check(str(directory), _spaces(needs))
@@ -106,20 +106,18 @@ def space_to_import(settings: Settings, key: ExtractKey, zip_file: Path) -> list
     # Two moments, of which the worse counts: the CSV files are gone before the register grows.
     staging = {settings.staging_dir: int(_UNPACKED_AND_STAGED[key.type] * unpacked)}
     publishing = {settings.staging_dir: staged, settings.work_dir: growth}
-    if settings.database_dir is not None:
-        written = growth
-        if isinstance(settings.database, Path):  # a copy of the whole
-            register = settings.register_file
-            written += register.stat().st_size if register.exists() else 0
-        publishing[settings.database_dir] = publishing.get(settings.database_dir, 0) + written
+    directory = settings.database.directory
+    if directory is not None:
+        copied = settings.register.length if settings.register.may_exist else None
+        publishing[directory] = publishing.get(directory, 0) + growth + (copied or 0)
     return _spaces(staging) + _spaces(publishing)
 
 
 def space_now(settings: Settings) -> list[DiskSpace]:
     """What is free on each disk that is written to, where nothing but the spare is needed."""
     directories = (settings.data_dir, settings.staging_dir, settings.downloads_dir)
-    written = (directory for directory in (settings.database_dir,) if directory is not None)
-    return _spaces(dict.fromkeys((*directories, settings.work_dir, *written), 0))
+    written = settings.database.directory or settings.work_dir
+    return _spaces(dict.fromkeys((*directories, settings.work_dir, written), 0))
 
 
 def _unpacked(zip_file: Path) -> int:

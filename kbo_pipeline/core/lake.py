@@ -1,18 +1,18 @@
-"""Attaching a register that writers and readers share: a DuckLake, or MotherDuck. No Dagster."""
+"""DuckLake and MotherDuck: attached, with extensions that are never downloaded, and kept small."""
 
 import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import duckdb
 
-from kbo_pipeline.core.database import literal
+from kbo_pipeline.core.database import detach, literal
 from kbo_pipeline.core.errors import NotReadyError, RegisterError, SettingsError, StorageError
-from kbo_pipeline.core.extensions import load_extension
-from kbo_pipeline.core.places import S3, Lake, MotherDuck, Shared
+from kbo_pipeline.core.places import NOTHING_PUBLISHED, S3, Lake, MotherDuck, Place
 from kbo_pipeline.core.settings import is_direct
 from kbo_pipeline.core.text import first_line
-
-NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
 
 _WAITS = (0.5, 1.0, 2.0, 4.0)
 """Seconds between attempts to attach a lake that another process seems to be making."""
@@ -27,67 +27,49 @@ class _BeingMadeError(StorageError):
     """A lake cannot be made: another process is making it, or PostgreSQL refuses."""
 
 
-def attach_to_write(connection: duckdb.DuckDBPyConnection, place: Shared, name: str) -> str:
-    """Attaches a shared register for writing; it is made when it is not there.
-
-    Args:
-        connection: an in-memory DuckDB.
-        place: where the register is.
-        name: what it is to be called.
-
-    Returns:
-        What it is called: MotherDuck keeps its own name.
-
-    Raises:
-        StorageError: it does not answer.
-        SettingsError: `KBO_DATABASE_FILES` is not where its files are.
-    """
+def attach_lake_to_write(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> str:
+    """Attaches a lake, which is made when it is not there; see `Place.attach_to_write`."""
     for seconds in _WAITS:
         try:
-            return attach(connection, place, name, "")
+            return attach_lake(connection, place, name)
         except _BeingMadeError:
             time.sleep(seconds)
-    return attach(connection, place, name, "")
+    return attach_lake(connection, place, name)
 
 
-def attach_to_read(connection: duckdb.DuckDBPyConnection, place: Shared, name: str) -> str:
-    """Attaches a shared register for reading; a lake stays what it is while it is attached.
-
-    Takes and returns what `attach_to_write` does.
-
-    Raises:
-        NotReadyError: there is none yet.
-        StorageError: it does not answer.
-        SettingsError: `KBO_DATABASE_FILES` is not where its files are.
-    """
-    found = attach(connection, place, name, "READ_ONLY")
-    if isinstance(place, MotherDuck):
-        return found
-    rows = connection.execute(f"SELECT id FROM {found}.current_snapshot()").fetchall()
-    detach(connection, found)
-    return attach(connection, place, name, f"READ_ONLY, SNAPSHOT_VERSION {int(rows[0][0])}")
+def attach_snapshot(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> str:
+    """Attaches a lake as it is now; see `Place.attach_to_read`."""
+    attach_lake(connection, place, name, "READ_ONLY")
+    ((snapshot,),) = connection.execute(f"SELECT id FROM {name}.current_snapshot()").fetchall()
+    detach(connection, name)
+    return attach_lake(connection, place, name, f"READ_ONLY, SNAPSHOT_VERSION {int(snapshot)}")
 
 
-def detach(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Detaches what was attached under a name."""
-    connection.execute("USE memory")
-    connection.execute(f"DETACH {name}")
+def attach_lake(
+    connection: duckdb.DuckDBPyConnection, place: Lake, name: str, options: str = ""
+) -> str:
+    """Attaches a lake with options of ATTACH."""
+    _make_secrets(connection, place, name)
+    _attach(connection, place, f"ATTACH 'ducklake:kbo_lake_{name}' AS {name}", options)
+    return name
 
 
-def attach(connection: duckdb.DuckDBPyConnection, place: Shared, name: str, options: str) -> str:
-    """Attaches a shared register with options of ATTACH; takes and returns what the others do."""
-    if isinstance(place, MotherDuck):
-        load_extension(connection, "motherduck")
-        name = place.name
-        statement = f"ATTACH {literal(place.address)}"
-    else:
-        _make_secrets(connection, place, name)
-        statement = f"ATTACH 'ducklake:kbo_lake_{name}' AS {name}"
+def attach_motherduck(
+    connection: duckdb.DuckDBPyConnection, place: MotherDuck, options: str = ""
+) -> str:
+    """Attaches a database of MotherDuck with options of ATTACH."""
+    load_extension(connection, "motherduck")
+    _attach(connection, place, f"ATTACH {literal(place.address)}", options)
+    return place.name
+
+
+def _attach(
+    connection: duckdb.DuckDBPyConnection, place: Place, statement: str, options: str
+) -> None:
     try:
         connection.execute(statement + (f" ({options})" if options else ""))
     except duckdb.Error as error:
         raise _explained(place, error) from None
-    return name
 
 
 def _make_secrets(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> None:
@@ -132,7 +114,7 @@ def _connection_string(place: Lake) -> str:
     return " ".join(f"{key}='{value}'" for key, value in escaped)
 
 
-def _explained(place: Shared, error: duckdb.Error) -> Exception:
+def _explained(place: Place, error: duckdb.Error) -> Exception:
     said = first_line(error)
     if "Failed to initialize DuckLake" in said:
         return _BeingMadeError(f"{place}: cannot be made ({said}); once more, or see PostgreSQL")
@@ -147,11 +129,113 @@ def _explained(place: Shared, error: duckdb.Error) -> Exception:
     return RegisterError(f"{place}: {said}")
 
 
-def files_unreachable(place: Shared, error: duckdb.IOException) -> StorageError:
+def files_unreachable(place: Place, error: duckdb.Error) -> StorageError | None:
     """The error where the catalog of a lake answers, and its files cannot be read."""
+    if not isinstance(error, duckdb.IOException):
+        return None
     said = first_line(error)
     return StorageError(f"{place}: its files do not answer ({said}); kbo doctor says more")
 
 
-WORK = "work"
-"""The schema of the register at work."""
+KEEP_DAYS = 7
+"""How long a reader may stay with the snapshot that it has opened."""
+
+_REGISTER = "register"
+
+# In this order: what one leaves behind, a later one removes.
+_STEPS = (
+    ("inlined_flushed", f"CALL ducklake_flush_inlined_data('{_REGISTER}')"),
+    ("files_rewritten", f"CALL ducklake_rewrite_data_files('{_REGISTER}')"),
+    ("files_merged", f"CALL ducklake_merge_adjacent_files('{_REGISTER}')"),
+    ("snapshots_expired", f"CALL ducklake_expire_snapshots('{_REGISTER}', older_than => {{then}})"),
+    ("files_removed", f"CALL ducklake_cleanup_old_files('{_REGISTER}', older_than => {{then}})"),
+    (
+        "orphans_removed",
+        f"CALL ducklake_delete_orphaned_files('{_REGISTER}', older_than => {{then}})",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What compacting did.
+
+    Attributes:
+        counts: by step, how many lines DuckLake has answered: tables, snapshots or files.
+        files: data files of the register afterwards.
+        bytes: their length.
+    """
+
+    counts: dict[str, int]
+    files: int
+    bytes: int
+
+
+def compact(
+    connection: duckdb.DuckDBPyConnection, place: Place, *, keep_days: int = KEEP_DAYS
+) -> Compaction:
+    """Makes a lake small; what readers see stays as it is.
+
+    Whoever reads a snapshot that is older than `keep_days` has to open the register again. Files of
+    killed writers go too, once they are as old. Another writer may be at work meanwhile: one of
+    both is tried again.
+
+    Args:
+        connection: an in-memory DuckDB.
+        place: one that is compacted.
+        keep_days: see above; 0 and more.
+
+    Raises:
+        SettingsError: it is no lake.
+        StorageError: it does not answer.
+        duckdb.TransactionException: another writer has committed first.
+    """
+    if not place.is_compacted:
+        raise SettingsError(f"KBO_DATABASE: {place} is no DuckLake to compact")
+    then = f"now() - INTERVAL {int(keep_days)} DAY"
+    name = place.attach_to_write(connection, _REGISTER)
+    try:
+        counts = {
+            step: len(connection.execute(statement.format(then=then)).fetchall())
+            for step, statement in _STEPS
+        }
+        ((files, length),) = connection.execute(
+            "SELECT sum(file_count)::BIGINT, sum(file_size_bytes)::BIGINT"
+            f" FROM ducklake_table_info('{_REGISTER}')"
+        ).fetchall()
+    finally:
+        detach(connection, name)
+    return Compaction(counts, files or 0, length or 0)
+
+
+def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Loads an extension into a connection: from its package, or one that DuckDB has already.
+
+    Args:
+        connection: where it is loaded.
+        name: as DuckDB names it.
+
+    Raises:
+        StorageError: it is not installed; says what to install.
+    """
+    file = _packaged(name)
+    connection.execute("SET autoinstall_known_extensions = false")  # LOAD would download it
+    try:
+        connection.execute(f"LOAD {literal(file) if file is not None else name}")
+    except duckdb.Error as error:
+        said = first_line(error)
+        raise StorageError(
+            f"DuckDB {duckdb.__version__} cannot load its extension {name} ({said}); pip install"
+            f" duckdb-extension-{name.replace('_', '-')}=={duckdb.__version__}"
+        ) from None
+
+
+def _packaged(name: str) -> Path | None:
+    """The file of an extension in its package, of the version of DuckDB that runs."""
+    found = find_spec(f"duckdb_extension_{name}")
+    for directory in (found.submodule_search_locations or []) if found is not None else []:
+        version = f"v{duckdb.__version__}"
+        file = Path(directory) / "extensions" / version / f"{name}.duckdb_extension"
+        if file.is_file():
+            return file
+    return None

@@ -1,16 +1,35 @@
-"""Where a register lives: a DuckDB file, a DuckLake, a database of MotherDuck. No connection.
+"""Where a register lives: a DuckDB file, a DuckLake, a database of MotherDuck.
 
 A file has one writer, on a register of its own, and readers open a published copy. The other two
 are *shared*: writers and readers work in one database, and views show published extracts only.
+Each kind is a class here, and nothing else asks what kind a place is. DuckDB is loaded with the
+first connection only: whoever reads settings need not wait for it.
 """
 
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
-from kbo_pipeline.core.errors import SettingsError
+from kbo_pipeline.core.errors import (
+    KboError,
+    NotReadyError,
+    RegisterError,
+    SettingsError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    import duckdb
+
+NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
+
+WORK = "work"
+"""The schema of the register at work where readers work in the same database."""
 
 _MOTHERDUCK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LAKE_PREFIX = "ducklake:"
@@ -50,8 +69,192 @@ class S3:
         return {name: value for name, value in values.items() if value is not None}
 
 
+class Place(ABC):
+    """A place where a register is, or will be."""
+
+    is_shared: ClassVar[bool] = True
+    """Whether writers and readers work in one database, which has no keys and no checks then."""
+
+    is_compacted: ClassVar[bool] = False
+    """Whether `lake.compact` makes it small."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """The value of `KBO_DATABASE` that names it."""
+
+    @property
+    def file(self) -> Path | None:
+        """The one DuckDB file that it is; None where it is none."""
+        return None
+
+    @property
+    def directory(self) -> Path | None:
+        """Where publishing writes; None where that is no directory of ours."""
+        return None
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of all that it holds; None where nobody knows."""
+        return None
+
+    @property
+    def may_exist(self) -> bool:
+        """False where it certainly is not there yet."""
+        return True
+
+    @property
+    def schema_at_work(self) -> str:
+        """The schema of the register at work."""
+        return WORK
+
+    def register(self, file: Path) -> "Place":
+        """The register at work of a published one: `file` where readers open a copy of it."""
+        return self
+
+    @contextmanager
+    def sole_writer(self, lock_timeout: float) -> Iterator[None]:
+        """Keeps other writers away where that takes a lock; elsewhere two of them conflict.
+
+        Raises:
+            StorageError: another process is at work on it.
+        """
+        yield
+
+    @abstractmethod
+    def attach_to_write(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches the register, which is made when it is not there.
+
+        Args:
+            connection: an in-memory DuckDB.
+            name: what it is to be called.
+
+        Returns:
+            What it is called: MotherDuck keeps its own name.
+
+        Raises:
+            DamagedError: the file is not what was written.
+            StorageError: it does not answer.
+            SettingsError: `KBO_DATABASE_FILES` is not where its files are.
+        """
+
+    @abstractmethod
+    def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches the register; it stays what it is while it is attached.
+
+        Takes and returns what `attach_to_write` does.
+
+        Raises:
+            NotReadyError: there is none yet.
+            RegisterError: something else is there.
+            StorageError: it does not answer.
+            SettingsError: `KBO_DATABASE_FILES` is not where its files are.
+        """
+
+    def no_register(self) -> KboError:
+        """What is wrong where it opens, and the tables are not there."""
+        return NotReadyError(f"{self}: {NOTHING_PUBLISHED}")  # the first import is on its way
+
+    def unreachable(self, error: "duckdb.Error") -> StorageError | None:
+        """What is wrong where it was opened, and its files cannot be read; None when they can."""
+        from kbo_pipeline.core import lake
+
+        return lake.files_unreachable(self, error)
+
+
 @dataclass(frozen=True, slots=True)
-class Lake:
+class DuckDBFile(Place):
+    """A DuckDB file.
+
+    Attributes:
+        path: where it is.
+    """
+
+    path: Path
+    is_shared: ClassVar[bool] = False
+
+    @property
+    def file(self) -> Path:
+        """Itself."""
+        return self.path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def address(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    @property
+    def directory(self) -> Path:
+        """Where it is."""
+        return self.path.parent
+
+    @property
+    def length(self) -> int:
+        """With its whole history, and without what is only in the write-ahead log."""
+        return self.path.stat().st_size
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether it is there."""
+        return self.path.exists()
+
+    @property
+    def schema_at_work(self) -> str:
+        """The only one."""
+        return "main"
+
+    @property
+    def lock(self) -> Path:
+        """The lock that stands for writing to a register at work, whoever does it."""
+        return self.path.with_suffix(".lock")
+
+    def register(self, file: Path) -> "DuckDBFile":
+        """Another file."""
+        return DuckDBFile(file)
+
+    @contextmanager
+    def sole_writer(self, lock_timeout: float) -> Iterator[None]:
+        """Holds the lock."""
+        from kbo_pipeline.core.locks import exclusive_lock
+
+        with exclusive_lock(self.lock, lock_timeout):
+            yield
+
+    def attach_to_write(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches it."""
+        from kbo_pipeline.core import database
+
+        database.attach_file(connection, self.path, name)
+        return name
+
+    def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches it; DuckDB's own errors come as they are."""
+        from kbo_pipeline.core.database import literal
+
+        if not self.path.exists():
+            raise NotReadyError(f"{self}: {NOTHING_PUBLISHED}")
+        if not self.path.is_file():  # DuckDB would wait for a named pipe
+            raise RegisterError(f"{self}: no file; move it away")
+        # Without its type, DuckDB would fetch an extension for a file of another database.
+        connection.execute(f"ATTACH {literal(self.path)} AS {name} (READ_ONLY, TYPE duckdb)")
+        return name
+
+    def no_register(self) -> KboError:
+        """It is the file of somebody else."""
+        return RegisterError(
+            f"{self}: a DuckDB file, but not a register of this pipeline; move it away"
+        )
+
+    def unreachable(self, error: "duckdb.Error") -> None:
+        """It is one file, and was opened."""
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Lake(Place):
     """A DuckLake: its catalog in PostgreSQL, its rows in Parquet files.
 
     Attributes:
@@ -67,6 +270,7 @@ class Lake:
     files: str
     address: str = field(repr=False)
     s3: S3 | None = None
+    is_compacted: ClassVar[bool] = True
 
     @property
     def directory(self) -> Path | None:
@@ -76,9 +280,21 @@ class Lake:
     def __str__(self) -> str:
         return f"{_LAKE_PREFIX}postgres:{' '.join(f'{key}={value}' for key, value in self.catalog)}"
 
+    def attach_to_write(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches it, once another process that seems to be making it is done."""
+        from kbo_pipeline.core import lake
+
+        return lake.attach_lake_to_write(connection, self, name)
+
+    def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches its newest snapshot."""
+        from kbo_pipeline.core import lake
+
+        return lake.attach_snapshot(connection, self, name)
+
 
 @dataclass(frozen=True, slots=True)
-class MotherDuck:
+class MotherDuck(Place):
     """A database of MotherDuck, whose token is in the environment.
 
     Attributes:
@@ -86,6 +302,7 @@ class MotherDuck:
     """
 
     name: str
+    password: ClassVar[None] = None
 
     def __str__(self) -> str:
         return f"md:{self.name}"
@@ -95,12 +312,17 @@ class MotherDuck:
         """As it was set."""
         return str(self)
 
+    def attach_to_write(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches it under its own name."""
+        from kbo_pipeline.core import lake
 
-Shared = Lake | MotherDuck
-"""A place where writers and readers work in one database."""
+        return lake.attach_motherduck(connection, self)
 
-Place = Path | Lake | MotherDuck
-"""Any place; a path is a DuckDB file."""
+    def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+        """Attaches it under its own name; what is published meanwhile is seen."""
+        from kbo_pipeline.core import lake
+
+        return lake.attach_motherduck(connection, self, "READ_ONLY")
 
 
 def is_shared_address(text: str) -> bool:
@@ -108,8 +330,10 @@ def is_shared_address(text: str) -> bool:
     return text.startswith((_LAKE_PREFIX, "md:"))
 
 
-def shared_place(name: str, text: str, files: str | None, s3: S3 | None = None) -> Shared:
-    """The shared place that an address names.
+def shared_place(
+    name: str, text: str, files: str | None, s3: S3 | None = None
+) -> Lake | MotherDuck:
+    """The place that an address names which is no file.
 
     Args:
         name: the setting that holds the address, for errors.

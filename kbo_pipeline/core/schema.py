@@ -39,11 +39,11 @@ def layout_of(connection: duckdb.DuckDBPyConnection, database: str, schema: str)
     return found
 
 
-def create(database: Database, *, is_shared: bool) -> None:
+def create(database: Database, *, has_keys: bool) -> None:
     """Makes an empty register of today in the default schema; part of the caller's transaction."""
     for table in ALL_TABLES:
         database.execute(create_register_table(table))
-    for statement in create_ledger(is_shared=is_shared):
+    for statement in create_ledger(has_keys=has_keys):
         database.execute(statement)
     _migrate(database, 0)
 

@@ -122,21 +122,21 @@ def create_register_table(table: Table) -> str:
     return f"CREATE TABLE IF NOT EXISTS {table.name} (\n    {listed}\n)"
 
 
-def create_ledger(*, is_shared: bool = False) -> tuple[str, str]:
+def create_ledger(*, has_keys: bool = True) -> tuple[str, str]:
     """Creates the ledger as the first release had it; without constraints where there are none.
 
     A shared register has none: there, the write lock does what unique keys do here.
     """
 
-    def unless_shared(constraint: str) -> str:
-        return "" if is_shared else constraint
+    def constraint(text: str) -> str:
+        return text if has_keys else ""
 
-    status = f"status VARCHAR NOT NULL{unless_shared(f' CHECK (status IN {STATUSES})')}"
-    operation = f"VARCHAR NOT NULL{unless_shared(f' CHECK (operation IN ({_OPERATIONS}))')}"
+    status = f"status VARCHAR NOT NULL{constraint(f' CHECK (status IN {STATUSES})')}"
+    operation = f"VARCHAR NOT NULL{constraint(f' CHECK (operation IN ({_OPERATIONS}))')}"
     return (
         f"""
 CREATE TABLE import_jobs (
-    id VARCHAR NOT NULL{unless_shared(" PRIMARY KEY")},
+    id VARCHAR NOT NULL{constraint(" PRIMARY KEY")},
     extract_number INTEGER NOT NULL,
     extract_type VARCHAR NOT NULL,
     snapshot_date DATE NOT NULL,
@@ -168,7 +168,7 @@ CREATE TABLE import_job_batches (
     rows_opened BIGINT NOT NULL DEFAULT 0,
     rows_unchanged BIGINT NOT NULL DEFAULT 0,
     duplicates_dropped BIGINT NOT NULL DEFAULT 0
-    {unless_shared(", PRIMARY KEY (job_id, table_name, batch_number, operation)")}
+    {constraint(", PRIMARY KEY (job_id, table_name, batch_number, operation)")}
 )
 """,
     )

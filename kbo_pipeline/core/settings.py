@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 
 from kbo_pipeline.core.env_file import read_env_file
 from kbo_pipeline.core.errors import SettingsError
-from kbo_pipeline.core.places import S3, Lake, Place, is_shared_address, lake_files, shared_place
+from kbo_pipeline.core.places import (
+    S3,
+    DuckDBFile,
+    Place,
+    is_shared_address,
+    lake_files,
+    shared_place,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -159,7 +166,7 @@ class _Reader:
         text = self.text(name)
         if text is not None and is_shared_address(text):
             return shared_place(name, text, self.read["database_files"], self.read["s3"])
-        return self.path(name, "kbo.duckdb")
+        return DuckDBFile(self.path(name, "kbo.duckdb"))
 
     def refuse_unknown(self) -> None:
         known = self._known | {*_OTHER_VARIABLES.values()}
@@ -253,8 +260,7 @@ class Settings:
         values = {
             variable_of(setting.name): getattr(self, setting.name) for setting in fields(self)
         }
-        if not isinstance(self.database, Path):
-            values["KBO_DATABASE"] = self.database.address
+        values["KBO_DATABASE"] = self.database.address
         del values["KBO_S3"]
         values.update(self.s3.environment if self.s3 is not None else {})
         return {
@@ -272,9 +278,9 @@ class Settings:
         if text == "KBO_DATABASE":
             return self.database
         if not is_shared_address(text):
-            return Path(text).absolute()
+            return DuckDBFile(Path(text).absolute())
         place = shared_place("the address", text, self.database_files, self.s3)
-        if isinstance(place, Lake) and place.password is not None:
+        if place.password is not None:
             raise SettingsError(f"{place}: no password on a command line; set PGPASSWORD")
         return place
 
@@ -327,7 +333,7 @@ class Settings:
     @property
     def register(self) -> Place:
         """The register at work: a file, of which `database` is a copy, or `database` itself."""
-        return self.register_file if isinstance(self.database, Path) else self.database
+        return self.database.register(self.register_file)
 
     @property
     def database_file(self) -> Path:
@@ -336,18 +342,9 @@ class Settings:
         Raises:
             SettingsError: it is none.
         """
-        if not isinstance(self.database, Path):
+        if self.database.file is None:
             raise SettingsError(f"KBO_DATABASE: {self.database} is no file; name one for this")
-        return self.database
-
-    @property
-    def database_dir(self) -> Path | None:
-        """The directory where publishing writes; None where that is no directory of ours."""
-        if isinstance(self.database, Path):
-            return self.database.parent
-        if isinstance(self.database, Lake) and self.database.directory is not None:
-            return self.database.directory
-        return None
+        return self.database.file
 
     @property
     def register_file(self) -> Path:
@@ -385,7 +382,7 @@ def load_settings(
     for setting in fields(Settings):
         reader.read[setting.name] = setting.metadata["read"](reader, variable_of(setting.name))
     settings = Settings(**reader.read)
-    if settings.database == settings.register_file:
+    if settings.database.file == settings.register_file:
         raise SettingsError(
             f"KBO_DATABASE: {settings.database} is the register at work; name another file"
         )

@@ -3,10 +3,9 @@
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.core.compaction import compact
-from kbo_pipeline.core.errors import NotReadyError, SettingsError
+from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.places import Lake
+from kbo_pipeline.core.lake import compact
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
@@ -71,8 +70,6 @@ def compact_files(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> Non
         step_guard(context) as settings,
         duckdb.get_connection() as connection,
     ):
-        if not isinstance(settings.database, Lake):
-            raise SettingsError(f"KBO_DATABASE: {settings.database} is no DuckLake to compact")
         done = compact(connection, settings.database)
         said = ", ".join(f"{step} {count}" for step, count in done.counts.items())
         context.log.info(f"{said}; {done.files} files, {done.bytes} bytes")

@@ -4,16 +4,14 @@ A copy holds every row version and the ledger of what is published, so that it g
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.apply.register import Register, open_register, register_lock
+from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.core.errors import NotReadyError, RegisterError
 from kbo_pipeline.core.files import replace_atomically
-from kbo_pipeline.core.lake import NOTHING_PUBLISHED
 from kbo_pipeline.core.ledger import read_ledger_entries
-from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.places import NOTHING_PUBLISHED, DuckDBFile, Place
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.publish.publication import show
@@ -58,14 +56,15 @@ def copy_register(
         RegisterError: something is at the target; or the copy is not what the source is.
         StorageError: one of them does not answer, or the disk is full.
     """
-    if isinstance(target, Path):
-        if target.exists():
+    if target.file is not None:
+        if target.file.exists():
             raise RegisterError(f"{target}: there is a file already; name another, or move it away")
-        with replace_atomically(target) as temporary:
+        with replace_atomically(target.file) as path:
+            temporary = DuckDBFile(path)
             try:
                 return _copy(connection, source, temporary, privacy, report, is_new=True)
             finally:  # ours: nobody else knows the file yet
-                register_lock(temporary).unlink(missing_ok=True)
+                temporary.lock.unlink(missing_ok=True)
     return _copy(connection, source, target, privacy, report, is_new=True)
 
 

@@ -17,7 +17,7 @@ from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Privacy, Settings
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
@@ -137,11 +137,12 @@ def _show(
     half_applied: ExtractKey | None,
 ) -> None:
     """Lets readers of a file see the register at work, which must be detached."""
-    register, database, keep = settings.register, settings.database, settings.keep_published - 1
-    if not (isinstance(register, Path) and isinstance(database, Path)):
+    register, database = settings.register.file, settings.database.file
+    keep = settings.keep_published - 1
+    if register is None or database is None:
         return  # readers of a shared register see it already
     directory = register.with_name("published")
-    before = published_state_of(database, connection)
+    before = published_state_of(settings.database, connection)
     if at_work != before:
         if half_applied is not None:
             raise NotReadyError(f"{key}: {half_applied} is half applied; finish it first")
@@ -195,7 +196,7 @@ def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
         if has_views(temporary, privacy):
             return
         with duckdb.connect(str(temporary)) as connection:
-            check(connection, database)
+            check(connection, DuckDBFile(database))
             opened = Database(connection)
             with opened.transaction():
                 migrate(opened)
@@ -214,7 +215,7 @@ def has_views(database: Path, privacy: Privacy) -> bool:
         with duckdb.connect(str(database), read_only=True) as connection:
             return connection.execute(READ_MARK).fetchall() == [(mark(privacy),)]
     except duckdb.Error as error:
-        raise _unreadable(database, error) from None
+        raise _unreadable(DuckDBFile(database), error) from None
 
 
 def renew_views(database: Path, privacy: Privacy) -> bool:

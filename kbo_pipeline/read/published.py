@@ -8,24 +8,16 @@ import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 
 import duckdb
 
 from kbo_pipeline.core import schema_sql
-from kbo_pipeline.core.database import Database, is_damage, literal
+from kbo_pipeline.core.database import Database, detach, is_damage
 from kbo_pipeline.core.errors import (
     DamagedError,
     NotReadyError,
     RegisterError,
     StorageError,
-)
-from kbo_pipeline.core.lake import (
-    NOTHING_PUBLISHED,
-    WORK,
-    attach_to_read,
-    detach,
-    files_unreachable,
 )
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
@@ -58,11 +50,7 @@ def open_published(
         RegisterError: it is no register.
         StorageError: somebody has it open for writing, or it does not answer.
     """
-    if isinstance(database, Path):
-        _attach_file(connection, database)
-        name = "published"
-    else:
-        name = attach_to_read(connection, database, "published")
+    name = _attach(connection, database)
     shown = name
     try:
         with _explained(database):
@@ -74,13 +62,9 @@ def open_published(
         detach(connection, name)
 
 
-def _attach_file(connection: duckdb.DuckDBPyConnection, database: Path) -> None:
-    if not database.exists():
-        raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}")
-    if not database.is_file():
-        raise RegisterError(f"{database}: no file; move it away")
-    try:  # without its type, DuckDB would fetch an extension for a file of another database
-        connection.execute(f"ATTACH {literal(database)} AS published (READ_ONLY, TYPE duckdb)")
+def _attach(connection: duckdb.DuckDBPyConnection, database: Place) -> str:
+    try:
+        return database.attach_to_read(connection, "published")
     except duckdb.Error as error:
         if isinstance(error, duckdb.IOException) and "lock" in str(error):
             raise StorageError(
@@ -95,15 +79,9 @@ def _explained(database: Place) -> Iterator[None]:
     try:
         yield
     except (duckdb.CatalogException, duckdb.BinderException):
-        if not isinstance(database, Path):  # the first import is on its way
-            raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}") from None
-        raise RegisterError(
-            f"{database}: a DuckDB file, but not a register of this pipeline; move it away"
-        ) from None
+        raise database.no_register() from None
     except duckdb.IOException as error:
-        if not isinstance(database, Path):
-            raise files_unreachable(database, error) from None
-        raise _unreadable(database, error) from None
+        raise database.unreachable(error) or _unreadable(database, error) from None
 
 
 def _unreadable(database: Place, error: Exception) -> RegisterError:
@@ -143,7 +121,7 @@ def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Plac
     Raises:
         RegisterError: the register is of a newer version than this program.
     """
-    at_work = "main" if isinstance(place, Path) else WORK
+    at_work = place.schema_at_work
     version = _version(connection, layout_of(connection, name, at_work), f"{name}.{at_work}")
     _check_version(version, place)
     layout = layout_of(connection, name, "main")
@@ -178,7 +156,7 @@ def hide(connection: duckdb.DuckDBPyConnection, shown: str) -> None:
 def _todays_layout() -> tuple[tuple[str, Mapping[str, str]], ...]:
     """What readers see of a register of today: the columns of its tables."""
     with duckdb.connect(":memory:") as connection:
-        create(Database(connection), is_shared=True)
+        create(Database(connection), has_keys=False)
         layout = layout_of(connection, "memory", "main")
     return tuple((table, layout[table]) for table in layout if table != VERSION_TABLE)
 
@@ -204,6 +182,6 @@ def published_state_of(
     except NotReadyError:
         return PublishedState()
     except StorageError:
-        if isinstance(database, Path):
-            return PublishedState()
-        raise
+        if database.is_shared:
+            raise
+        return PublishedState()

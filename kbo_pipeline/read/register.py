@@ -16,10 +16,9 @@ from typing import Any, get_args
 
 import duckdb
 
-from kbo_pipeline.core.database import Database, literal
+from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import KboError, NotFoundError, NotReadyError, RegisterError
-from kbo_pipeline.core.lake import NOTHING_PUBLISHED, attach_to_read, files_unreachable
-from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.core.text import first_line
@@ -55,7 +54,7 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
         StorageError: a register that is no file does not answer.
     """
     if path is not None:
-        return open_register(Path(path).absolute())
+        return open_register(DuckDBFile(Path(path).absolute()))
     settings = load_settings()
     register = open_register(settings.database)
     if settings.privacy == "legal-persons" and not register.leaves_out_others():
@@ -69,12 +68,10 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
 
 def open_register(place: Place) -> "PublishedRegister":
     """Opens what is published at a place, whoever is shown by its views; see `read_register`."""
-    if isinstance(place, Path) and not place.exists():
+    if not place.may_exist:
         raise NotFoundError(
             f"{place}: no published register there; kbo start or kbo import creates it"
         )
-    if isinstance(place, Path) and not place.is_file():  # DuckDB would wait for a named pipe
-        raise RegisterError(f"{place}: no file; move it away")
     # Attached to a database of its own: DuckDB gives all connections of a process that open one
     # path the file that the first of them found there, also after it was replaced.
     connection = duckdb.connect(":memory:")
@@ -95,28 +92,22 @@ def _attach(
 ) -> tuple[str, list[tuple[Any, ...]]]:
     """Attaches a published register as the default database; its name there, and its extracts."""
     try:
-        if isinstance(place, Path):
-            name = "register"
-            connection.execute(f"ATTACH {literal(place)} AS {name} (READ_ONLY, TYPE duckdb)")
-        else:
-            name = attach_to_read(connection, place, "register")
+        name = place.attach_to_read(connection, "register")
         shown = show_to_reader(connection, name, place)
         return shown, connection.execute(sql.EXTRACTS).fetchall()
     except NotReadyError as error:
         raise NotFoundError(str(error)) from None
     except duckdb.Error as error:
-        if isinstance(error, duckdb.CatalogException) and not isinstance(place, Path):
-            raise NotFoundError(f"{place}: {NOTHING_PUBLISHED}") from None  # not one publication
+        if isinstance(error, duckdb.CatalogException) and place.is_shared:
+            raise NotFoundError(str(place.no_register())) from None
         raise unreadable(place, error) from None
 
 
 def unreadable(place: Place, error: duckdb.Error) -> KboError:
     """What is to be said where a published register is there and its content cannot be read."""
-    if isinstance(error, duckdb.IOException) and not isinstance(place, Path):
-        return files_unreachable(place, error)
-    reason = first_line(error)
-    return RegisterError(
-        f"{place}: cannot be read as a published register ({reason}); kbo doctor says more"
+    said = first_line(error)
+    return place.unreachable(error) or RegisterError(
+        f"{place}: cannot be read as a published register ({said}); kbo doctor says more"
     )
 
 
@@ -129,11 +120,11 @@ class PublishedRegister:
     of the last extract up to it. Others are an error, never an empty answer.
 
     Attributes:
-        file: the DuckDB file, or the place that is none.
+        place: where it is.
         extracts: the published extracts, the newest first.
     """
 
-    file: Place
+    place: Place
     extracts: tuple[PublishedExtract, ...]
     _opened: duckdb.DuckDBPyConnection = field(repr=False, compare=False)
     _name: str = field(repr=False, compare=False)

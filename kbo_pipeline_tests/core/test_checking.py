@@ -11,6 +11,7 @@ import pytest
 
 from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
@@ -134,7 +135,7 @@ def test_nothing_is_wrong_with_right_data_and_every_check_says_so(
         assert result.found.looked_at == ("all rows" if is_whole else part)
     with duckdb.connect(":memory:") as connection:
         key, results = check_published(
-            connection, published.database, max_loss_percent=2.0, max_loss_percent_full=5.0
+            connection, published.readers, max_loss_percent=2.0, max_loss_percent_full=5.0
         )
     assert (key, failed(results)) == (UPDATE, {})
     assert {r.found.looked_at for r in results} == {"all rows"}
@@ -257,7 +258,7 @@ def test_an_update_that_brings_something_doubtful_is_published_with_a_warning(
     published.import_zip(update(tmp_path, ExtractKey(142, "update"), codes))
     with duckdb.connect(":memory:") as connection:
         _, results = check_published(
-            connection, published.database, max_loss_percent=2.0, max_loss_percent_full=5.0
+            connection, published.readers, max_loss_percent=2.0, max_loss_percent_full=5.0
         )
     assert failed(results) == expected
 
@@ -482,7 +483,7 @@ def test_an_update_that_takes_away_many_rows_waits_until_somebody_accepts_it(
         assert (loss.blocks, loss.is_accepted) == (False, stops)
     with duckdb.connect(":memory:") as connection:  # and so by hand
         _, results = check_published(
-            connection, core.database, max_loss_percent=limit, max_loss_percent_full=limit
+            connection, core.readers, max_loss_percent=limit, max_loss_percent_full=limit
         )
     assert failed(results) == expected
     assert not any(result.blocks for result in results)
@@ -661,7 +662,7 @@ def test_the_published_register_is_looked_at_by_hand(published: Core, tmp_path: 
         only = {("loss", "contact"), ("ledger_equals_rows", None)}
         key, results = check_published(
             connection,
-            published.database,
+            published.readers,
             max_loss_percent=2.0,
             max_loss_percent_full=5.0,
             only=only,
@@ -671,14 +672,14 @@ def test_the_published_register_is_looked_at_by_hand(published: Core, tmp_path: 
         with pytest.raises(NotReadyError, match="nothing is published yet"):
             check_published(
                 connection,
-                tmp_path / "none.duckdb",
+                DuckDBFile(tmp_path / "none.duckdb"),
                 max_loss_percent=2.0,
                 max_loss_percent_full=5.0,
             )
         published.rollback(FULL)
         with pytest.raises(NotReadyError, match="nothing is published yet"):
             check_published(
-                connection, published.database, max_loss_percent=2.0, max_loss_percent_full=5.0
+                connection, published.readers, max_loss_percent=2.0, max_loss_percent_full=5.0
             )
 
 
@@ -696,7 +697,7 @@ def test_looking_at_what_an_extract_touches_finds_what_looking_at_everything_fin
         part = failed(core.checks)
         with duckdb.connect(":memory:") as connection:
             _, results = check_published(
-                connection, core.database, max_loss_percent=100, max_loss_percent_full=100
+                connection, core.readers, max_loss_percent=100, max_loss_percent_full=100
             )
         everything = failed(results)
         assert {*everything} - before <= {*part} <= {*everything}

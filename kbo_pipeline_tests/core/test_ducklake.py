@@ -11,7 +11,6 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.errors import (
     NotFoundError,
     NotReadyError,
@@ -19,10 +18,9 @@ from kbo_pipeline.core.errors import (
     SettingsError,
     StorageError,
 )
-from kbo_pipeline.core.extensions import load_extension
-from kbo_pipeline.core.lake import attach_to_read, attach_to_write
+from kbo_pipeline.core.lake import compact, load_extension
 from kbo_pipeline.core.ledger import read_ledger_entries
-from kbo_pipeline.core.places import Lake, Place
+from kbo_pipeline.core.places import DuckDBFile, Lake, Place
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.processes.postgres import server_pid
 from kbo_pipeline.publish.copy import copy_register
@@ -57,7 +55,7 @@ def test_where_nothing_is_there_is_nothing_to_read(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with duckdb.connect(":memory:") as connection, pytest.raises(NotReadyError, match="nothing is"):
-        attach_to_read(connection, lake, "published")
+        lake.attach_to_read(connection, "published")
     monkeypatch.setenv("KBO_DATABASE", lake.address)
     monkeypatch.setenv("KBO_DATABASE_FILES", lake.files)
     with pytest.raises(NotFoundError, match="nothing is published yet"):
@@ -67,7 +65,7 @@ def test_where_nothing_is_there_is_nothing_to_read(
 def test_a_server_that_does_not_answer_is_named_and_its_password_is_not(tmp_path: Path) -> None:
     nowhere = Lake((("dbname", "kbo"), ("host", str(tmp_path))), SECRET, f"{tmp_path}/", "")
     with duckdb.connect(":memory:") as connection, pytest.raises(StorageError) as raised:
-        attach_to_write(connection, nowhere, "register")
+        nowhere.attach_to_write(connection, "register")
     assert f"host={tmp_path}" in str(raised.value)
     assert SECRET not in str(raised.value)
 
@@ -80,7 +78,7 @@ def test_a_catalog_that_lives_and_does_not_answer_is_given_up(lake: Lake) -> Non
     os.kill(pid, signal.SIGSTOP)
     try:
         with duckdb.connect(":memory:") as connection, pytest.raises(StorageError) as raised:
-            attach_to_read(connection, lake, "published")
+            lake.attach_to_read(connection, "published")
     finally:
         os.kill(pid, signal.SIGCONT)
     assert "does not answer" in str(raised.value)
@@ -98,7 +96,7 @@ def test_an_extension_that_is_not_installed_is_named_and_not_downloaded() -> Non
 
 def test_a_password_is_nowhere_in_what_a_connection_shows(lake: Lake) -> None:
     with duckdb.connect(":memory:") as connection:
-        attach_to_write(connection, Lake(lake.catalog, SECRET, lake.files, ""), "register")
+        Lake(lake.catalog, SECRET, lake.files, "").attach_to_write(connection, "register")
         shown = connection.execute("FROM duckdb_databases()").fetchall()
         shown += connection.execute("FROM duckdb_secrets()").fetchall()
     assert "register" in str(shown)
@@ -107,13 +105,13 @@ def test_a_password_is_nowhere_in_what_a_connection_shows(lake: Lake) -> None:
 
 def test_other_files_than_those_of_the_lake_are_refused(lake: Lake, tmp_path: Path) -> None:
     with duckdb.connect(":memory:") as connection:
-        attach_to_write(connection, lake, "register")
+        lake.attach_to_write(connection, "register")
     other = Lake(lake.catalog, None, f"{tmp_path}/other/", lake.address)
     with (
         duckdb.connect(":memory:") as connection,
         pytest.raises(SettingsError, match="KBO_DATABASE_FILES: not the files"),
     ):
-        attach_to_read(connection, other, "published")
+        other.attach_to_read(connection, "published")
 
 
 @pytest.mark.long
@@ -131,7 +129,7 @@ def test_a_lake_holds_what_a_file_holds_and_shows_what_is_published(
     file.import_zip(full)
     core.import_zip(full)
     before = contents(lake)
-    assert before == contents(file.database)
+    assert before == contents(file.readers)
     core.stage(update)
     with (
         open_to_read(lake) as reader,
@@ -149,7 +147,7 @@ def test_a_lake_holds_what_a_file_holds_and_shows_what_is_published(
             assert not reader.execute(f"FROM {table.name}_changes(141)").fetchall()
     core.publish(UPDATE)
     file.import_zip(update)
-    assert contents(lake) == contents(file.database)
+    assert contents(lake) == contents(file.readers)
     core.rollback(UPDATE)
     assert contents(lake) == before
 
@@ -162,13 +160,14 @@ def test_a_copy_of_a_copy_is_equal_and_goes_on(lake: Lake, tmp_path: Path) -> No
     core.import_zip(write_extract(tmp_path, FULL, FIRST))
     core.import_zip(write_extract(tmp_path, UPDATE, SECOND, DELETES))
     back = tmp_path / "back.duckdb"
-    for source, target in ((core.database, lake), (lake, back)):
+    pairs: list[tuple[Place, Place]] = [(core.readers, lake), (lake, DuckDBFile(back))]
+    for source, target in pairs:
         with duckdb.connect(":memory:") as connection:
             found = copy_register(connection, source, target, privacy="full")
         assert found == core.content_hash()
         with duckdb.connect(":memory:") as connection, pytest.raises(RegisterError):
             copy_register(connection, source, target, privacy="full")
-        assert contents(target) == contents(core.database)
+        assert contents(target) == contents(core.readers)
     with core.read() as one, duckdb.connect(str(back), read_only=True) as other:
         for table in TABLES:
             assert current_rows(one, table) == current_rows(other, table)
@@ -182,7 +181,7 @@ def test_a_copy_of_a_copy_is_equal_and_goes_on(lake: Lake, tmp_path: Path) -> No
     assert contents(lake) == before
     on = Core(tmp_path / "on", batch_rows=10_000, shared=lake)
     assert on.rollback(UPDATE).reopened == core.rollback(UPDATE).reopened
-    assert contents(lake) == contents(core.database)
+    assert contents(lake) == contents(core.readers)
 
 
 WRITER = """
@@ -225,7 +224,7 @@ def test_writers_who_apply_the_same_batches_apply_each_once(lake: Lake, tmp_path
     applied = sorted(int(line.split()[0]) for line in said if line.endswith("False"))
     assert applied == batches
     core.publish(FULL)
-    assert contents(lake) == contents(file.database)
+    assert contents(lake) == contents(file.readers)
 
 
 @pytest.mark.long
@@ -280,7 +279,7 @@ def test_a_writer_that_is_killed_leaves_whole_batches_that_readers_do_not_see(
     assert contents(lake)[0] == before[0]
     core.publish(UPDATE)
     file.import_zip(update)
-    assert contents(lake) == contents(file.database)
+    assert contents(lake) == contents(file.readers)
 
 
 @pytest.mark.long
@@ -316,7 +315,7 @@ def test_a_lake_of_an_earlier_version_goes_on(lake: Lake, tmp_path: Path, turns:
     core.import_zip(write_extract(tmp_path, FULL, FIRST))
     before = core.content_hash()
     with duckdb.connect(":memory:") as connection:
-        attach_to_write(connection, lake, "register")
+        lake.attach_to_write(connection, "register")
         connection.execute("USE register.work")
         connection.execute("DROP TABLE import_turn_15")
         names = ["import_turn"] if turns == 1 else [f"import_turn_{n:02d}" for n in range(turns)]
@@ -328,7 +327,7 @@ def test_a_lake_of_an_earlier_version_goes_on(lake: Lake, tmp_path: Path, turns:
     core.rollback(UPDATE)
     assert core.content_hash() == before
     with duckdb.connect(":memory:") as connection:
-        attach_to_write(connection, lake, "register")
+        lake.attach_to_write(connection, "register")
         connection.execute("USE register.work")
         left = connection.execute(
             "SELECT table_name FROM duckdb_tables() WHERE table_name LIKE 'import_turn%'"

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.errors import NotFoundError, RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.publish.publish import renew_views
@@ -280,4 +281,4 @@ def test_views_of_an_earlier_version_are_not_trusted(core: Core, whole: Path) ->
                 register.enterprise(number)
     with duckdb.connect(":memory:") as connection:
         connection.execute(f"ATTACH '{whole}' AS other (READ_ONLY)")
-        assert show_to_reader(connection, "other", whole) != "other"
+        assert show_to_reader(connection, "other", DuckDBFile(whole)) != "other"

@@ -70,7 +70,7 @@ def test_without_a_path_the_register_of_the_settings_is_opened(
     for name, value in bakery.settings.items():
         monkeypatch.setenv(name, value)
     with read_register() as register:
-        assert register.file == bakery.readers
+        assert register.place == bakery.readers
 
 
 def test_what_is_no_register_is_an_error_of_one_line(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_is_open_stays_as_it_is_and_what_is_opened_is_new(
 
 
 def test_nothing_can_be_changed(register: PublishedRegister) -> None:
-    schema = "main" if isinstance(register.file, Path) else "work"  # where its tables are
+    schema = register.place.schema_at_work  # where its tables are
     with pytest.raises(duckdb.InvalidInputException, match="read-only"):
         register.connection.execute(f"DELETE FROM {schema}.enterprise")
 

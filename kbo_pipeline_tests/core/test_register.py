@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.register import open_register, register_lock
+from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.commands.practice import damage
 from kbo_pipeline.core.database import is_transient
 from kbo_pipeline.core.errors import (
@@ -28,6 +28,7 @@ from kbo_pipeline.core.errors import (
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.order import check_order
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.tables import CODE, TABLES
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.read.published import content_hash, published_state_of
@@ -186,10 +187,10 @@ def test_an_update_waits_while_another_extract_is_half_applied(
 @pytest.mark.file_only("a lake takes several")
 def test_the_register_is_kept_by_one_process_at_a_time(core: Core) -> None:
     with (
-        exclusive_lock(register_lock(core.register_file)),
+        exclusive_lock(DuckDBFile(core.register_file).lock),
         duckdb.connect() as connection,
         pytest.raises(StorageError, match=r"process \d+ is at work here") as caught,
-        open_register(connection, core.register_file, lock_timeout=0.1),
+        open_register(connection, core.register, lock_timeout=0.1),
     ):
         pass
     assert is_transient(caught.value)
@@ -203,7 +204,7 @@ def test_a_damaged_register_is_refused_for_good(core: Core, content: bytes) -> N
     with (
         duckdb.connect() as connection,
         pytest.raises(RegisterError, match="damaged") as caught,
-        open_register(connection, core.register_file),
+        open_register(connection, core.register),
     ):
         pass
     assert not is_transient(caught.value)
@@ -398,7 +399,7 @@ def test_the_ledger_has_the_columns_that_are_public(published: Core) -> None:
             assert [name for name in found if name in columns] == columns
 
 
-@pytest.mark.file_only("DuckLake has no keys; turns keep what they would")
+@pytest.mark.file_only("DuckLake has no keys; the write lock keeps what they would")
 def test_the_ledger_has_unique_keys(published: Core) -> None:
     with published.read() as reader:
         keys = reader.execute(
@@ -724,7 +725,7 @@ def test_whoever_has_the_published_file_open_neither_stops_nor_changes_the_next(
         holder.wait(timeout=30)
     assert published.content_hash() == direct.hashes[UPDATE]
     with duckdb.connect() as connection:
-        assert published_state_of(published.database, connection).newest == UPDATE
+        assert published_state_of(published.readers, connection).newest == UPDATE
 
 
 @pytest.mark.file_only("a lake is no file")

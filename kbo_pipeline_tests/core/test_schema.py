@@ -10,6 +10,7 @@ import pytest
 
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.schema_sql import MIGRATIONS, SCHEMA_VERSION
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
@@ -85,7 +86,7 @@ def test_opening_an_older_register_changes_nothing(core: Core) -> None:
     with duckdb.connect(":memory:") as connection:
         with open_register(connection, core.register) as register:
             assert register.ledger.published() == FULL
-        with open_published(connection, core.database) as standing:
+        with open_published(connection, core.readers) as standing:
             assert standing.newest == FULL
             assert [current_rows(connection, t) != [] for t in ALL_TABLES[:-1]] == [True] * 7
     with read_register(core.database) as published:
@@ -135,7 +136,9 @@ def test_an_older_published_register_is_copied_and_verified(core: Core, tmp_path
     make_older(core)
     settings = load_settings(core.settings, core.directory)
     with duckdb.connect(":memory:") as connection:
-        copied = copy_register(connection, core.readers, tmp_path / "copy.duckdb", privacy="full")
+        copied = copy_register(
+            connection, core.readers, DuckDBFile(tmp_path / "copy.duckdb"), privacy="full"
+        )
     with duckdb.connect(str(tmp_path / "copy.duckdb"), read_only=True) as connection:
         assert connection.execute(READ_VERSIONS).fetchall() == ALL_VERSIONS
         assert content_hash(connection) == copied
@@ -147,7 +150,9 @@ def test_a_copy_of_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
         duckdb.connect(":memory:") as connection,
         pytest.raises(NotReadyError, match="nothing is published yet"),
     ):
-        copy_register(connection, tmp_path / "none", tmp_path / "copy", privacy="full")
+        copy_register(
+            connection, DuckDBFile(tmp_path / "none"), DuckDBFile(tmp_path / "copy"), privacy="full"
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.database import check_blocks
 from kbo_pipeline.core.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, newest_known
@@ -58,7 +58,7 @@ class World:
 
     def newest(self) -> ExtractKey | None:
         """The newest extract that readers have."""
-        return published_state_of(self.published).newest
+        return published_state_of(DuckDBFile(self.published)).newest
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +343,7 @@ def test_who_is_at_work_is_not_disturbed(world: World) -> None:
     recorded = world.recorded
     world.published.unlink()
     with (
-        exclusive_lock(register_lock(world.work)),
+        exclusive_lock(DuckDBFile(world.work).lock),
         pytest.raises(StorageError, match=str(os.getpid())),
     ):
         world.mend(recorded)

@@ -259,7 +259,7 @@ def test_the_image_and_the_code_location_of_compose_can_have_a_register_in_a_lak
     assert database.s3 == S3(minio["MINIO_ROOT_USER"], "x", None, "us-east-1", endpoint)
     assert load_settings(
         {**environment, "KBO_DATABASE": "", "KBO_DATABASE_FILES": ""}, tmp_path
-    ).database == Path("/data/kbo.duckdb")
+    ).database_file == Path("/data/kbo.duckdb")
 
 
 def test_no_secret_stands_in_a_file() -> None:

@@ -30,10 +30,10 @@ from dagster._core.scheduler.instigation import (
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
-from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.locks import exclusive_lock, pause
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.operate.lost import add_lost
@@ -156,7 +156,7 @@ def test_a_sound_register_is_found_sound(settings: Settings, published: Core) ->
     found = [*disk_checks.check_published(settings), *disk_checks.check_register(settings)]
     assert {finding.severity for finding in found} == {"ok"}
     assert all("0140-full (1 extract), opens: " in finding.text for finding in found)
-    with exclusive_lock(register_lock(settings.register_file)):
+    with exclusive_lock(DuckDBFile(settings.register_file).lock):
         (finding,) = disk_checks.check_register(settings)
     assert finding.text == f"process {os.getpid()} is at work on it"
 
@@ -301,7 +301,7 @@ def test_what_does_not_agree_is_an_error(bench: Bench, published: Core) -> None:
     assert found.text == "0140-full: published, but unknown to Dagster: recorded there"
     bench.materialize("published_extract", FULL)
     assert bad(bench.look(dagster_checks.check_ledger)) == []
-    with exclusive_lock(register_lock(bench.settings.register_file)):
+    with exclusive_lock(DuckDBFile(bench.settings.register_file).lock):
         assert bad(bench.look(dagster_checks.check_ledger)) == [("warning", "ledger")]
     add_lost(bench.settings, [UPDATE])
     assert only(bench.look(dagster_checks.check_ledger)).remedy == "kbo retry 0141-update"

@@ -11,9 +11,8 @@ import duckdb
 import pytest
 import requests
 
-from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.core.lake import attach_to_read
+from kbo_pipeline.core.lake import compact
 from kbo_pipeline.core.places import S3
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.register import read_register
@@ -77,7 +76,7 @@ def test_a_lake_in_s3_holds_what_a_file_holds_and_its_secret_shows_nowhere(
     assert core.content_hash() == file.content_hash()
 
     with duckdb.connect(":memory:") as connection:
-        attach_to_read(connection, lake, "published")
+        lake.attach_to_read(connection, "published")
         shown = [
             connection.execute(f"FROM duckdb_{what}()").fetchall()
             for what in ("databases", "secrets", "settings")

@@ -12,9 +12,9 @@ import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.lake import WORK, attach
+from kbo_pipeline.core.lake import attach_lake
 from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
-from kbo_pipeline.core.places import Lake, Place, Shared
+from kbo_pipeline.core.places import DuckDBFile, Lake, Place
 from kbo_pipeline.core.schema_sql import MIGRATIONS
 from kbo_pipeline.core.settings import Privacy, Settings, load_settings
 from kbo_pipeline.core.tables import Table
@@ -49,7 +49,7 @@ class Core:
     max_faulty_rows: int | None = 0
     privacy: Privacy = "full"
     checks: list[CheckResult] = field(default_factory=list)
-    shared: Shared | None = None
+    shared: Lake | None = None
 
     def __post_init__(self) -> None:
         if ASKED_FOR and self.shared is None:
@@ -62,18 +62,18 @@ class Core:
     @property
     def register(self) -> Place:
         """The register at work, wherever it is."""
-        return self.shared or self.register_file
+        return self.shared or DuckDBFile(self.register_file)
 
     @property
     def readers(self) -> Place:
         """What readers open, wherever it is."""
-        return self.shared or self.database
+        return self.shared or DuckDBFile(self.database)
 
     @property
     def settings(self) -> dict[str, str]:
         """The variables that name data directory and register."""
         found = {"KBO_DATA_DIR": str(self.directory)}
-        if isinstance(self.shared, Lake):
+        if self.shared is not None:
             found |= variables(self.shared)
         return found
 
@@ -199,28 +199,28 @@ class Core:
             return content_hash(reader)
 
 
-def open_to_read(place: Shared) -> duckdb.DuckDBPyConnection:
+def open_to_read(place: Lake) -> duckdb.DuckDBPyConnection:
     """Opens a shared register as a reader does; what it publishes later is seen too."""
     connection = duckdb.connect(":memory:")
-    connection.execute(f"USE {attach(connection, place, 'published', 'READ_ONLY')}")
+    connection.execute(f"USE {attach_lake(connection, place, 'published', 'READ_ONLY')}")
     return connection
 
 
 def open_at_work(place: Place) -> duckdb.DuckDBPyConnection:
     """Opens a register at work for reading, as nobody but a test does."""
-    if isinstance(place, Path):
-        return duckdb.connect(str(place), read_only=True)
-    connection = open_to_read(place)
-    connection.execute(f"USE published.{WORK}")
+    connection = duckdb.connect(":memory:")
+    name = place.attach_to_read(connection, "published")
+    connection.execute(f"USE {name}.{place.schema_at_work}")
     return connection
 
 
 def publication_of(place: Place) -> object:
     """What every publication changes: which file readers open, or which snapshot of a lake."""
-    if isinstance(place, Path):
-        found = place.stat()
+    if place.file is not None:
+        found = place.file.stat()
         return found.st_ino, found.st_mtime_ns
-    with open_to_read(place) as reader:
+    with duckdb.connect(":memory:") as reader:
+        place.attach_to_read(reader, "published")
         return reader.execute("SELECT id FROM published.current_snapshot()").fetchall()
 
 

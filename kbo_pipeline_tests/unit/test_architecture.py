@@ -127,6 +127,27 @@ def test_every_command_and_option_has_help(name: str) -> None:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
 
 
+def kinds_asked(source: str) -> list[str]:
+    """The questions of a module what kind of place something is."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "isinstance"
+        and {"Path", "DuckDBFile", "Lake", "MotherDuck"}
+        & {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+    ]
+
+
+def test_nothing_asks_what_kind_a_place_is() -> None:
+    assert kinds_asked("a = isinstance(x, Path)\nb = isinstance(x, str | Lake)") == [
+        "isinstance(x, Path)",
+        "isinstance(x, str | Lake)",
+    ]
+    found = {file: kinds_asked(file.read_text()) for file in PACKAGE.rglob("*.py")}
+    assert {file: asked for file, asked in found.items() if asked} == {}
+
+
 def test_no_statement_has_a_window() -> None:
     """In DuckDB 1.5.5, one over few rows ends the database now and then (duckdb issue 25713)."""
     words = re.compile(r"\bOVER \(|\bQUALIFY\b")

@@ -26,7 +26,7 @@ def refusal(environment: dict[str, str], root: Path) -> str:
 def test_an_empty_environment_gives_the_defaults_of_the_readme(tmp_path: Path) -> None:
     settings = load_settings({}, tmp_path)
     data = tmp_path / "data"
-    assert (settings.data_dir, settings.database) == (data, data / "kbo.duckdb")
+    assert (settings.data_dir, settings.database_file) == (data, data / "kbo.duckdb")
     assert settings.dagster_home == data / "dagster_home"
     assert settings.portal_url == "https://kbopub.economie.fgov.be/kbo-open-data"
     assert (settings.username, settings.password, settings.postgres_url) == (None, None, None)
@@ -73,7 +73,7 @@ def test_every_value_is_taken_over(tmp_path: Path) -> None:
         tmp_path,
     )
     assert settings.data_dir == Path("/srv/kbo")
-    assert settings.database == Path("/srv/published.duckdb")
+    assert settings.database_file == Path("/srv/published.duckdb")
     assert settings.portal_url == "http://127.0.0.1:8080/kbo"
     assert (settings.username, settings.password) == ("jan", SECRET)
     assert settings.postgres_url == "postgresql://u:p@host:5432/dagster"
@@ -162,7 +162,11 @@ def test_without_arguments_the_process_and_its_directory_are_read(
 )
 @pytest.mark.parametrize(
     ("variable", "attribute"),
-    [("KBO_DATA_DIR", "data_dir"), ("KBO_DATABASE", "database"), ("DAGSTER_HOME", "dagster_home")],
+    [
+        ("KBO_DATA_DIR", "data_dir"),
+        ("KBO_DATABASE", "database_file"),
+        ("DAGSTER_HOME", "dagster_home"),
+    ],
 )
 def test_relative_paths_count_from_the_root(
     variable: str, attribute: str, text: str, expected: str, tmp_path: Path
@@ -304,7 +308,7 @@ def test_the_account_of_an_s3_server_goes_with_the_lake_and_is_never_shown(tmp_p
     settings = load_settings(given, tmp_path)
     assert isinstance(settings.database, Lake)
     assert settings.database.s3 == S3("key", SECRET, None, "us-east-1", "http://127.0.0.1:9000")
-    assert (settings.database.files, settings.database_dir) == ("s3://bucket/lake/", None)
+    assert (settings.database.files, settings.database.directory) == ("s3://bucket/lake/", None)
     assert SECRET not in f"{settings!r}{settings.database!r}{settings.database}"
     assert load_settings(settings.environment, tmp_path / "elsewhere") == settings
     for wrong in ("127.0.0.1:9000", "minio:9000", "http://", f"http://key:{SECRET}@host"):

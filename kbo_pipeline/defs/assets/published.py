@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -138,9 +137,9 @@ def publish_assets(
 
 def _where(database: Place) -> dict[str, dg.MetadataValue]:
     """Where readers find the register, and its length where it is one file."""
-    if not isinstance(database, Path):
+    if database.file is None:
         return {"place": dg.MetadataValue.text(str(database))}
     return {
         "file": dg.MetadataValue.path(str(database)),
-        "bytes": dg.MetadataValue.int(database.stat().st_size),
+        "bytes": dg.MetadataValue.int(database.file.stat().st_size),
     }

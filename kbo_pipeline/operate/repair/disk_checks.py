@@ -13,14 +13,14 @@ from pathlib import Path
 import duckdb
 from sqlalchemy import make_url
 
-from kbo_pipeline.apply.register import register_lock
 from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.disk_space import DiskSpace, existing, space_now, space_to_import
 from kbo_pipeline.core.env_file import open_secrets
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import exclusive_lock, holder, is_paused
+from kbo_pipeline.core.locks import holder, is_paused
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import counted, first_line, listed, megabytes, printable
 from kbo_pipeline.fetch.inbox import Inbox
@@ -119,40 +119,42 @@ def check_pause(settings: Settings) -> Iterator[Finding]:
 
 def check_published(settings: Settings) -> Iterator[Finding]:
     """Whether readers can open the published register."""
-    if not isinstance(settings.database, Path):
+    file = settings.database.file
+    if file is None:
         yield from _check_shared(settings)
         return
-    if not settings.database.exists():
+    if not file.exists():
         yield found_ok("published register", f"{settings.database}: none yet")
         return
     try:
-        _open(settings.database)
+        _open(file)
         state = published_state_of(settings.database)
     except RegisterError as error:
         yield found_error("published register", error)
         return
     yield found_ok("published register", f"{_summary(state)}, opens: {settings.database}")
-    if not has_views(settings.database, settings.privacy):
+    if not has_views(file, settings.privacy):
         yield found("other views", file=settings.database, privacy=settings.privacy)
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:
     """Whether the register at work opens; a shared one is looked at as readers do."""
-    if not isinstance(settings.database, Path):
+    file = settings.register.file
+    if file is None:
         return
-    file = settings.register_file
     if not file.exists():
-        is_published = settings.database.exists()
+        is_published = settings.database.may_exist
         none_yet = found_ok("register at work", f"{file}: none yet")
         yield found("no register", file=file) if is_published else none_yet
         return
-    lock = register_lock(file)
     try:
-        with exclusive_lock(lock):
+        with settings.register.sole_writer(0.0):
             _open(file)
-            state = published_state_of(file)
+            state = published_state_of(settings.register)
     except StorageError:
-        yield found_ok("register at work", f"process {holder(lock)} is at work on it")
+        yield found_ok(
+            "register at work", f"process {holder(DuckDBFile(file).lock)} is at work on it"
+        )
         return
     except RegisterError as error:
         yield found("register does not open", text=str(error).split("; ", 1)[0])
@@ -171,7 +173,7 @@ def _check_shared(settings: Settings) -> Iterator[Finding]:
 
 
 def _directories(settings: Settings) -> list[Path]:
-    written = (directory for directory in (settings.database_dir,) if directory is not None)
+    written = settings.database.directory
     return [
         settings.data_dir,
         settings.downloads_dir,
@@ -179,7 +181,7 @@ def _directories(settings: Settings) -> list[Path]:
         settings.work_dir,
         settings.inbox_dir,
         settings.dagster_home,
-        *written,
+        *([written] if written is not None else []),
     ]
 
 
@@ -311,8 +313,9 @@ def _unfinished(settings: Settings) -> Iterator[Path]:
     yield from sorted(settings.staging_dir.glob("*.unpacked"))
     yield from sorted(settings.reports_dir.glob("*/*.part"))
     yield from sorted(settings.work_dir.rglob("*.part"))
-    if isinstance(settings.database, Path):
-        yield from sorted(settings.database.parent.glob(f"{settings.database.name}.part"))
+    published = settings.database.file
+    if published is not None:
+        yield from sorted(published.parent.glob(f"{published.name}.part"))
 
 
 def _files(directory: Path, *, is_zip: bool) -> list[Path]:

@@ -12,6 +12,7 @@ from kbo_pipeline.core.disk_space import check_space_to_import
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.files import move_into_place
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip
@@ -93,12 +94,16 @@ def rebuild_register(
             for position, key in enumerate(keys, start=1):
                 report(f"{key}: {position} of {len(keys)}")
                 _import(settings, connect, key, file, report)
-            if isinstance(settings.database, Path):
+            if settings.database.file is not None:
                 move_into_place(file, settings.register_file)
-                show_to_readers(settings.register_file, settings.database, settings.privacy)
+                show_to_readers(settings.register_file, settings.database.file, settings.privacy)
             else:
                 replace_shared(
-                    connection, file, settings.database, privacy=settings.privacy, report=report
+                    connection,
+                    DuckDBFile(file),
+                    settings.database,
+                    privacy=settings.privacy,
+                    report=report,
                 )
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -127,7 +132,7 @@ def _import(
         )
     with (
         connect() as connection,
-        open_register(connection, file) as register,
+        open_register(connection, DuckDBFile(file)) as register,
         register.importing(staging_dir, key) as staged,
     ):
         for batch in staged.batches:

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 
 import dagster as dg
 import duckdb
 
-from kbo_pipeline.apply.register import Register, open_register_to_copy, sole_writer
+from kbo_pipeline.apply.register import Register, open_register_to_copy
 from kbo_pipeline.core.database import connect
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
@@ -64,7 +63,7 @@ def plan_of(instance: dg.DagsterInstance, settings: Settings) -> RepairPlan:
         RegisterError: what is left does not tell what was; names the next step.
     """
     with (
-        sole_writer(settings.register, 0.0),
+        settings.register.sole_writer(0.0),
         duckdb.connect(":memory:") as connection,
     ):
         return look(connection, settings, read_recorded(instance))
@@ -118,8 +117,8 @@ def repair_installation(
 def _renew_views(
     settings: Settings, attach: Callable[[], AbstractContextManager[Register]]
 ) -> bool:
-    if isinstance(settings.database, Path):
-        return renew_views(settings.database, settings.privacy)
+    if settings.database.file is not None:
+        return renew_views(settings.database.file, settings.privacy)
     with attach() as register:
         return publication.renew_views(register, settings.privacy)
 

@@ -14,13 +14,12 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import Register
-from kbo_pipeline.core.database import check_blocks, is_damage, is_duckdb, literal
+from kbo_pipeline.core.database import check_blocks, detach, is_damage, is_duckdb, literal
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
-from kbo_pipeline.core.lake import WORK, attach_to_read, detach
 from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries, read_published_state
-from kbo_pipeline.core.places import Place, Shared
+from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import first_line
@@ -34,7 +33,7 @@ class Snapshot:
     """What a register says.
 
     Attributes:
-        file: the file, or the place that writers and readers share.
+        place: where it is.
         is_there: whether there is one.
         damage: why nothing it says counts; None when it is sound.
         is_foreign: it is no damaged register but some other file.
@@ -44,7 +43,7 @@ class Snapshot:
         batches: numbers of the batches of that one that are applied.
     """
 
-    file: Place
+    place: Place
     is_there: bool = True
     damage: str | None = None
     is_foreign: bool = False
@@ -114,40 +113,41 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
     Raises:
         StorageError: another program has it open for writing.
     """
+    place = DuckDBFile(file)
     if not file.is_file():
-        return Snapshot(file, is_there=False)
+        return Snapshot(place, is_there=False)
     if file.stat().st_size > 0 and not is_duckdb(file):
-        return Snapshot(file, damage=f"{file}: not a DuckDB file", is_foreign=True)
+        return Snapshot(place, damage=f"{file}: not a DuckDB file", is_foreign=True)
     try:
         check_blocks(file)
         connection.execute(f"ATTACH {literal(file)} AS witness (READ_ONLY, TYPE duckdb)")
     except (DamagedError, duckdb.Error) as error:
         if is_damage(error):
-            return Snapshot(file, damage=first_line(error))
+            return Snapshot(place, damage=first_line(error))
         raise StorageError(f"{file}: {first_line(error)}; close the program that has it") from None
     try:
         connection.execute("USE witness")
-        return _read(connection, file)
+        return _read(connection, place)
     except duckdb.CatalogException:
         said = f"{file}: a DuckDB file, but not a register of this pipeline"
-        return Snapshot(file, damage=said, is_foreign=True)
+        return Snapshot(place, damage=said, is_foreign=True)
     except (duckdb.Error, DamagedError) as error:
         if not is_damage(error):
             raise
-        return Snapshot(file, damage=first_line(error))
+        return Snapshot(place, damage=first_line(error))
     finally:
         connection.execute("USE memory")
         connection.execute("DETACH witness")
 
 
-def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Snapshot:
+def _read_shared(connection: duckdb.DuckDBPyConnection, place: Place) -> Snapshot:
     """Reads what a register says that writers and readers share."""
     try:
-        name = attach_to_read(connection, place, "witness")
+        name = place.attach_to_read(connection, "witness")
     except NotReadyError:
         return Snapshot(place, is_there=False)
     try:
-        connection.execute(f"USE {name}.{WORK}")
+        connection.execute(f"USE {name}.{place.schema_at_work}")
         return _read(connection, place)
     except duckdb.CatalogException:  # nobody has written to it yet
         return Snapshot(place, is_there=False)
@@ -155,8 +155,8 @@ def _read_shared(connection: duckdb.DuckDBPyConnection, place: Shared) -> Snapsh
         detach(connection, name)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Snapshot:
-    check(connection, file)
+def _read(connection: duckdb.DuckDBPyConnection, place: Place) -> Snapshot:
+    check(connection, place)
     half_applied = connection.execute(
         "SELECT id FROM import_jobs WHERE status NOT IN ('completed', 'rolled_back')"
     ).fetchone()
@@ -171,7 +171,7 @@ def _read(connection: duckdb.DuckDBPyConnection, file: Place) -> Snapshot:
         {"id": half_applied[0] if half_applied else ""},
     ).fetchall()
     return Snapshot(
-        file,
+        place,
         chain=read_ledger_entries(connection),
         rolled_back=read_published_state(connection).rolled_back,
         half_applied=ExtractKey.parse(half_applied[0]) if half_applied else None,
@@ -207,7 +207,7 @@ def _plan_of_files(
     if work.is_sound and published.is_sound:
         return _plan_of_sound(work, published)
     if published.is_sound and (work.is_there or published.chain):
-        said += (f"the register at work becomes a copy of {published.file}",)
+        said += (f"the register at work becomes a copy of {published.place}",)
         return RepairPlan(said, restore=True, base=_file(published)), published
     if work.is_sound:
         if not work.chain:  # nothing was ever published: readers have nothing to lose
@@ -215,17 +215,17 @@ def _plan_of_files(
         said += (f"the register at work is published again: {work.newest}",)
         undone = replace(work, half_applied=None, batches=frozenset())
         return RepairPlan(said, undo=work.half_applied, show=True), undone
-    nothing = Snapshot(work.file, is_there=False)
+    nothing = Snapshot(work.place, is_there=False)
     if not work.is_there and not published.is_there and not recorded.published:
         return RepairPlan(said), nothing
     if kept is not None:
-        said += (f"register and published file become copies of {kept.file}",)
+        said += (f"register and published file become copies of {kept.place}",)
         return RepairPlan(said, restore=True, base=_file(kept), show=True), kept
     if not published.is_there and not recorded.published:  # died in the very first import
         said += ("the register at work is created again, empty",)
         return RepairPlan(said, restore=True), nothing
     raise RegisterError(
-        f"{'; '.join(said) or f'{work.file} and {published.file} are gone'}: only the"
+        f"{'; '.join(said) or f'{work.place} and {published.place} are gone'}: only the"
         " kept ZIPs are left to restore it from; kbo rebuild --from-zips does so"
     )
 
@@ -246,12 +246,12 @@ def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Sna
         said = f"{_file(published).name} is at {published.newest}, the register at {work.newest}"
         return RepairPlan((f"{said}: the register is published",), show=True), work
     if theirs[: len(ours)] == ours:
-        said = f"{work.file}: has lost its newest extracts: it is at {work.newest}"
+        said = f"{work.place}: has lost its newest extracts: it is at {work.newest}"
         said += f", {_file(published).name} at {published.newest}; it becomes a copy of that"
         return RepairPlan((said,), restore=True, base=_file(published)), published
     raise RegisterError(
-        f"{work.file} and {published.file} are registers of different extracts; keep the right one"
-        " and move the other away, or run kbo rebuild --from-zips"
+        f"{work.place} and {published.place} are registers of different extracts; keep the right"
+        " one and move the other away, or run kbo rebuild --from-zips"
     )
 
 
@@ -265,7 +265,7 @@ def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> Rep
     lost = [key for key in forget if key not in truth.rolled_back]
     if lost and not chain:
         raise RegisterError(
-            f"{truth.file}: empty, although Dagster's database has {lost[-1]} as published; kbo"
+            f"{truth.place}: empty, although Dagster's database has {lost[-1]} as published; kbo"
             " rebuild --from-zips recreates the register, or set another DAGSTER_POSTGRES_URL"
         )
     lost_batches = {}
@@ -315,13 +315,13 @@ def repair_files(
         plan: what `look` has said, under the same hold of the register's lock.
         attach: attaches the register at work, as `open_register_to_copy` yields it.
     """
-    if not isinstance(settings.database, Path):
+    published, register = settings.database.file, settings.register_file
+    if published is None:
         return
-    register = settings.register_file
     if plan.restore:
         _put_aside(settings, register)
     if plan.show:
-        _put_aside(settings, settings.database)
+        _put_aside(settings, published)
     if plan.restore and plan.base is None:
         with replace_atomically(register) as temporary:
             duckdb.connect(str(temporary)).close()
@@ -333,7 +333,7 @@ def repair_files(
             if plan.undo is not None:
                 roll_back(opened, plan.undo, settings.privacy)
             opened.checkpoint()
-        show_to_readers(register, settings.database, settings.privacy)
+        show_to_readers(register, published, settings.privacy)
 
 
 def _put_aside(settings: Settings, file: Path) -> None:
@@ -352,11 +352,7 @@ def look(
         StorageError: another program has the published file open for writing.
         RegisterError: what is left does not tell what was; names the next step.
     """
-    if not isinstance(settings.database, Path):  # one witness: readers see what was written
-        shared = _read_shared(connection, settings.database)
-        return plan_repair(shared, shared, recorded)
-    work = read_snapshot(connection, settings.register_file)
-    published = read_snapshot(connection, settings.database)
+    work, published = _read_both(connection, settings)
     kept = None
     if not work.is_sound and not published.is_sound:
         older = (read_snapshot(connection, file) for file in kept_files(settings.register_file))
@@ -364,14 +360,23 @@ def look(
     return plan_repair(work, published, recorded, kept)
 
 
+def _read_both(
+    connection: duckdb.DuckDBPyConnection, settings: Settings
+) -> tuple[Snapshot, Snapshot]:
+    """What the register at work says, and what readers see; the same where they share it."""
+    if settings.database.file is None:
+        shared = _read_shared(connection, settings.database)
+        return shared, shared
+    return (
+        read_snapshot(connection, settings.register_file),
+        read_snapshot(connection, settings.database.file),
+    )
+
+
 def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
     """The newest extract that anything says was published; None when nothing says so."""
     with duckdb.connect(":memory:") as connection:
-        if isinstance(settings.database, Path):
-            work = read_snapshot(connection, settings.register_file)
-            published = read_snapshot(connection, settings.database)
-        else:
-            work = published = _read_shared(connection, settings.database)
+        work, published = _read_both(connection, settings)
     found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
     return max(found - work.rolled_back, default=None)
 
@@ -407,6 +412,6 @@ def _listed(links: Sequence[LedgerEntry]) -> str:
 
 def _file(snapshot: Snapshot) -> Path:
     """The file of a snapshot of which a copy is to be made."""
-    if not isinstance(snapshot.file, Path):
-        raise RegisterError(f"{snapshot.file}: no file to restore from; restore its backup")
-    return snapshot.file
+    if snapshot.place.file is None:
+        raise RegisterError(f"{snapshot.place}: no file to restore from; restore its backup")
+    return snapshot.place.file

@@ -193,7 +193,7 @@ def note_cancelled(instance: dg.DagsterInstance, settings: Settings) -> None:
 
 
 def _cancel_job(settings: Settings, key: ExtractKey, patience: float = 60.0) -> None:
-    if not isinstance(settings.register, Path) or settings.register.exists():
+    if settings.register.may_exist:
         with (
             duckdb.connect(":memory:") as connection,
             open_register(connection, settings.register, lock_timeout=patience) as register,

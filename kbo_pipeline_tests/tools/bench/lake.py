@@ -20,8 +20,8 @@ from typing import Any
 import duckdb
 import psycopg2
 
-from kbo_pipeline.core.compaction import compact
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.lake import compact
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ENTERPRISE

@@ -129,7 +129,7 @@ def published(core: "Core") -> int | None:
     """The number of the newest published extract."""
     from kbo_pipeline.read.published import published_state_of
 
-    newest = published_state_of(core.database).newest
+    newest = published_state_of(core.readers).newest
     return newest.number if newest else None
 
 

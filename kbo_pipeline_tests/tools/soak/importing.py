@@ -13,7 +13,7 @@ import duckdb
 from kbo_pipeline.core.database import is_transient
 from kbo_pipeline.core.errors import KboError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.places import Shared
+from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
@@ -101,6 +101,6 @@ class Importer:
                 time.sleep(1.0)
 
 
-def _shared(settings: Settings) -> Shared:
-    assert not isinstance(settings.database, Path)
+def _shared(settings: Settings) -> Lake:
+    assert isinstance(settings.database, Lake)
     return settings.database
