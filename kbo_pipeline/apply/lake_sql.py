@@ -11,6 +11,7 @@ from kbo_pipeline.apply.sql import held as held_in_file
 from kbo_pipeline.apply.sql import in_range, row_hash
 from kbo_pipeline.core.extracts import Batch
 from kbo_pipeline.core.places import WORK
+from kbo_pipeline.core.sql import listed
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 
 _LOCKS_BEFORE = ("import_turn", *(f"import_turn_{turn:02d}" for turn in range(15)))
@@ -34,8 +35,9 @@ when they compact them; a key has no row twice.
 """
 
 PREPARE = (
-    f"CREATE TABLE IF NOT EXISTS {CLOSING} (table_name VARCHAR NOT NULL, key VARCHAR NOT NULL,"
-    " row_hash UBIGINT NOT NULL)",
+    f"""CREATE TABLE IF NOT EXISTS {CLOSING} (
+    table_name VARCHAR NOT NULL, key VARCHAR NOT NULL, row_hash UBIGINT NOT NULL
+)""",
     f"CREATE TABLE IF NOT EXISTS {_WRITE_LOCK} (number BIGINT NOT NULL)",
     f"INSERT INTO {_WRITE_LOCK} SELECT 0 WHERE NOT EXISTS (FROM {_WRITE_LOCK})",
     *(f"DROP TABLE IF EXISTS {table}" for table in _LOCKS_BEFORE),
@@ -43,7 +45,8 @@ PREPARE = (
 """Makes what only a shared register has, also in one of an earlier version of this package."""
 
 IS_PREPARED = f"""
-SELECT list(table_name) = ['{_WRITE_LOCK}'] FROM duckdb_tables()
+SELECT list(table_name) = ['{_WRITE_LOCK}']
+FROM duckdb_tables()
 WHERE database_name = current_database() AND schema_name = '{WORK}'
     AND starts_with(table_name, 'import_turn')
 """
@@ -52,36 +55,37 @@ WHERE database_name = current_database() AND schema_name = '{WORK}'
 
 def held(table: Table) -> str:
     """The current rows of a table, but for those that are noted to be closed."""
-    return (
-        f"{held_in_file(table)} AND NOT EXISTS (SELECT 1 FROM {CLOSING} o"
-        f" WHERE o.table_name = '{table.name}' AND o.key = {table.name}.{table.key}"
-        f" AND o.row_hash = {row_hash(table, table.name)})"
-    )
+    return f"""{held_in_file(table)}
+    AND NOT EXISTS (
+        SELECT 1
+        FROM {CLOSING} o
+        WHERE o.table_name = '{table.name}' AND o.key = {table.name}.{table.key}
+            AND o.row_hash = {row_hash(table, table.name)}
+    )"""
 
 
 def note_closing(table: Table, batch: Batch | None) -> str:
     """Notes what `find_changes` found in a range to be closed."""
-    return (
-        f"INSERT INTO {CLOSING} SELECT '{table.name}', key, row_hash"
-        f" FROM temp.main.closing_{table.name} WHERE {in_range('key', batch)}"
-    )
+    return f"""INSERT INTO {CLOSING}
+SELECT '{table.name}', key, row_hash
+FROM temp.main.closing_{table.name}
+WHERE {in_range("key", batch)}"""
 
 
 def close_noted(table: Table) -> str:
     """Closes what is noted; binds `$number`."""
-    return (
-        f"UPDATE {table.name} c SET _deleted_at_extract = $number, _is_current = false"
-        f" FROM (SELECT key, row_hash FROM {CLOSING} WHERE table_name = '{table.name}') o"
-        f" WHERE c.{table.key} = o.key AND c._is_current AND c._extract_number < $number"
-        f" AND {row_hash(table, 'c')} = o.row_hash"
-    )
+    return f"""UPDATE {table.name} c
+SET _deleted_at_extract = $number, _is_current = false
+FROM (SELECT key, row_hash FROM {CLOSING} WHERE table_name = '{table.name}') o
+WHERE c.{table.key} = o.key AND c._is_current AND c._extract_number < $number
+    AND {row_hash(table, "c")} = o.row_hash"""
 
 
 COUNT_NOTED = f"SELECT table_name, count(*) FROM {CLOSING} GROUP BY ALL"
 
 FORGET_NOTED = f"DELETE FROM {CLOSING}"
 
-_NEWEST = f"(SELECT max(j.extract_number) FROM {WORK}.import_jobs j WHERE j.status = 'completed')"
+_NEWEST = f"SELECT max(j.extract_number) FROM {WORK}.import_jobs j WHERE j.status = 'completed'"
 """The newest published extract; `j.` because a macro's parameter has that name too."""
 
 _SHOWN = "('completed', 'rolled_back')"
@@ -91,28 +95,28 @@ def published_views() -> Iterator[str]:
     """Creates the views in `main`, in place of those that are there."""
     for table in ALL_TABLES:
         yield _published(table)
-    yield (
-        "CREATE OR REPLACE VIEW main.import_jobs AS"
-        f" SELECT j.* FROM {WORK}.import_jobs j WHERE j.status IN {_SHOWN}"
-    )
-    yield (
-        "CREATE OR REPLACE VIEW main.rejected_row AS"
-        f" SELECT r.* FROM {WORK}.rejected_row r SEMI JOIN {WORK}.import_jobs j"
-        " ON j.id = r.extract AND j.status = 'completed'"
-    )
-    yield (
-        "CREATE OR REPLACE VIEW main.import_job_batches AS"
-        f" SELECT b.* FROM {WORK}.import_job_batches b SEMI JOIN {WORK}.import_jobs j"
-        f" ON j.id = b.job_id AND j.status IN {_SHOWN}"
-    )
+    yield f"""CREATE OR REPLACE VIEW main.import_jobs AS
+SELECT j.*
+FROM {WORK}.import_jobs j
+WHERE j.status IN {_SHOWN}"""
+    yield f"""CREATE OR REPLACE VIEW main.rejected_row AS
+SELECT r.*
+FROM {WORK}.rejected_row r
+SEMI JOIN {WORK}.import_jobs j ON j.id = r.extract AND j.status = 'completed'"""
+    yield f"""CREATE OR REPLACE VIEW main.import_job_batches AS
+SELECT b.*
+FROM {WORK}.import_job_batches b
+SEMI JOIN {WORK}.import_jobs j ON j.id = b.job_id AND j.status IN {_SHOWN}"""
 
 
 def _published(table: Table) -> str:
-    columns = ", ".join((*table.column_names, "_snapshot_date", "_extract_number"))
-    closed = f"_deleted_at_extract <= {_NEWEST}"
-    return (
-        f"CREATE OR REPLACE VIEW main.{table.name} AS SELECT {columns},"
-        f" CASE WHEN {closed} THEN _deleted_at_extract END AS _deleted_at_extract,"
-        f" ({closed}) IS NOT TRUE AS _is_current"
-        f" FROM {WORK}.{table.name} WHERE _extract_number <= {_NEWEST}"
-    )
+    columns = listed((*table.column_names, "_snapshot_date", "_extract_number"))
+    closed = f"_deleted_at_extract <= (\n        {_NEWEST}\n    )"
+    return f"""CREATE OR REPLACE VIEW main.{table.name} AS
+SELECT {columns},
+    CASE WHEN {closed} THEN _deleted_at_extract END AS _deleted_at_extract,
+    ({closed}) IS NOT TRUE AS _is_current
+FROM {WORK}.{table.name}
+WHERE _extract_number <= (
+    {_NEWEST}
+)"""

@@ -120,11 +120,15 @@ class Ledger:
     def applied_change(self, key: ExtractKey, batch_number: int) -> BatchChange | None:
         """What an applied batch did, from the ledger; None when it is not applied."""
         rows = self._database.execute(
-            "SELECT table_name, sum(records_count)::BIGINT, sum(rows_closed)::BIGINT,"
-            " sum(rows_opened)::BIGINT, sum(rows_unchanged)::BIGINT,"
-            " sum(duplicates_dropped)::BIGINT, max(epoch(completed_at) - epoch(started_at))"
-            " FROM import_job_batches WHERE job_id = $id AND batch_number = $batch"
-            " GROUP BY table_name HAVING bool_and(status = 'completed')",
+            """
+            SELECT table_name, sum(records_count)::BIGINT, sum(rows_closed)::BIGINT,
+                sum(rows_opened)::BIGINT, sum(rows_unchanged)::BIGINT,
+                sum(duplicates_dropped)::BIGINT, max(epoch(completed_at) - epoch(started_at))
+            FROM import_job_batches
+            WHERE job_id = $id AND batch_number = $batch
+            GROUP BY table_name
+            HAVING bool_and(status = 'completed')
+            """,
             id=str(key),
             batch=batch_number,
         ).fetchall()
@@ -137,8 +141,12 @@ class Ledger:
     def rows_changed(self, key: ExtractKey) -> dict[str, int]:
         """Row versions that an extract closed or opened, by table name."""
         rows = self._database.execute(
-            "SELECT table_name, sum(rows_closed + rows_opened)::BIGINT FROM import_job_batches"
-            " WHERE job_id = $id GROUP BY table_name",
+            """
+            SELECT table_name, sum(rows_closed + rows_opened)::BIGINT
+            FROM import_job_batches
+            WHERE job_id = $id
+            GROUP BY table_name
+            """,
             id=str(key),
         ).fetchall()
         found = dict(rows)
@@ -147,10 +155,16 @@ class Ledger:
     def missing_batches(self, key: ExtractKey) -> int:
         """How many batches of an extract are not applied."""
         return self._database.count(
-            "SELECT (SELECT coalesce(sum(total_batches), 0) FROM import_jobs WHERE id = $id)"
-            " - count(*) FROM ("
-            "SELECT batch_number FROM import_job_batches WHERE job_id = $id"
-            " GROUP BY batch_number HAVING bool_and(status = 'completed'))",
+            """
+            SELECT (SELECT coalesce(sum(total_batches), 0) FROM import_jobs WHERE id = $id)
+                - count(*)
+            FROM (
+            SELECT batch_number
+            FROM import_job_batches
+            WHERE job_id = $id
+            GROUP BY batch_number
+            HAVING bool_and(status = 'completed'))
+            """,
             id=str(key),
         )
 
@@ -189,8 +203,12 @@ class Ledger:
         elif self._is_shared:
             self._forget_unfinished(extract.key)
         self._database.execute(
-            "UPDATE import_jobs SET status = 'processing', error_message = NULL,"
-            " started_at = coalesce(started_at, now()) WHERE id = $id",
+            """
+            UPDATE import_jobs
+            SET status = 'processing', error_message = NULL,
+                started_at = coalesce(started_at, now())
+            WHERE id = $id
+            """,
             id=str(extract.key),
         )
 
@@ -264,9 +282,12 @@ class Ledger:
             self._forget_unfinished(key, batch)
             self._append_open(staged, [batch])
         self._database.execute(
-            "UPDATE import_job_batches SET status = 'failed', attempts = $attempts,"
-            " error_message = $message"
-            " WHERE job_id = $id AND batch_number = $batch AND status <> 'completed'",
+            """
+            UPDATE import_job_batches
+            SET status = 'failed', attempts = $attempts,
+                error_message = $message
+            WHERE job_id = $id AND batch_number = $batch AND status <> 'completed'
+            """,
             id=str(key),
             batch=batch.number,
             attempts=attempt,
@@ -289,8 +310,11 @@ class Ledger:
     def cancel_job(self, key: ExtractKey) -> None:
         """Notes that somebody has stopped the import of an extract; without effect on others."""
         self._database.execute(
-            "UPDATE import_jobs SET status = 'cancelled'"
-            " WHERE id = $id AND status IN ('pending', 'processing', 'failed')",
+            """
+            UPDATE import_jobs
+            SET status = 'cancelled'
+            WHERE id = $id AND status IN ('pending', 'processing', 'failed')
+            """,
             id=str(key),
         )
 
@@ -319,8 +343,12 @@ class Ledger:
         """Marks an extract as rolled back, without batches; part of the caller's transaction."""
         self._database.execute("DELETE FROM import_job_batches WHERE job_id = $id", id=str(key))
         self._database.execute(
-            "UPDATE import_jobs SET status = 'rolled_back', names_resolved = NULL,"
-            " error_message = NULL, completed_at = now() WHERE id = $id",
+            """
+            UPDATE import_jobs
+            SET status = 'rolled_back', names_resolved = NULL,
+                error_message = NULL, completed_at = now()
+            WHERE id = $id
+            """,
             id=str(key),
         )
 
@@ -335,8 +363,12 @@ class Ledger:
     def complete_job(self, key: ExtractKey, names_resolved: int) -> None:
         """Marks an extract as published; part of the caller's transaction."""
         self._database.execute(
-            "UPDATE import_jobs SET status = 'completed', names_resolved = $names,"
-            " error_message = NULL, completed_at = now() WHERE id = $id",
+            """
+            UPDATE import_jobs
+            SET status = 'completed', names_resolved = $names,
+                error_message = NULL, completed_at = now()
+            WHERE id = $id
+            """,
             id=str(key),
             names=names_resolved,
         )
@@ -344,8 +376,12 @@ class Ledger:
     def _is_open(self, staged: Staged) -> bool:
         """Tells whether batches of this cut may be applied: nobody has ended its job."""
         row = self._database.row(
-            "SELECT sha256, total_batches FROM import_jobs WHERE id = $id"
-            " AND status NOT IN ('completed', 'rolled_back')",
+            """
+            SELECT sha256, total_batches
+            FROM import_jobs
+            WHERE id = $id
+                AND status NOT IN ('completed', 'rolled_back')
+            """,
             id=str(staged.extract.key),
         )
         return row == (staged.extract.sha256, len(staged.batches))
@@ -357,8 +393,11 @@ class Ledger:
             "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
         )
         rows = self._database.execute(
-            "SELECT table_name, batch_number, operation, records_count FROM import_job_batches"
-            " WHERE job_id = $id",
+            """
+            SELECT table_name, batch_number, operation, records_count
+            FROM import_job_batches
+            WHERE job_id = $id
+            """,
             id=str(extract.key),
         ).fetchall()
         keys = _ledger_keys(staged, staged.batches)
@@ -368,8 +407,12 @@ class Ledger:
     def _forget_unfinished(self, key: ExtractKey, batch: Batch | None = None) -> None:
         """Removes rows of failed batches, or of one, from the ledger of a shared register."""
         self._database.execute(
-            "DELETE FROM import_job_batches WHERE job_id = $id AND status <> 'completed'"
-            " AND batch_number = coalesce($batch, batch_number)",
+            """
+            DELETE
+            FROM import_job_batches
+            WHERE job_id = $id AND status <> 'completed'
+                AND batch_number = coalesce($batch, batch_number)
+            """,
             id=str(key),
             batch=batch.number if batch is not None else None,
         )
@@ -393,10 +436,13 @@ class Ledger:
     def _insert_job(self, staged: Staged) -> None:
         extract = staged.extract
         self._database.execute(
-            "INSERT INTO import_jobs BY NAME SELECT $id AS id, $number AS extract_number,"
-            " $type AS extract_type, $date AS snapshot_date, $timestamp AS extract_timestamp,"
-            " $source_file AS source_file, $sha256 AS sha256, 'pending' AS status,"
-            " $batches AS total_batches, now() AS created_at",
+            """
+            INSERT INTO import_jobs BY NAME
+            SELECT $id AS id, $number AS extract_number,
+                $type AS extract_type, $date AS snapshot_date, $timestamp AS extract_timestamp,
+                $source_file AS source_file, $sha256 AS sha256, 'pending' AS status,
+                $batches AS total_batches, now() AS created_at
+            """,
             id=str(extract.key),
             number=extract.key.number,
             type=extract.key.type,
@@ -417,8 +463,11 @@ class Ledger:
         )  # one statement: one file of a lake
         listed = ", ".join(f"unnest(${name}) AS {name}" for name in columns)
         self._database.execute(
-            "INSERT INTO import_job_batches BY NAME SELECT $id AS job_id, 'pending' AS status,"
-            f" 0 AS attempts, {listed}",
+            f"""
+            INSERT INTO import_job_batches BY NAME
+            SELECT $id AS job_id, 'pending' AS status,
+                0 AS attempts, {listed}
+            """,
             id=str(staged.extract.key),
             **{name: list(column) for name, column in zip(columns, values, strict=True)},
         )

@@ -3,7 +3,10 @@
 The register is the default database of the connection: what is its own is named without it.
 """
 
+from collections.abc import Iterable
+
 from kbo_pipeline.core.extracts import Batch, ExtractType
+from kbo_pipeline.core.sql import indented, listed, union_all, with_queries
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.stage.sql import of_operation
 
@@ -32,7 +35,7 @@ def in_range(column: str, batch: Batch | None) -> str:
 
 def _same_row(table: Table) -> str:
     others = (f"c.{n} IS NOT DISTINCT FROM i.{n}" for n in table.column_names[1:])
-    return " AND ".join((f"c.{table.key} = i.{table.key}", *others))
+    return "\n    AND ".join((f"c.{table.key} = i.{table.key}", *others))
 
 
 def row_hash(table: Table, alias: str) -> str:
@@ -41,7 +44,7 @@ def row_hash(table: Table, alias: str) -> str:
 
 
 def _qualified(alias: str, table: Table) -> str:
-    return ", ".join(f"{alias}.{name}" for name in table.column_names)
+    return listed((f"{alias}.{name}" for name in table.column_names), by=8)
 
 
 def incoming(table: Table, extract_type: ExtractType) -> str:
@@ -49,17 +52,19 @@ def incoming(table: Table, extract_type: ExtractType) -> str:
 
     The code table is whole in every extract.
     """
-    superseded = f"SELECT row_id FROM staging.superseded WHERE table_name = '{table.name}'"
-    return (
-        f"SELECT {', '.join(table.column_names)} FROM staging.main.{table.name}"
-        f" WHERE {of_operation(extract_type, 'insert')} AND rowid NOT IN ({superseded})"
-    )
+    return f"""SELECT {listed(table.column_names)}
+FROM staging.main.{table.name}
+WHERE {of_operation(extract_type, "insert")}
+    AND rowid NOT IN (
+        SELECT row_id FROM staging.superseded WHERE table_name = '{table.name}'
+    )"""
 
 
 def held(table: Table) -> str:
     """The current rows of a table, each with its rowid as `row_id`; ends in its condition."""
-    columns = ", ".join(table.column_names)
-    return f"SELECT rowid AS row_id, {columns} FROM {table.name} WHERE _is_current"
+    return f"""SELECT {listed(("rowid AS row_id", *table.column_names))}
+FROM {table.name}
+WHERE _is_current"""
 
 
 def find_keys(
@@ -84,8 +89,8 @@ def find_keys(
     create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
     if not is_whole:
         staged = f"staging.main.{table.name}"
-        return f"{create} SELECT DISTINCT {table.key} AS key FROM {staged}"
-    return f"{create} {differing_keys(table, incoming(table, extract_type), held)}"
+        return f"{create}\nSELECT DISTINCT {table.key} AS key\nFROM {staged}"
+    return f"{create}\n{differing_keys(table, incoming(table, extract_type), held)}"
 
 
 def differing_keys(table: Table, new: str, old: str) -> str:
@@ -95,27 +100,37 @@ def differing_keys(table: Table, new: str, old: str) -> str:
     next to none differs.
     """
     block = f"left({table.key}, {_BLOCK_LENGTH})"
-    of_blocks = f"{block} IN (SELECT key FROM blocks)"
-    keys = (f"SELECT * FROM ({query}) WHERE {of_blocks}" for query in (new, old))
-    return (
-        f"WITH blocks AS MATERIALIZED ({_differing(table, block, new, old)})"
-        f" {_differing(table, table.key, *keys)}"
+    keys = (
+        f"""SELECT *
+FROM (
+    {indented(query)}
+)
+WHERE {block} IN (SELECT key FROM blocks)"""
+        for query in (new, old)
     )
+    blocks = {"blocks": _differing(table, block, new, old)}
+    return with_queries(blocks, _differing(table, table.key, *keys), materialized=True)
 
 
 def _differing(table: Table, key: str, new: str, old: str) -> str:
     """The values of an expression of which the rows in two queries on a table differ."""
-    row = ", ".join(table.column_names)
     new, old = (
-        f"SELECT {key} AS key, count(*) AS rows_of_key, sum(hash({row})) AS row_hash"
-        f" FROM ({query}) GROUP BY ALL"
+        f"""SELECT {key} AS key, count(*) AS rows_of_key,
+    sum(hash({listed(table.column_names, by=8)})) AS row_hash
+FROM (
+    {indented(query)}
+)
+GROUP BY ALL"""
         for query in (new, old)
     )
-    return (
-        f"SELECT coalesce(n.key, o.key) AS key FROM ({new}) n FULL JOIN ({old}) o"
-        " ON n.key = o.key WHERE n.rows_of_key IS DISTINCT FROM o.rows_of_key"
-        " OR n.row_hash IS DISTINCT FROM o.row_hash"
-    )
+    return f"""SELECT coalesce(n.key, o.key) AS key
+FROM (
+    {indented(new)}
+) n
+FULL JOIN (
+    {indented(old)}
+) o ON n.key = o.key
+WHERE n.rows_of_key IS DISTINCT FROM o.rows_of_key OR n.row_hash IS DISTINCT FROM o.row_hash"""
 
 
 def no_keys(table: Table) -> str:
@@ -144,14 +159,21 @@ def find_changes(
         deleted = f"SELECT {key} FROM staging.main.{name} WHERE operation = 'delete'"
         removed = f"c.{key} IN ({deleted})"
     return (
-        f"CREATE OR REPLACE TEMP TABLE old_{name} AS {held} AND {of_keys}",
-        f"CREATE OR REPLACE TEMP TABLE new_{name} AS {incoming(table, extract_type)} AND {of_keys}",
-        f"CREATE OR REPLACE TEMP TABLE closing_{name} AS"
-        f" SELECT c.{key} AS key, c.row_id, {row_hash(table, 'c')} AS row_hash"
-        f" FROM temp.main.old_{name} c ANTI JOIN temp.main.new_{name} i ON {_same_row(table)}"
-        f" WHERE {removed}",
-        f"CREATE OR REPLACE TEMP TABLE opening_{name} AS SELECT i.* FROM temp.main.new_{name} i"
-        f" ANTI JOIN temp.main.old_{name} c ON {_same_row(table)}",
+        f"CREATE OR REPLACE TEMP TABLE old_{name} AS\n{held}\n    AND {of_keys}",
+        f"""CREATE OR REPLACE TEMP TABLE new_{name} AS
+{incoming(table, extract_type)}
+    AND {of_keys}""",
+        f"""CREATE OR REPLACE TEMP TABLE closing_{name} AS
+SELECT c.{key} AS key, c.row_id, {row_hash(table, "c")} AS row_hash
+FROM temp.main.old_{name} c
+ANTI JOIN temp.main.new_{name} i
+    ON {_same_row(table)}
+WHERE {removed}""",
+        f"""CREATE OR REPLACE TEMP TABLE opening_{name} AS
+SELECT i.*
+FROM temp.main.new_{name} i
+ANTI JOIN temp.main.old_{name} c
+    ON {_same_row(table)}""",
         f"DROP TABLE temp.main.old_{name}",
         f"DROP TABLE temp.main.new_{name}",
         f"DROP TABLE temp.main.keys_of_{name}",
@@ -170,10 +192,9 @@ def drop_versions(table: Table) -> str:
 
 def reopen_versions(table: Table) -> str:
     """Lets the row versions that an extract closed hold again; binds `$number`."""
-    return (
-        f"UPDATE {table.name}"
-        " SET _deleted_at_extract = NULL, _is_current = true WHERE _deleted_at_extract = $number"
-    )
+    return f"""UPDATE {table.name}
+SET _deleted_at_extract = NULL, _is_current = true
+WHERE _deleted_at_extract = $number"""
 
 
 def count_staged(table: Table) -> str:
@@ -183,47 +204,45 @@ def count_staged(table: Table) -> str:
 
 def count_changes(table: Table) -> str:
     """Counts what is to be closed and to be opened."""
-    return (
-        f"SELECT (SELECT count(*) FROM temp.main.closing_{table.name}),"
-        f" (SELECT count(*) FROM temp.main.opening_{table.name})"
-    )
+    return f"""SELECT
+    (SELECT count(*) FROM temp.main.closing_{table.name}),
+    (SELECT count(*) FROM temp.main.opening_{table.name})"""
 
 
-def _by_batch(counted: str) -> str:
+def _by_batch(counted: Iterable[str]) -> str:
     """Sums up columns of numbers by `table_name` and batch, which `entity_number` is in."""
-    return (
-        "SELECT table_name, batch_number, sum(COLUMNS(* EXCLUDE (table_name, batch_number,"
-        f" entity_number, first_number, next_number)))::BIGINT FROM ({counted})"
-        " ASOF JOIN staging.main.batch ON entity_number >= coalesce(first_number, '') GROUP BY ALL"
-    )
+    return f"""SELECT table_name, batch_number,
+    sum(COLUMNS(* EXCLUDE (
+        table_name, batch_number, entity_number, first_number, next_number)))::BIGINT
+FROM (
+    {indented(union_all(counted))}
+)
+ASOF JOIN staging.main.batch ON entity_number >= coalesce(first_number, '')
+GROUP BY ALL"""
 
 
 COUNT_STAGED_BY_BATCH = _by_batch(
-    " UNION ALL ".join(
-        f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS staged"
-        f" FROM staging.main.{table.name}"
-        for table in TABLES
-    )
+    f"""SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS staged
+FROM staging.main.{table.name}"""
+    for table in TABLES
 )
 """Counts the staged rows, deletes and inserts, by table and batch."""
 
 COUNT_CHANGES_BY_BATCH = _by_batch(
-    " UNION ALL ".join(
-        f"SELECT '{table.name}' AS table_name, key AS entity_number, 1 AS closing, 0 AS opening"
-        f" FROM temp.main.closing_{table.name} UNION ALL"
-        f" SELECT '{table.name}', {table.key}, 0, 1 FROM temp.main.opening_{table.name}"
-        for table in TABLES
-    )
+    f"""SELECT '{table.name}' AS table_name, key AS entity_number, 1 AS closing, 0 AS opening
+FROM temp.main.closing_{table.name}
+UNION ALL
+SELECT '{table.name}', {table.key}, 0, 1
+FROM temp.main.opening_{table.name}"""
+    for table in TABLES
 )
 """Counts what is to be closed and to be opened, by table and batch."""
 
-
 COUNT_OPENED_BY_BATCH = _by_batch(
-    " UNION ALL ".join(
-        f"SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened"
-        f" FROM {table.name} WHERE _extract_number = $number AND _is_current"
-        for table in TABLES
-    )
+    f"""SELECT '{table.name}' AS table_name, {table.key} AS entity_number, 1 AS opened
+FROM {table.name}
+WHERE _extract_number = $number AND _is_current"""
+    for table in TABLES
 )
 """Counts the current rows that the extract has opened, by table and batch; binds `$number`."""
 
@@ -234,13 +253,16 @@ def close_rows(table: Table, batch: Batch | None) -> str:
     Rows keep their rowid until a checkpoint takes deleted ones away; the hash makes sure of it. It
     is written so that DuckDB does not join by it: it would hash all rows of the range.
     """
-    return (
-        f"UPDATE {table.name} c"
-        " SET _deleted_at_extract = $number, _is_current = false"
-        f" FROM (SELECT * FROM temp.main.closing_{table.name} WHERE {in_range('key', batch)}) o"
-        f" WHERE c.rowid = o.row_id AND c._is_current AND {in_range(f'c.{table.key}', batch)}"
-        f" AND xor({row_hash(table, 'c')}, o.row_hash) = 0"
-    )
+    return f"""UPDATE {table.name} c
+SET _deleted_at_extract = $number, _is_current = false
+FROM (
+    SELECT *
+    FROM temp.main.closing_{table.name}
+    WHERE {in_range("key", batch)}
+) o
+WHERE c.rowid = o.row_id AND c._is_current
+    AND {in_range(f"c.{table.key}", batch)}
+    AND xor({row_hash(table, "c")}, o.row_hash) = 0"""
 
 
 def open_rows(table: Table, batch: Batch | None) -> str:
@@ -248,12 +270,12 @@ def open_rows(table: Table, batch: Batch | None) -> str:
 
     In the order of their keys, so that DuckDB's zone maps can skip what nobody asks for.
     """
-    return (
-        f"INSERT INTO {table.name} BY NAME SELECT *, $date::DATE AS _snapshot_date,"
-        " $number::INTEGER AS _extract_number, true AS _is_current"
-        f" FROM temp.main.opening_{table.name} WHERE {in_range(table.key, batch)}"
-        f" ORDER BY {table.key}"
-    )
+    return f"""INSERT INTO {table.name} BY NAME
+SELECT *, $date::DATE AS _snapshot_date,
+    $number::INTEGER AS _extract_number, true AS _is_current
+FROM temp.main.opening_{table.name}
+WHERE {in_range(table.key, batch)}
+ORDER BY {table.key}"""
 
 
 FORGET_REJECTED = "DELETE FROM rejected_row WHERE extract = $key"
@@ -278,10 +300,8 @@ NOT_OF_THE_REGISTER = (
 
 def drop_superseded(table: Table) -> str:
     """Drops from the copy of a staged Full the rows that say nothing new."""
-    return (
-        f"DELETE FROM {table.name} WHERE rowid IN"
-        f" (SELECT row_id FROM superseded WHERE table_name = '{table.name}')"
-    )
+    return f"""DELETE FROM {table.name}
+WHERE rowid IN (SELECT row_id FROM superseded WHERE table_name = '{table.name}')"""
 
 
 def require_values(table: Table) -> list[str]:

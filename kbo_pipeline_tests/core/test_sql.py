@@ -24,9 +24,6 @@ from kbo_pipeline_tests.support.core import Core
 
 _LONGEST = 120
 
-_OF_APPLY = re.compile(r"(closing|opening|old|new|keys_of)_|rows_of_key|import_job|staging\.main\.")
-"""Statements made by `apply/`: they are still to be laid out, and looked at here then."""
-
 _PATHS = re.compile(r"ATTACH|^TO '|directories =")
 """Lines that hold the path of a file."""
 
@@ -86,7 +83,6 @@ def test_a_line_of_sql_is_short_enough_to_read(statements: list[str]) -> None:
     long = {
         line.strip(): len(line)
         for statement in statements
-        if not _OF_APPLY.search(statement)
         for line in statement.split("\n")
         if len(line) > _LONGEST and not _PATHS.search(line)
     }
