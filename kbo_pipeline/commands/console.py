@@ -196,7 +196,7 @@ def bar(description: str, total: int | None = 100) -> Iterator[Callable[[str, in
 @contextmanager
 def pause_told(settings: "Settings") -> Iterator[None]:
     """Says once that the work of the caller waits, when `kbo pause` holds it up."""
-    from kbo_pipeline.core.locks import PAUSED, is_paused
+    from kbo_pipeline.operate.markers import PAUSED, is_paused
 
     def look(ended: threading.Event) -> None:
         while not is_paused(settings):

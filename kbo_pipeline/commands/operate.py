@@ -21,9 +21,9 @@ from kbo_pipeline.commands.console import (
     terminal,
     with_source,
 )
-from kbo_pipeline.core import locks
 from kbo_pipeline.core.errors import KboError, NotReadyError, SettingsError
 from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.operate import markers
 
 if TYPE_CHECKING:
     from dagster import SensorDefinition
@@ -79,22 +79,22 @@ def start(read_only: bool, only: "Part | None") -> None:
         click.echo(asked if settings.has_account else unset)
         Inbox(settings.inbox_dir).prepare()
         click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
-        if locks.is_paused(settings):
-            click.echo(locks.PAUSED)
+        if markers.is_paused(settings):
+            click.echo(markers.PAUSED)
     serve(settings, report, recover=Recover(), part=only, read_only=read_only)
 
 
 @click.command()
 def pause() -> None:
     """Start nothing new: running batches finish, then everything waits for kbo resume."""
-    done = locks.pause(load_settings())
-    click.echo(locks.PAUSED if done else f"{locks.PAUSED}: nothing to do")
+    done = markers.pause(load_settings())
+    click.echo(markers.PAUSED if done else f"{markers.PAUSED}: nothing to do")
 
 
 @click.command()
 def resume() -> None:
     """Continue everything that kbo pause has stopped."""
-    done = locks.resume(load_settings())
+    done = markers.resume(load_settings())
     click.echo("resumed" if done else "not paused: nothing to do")
 
 
@@ -113,7 +113,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
     settings = load_settings()
     from kbo_pipeline.commands.runs import retry_extract
     from kbo_pipeline.operate.instance import open_instance
-    from kbo_pipeline.operate.lost import drop_lost, read_lost
+    from kbo_pipeline.operate.markers import drop_lost, read_lost
     from kbo_pipeline.operate.repair.repair import rebuild_from_zips, repair_installation
 
     is_changed = False

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import duckdb
 
 from kbo_pipeline.core.errors import DamagedError, KboError
 from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import first_line
 
 Result = TypeVar("Result")
@@ -48,7 +47,19 @@ def new_file(file: Path) -> str:
     return "" if file.exists() else f" (STORAGE_VERSION '{STORAGE_VERSION}')"
 
 
-def limits(settings: Settings) -> dict[str, str | int]:
+class Limits(Protocol):
+    """Settings that say what DuckDB may take."""
+
+    @property
+    def memory_mb(self) -> int:
+        """Memory of a process, in MiB."""
+
+    @property
+    def temporary_dir(self) -> Path:
+        """The directory that it spills to."""
+
+
+def limits(settings: Limits) -> dict[str, str | int]:
     """The configuration of a DuckDB that does heavy work: what it takes at most, where it spills.
 
     Args:
@@ -64,7 +75,7 @@ def limits(settings: Settings) -> dict[str, str | int]:
     }
 
 
-def connect(settings: Settings) -> duckdb.DuckDBPyConnection:
+def connect(settings: Limits) -> duckdb.DuckDBPyConnection:
     """Opens an in-memory DuckDB for heavy work, within `limits`."""
     return duckdb.connect(":memory:", config=dict(limits(settings)))
 

@@ -101,3 +101,6 @@ class StorageError(KboError):
     """PostgreSQL, a lock or the disk does not answer as it must."""
 
     transient = True
+
+
+NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"

@@ -4,14 +4,20 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar, Protocol
 from urllib.parse import urlsplit
 
 import duckdb
 
 from kbo_pipeline.core.database import detach, literal
-from kbo_pipeline.core.errors import NotReadyError, RegisterError, SettingsError, StorageError
-from kbo_pipeline.core.places import NOTHING_PUBLISHED, S3, Lake, MotherDuck, Place
-from kbo_pipeline.core.settings import is_direct
+from kbo_pipeline.core.errors import (
+    NOTHING_PUBLISHED,
+    NotReadyError,
+    RegisterError,
+    SettingsError,
+    StorageError,
+)
+from kbo_pipeline.core.servers import S3, is_direct
 from kbo_pipeline.core.text import first_line
 
 _WAITS = (0.5, 1.0, 2.0, 4.0)
@@ -23,11 +29,40 @@ _CATALOG_SCHEMA = "kbo"
 """The schema in PostgreSQL that holds the lake's catalog: Dagster's tables may be beside it."""
 
 
+class LakePlace(Protocol):
+    """What is asked of a `places.Lake`; that module stands above this one."""
+
+    @property
+    def catalog(self) -> tuple[tuple[str, str], ...]:
+        """How PostgreSQL is reached, as libpq's keywords."""
+
+    @property
+    def password(self) -> str | None:
+        """PostgreSQL's."""
+
+    @property
+    def files(self) -> str:
+        """Where the Parquet files are."""
+
+    @property
+    def s3(self) -> S3 | None:
+        """How their server is reached."""
+
+
+class Compactable(Protocol):
+    """What is asked of a `places.Place` that is to be made small."""
+
+    is_compacted: ClassVar[bool]
+
+    def attach_to_write(self, connection: duckdb.DuckDBPyConnection, name: str) -> str:
+        """Attaches it."""
+
+
 class _BeingMadeError(StorageError):
     """A lake cannot be made: another process is making it, or PostgreSQL refuses."""
 
 
-def attach_lake_to_write(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> str:
+def attach_lake_to_write(connection: duckdb.DuckDBPyConnection, place: LakePlace, name: str) -> str:
     """Attaches a lake, which is made when it is not there; see `Place.attach_to_write`."""
     for seconds in _WAITS:
         try:
@@ -37,7 +72,7 @@ def attach_lake_to_write(connection: duckdb.DuckDBPyConnection, place: Lake, nam
     return attach_lake(connection, place, name)
 
 
-def attach_snapshot(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> str:
+def attach_snapshot(connection: duckdb.DuckDBPyConnection, place: LakePlace, name: str) -> str:
     """Attaches a lake as it is now; see `Place.attach_to_read`."""
     attach_lake(connection, place, name, "READ_ONLY")
     ((snapshot,),) = connection.execute(f"SELECT id FROM {name}.current_snapshot()").fetchall()
@@ -46,7 +81,7 @@ def attach_snapshot(connection: duckdb.DuckDBPyConnection, place: Lake, name: st
 
 
 def attach_lake(
-    connection: duckdb.DuckDBPyConnection, place: Lake, name: str, options: str = ""
+    connection: duckdb.DuckDBPyConnection, place: LakePlace, name: str, options: str = ""
 ) -> str:
     """Attaches a lake with options of ATTACH."""
     _make_secrets(connection, place, name)
@@ -54,17 +89,16 @@ def attach_lake(
     return name
 
 
-def attach_motherduck(
-    connection: duckdb.DuckDBPyConnection, place: MotherDuck, options: str = ""
-) -> str:
-    """Attaches a database of MotherDuck with options of ATTACH."""
+def attach_motherduck(connection: duckdb.DuckDBPyConnection, name: str, options: str = "") -> str:
+    """Attaches a database of MotherDuck, under its name, with options of ATTACH."""
     load_extension(connection, "motherduck")
-    _attach(connection, place, f"ATTACH {literal(place.address)}", options)
-    return place.name
+    address = f"md:{name}"
+    _attach(connection, address, f"ATTACH {literal(address)}", options)
+    return name
 
 
 def _attach(
-    connection: duckdb.DuckDBPyConnection, place: Place, statement: str, options: str
+    connection: duckdb.DuckDBPyConnection, place: object, statement: str, options: str
 ) -> None:
     try:
         connection.execute(statement + (f" ({options})" if options else ""))
@@ -72,7 +106,7 @@ def _attach(
         raise _explained(place, error) from None
 
 
-def _make_secrets(connection: duckdb.DuckDBPyConnection, place: Lake, name: str) -> None:
+def _make_secrets(connection: duckdb.DuckDBPyConnection, place: LakePlace, name: str) -> None:
     """Tells the connection how the lake is reached; a password in ATTACH would be shown by it."""
     for extension in ("postgres_scanner", "ducklake"):
         load_extension(connection, extension)
@@ -107,14 +141,14 @@ def _s3_secret(s3: S3, files: str, name: str) -> str:
     return f"CREATE OR REPLACE TEMPORARY SECRET kbo_files_{name} (TYPE s3{said}, USE_SSL {use_ssl})"
 
 
-def _connection_string(place: Lake) -> str:
+def _connection_string(place: LakePlace) -> str:
     """Libpq's connection string, quoted as it wants it; a silent server is not waited for."""
     values = {"connect_timeout": _CONNECT_SECONDS, **dict(place.catalog)}
     escaped = ((k, v.replace("\\", "\\\\").replace("'", "\\'")) for k, v in values.items())
     return " ".join(f"{key}='{value}'" for key, value in escaped)
 
 
-def _explained(place: Place, error: duckdb.Error) -> Exception:
+def _explained(place: object, error: duckdb.Error) -> Exception:
     said = first_line(error)
     if "Failed to initialize DuckLake" in said:
         return _BeingMadeError(f"{place}: cannot be made ({said}); once more, or see PostgreSQL")
@@ -129,7 +163,7 @@ def _explained(place: Place, error: duckdb.Error) -> Exception:
     return RegisterError(f"{place}: {said}")
 
 
-def files_unreachable(place: Place, error: duckdb.Error) -> StorageError | None:
+def files_unreachable(place: object, error: duckdb.Error) -> StorageError | None:
     """The error where the catalog of a lake answers, and its files cannot be read."""
     if not isinstance(error, duckdb.IOException):
         return None
@@ -172,7 +206,7 @@ class Compaction:
 
 
 def compact(
-    connection: duckdb.DuckDBPyConnection, place: Place, *, keep_days: int = KEEP_DAYS
+    connection: duckdb.DuckDBPyConnection, place: Compactable, *, keep_days: int = KEEP_DAYS
 ) -> Compaction:
     """Makes a lake small; what readers see stays as it is.
 

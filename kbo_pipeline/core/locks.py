@@ -1,7 +1,4 @@
-"""Locks between processes, and the file of `kbo pause`.
-
-The kernel drops a lock when its holder dies, however it dies. The file holds over restarts.
-"""
+"""Locks between processes. The kernel drops one when its holder dies, however it dies."""
 
 import fcntl
 import os
@@ -12,7 +9,6 @@ from pathlib import Path
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.settings import Settings
 
 
 @contextmanager
@@ -90,36 +86,3 @@ def _wait_for(descriptor: int, file: Path, timeout: float) -> None:
                     f"{file}: process {holder} is at work here; wait for it or stop it"
                 ) from None
             time.sleep(0.05)
-
-
-PAUSED = "paused; kbo resume continues"
-"""What everything that waits says of itself."""
-
-
-def is_paused(settings: Settings) -> bool:
-    """Tells whether `kbo pause` holds."""
-    return _pause_file(settings).exists()
-
-
-def pause(settings: Settings) -> bool:
-    """Lets nothing new begin from now on; False when that holds already."""
-    file = _pause_file(settings)
-    make_private(file.parent)
-    try:
-        file.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-def resume(settings: Settings) -> bool:
-    """Lets everything go on; False when nothing is paused."""
-    try:
-        _pause_file(settings).unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _pause_file(settings: Settings) -> Path:
-    return settings.work_dir / "paused"

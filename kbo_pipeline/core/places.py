@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from kbo_pipeline.core.errors import (
+    NOTHING_PUBLISHED,
     KboError,
     NotReadyError,
     RegisterError,
     SettingsError,
     StorageError,
 )
+from kbo_pipeline.core.servers import S3
 
 if TYPE_CHECKING:
     import duckdb
 
-NOTHING_PUBLISHED = "nothing is published yet; kbo import a Full"
 
 WORK = "work"
 """The schema of the register at work where readers work in the same database."""
@@ -37,36 +38,6 @@ _EXPECTED = (
     "expected ducklake:postgres:host=HOST dbname=NAME user=USER or"
     " ducklake:postgresql://USER@HOST:PORT/NAME"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class S3:
-    """How an S3 server is reached.
-
-    Attributes:
-        key, secret: of the account (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).
-        token: of a session (`AWS_SESSION_TOKEN`); None for an account that lasts.
-        region: where the bucket is (`AWS_REGION`).
-        endpoint: the address of a server that is not Amazon's (`AWS_ENDPOINT_URL`); None for that.
-    """
-
-    key: str
-    secret: str = field(repr=False)
-    token: str | None = field(repr=False)
-    region: str
-    endpoint: str | None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables that say so."""
-        values = {
-            "AWS_ACCESS_KEY_ID": self.key,
-            "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_SESSION_TOKEN": self.token,
-            "AWS_REGION": self.region,
-            "AWS_ENDPOINT_URL": self.endpoint,
-        }
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class Place(ABC):
@@ -316,13 +287,13 @@ class MotherDuck(Place):
         """Attaches it under its own name."""
         from kbo_pipeline.core import lake
 
-        return lake.attach_motherduck(connection, self)
+        return lake.attach_motherduck(connection, self.name)
 
     def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
         """Attaches it under its own name; what is published meanwhile is seen."""
         from kbo_pipeline.core import lake
 
-        return lake.attach_motherduck(connection, self, "READ_ONLY")
+        return lake.attach_motherduck(connection, self.name, "READ_ONLY")
 
 
 def is_shared_address(text: str) -> bool:

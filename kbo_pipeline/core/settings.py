@@ -1,7 +1,6 @@
 """The environment, read once, and which hosts are asked without its proxy."""
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -13,13 +12,13 @@ from urllib.parse import urlsplit
 from kbo_pipeline.core.env_file import read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.places import (
-    S3,
     DuckDBFile,
     Place,
     is_shared_address,
     lake_files,
     shared_place,
 )
+from kbo_pipeline.core.servers import S3
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -398,20 +397,3 @@ def variable_of(name: str) -> str:
 def _endings(names: Collection[str]) -> list[str]:
     """What tells one name of ours from another: all begin alike."""
     return [name.removeprefix("KBO_") for name in names if name.startswith("KBO_")]
-
-
-def is_own(host: str | None) -> bool:
-    """Tells whether a host, as an address names it, is this machine itself."""
-    if host is None or host == "localhost" or host.endswith(".localhost"):
-        return host is not None
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def is_direct(host: str | None) -> bool:
-    """Tells whether a host is asked without the proxy: it is this machine, or in `no_proxy`."""
-    from requests.utils import should_bypass_proxies  # which imports much
-
-    return is_own(host) or bool(should_bypass_proxies(f"http://{host}", no_proxy=None))

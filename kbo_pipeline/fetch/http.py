@@ -27,7 +27,7 @@ import urllib3
 import urllib3.connection
 
 from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
-from kbo_pipeline.core.settings import is_own
+from kbo_pipeline.core.servers import is_own
 
 T = TypeVar("T")
 Report = Callable[[str], None]

@@ -10,9 +10,14 @@ from dataclasses import dataclass, replace
 import duckdb
 
 from kbo_pipeline.core.database import Database
-from kbo_pipeline.core.errors import CheckFailedError, NotReadyError, RegisterError
+from kbo_pipeline.core.errors import (
+    NOTHING_PUBLISHED,
+    CheckFailedError,
+    NotReadyError,
+    RegisterError,
+)
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.places import NOTHING_PUBLISHED, Place
+from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.publish import checks_sql
 from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register
-from kbo_pipeline.core.errors import NotReadyError, RegisterError
+from kbo_pipeline.core.errors import NOTHING_PUBLISHED, NotReadyError, RegisterError
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.ledger import read_ledger_entries
-from kbo_pipeline.core.places import NOTHING_PUBLISHED, DuckDBFile, Place
+from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.publish.publication import show

@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from kbo_pipeline.commands.practice import damage
-from kbo_pipeline.core.locks import pause, resume
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
+from kbo_pipeline.operate.markers import pause, resume
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.browser import (
     COLUMNS,

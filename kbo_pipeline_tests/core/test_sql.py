@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.publish.checking import check_published
 from kbo_pipeline.publish.copy import copy_register
@@ -67,12 +68,13 @@ def _use_everything(directory: Path) -> None:
         assert register.sql('SELECT * FROM "current".enterprise_profile').fetchall()
     with duckdb.connect(":memory:") as connection:
         check_published(
-            connection, core.database, max_loss_percent=100.0, max_loss_percent_full=100.0
+            connection, core.readers, max_loss_percent=100.0, max_loss_percent_full=100.0
         )
     with duckdb.connect(":memory:") as connection:
         make_report(connection, settings, key)
     with duckdb.connect(":memory:") as connection:
-        copy_register(connection, core.database, directory / "copy.duckdb", privacy="full")
+        copy = DuckDBFile(directory / "copy.duckdb")
+        copy_register(connection, core.readers, copy, privacy="full")
     write_export(settings, directory / "export")
     verify(settings, next(directory.glob("*Full*.zip")))
     assert renew_views(core.database, "full")

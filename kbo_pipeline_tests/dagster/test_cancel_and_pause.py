@@ -26,8 +26,9 @@ from dagster._core.scheduler.instigation import (
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import PAUSED, exclusive_lock, is_locked
+from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.operate.markers import PAUSED
 from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelled
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, Progress

@@ -32,11 +32,11 @@ from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock, pause
+from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.operate.lost import add_lost
+from kbo_pipeline.operate.markers import add_lost, pause
 from kbo_pipeline.operate.processes.start import start_lock
 from kbo_pipeline.operate.repair import dagster_checks, disk_checks, doctor, findings
 from kbo_pipeline.operate.repair.dagster_checks import Installation

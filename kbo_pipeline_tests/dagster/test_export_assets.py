@@ -12,13 +12,13 @@ import pytest
 
 import kbo_pipeline.defs.sensors.inbox as inbox_module
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import pause, resume
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.assets.verification import CHECK
 from kbo_pipeline.defs.sensors.after_publication import export_when_published, verify_when_at_hand
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.fetch.inbox import Inbox
+from kbo_pipeline.operate.markers import pause, resume
 from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.read.export import MANIFEST

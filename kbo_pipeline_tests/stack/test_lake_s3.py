@@ -13,7 +13,7 @@ import requests
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.lake import compact
-from kbo_pipeline.core.places import S3
+from kbo_pipeline.core.servers import S3
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.sample.extracts import Sample

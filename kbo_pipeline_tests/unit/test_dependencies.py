@@ -146,6 +146,14 @@ def test_import_contracts_refuse_each_upward_import_and_dagster_below_operate(co
     assert [line for line in planted if line not in refused] == []
 
 
+def test_import_contracts_refuse_a_circle(copy: Path) -> None:
+    plant(copy, "core", "import kbo_pipeline.core.planted_b", "planted_a")
+    plant(copy, "core", "def late() -> None:\n    import kbo_pipeline.core.planted_a", "planted_b")
+    refused = said(copy, "lint-imports", "--no-cache")
+    assert "no circles of imports BROKEN" in refused
+    assert "1 broken" in refused
+
+
 def test_a_new_folder_needs_its_place_among_the_contracts(copy: Path) -> None:
     (copy / "kbo_pipeline" / "cellar").mkdir()
     plant(copy, "cellar", "import kbo_pipeline.core", "__init__")

@@ -37,7 +37,7 @@ from kbo_pipeline.defs.metadata import (
     tags,
 )
 from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_while_paused
-from kbo_pipeline.operate.lost import mark_suspect
+from kbo_pipeline.operate.markers import mark_suspect
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
 from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
 from kbo_pipeline.operate.undocumented import reported

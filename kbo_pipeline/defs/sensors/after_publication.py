@@ -4,10 +4,10 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import PAUSED, is_paused
 from kbo_pipeline.defs.jobs import export_parquet, verify_full
 from kbo_pipeline.defs.resources import load_settings
 from kbo_pipeline.fetch.zips import kept_zips
+from kbo_pipeline.operate.markers import PAUSED, is_paused
 from kbo_pipeline.operate.repair.rebuild import kept_keys
 from kbo_pipeline.operate.runs.claims import last_in_queue
 from kbo_pipeline.operate.runs.progress import Progress

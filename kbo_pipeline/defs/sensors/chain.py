@@ -7,9 +7,10 @@ the same event starts one run, a new staging or a repaired batch starts another.
 import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import PAUSED, is_locked, is_paused
+from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
 from kbo_pipeline.defs.resources import load_settings
+from kbo_pipeline.operate.markers import PAUSED, is_paused
 from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 

@@ -11,7 +11,7 @@ import dagster as dg
 from kbo_pipeline.core.errors import ExtractError, KboError, OrderError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import PAUSED, exclusive_lock, is_locked, is_paused
+from kbo_pipeline.core.locks import exclusive_lock, is_locked
 from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import listed, printable
@@ -26,6 +26,7 @@ from kbo_pipeline.fetch.inbox import (
     settled,
 )
 from kbo_pipeline.fetch.zips import drop_zip, keep_zip
+from kbo_pipeline.operate.markers import PAUSED, is_paused
 from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import INBOX_TAG, Progress, is_retried, newest_published

@@ -11,7 +11,7 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import KboError, LoginRefusedError, PortalError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
-from kbo_pipeline.core.locks import PAUSED, is_locked, is_paused
+from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.order import plan_imports
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import duration
@@ -19,6 +19,7 @@ from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.resources import AT_IMPORT, load_settings
 from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
+from kbo_pipeline.operate.markers import PAUSED, is_paused
 from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.poll import _STORED_AS, Poll, read_poll

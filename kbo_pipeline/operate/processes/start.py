@@ -25,7 +25,7 @@ from kbo_pipeline.core.settings import ACCOUNT, Settings
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import patience
 from kbo_pipeline.operate.instance import prepare_dagster_home
-from kbo_pipeline.operate.lost import drop_lost
+from kbo_pipeline.operate.markers import drop_lost
 from kbo_pipeline.operate.parts import (
     CHILDREN,
     Part,

@@ -12,7 +12,8 @@ import dagster as dg
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.settings import Settings, is_own
+from kbo_pipeline.core.servers import is_own
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.poll import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import (
     INBOX_TAG,

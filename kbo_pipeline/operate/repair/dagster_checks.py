@@ -12,10 +12,10 @@ import psutil
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import is_locked, is_paused
+from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import clock, counted, first_line
-from kbo_pipeline.operate.lost import read_lost
+from kbo_pipeline.operate.markers import is_paused, read_lost
 from kbo_pipeline.operate.repair.alerts import (
     alerts_of_portal,
     gap_below_staged,

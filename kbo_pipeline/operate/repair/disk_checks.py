@@ -19,11 +19,12 @@ from kbo_pipeline.core.env_file import open_secrets
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import holder, is_paused
+from kbo_pipeline.core.locks import holder
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import counted, first_line, listed, megabytes, printable
 from kbo_pipeline.fetch.inbox import Inbox
+from kbo_pipeline.operate.markers import is_paused
 from kbo_pipeline.operate.parts import ui_address
 from kbo_pipeline.operate.processes.postgres import moved_aside, sqlalchemy_url
 from kbo_pipeline.operate.processes.start import answers, start_lock

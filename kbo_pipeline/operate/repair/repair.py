@@ -12,7 +12,12 @@ from kbo_pipeline.core.database import connect
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.lost import add_lost, drop_lost, read_lost, suspect_file
+from kbo_pipeline.operate.markers import (
+    add_lost,
+    drop_lost,
+    read_lost,
+    suspect_file,
+)
 from kbo_pipeline.operate.repair.rebuild import rebuild_register
 from kbo_pipeline.operate.repair.witness import (
     Recorded,

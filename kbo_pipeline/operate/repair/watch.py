@@ -12,7 +12,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import undocumented
 from kbo_pipeline.operate.instance import open_instance
-from kbo_pipeline.operate.lost import mark_suspect, suspect_file
+from kbo_pipeline.operate.markers import mark_suspect, suspect_file
 from kbo_pipeline.operate.parts import reached
 from kbo_pipeline.operate.processes.storage import migrate
 from kbo_pipeline.operate.repair.repair import next_lost, repair_installation

@@ -1,11 +1,43 @@
-"""Registers and extracts that are known to be lost or suspect, noted on disk until repaired."""
+"""Files that tell every process something: paused, a suspect register, lost extracts."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
-from kbo_pipeline.core.files import replace_atomically
+from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings
+
+PAUSED = "paused; kbo resume continues"
+"""What everything that waits says of itself."""
+
+
+def is_paused(settings: Settings) -> bool:
+    """Tells whether `kbo pause` holds."""
+    return _pause_file(settings).exists()
+
+
+def pause(settings: Settings) -> bool:
+    """Lets nothing new begin from now on; False when that holds already."""
+    file = _pause_file(settings)
+    make_private(file.parent)
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def resume(settings: Settings) -> bool:
+    """Lets everything go on; False when nothing is paused."""
+    try:
+        _pause_file(settings).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _pause_file(settings: Settings) -> Path:
+    return settings.work_dir / "paused"
 
 
 def suspect_file(settings: Settings) -> Path:
