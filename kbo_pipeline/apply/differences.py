@@ -11,6 +11,7 @@ from kbo_pipeline.apply import lake_sql as shared_sql
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import Extract
+from kbo_pipeline.core.sql import union_all
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.stage.staged import Staged
 
@@ -40,7 +41,7 @@ class Differences:
 
     def find_faults(self, staged: Staged) -> dict[int, str]:
         """What is wrong with the rows of a batch in the staging file, by its number."""
-        counts = " UNION ALL ".join(register_sql.count_staged(table) for table in TABLES)
+        counts = union_all(register_sql.count_staged(table) for table in TABLES)
         totals = dict(self._database.execute(counts).fetchall())
         if all(totals[table.name] == staged.table_records(table) for table in TABLES):
             return {}

@@ -17,6 +17,7 @@ from kbo_pipeline.core.ledger import (
     read_published_state,
 )
 from kbo_pipeline.core.order import check_order
+from kbo_pipeline.core.sql import listed
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.stage.staged import Staged
 
@@ -60,7 +61,9 @@ _OF_OPERATION = (
     *("closed", "opened", "unchanged", "duplicates"),
 )
 
-_COMPLETED = f"(SELECT {', '.join(f'unnest(${name}) AS {name}' for name in _OF_OPERATION)})"
+_COMPLETED = f"""(
+    SELECT {listed((f"unnest(${name}) AS {name}" for name in _OF_OPERATION), by=8)}
+)"""
 
 _UPDATE_COMPLETED = f"""
 UPDATE import_job_batches b SET status = 'completed', attempts = $attempts,
@@ -461,12 +464,13 @@ class Ledger:
         values = zip(
             *_ledger_keys(staged, batches), strict=True
         )  # one statement: one file of a lake
-        listed = ", ".join(f"unnest(${name}) AS {name}" for name in columns)
+        unnested = listed(f"unnest(${name}) AS {name}" for name in columns)
         self._database.execute(
             f"""
             INSERT INTO import_job_batches BY NAME
             SELECT $id AS job_id, 'pending' AS status,
-                0 AS attempts, {listed}
+                0 AS attempts,
+                {unnested}
             """,
             id=str(staged.extract.key),
             **{name: list(column) for name, column in zip(columns, values, strict=True)},

@@ -164,7 +164,8 @@ def find_changes(
 {incoming(table, extract_type)}
     AND {of_keys}""",
         f"""CREATE OR REPLACE TEMP TABLE closing_{name} AS
-SELECT c.{key} AS key, c.row_id, {row_hash(table, "c")} AS row_hash
+SELECT c.{key} AS key, c.row_id,
+    {row_hash(table, "c")} AS row_hash
 FROM temp.main.old_{name} c
 ANTI JOIN temp.main.new_{name} i
     ON {_same_row(table)}
