@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ import duckdb
 import pytest
 
 from kbo_pipeline.cli import main
+from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.operate.runs.status import read_status
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY
@@ -126,7 +129,10 @@ def test_an_extract_that_is_not_there_is_one_line_on_stderr(
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, big_zip: Path
 ) -> tuple[Pipeline, Terminal, list[dict[str, Any]]]:
-    """A whole import on a terminal, and what `kbo status --json` said meanwhile."""
+    """A whole import on a terminal, and what `kbo status --json` would have printed meanwhile.
+
+    It is read here: starting Python for each look would take longer than many batches do.
+    """
     pipeline = Pipeline(tmp_path_factory.mktemp("whole"), MANY_BATCHES)
     said = []
     with pipeline.instance() as instance, Terminal() as terminal:
@@ -140,7 +146,9 @@ def uninterrupted(
         )
         wait_until(lambda: instance.get_dynamic_partitions("kbo_extracts"), "the partition")
         while process.poll() is None:
-            said.append(json.loads(pipeline.kbo("status", "--json").stdout))
+            time.sleep(0.1)
+            said.append(read_status(instance, ExtractKey.parse(EXTRACT)).to_json())
+        said.append(json.loads(pipeline.kbo("status", "--json").stdout))
         out, _ = process.communicate()
     assert process.returncode == 0
     assert re.fullmatch(r"0140-full: published in \d+\.\d s\n", out)
