@@ -173,11 +173,10 @@ with core.read_register() as register:
     assert do(newer, core, read) == [[[None]], 6, "0200.000.002", changes]
     # The next Update brings values; rolling it back gives what was before.
     update_and_back = """
-import kbo_pipeline.apply.register as r
-from kbo_pipeline.read.published import open_published
+from kbo_pipeline.read.published import content_hash, open_published
 def content():
     with duckdb.connect() as c, open_published(c, core.readers):
-        return r.content_hash(c)
+        return content_hash(c)
 before = content()
 core.import_zip(zips["0143-update"])
 values = rows("SELECT enterprise_number, tax_region FROM current.enterprise ORDER BY ALL")

@@ -238,8 +238,8 @@ def test_a_rollback_that_was_killed_is_brought_to_its_end_by_the_command(
 
 KILLED = """
 import os, sys
-from kbo_pipeline.defs import rollback
+from kbo_pipeline.defs import jobs
 from kbo_pipeline.cli import main
-rollback.forget_extract = lambda *_: os._exit(9)
+jobs.forget_extract = lambda *_: os._exit(9)
 main(["rollback", sys.argv[1]])
 """
