@@ -223,7 +223,7 @@ def test_an_extract_that_is_half_applied_gets_the_values_of_all_its_batches(
             register.apply(staged, batch)
     go_on = """
 from kbo_pipeline.core.errors import DamagedError
-from kbo_pipeline.stage.staging import is_staged
+from kbo_pipeline.stage.staged import is_staged
 key = ExtractKey.parse("0142-update")
 result = [is_staged(core.staging_dir, key)]
 try:
