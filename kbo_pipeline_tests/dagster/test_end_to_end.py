@@ -70,6 +70,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, zips: list[Path]) -> Iter
         yield pipeline
 
 
+@pytest.mark.timeout(900)  # six imports, one after the other
 def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
     pipeline: Pipeline, zips: list[Path], numbers: list[int]
 ) -> None:
@@ -88,7 +89,7 @@ def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
         with pipeline.read() as connection:
             for table in ALL_TABLES:
                 assert rows_of(connection, table, f"current.{table.name}") == state(table, number)
-    out, errors = reader.communicate("stop\n", timeout=30)
+    out, errors = reader.communicate("stop\n", timeout=120)
     assert reader.returncode == 0, errors
     last = out.splitlines()[-1]  # DuckDB takes `python -c` for a person, who wants to see a bar
     assert sorted(set(json.loads(last))) == numbers
