@@ -148,7 +148,7 @@ def _roll_back(core: Core, zip_file: Path, order: random.Random, before: list[st
 
 LONG = pytest.param(
     int(os.environ.get("PROPERTY_EXAMPLES", "200")),
-    marks=(pytest.mark.long, pytest.mark.property),
+    marks=(pytest.mark.long, pytest.mark.rare, pytest.mark.property),
     id="long",
 )
 
