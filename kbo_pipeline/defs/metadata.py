@@ -6,6 +6,7 @@ from typing import Any, Literal
 import dagster as dg
 import duckdb
 
+from kbo_pipeline.apply.ledger import TableChange
 from kbo_pipeline.core.tables import ALL_TABLES, ENTERPRISE, TABLES, Column, Table
 from kbo_pipeline.core.text import cut
 from kbo_pipeline.stage.faults import FAULT_COLUMNS, Fault
@@ -130,6 +131,18 @@ def verification_metadata() -> dict[str, Any]:
     """What is known beforehand of a comparison with a Full: the columns of what it finds."""
     columns = [dg.TableColumn(name, kind, text) for name, kind, text in _DRIFT]
     return {"dagster/column_schema": dg.TableSchema(columns)}
+
+
+def change_metadata(change: TableChange) -> dict[str, Any]:
+    """What applying did to a table."""
+    return {
+        "rows_closed": change.rows_closed,
+        "rows_opened": change.rows_opened,
+        "rows_changed": change.rows_closed + change.rows_opened,
+        "rows_unchanged": change.rows_unchanged,
+        "duplicates_dropped": change.duplicates_dropped,
+        "seconds": round(change.seconds, 3),
+    }
 
 
 _CHANGES = (

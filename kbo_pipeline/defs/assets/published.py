@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
@@ -14,6 +15,7 @@ from kbo_pipeline.defs.checks import evaluated
 from kbo_pipeline.defs.metadata import (
     OWNERS,
     PREVIEW_ROWS,
+    change_metadata,
     preview,
     published_metadata,
     register_metadata,
@@ -24,8 +26,9 @@ from kbo_pipeline.defs.resources import AT_IMPORT
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
-from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, ledger_metadata
+from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, ledger_metadata
 from kbo_pipeline.publish.checking import CheckResult
+from kbo_pipeline.publish.publication import Publication
 from kbo_pipeline.publish.publish import publish
 from kbo_pipeline.read.published import open_published
 
@@ -45,7 +48,7 @@ from kbo_pipeline.read.published import open_published
             metadata=register_metadata(CODE, staging_asset(CODE)),
         ),
         dg.AssetSpec(
-            "published_extract",
+            PUBLISHED,
             deps=[
                 CODE.name,
                 *(dg.AssetDep(table.name, partition_mapping=every_partition) for table in TABLES),
@@ -100,39 +103,41 @@ def publish_assets(
         again = "already published: nothing to do" if publication.already_published else "published"
         context.log.info(f"{key}: {again}")
         seconds = round(time.monotonic() - started, 3)
-        code, changed = publication.code, publication.rows_changed
         with open_published(connection, settings.database):
             codes = preview(connection.execute(f'FROM "current".{CODE.name} LIMIT {PREVIEW_ROWS}'))
         yield dg.MaterializeResult(
             asset_key=CODE.name,
             metadata={
                 "dagster/row_count": publication.row_counts[CODE.name],
-                "rows_closed": code.rows_closed,
-                "rows_opened": code.rows_opened,
-                "rows_changed": code.rows_closed + code.rows_opened,
-                "rows_unchanged": code.rows_unchanged,
-                "duplicates_dropped": code.duplicates_dropped,
-                "seconds": round(code.seconds, 3),
+                **change_metadata(publication.code),
                 "preview": codes,
             },
         )
         yield dg.MaterializeResult(
-            asset_key="published_extract",
+            asset_key=PUBLISHED,
             metadata={
                 **_where(settings.database),
                 "seconds": seconds,
-                "names_resolved": publication.names_resolved,
-                "rows_changed": sum(changed.values()),
                 **accepted,
-                **ledger_metadata(publication.link),
-                **{f"rows/{name}": count for name, count in publication.row_counts.items()},
-                **{f"rows_changed/{name}": count for name, count in changed.items()},
-                "preview": shown_table(
-                    ("table", "rows", "rows_changed"),
-                    [(name, n, changed.get(name)) for name, n in publication.row_counts.items()],
-                ),
+                **_counts(publication),
             },
         )
+
+
+def _counts(publication: Publication) -> dict[str, Any]:
+    """What a publication has in each table and has changed there, and its entry of the ledger."""
+    rows, changed = publication.row_counts, publication.rows_changed
+    return {
+        "names_resolved": publication.names_resolved,
+        "rows_changed": sum(changed.values()),
+        **ledger_metadata(publication.link),
+        **{f"rows/{name}": count for name, count in rows.items()},
+        **{f"rows_changed/{name}": count for name, count in changed.items()},
+        "preview": shown_table(
+            ("table", "rows", "rows_changed"),
+            [(name, count, changed.get(name)) for name, count in rows.items()],
+        ),
+    }
 
 
 def _where(database: Place) -> dict[str, dg.MetadataValue]:

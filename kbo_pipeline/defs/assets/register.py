@@ -31,6 +31,7 @@ from kbo_pipeline.core.text import first_line
 from kbo_pipeline.defs.metadata import (
     OWNERS,
     PREVIEW_ROWS,
+    change_metadata,
     preview,
     register_metadata,
     shown_table,
@@ -268,12 +269,7 @@ def materializations(
             partition=str(key),
             metadata={
                 "records": table.records,
-                "rows_closed": table.rows_closed,
-                "rows_opened": table.rows_opened,
-                "rows_changed": table.rows_closed + table.rows_opened,
-                "rows_unchanged": table.rows_unchanged,
-                "duplicates_dropped": table.duplicates_dropped,
-                "seconds": round(table.seconds, 3),
+                **change_metadata(table),
                 "already_applied": change.already_applied,
                 **more.get(name, {}),
             },
