@@ -14,7 +14,7 @@ def main() -> None:
 
     Settings come from the environment and from a .env file; docs/operating.md lists them.
     """
-    from kbo_pipeline.core.env_file import open_secrets
+    from kbo_pipeline.core.environment import open_secrets
 
     if (line := open_secrets()) is not None:
         click.echo(f"kbo: warning: {line}", err=True)

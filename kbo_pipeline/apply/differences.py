@@ -7,7 +7,6 @@ others, and whoever applies them.
 
 from dataclasses import dataclass
 
-from kbo_pipeline.apply import lake_sql as shared_sql
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import Extract
@@ -37,7 +36,7 @@ class Differences:
     def __init__(self, database: Database, *, is_shared: bool) -> None:
         """Takes a connection with the register, and whether that is a shared one."""
         self._database = database
-        self._held = shared_sql.held if is_shared else register_sql.held
+        self._held = register_sql.unnoted_rows if is_shared else register_sql.current_rows
 
     def find_faults(self, staged: Staged) -> dict[int, str]:
         """What is wrong with the rows of a batch in the staging file, by its number."""

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import OrderError, RegisterError
-from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
+from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey, check_order
 from kbo_pipeline.core.ledger import (
     LedgerEntry,
     PublishedState,
     read_ledger_entries,
     read_published_state,
 )
-from kbo_pipeline.core.order import check_order
 from kbo_pipeline.core.sql import listed
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.stage.staged import Staged

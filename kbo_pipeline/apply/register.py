@@ -12,7 +12,6 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.apply import lake_sql as shared_sql
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.apply.differences import Difference, Differences
 from kbo_pipeline.apply.ledger import BatchChange, Ledger, TableChange
@@ -23,6 +22,7 @@ from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.places import WORK, DuckDBFile, Place
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
+from kbo_pipeline.core.text import duration
 from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
 
 _LEDGER = ("import_jobs", "import_job_batches")
@@ -79,7 +79,7 @@ class Register:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         """Takes a connection on which the register is attached: the default database."""
-        write_lock = shared_sql.TAKE_WRITE_LOCK if place.is_shared else None
+        write_lock = register_sql.TAKE_WRITE_LOCK if place.is_shared else None
         self.database = Database(connection, write_lock=write_lock)
         self.place = place
         self._name = "register"
@@ -108,12 +108,12 @@ class Register:
         self.database.before_first_write(self._migrate)
 
     def _prepare_shared(self) -> None:
-        if self.database.row(shared_sql.IS_PREPARED) != (True,):
+        if self.database.row(register_sql.IS_PREPARED) != (True,):
             self.database.execute(f"CREATE SCHEMA IF NOT EXISTS {WORK}")
             self.use_work()
             if not schema.is_register(self.database.connection):
                 schema.create(self.database, has_keys=False)
-            for statement in shared_sql.PREPARE:
+            for statement in register_sql.PREPARE:
                 self.database.execute(statement)
 
     def _migrate(self) -> None:
@@ -271,7 +271,7 @@ class Register:
         closed = opened = 0
         if found.closing:
             if self.is_shared and batch is not None:
-                closed = self.database.count(shared_sql.note_closing(table, batch), **bounds)
+                closed = self.database.count(register_sql.note_closing(table, batch), **bounds)
             else:
                 close = register_sql.close_rows(table, batch)
                 closed = self.database.count(close, **number, **bounds)
@@ -313,7 +313,7 @@ class Register:
         """Closes the rows of a shared register that the batches of an extract have noted."""
         for name, noted in self._noted().items():
             table = next(table for table in TABLES if table.name == name)
-            closed = self.database.count(shared_sql.close_noted(table), number=key.number)
+            closed = self.database.count(register_sql.close_noted(table), number=key.number)
             if closed != noted:
                 raise RegisterError(
                     f"{key}: {name}: {closed} rows closed of {noted} that its batches have noted;"
@@ -325,12 +325,12 @@ class Register:
         """How many rows of a shared register are noted to be closed, by table name."""
         if not self.is_shared:
             return {}
-        return dict(self.database.execute(shared_sql.COUNT_NOTED).fetchall())
+        return dict(self.database.execute(register_sql.COUNT_NOTED).fetchall())
 
     def forget_noted(self) -> None:
         """Forgets what batches have noted to be closed."""
         if self.is_shared:
-            self.database.execute(shared_sql.FORGET_NOTED)
+            self.database.execute(register_sql.FORGET_NOTED)
 
     def undo(self, key: ExtractKey) -> tuple[dict[str, int], dict[str, int]]:
         """Lets the rows be what they were before an extract; says how many it had changed."""
@@ -363,3 +363,85 @@ class Register:
     def use_work(self) -> None:
         """Lets names mean the register at work."""
         self.database.execute(f"USE {self._name}.{self.place.schema_at_work}")
+
+
+TALLY_COLUMNS = ("table", "batches", "of", "percent", "rows_closed", "rows_opened", "seconds")
+"""The columns of `Tally.rows`."""
+
+
+class Tally:
+    """What the batches of a run have done so far, in all and by table."""
+
+    def __init__(self, total: int, started: float) -> None:
+        """Begins at nothing.
+
+        Args:
+            total: batches that the run is to apply.
+            started: when it began, in seconds of any clock.
+        """
+        self._total, self._started = total, started
+        self._done = self._fresh = 0
+        self._tables = {table.name: (0, 0, 0.0) for table in TABLES}
+
+    def add(self, change: BatchChange) -> None:
+        """Counts a batch that is committed."""
+        self._done += 1
+        self._fresh += not change.already_applied
+        for name, table in change.tables.items():
+            closed, opened, seconds = self._tables[name]
+            self._tables[name] = (
+                closed + table.rows_closed,
+                opened + table.rows_opened,
+                seconds + table.seconds,
+            )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all batches are counted."""
+        return self._done == self._total
+
+    @property
+    def percent(self) -> float:
+        """Share of the batches that is done, 0 to 100, with one decimal."""
+        return round(100 * self._done / self._total, 1)
+
+    def seconds_left(self, now: float) -> float | None:
+        """How long the rest will take at the pace so far; None when there is none yet.
+
+        Batches that were applied before the run took no time, and do not count.
+        """
+        if not self._fresh:
+            return None
+        return (now - self._started) / self._fresh * (self._total - self._done)
+
+    def line(self, change: BatchChange, now: float) -> str:
+        """The line of the log about the batch that was counted last, the largest change first."""
+        head = f"batch {self._done}/{self._total} ({self._done / self._total:.0%})"
+        if change.already_applied:
+            return f"{head} already applied"
+        tables = sorted(
+            change.tables.items(), key=lambda item: -(item[1].rows_closed + item[1].rows_opened)
+        )
+        parts = [
+            f"{name} {table.rows_closed} closed, {table.rows_opened} opened"
+            for name, table in tables
+            if table.rows_closed or table.rows_opened
+        ]
+        left = self.seconds_left(now)
+        rest = f", about {duration(left)} left" if left and not self.is_complete else ""
+        return f"{head} {'; '.join(parts) or 'no change'}{rest}"
+
+    def rows(self) -> list[tuple[str, int, int, float, int, int, float]]:
+        """A row for each table, the last one for all, as `TALLY_COLUMNS` names them."""
+        return [self._row(name, counts) for name, counts in self._by_table().items()]
+
+    def _by_table(self) -> Mapping[str, tuple[int, int, float]]:
+        columns = list(zip(*self._tables.values(), strict=True))
+        in_all = (sum(columns[0]), sum(columns[1]), sum(columns[2]))
+        return {**self._tables, "all": in_all}
+
+    def _row(
+        self, name: str, counts: tuple[int, int, float]
+    ) -> tuple[str, int, int, float, int, int, float]:
+        closed, opened, seconds = counts
+        return name, self._done, self._total, self.percent, closed, opened, round(seconds, 3)

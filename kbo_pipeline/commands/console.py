@@ -60,7 +60,7 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
     from kbo_pipeline.core.errors import KboError
     from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
     from kbo_pipeline.core.settings import load_settings
-    from kbo_pipeline.fetch.meta import read_snapshot_date
+    from kbo_pipeline.fetch.archive import read_snapshot_date
     from kbo_pipeline.read.register import open_register
 
     found: dict[ExtractKey, tuple[date | None, bool]] = {}

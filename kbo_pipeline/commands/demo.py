@@ -21,10 +21,10 @@ from rich.table import Table
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.foreign_errors import run
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ALL_TABLES
+from kbo_pipeline.core.text import run
 from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal

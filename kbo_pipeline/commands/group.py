@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.foreign_errors import line_of
-from kbo_pipeline.core.text import one_line
+from kbo_pipeline.core.text import line_of, one_line
 
 _TASKS = {
     "Read": ("show", "find", "changes", "export"),

@@ -22,8 +22,8 @@ from kbo_pipeline.core.text import counted
 @click.argument("zips", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
-    from kbo_pipeline.core.order import import_order
-    from kbo_pipeline.fetch.meta import read_extract
+    from kbo_pipeline.core.extracts import import_order
+    from kbo_pipeline.fetch.archive import read_extract
     from kbo_pipeline.operate.processes.postgres import start_ahead
     from kbo_pipeline.read.published import published_state_of
 

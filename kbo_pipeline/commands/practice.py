@@ -10,10 +10,10 @@ import duckdb
 
 from kbo_pipeline.core.errors import ImportFailedError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.foreign_errors import run
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ACTIVITY, Table
+from kbo_pipeline.core.text import run
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline.stage.staged import staging_file
 

@@ -14,8 +14,7 @@ from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
-from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey
-from kbo_pipeline.core.order import check_order
+from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey, check_order
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.operate.patience import OF_WORK, patience

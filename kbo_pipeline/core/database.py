@@ -12,6 +12,7 @@ import duckdb
 
 from kbo_pipeline.core.errors import DamagedError, KboError
 from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.text import first_line
 
 Result = TypeVar("Result")
@@ -209,16 +210,6 @@ def is_transient(error: Exception) -> bool:
         return False
     passing = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
     return isinstance(error, (*passing, OSError))
-
-
-def literal(text: str | Path) -> str:
-    """A text as an SQL literal, for the few statements that take no parameters."""
-    return "'" + str(text).replace("'", "''") + "'"
-
-
-def glob_escaped(path: Path) -> str:
-    """A path as `read_csv` takes it: the characters that it would expand stand for themselves."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))
 
 
 _HEADERS = 3

@@ -17,7 +17,7 @@
     └── StorageError       PostgreSQL or the disk does not answer as it must
 
 Every message is one line that names the thing, the place and the next step. Errors of the system
-and of libraries become such a line in `boundary.py`.
+and of libraries become such a line in `text.py`.
 """
 
 

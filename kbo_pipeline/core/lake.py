@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import duckdb
 
-from kbo_pipeline.core.database import detach, literal
+from kbo_pipeline.core.environment import S3, is_direct
 from kbo_pipeline.core.errors import (
     NOTHING_PUBLISHED,
     NotReadyError,
@@ -17,7 +17,7 @@ from kbo_pipeline.core.errors import (
     SettingsError,
     StorageError,
 )
-from kbo_pipeline.core.servers import S3, is_direct
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import first_line
 
 _WAITS = (0.5, 1.0, 2.0, 4.0)
@@ -76,7 +76,7 @@ def attach_snapshot(connection: duckdb.DuckDBPyConnection, place: LakePlace, nam
     """Attaches a lake as it is now; see `Place.attach_to_read`."""
     attach_lake(connection, place, name, "READ_ONLY")
     ((snapshot,),) = connection.execute(f"SELECT id FROM {name}.current_snapshot()").fetchall()
-    detach(connection, name)
+    connection.execute(f"DETACH {name}")
     return attach_lake(connection, place, name, f"READ_ONLY, SNAPSHOT_VERSION {int(snapshot)}")
 
 
@@ -238,7 +238,7 @@ def compact(
             f" FROM ducklake_table_info('{_REGISTER}')"
         ).fetchall()
     finally:
-        detach(connection, name)
+        connection.execute(f"DETACH {name}")
     return Compaction(counts, files or 0, length or 0)
 
 

@@ -19,8 +19,7 @@ from hashlib import sha256
 import duckdb
 
 from kbo_pipeline.core.errors import OrderError
-from kbo_pipeline.core.extracts import Extract, ExtractKey
-from kbo_pipeline.core.order import check_order
+from kbo_pipeline.core.extracts import Extract, ExtractKey, check_order
 
 
 @dataclass(frozen=True, slots=True)

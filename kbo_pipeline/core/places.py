@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
+from kbo_pipeline.core.environment import S3
 from kbo_pipeline.core.errors import (
     NOTHING_PUBLISHED,
     KboError,
@@ -23,7 +24,6 @@ from kbo_pipeline.core.errors import (
     SettingsError,
     StorageError,
 )
-from kbo_pipeline.core.servers import S3
 
 if TYPE_CHECKING:
     import duckdb
@@ -189,7 +189,7 @@ class DuckDBFile(Place):
     @contextmanager
     def sole_writer(self, lock_timeout: float) -> Iterator[None]:
         """Holds the lock."""
-        from kbo_pipeline.core.locks import exclusive_lock
+        from kbo_pipeline.core.files import exclusive_lock
 
         with exclusive_lock(self.lock, lock_timeout):
             yield
@@ -203,7 +203,7 @@ class DuckDBFile(Place):
 
     def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
         """Attaches it; DuckDB's own errors come as they are."""
-        from kbo_pipeline.core.database import literal
+        from kbo_pipeline.core.sql import literal
 
         if not self.path.exists():
             raise NotReadyError(f"{self}: {NOTHING_PUBLISHED}")

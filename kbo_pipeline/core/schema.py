@@ -1,40 +1,182 @@
-"""The layout of a register: which one it has, and making that of today of it. No Dagster.
+"""The layout of a register: its SQL, which version one has, and bringing it up to date. No Dagster.
 
 A register counts in `schema_version` which numbered migrations it has had. Which columns of KBO's
 its tables lack is looked up, so that a new one needs a declaration and nothing else. A writer
 changes the layout together with what it writes first; a reader never does, and is shown an older
-register as if it were of today.
+register as if it were of today. The register is the default database of the connection; of a shared
+one its schema at work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import duckdb
 
-from kbo_pipeline.core import schema_sql
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.schema_sql import (
-    MIGRATIONS,
-    SCHEMA_VERSION,
-    VERSION_COLUMNS,
-    VERSION_TABLE,
-    create_ledger,
-    create_register_table,
+from kbo_pipeline.core.tables import ALL_TABLES, Column, Table
+
+VERSION_TABLE = "schema_version"
+
+VERSION_COLUMNS = (
+    "_snapshot_date DATE NOT NULL",
+    "_extract_number INTEGER NOT NULL",
+    "_deleted_at_extract INTEGER",
+    "_is_current BOOLEAN NOT NULL",
 )
-from kbo_pipeline.core.tables import ALL_TABLES
+"""What each register table has besides the columns of its CSV."""
+
+OWN_COLUMNS = {column.split(" ", 1)[0] for column in VERSION_COLUMNS}
+
+_CREATE_VERSION = f"""
+CREATE TABLE {VERSION_TABLE} (
+    version INTEGER NOT NULL,
+    description VARCHAR NOT NULL,
+    migrated_at TIMESTAMPTZ NOT NULL
+)
+"""
+
+_NOTE_VERSION = f"INSERT INTO {VERSION_TABLE} VALUES ($version, $description, now())"
+_OPERATIONS = "'delete', 'insert'"
+
+_STATUSES = """(
+        'pending', 'processing', 'completed', 'failed', 'cancelled', 'rolled_back')"""
+
+CREATE_REJECTED = """
+CREATE TABLE IF NOT EXISTS rejected_row (
+    extract VARCHAR NOT NULL, file VARCHAR NOT NULL, line BIGINT NOT NULL, raw VARCHAR NOT NULL,
+    column_name VARCHAR, reason VARCHAR NOT NULL
+)
+"""
+"""The records that are set aside: where they stood, and the first thing that is wrong with each.
+
+In a staging file, and likewise in the register, which gets them from there when it is published.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered step from a layout to the next; its number is its place in `MIGRATIONS`.
+
+    Attributes:
+        description: what it does, for people.
+        statements: its SQL, without constraints: a lake has none.
+    """
+
+    description: str
+    statements: tuple[str, ...]
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration("The register says which layout it has.", (_CREATE_VERSION,)),
+    Migration("Rows that are set aside are kept.", (CREATE_REJECTED,)),
+)
+"""What made the layout of today of that of the first release; a new register has them all, too.
+
+Only ever appended to. Columns of KBO's tables are none of it: those come from their declarations.
+"""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+"""The layout that this program writes; a register that says nothing of it has 0."""
 
 Layout = Mapping[str, Mapping[str, str]]
 """Types of columns, by the names of tables and columns, in their order."""
 
-OWN_COLUMNS = {column.split(" ", 1)[0] for column in VERSION_COLUMNS}
+_COLUMNS = """
+SELECT table_name, column_name, data_type FROM duckdb_columns()
+WHERE database_name = $database AND schema_name = $schema ORDER BY table_name, column_index
+"""
+
+
+def _add_column(table: Table, column: Column) -> str:
+    """Adds a column without values to a table of the register."""
+    return f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type}"
+
+
+def show_older(name: str, source: str, columns: Mapping[str, str], there: Collection[str]) -> str:
+    """Shows a table of an older register with the columns of today.
+
+    Args:
+        name: the table.
+        source: the schema that it is in.
+        columns: types of today, by their names.
+        there: the names of those that it has; none when the table is not there.
+    """
+    listed = ",\n    ".join(
+        column if column in there else f"NULL::{kind} AS {column}"
+        for column, kind in columns.items()
+    )
+    rows = f"FROM {source}.{name}" if there else "WHERE false"
+    return f"CREATE VIEW main.{name} AS\nSELECT {listed}\n{rows}"
+
+
+def create_register_table(table: Table) -> str:
+    """Creates a register table, when it is not there."""
+    columns = [
+        f"{c.name} {c.type}{' NOT NULL' if c.name == table.key else ''}" for c in table.columns
+    ]
+    listed = ",\n    ".join((*columns, *VERSION_COLUMNS))
+    return f"CREATE TABLE IF NOT EXISTS {table.name} (\n    {listed}\n)"
+
+
+def create_ledger(*, has_keys: bool = True) -> tuple[str, str]:
+    """Creates the ledger as the first release had it; without constraints where there are none.
+
+    A shared register has none: there, the write lock does what unique keys do here.
+    """
+
+    def constraint(text: str) -> str:
+        return text if has_keys else ""
+
+    status = f"status VARCHAR NOT NULL{constraint(f' CHECK (status IN {_STATUSES})')}"
+    operation = f"VARCHAR NOT NULL{constraint(f' CHECK (operation IN ({_OPERATIONS}))')}"
+    return (
+        f"""
+CREATE TABLE import_jobs (
+    id VARCHAR NOT NULL{constraint(" PRIMARY KEY")},
+    extract_number INTEGER NOT NULL,
+    extract_type VARCHAR NOT NULL,
+    snapshot_date DATE NOT NULL,
+    extract_timestamp TIMESTAMP NOT NULL,
+    source_file VARCHAR NOT NULL,
+    sha256 VARCHAR NOT NULL,
+    {status},
+    total_batches INTEGER NOT NULL,
+    names_resolved BIGINT,
+    error_message VARCHAR,
+    created_at TIMESTAMPTZ NOT NULL,
+    started_at TIMESTAMPTZ,
+    completed_at TIMESTAMPTZ
+)
+""",
+        f"""
+CREATE TABLE import_job_batches (
+    job_id VARCHAR NOT NULL,
+    table_name VARCHAR NOT NULL,
+    batch_number INTEGER NOT NULL,
+    operation {operation},
+    {status},
+    records_count BIGINT NOT NULL,
+    attempts INTEGER NOT NULL,
+    started_at TIMESTAMPTZ,
+    completed_at TIMESTAMPTZ,
+    error_message VARCHAR,
+    rows_closed BIGINT NOT NULL DEFAULT 0,
+    rows_opened BIGINT NOT NULL DEFAULT 0,
+    rows_unchanged BIGINT NOT NULL DEFAULT 0,
+    duplicates_dropped BIGINT NOT NULL DEFAULT 0
+    {constraint(", PRIMARY KEY (job_id, table_name, batch_number, operation)")}
+)
+""",
+    )
 
 
 def layout_of(connection: duckdb.DuckDBPyConnection, database: str, schema: str) -> Layout:
     """The columns of the tables and views of a schema."""
     found: dict[str, dict[str, str]] = {}
     values = {"database": database, "schema": schema}
-    for table, column, kind in connection.execute(schema_sql.COLUMNS, values).fetchall():
+    for table, column, kind in connection.execute(_COLUMNS, values).fetchall():
         found.setdefault(table, {})[column] = kind
     return found
 
@@ -50,7 +192,7 @@ def create(database: Database, *, has_keys: bool) -> None:
 
 def is_register(connection: duckdb.DuckDBPyConnection) -> bool:
     """Tells whether a register is in the default schema, of whatever layout."""
-    return _has_ledger(layout_of(connection, *_default(connection)))
+    return has_ledger(layout_of(connection, *_default(connection)))
 
 
 def migrate(database: Database) -> bool:
@@ -60,14 +202,14 @@ def migrate(database: Database) -> bool:
         Whether there is a table or column of KBO's that was not there.
     """
     layout = layout_of(database.connection, *_default(database.connection))
-    _migrate(database, _version(database.connection, layout))
+    _migrate(database, version_of(database.connection, layout))
     is_widened = False
     for table in ALL_TABLES:
         database.execute(create_register_table(table))
         there = layout.get(table.name)
         missing = [c for c in table.columns if there is not None and c.name not in there]
         for column in missing:
-            database.execute(schema_sql.add_column(table, column))
+            database.execute(_add_column(table, column))
         is_widened |= bool(missing) or there is None
     return is_widened
 
@@ -79,7 +221,7 @@ def check(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         RegisterError: it does not; says what to do.
     """
     layout = layout_of(connection, *_default(connection))
-    _check_version(_version(connection, layout), place)
+    check_version(version_of(connection, layout), place)
     for table in ALL_TABLES:
         known = {*table.column_names, *OWN_COLUMNS}
         unknown = [name for name in layout.get(table.name, ()) if name not in known]
@@ -90,7 +232,8 @@ def check(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
             )
 
 
-def _has_ledger(layout: Layout) -> bool:
+def has_ledger(layout: Layout) -> bool:
+    """Tells whether a schema of this layout holds a register."""
     return {"import_jobs", "import_job_batches"} <= layout.keys()
 
 
@@ -98,10 +241,15 @@ def _migrate(database: Database, version: int) -> None:
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
         for statement in migration.statements:
             database.execute(statement)
-        database.execute(schema_sql.NOTE_VERSION, version=number, description=migration.description)
+        database.execute(_NOTE_VERSION, version=number, description=migration.description)
 
 
-def _check_version(version: int, place: Place) -> None:
+def check_version(version: int, place: Place) -> None:
+    """Makes sure that this program knows the layouts up to this version.
+
+    Raises:
+        RegisterError: it does not; says what to do.
+    """
     if version > SCHEMA_VERSION:
         raise RegisterError(
             f"{place}: a register of version {version}, and this kbo_pipeline knows"
@@ -109,17 +257,24 @@ def _check_version(version: int, place: Place) -> None:
         )
 
 
-def _version(
-    connection: duckdb.DuckDBPyConnection, layout: Layout, schema: str | None = None
-) -> int:
-    """Which version a register has; 0 for one of before there were any."""
+def version_of(connection: duckdb.DuckDBPyConnection, layout: Layout, schema: str = "") -> int:
+    """The version of the register in a schema, or the default one; 0 if it is older than versions.
+
+    Args:
+        connection: has it attached.
+        layout: of that schema.
+        schema: its name, after that of its database; empty for the default schema.
+    """
     if VERSION_TABLE not in layout:
         return 0
-    ((version,),) = connection.execute(schema_sql.read_version(schema)).fetchall()
+    table = f"{schema}.{VERSION_TABLE}" if schema else VERSION_TABLE
+    ((version,),) = connection.execute(f"SELECT max(version) FROM {table}").fetchall()
     return int(version or 0)
 
 
 def _default(connection: duckdb.DuckDBPyConnection) -> tuple[str, str]:
     """The names of the default database and of its default schema."""
-    ((database, schema),) = connection.execute(schema_sql.DEFAULT_SCHEMA).fetchall()
+    ((database, schema),) = connection.execute(
+        "SELECT current_database(), current_schema()"
+    ).fetchall()
     return str(database), str(schema)

@@ -1,4 +1,4 @@
-"""The environment, read once, and which hosts are asked without its proxy."""
+"""The settings: read once from the environment, with defaults for the rest."""
 
 import difflib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
-from kbo_pipeline.core.env_file import read_env_file
+from kbo_pipeline.core.environment import OURS, S3, read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.places import (
     DuckDBFile,
@@ -18,7 +18,6 @@ from kbo_pipeline.core.places import (
     lake_files,
     shared_place,
 )
-from kbo_pipeline.core.servers import S3
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +34,6 @@ ACCOUNT = ("KBO_USERNAME", "KBO_PASSWORD")
 _GONE = {"KBO_APPLY_WORKERS": "no setting any more: one process writes a register; remove it"}
 """Settings of earlier versions, and why they are refused now."""
 
-_OURS = ("KBO_", "DAGSTER_")
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
@@ -171,7 +169,7 @@ class _Reader:
         known = self._known | {*_OTHER_VARIABLES.values()}
         listed = "docs/operating.md, 'Settings', lists all"
         for name in sorted(self._values):
-            if name != name.upper() and name.upper() in known and name.upper().startswith(_OURS):
+            if name != name.upper() and name.upper() in known and name.upper().startswith(OURS):
                 raise SettingsError(f"{name}: names of settings are in capitals: {name.upper()}")
             if name in _GONE:
                 raise SettingsError(f"{name}: {_GONE[name]}")

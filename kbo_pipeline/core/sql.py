@@ -1,10 +1,11 @@
-"""SQL as people read it: lists over several lines, named queries, indentation. No statements.
+"""SQL as people read it: literals, lists over several lines, named queries. No statements.
 
 Statements are beside the modules that run them. Their identifiers come from the table declarations
 only; values are bound as `$name` parameters.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 _WIDTH = 80
 """Characters of a line of a list, before its indentation."""
@@ -60,3 +61,13 @@ def with_queries(
     how = {True: " MATERIALIZED", False: " NOT MATERIALIZED", None: ""}[materialized]
     named = (f"{name} AS{how} (\n    {indented(text)}\n)" for name, text in queries.items())
     return f"WITH {', '.join(named)}\n{query}"
+
+
+def literal(text: str | Path) -> str:
+    """A text as an SQL literal, for the few statements that take no parameters."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def glob_escaped(path: Path) -> str:
+    """A path as `read_csv` takes it: the characters that it would expand stand for themselves."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in str(path))

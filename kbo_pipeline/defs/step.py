@@ -9,9 +9,8 @@ import dagster as dg
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError, SettingsError
-from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.core.text import first_line
+from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
 from kbo_pipeline.defs.metadata import fault_table
 from kbo_pipeline.operate.markers import PAUSED, is_paused, mark_suspect
 from kbo_pipeline.operate.runs.cancellation import cancel_waiting_runs

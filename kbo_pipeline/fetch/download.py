@@ -19,8 +19,8 @@ from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import move_into_place
 from kbo_pipeline.core.text import megabytes
+from kbo_pipeline.fetch.archive import damage, read_extract
 from kbo_pipeline.fetch.http import BrokenError, Report, Web
-from kbo_pipeline.fetch.meta import damage, read_extract
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 _STRONG_ETAG = re.compile(r'"[!-~]{1,200}"')

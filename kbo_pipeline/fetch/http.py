@@ -26,8 +26,8 @@ import requests.adapters
 import urllib3
 import urllib3.connection
 
+from kbo_pipeline.core.environment import is_own
 from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
-from kbo_pipeline.core.servers import is_own
 
 T = TypeVar("T")
 Report = Callable[[str], None]

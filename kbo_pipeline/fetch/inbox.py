@@ -14,7 +14,7 @@ from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.text import printable
-from kbo_pipeline.fetch.meta import damage, read_extract, read_key
+from kbo_pipeline.fetch.archive import damage, read_extract, read_key
 
 SETTLED_SECONDS = 2.0
 """A file that did not change for so long is taken for whole."""

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name, zips_in
-from kbo_pipeline.core.files import replace_atomically
-from kbo_pipeline.core.locks import exclusive_lock, zip_lock
+from kbo_pipeline.core.files import exclusive_lock, replace_atomically, zip_lock
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.fetch.meta import damage, read_extract
-from kbo_pipeline.fetch.refusals import Refusals
+from kbo_pipeline.fetch.archive import damage, read_extract
 
 if TYPE_CHECKING:
     from kbo_pipeline.fetch.http import Limits
@@ -50,6 +48,8 @@ def next_login_at(settings: Settings) -> float | None:
     Raises:
         StorageError: the file that remembers it cannot be read.
     """
+    from kbo_pipeline.fetch.portal import Refusals
+
     account = (settings.portal_url, settings.username or "", settings.password or "")
     return Refusals(_refusals_file(settings), *account).next_at()
 

@@ -22,8 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.core.files import make_private, replace_atomically
-from kbo_pipeline.core.locks import exclusive_lock, is_locked
+from kbo_pipeline.core.files import exclusive_lock, is_locked, make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.parts import Part, suffix
 

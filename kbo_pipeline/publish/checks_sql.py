@@ -327,7 +327,6 @@ GROUP BY ALL
 """
 """What the ledger says of each table and operation of an extract."""
 
-
 STAGED_MEMBERS = """
 SELECT table_name, operation, records_count, rejected_count
 FROM staging.member

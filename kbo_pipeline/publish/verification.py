@@ -17,12 +17,12 @@ from kbo_pipeline.core.database import Database, connect
 from kbo_pipeline.core.disk_space import check_space_to_verify
 from kbo_pipeline.core.errors import ExtractError, NotReadyError
 from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import exclusive_lock
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import indented, listed, union_all
 from kbo_pipeline.core.tables import ALL_TABLES, Table
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.stage.staged import open_staged
 from kbo_pipeline.stage.staging import stage

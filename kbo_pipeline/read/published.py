@@ -11,7 +11,6 @@ from hashlib import sha256
 
 import duckdb
 
-from kbo_pipeline.core import schema_sql
 from kbo_pipeline.core.database import Database, detach, is_damage
 from kbo_pipeline.core.errors import (
     DamagedError,
@@ -21,8 +20,15 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
-from kbo_pipeline.core.schema import _check_version, _has_ledger, _version, create, layout_of
-from kbo_pipeline.core.schema_sql import VERSION_TABLE
+from kbo_pipeline.core.schema import (
+    VERSION_TABLE,
+    check_version,
+    create,
+    has_ledger,
+    layout_of,
+    show_older,
+    version_of,
+)
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
@@ -122,20 +128,20 @@ def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Plac
         RegisterError: the register is of a newer version than this program.
     """
     at_work = place.schema_at_work
-    version = _version(connection, layout_of(connection, name, at_work), f"{name}.{at_work}")
-    _check_version(version, place)
+    version = version_of(connection, layout_of(connection, name, at_work), f"{name}.{at_work}")
+    check_version(version, place)
     layout = layout_of(connection, name, "main")
     today = _todays_layout()
     is_whole = all(columns.keys() <= layout.get(table, {}).keys() for table, columns in today)
-    if (is_whole and HIDDEN_BEFORE not in layout) or not _has_ledger(layout):
+    if (is_whole and HIDDEN_BEFORE not in layout) or not has_ledger(layout):
         connection.execute(f"USE {name}")
         return name
-    connection.execute(schema_sql.attach_empty(_SHOWN))
+    connection.execute(f"ATTACH ':memory:' AS {_SHOWN}")
     try:
         connection.execute(f"USE {_SHOWN}")
         for table, columns in today:
             there = layout.get(table, {}).keys()
-            connection.execute(schema_sql.show_older(table, f"{name}.main", columns, there))
+            connection.execute(show_older(table, f"{name}.main", columns, there))
         leaves_out = bool({SHOWN, HIDDEN_BEFORE} & layout.keys())
         for statement in create_views("legal-persons" if leaves_out else "full"):
             connection.execute(statement)

@@ -15,10 +15,11 @@ from typing import Any
 
 import duckdb
 
-from kbo_pipeline.core.database import Database, literal
+from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ENTERPRISE, TABLES
 from kbo_pipeline.core.text import counted, cut, one_line
 from kbo_pipeline.read.anomalies import MOST, Anomaly, Counts, Standout, find_anomalies, median_of

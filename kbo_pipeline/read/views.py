@@ -9,10 +9,8 @@ database when they are made. DuckDB keeps what it understood of a view, and prin
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from kbo_pipeline.core.database import literal
-from kbo_pipeline.core.nace import LEVELS, divisions
 from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.core.sql import listed, with_queries
+from kbo_pipeline.core.sql import listed, literal, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
@@ -22,7 +20,9 @@ from kbo_pipeline.core.tables import (
     ENTERPRISE,
     ESTABLISHMENT,
     ESTABLISHMENT_NUMBER,
+    LEVELS,
     Column,
+    divisions,
 )
 from kbo_pipeline.read.state_sql import (
     AT,

@@ -6,7 +6,7 @@ The code list has the real categories, a subset of the codes, and our own descri
 import datetime
 from functools import cache
 
-from kbo_pipeline.core.nace import divisions
+from kbo_pipeline.core.tables import divisions
 
 CodeRow = tuple[str, str, str, str]
 

@@ -272,7 +272,6 @@ CREATE TABLE member (
 """
 """The CSV files: their records without the header, and how many of these are set aside."""
 
-
 NOTE_REJECTED = """
 INSERT INTO rejected_row
 SELECT $key, unnest($files::VARCHAR[]), unnest($lines::BIGINT[]),

@@ -10,12 +10,12 @@ from typing import cast
 
 import duckdb
 
-from kbo_pipeline.core.database import is_damage, literal
+from kbo_pipeline.core.database import is_damage
 from kbo_pipeline.core.errors import DamagedError, ExtractError, NotReadyError, RegisterError
 from kbo_pipeline.core.extracts import Batch, BatchKey, Extract, ExtractKey, ExtractType
-from kbo_pipeline.core.locks import is_locked
-from kbo_pipeline.core.schema import OWN_COLUMNS, layout_of
-from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
+from kbo_pipeline.core.files import is_locked
+from kbo_pipeline.core.schema import OWN_COLUMNS, SCHEMA_VERSION, layout_of
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.stage import sql as staging_sql

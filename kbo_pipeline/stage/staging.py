@@ -13,8 +13,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from kbo_pipeline.core import schema_sql
-from kbo_pipeline.core.database import glob_escaped, literal, lock_down, new_file
+from kbo_pipeline.core.database import lock_down, new_file
 from kbo_pipeline.core.extracts import (
     Extract,
     ExtractKey,
@@ -23,10 +22,10 @@ from kbo_pipeline.core.extracts import (
     batch_target,
     odd_day,
 )
-from kbo_pipeline.core.files import make_private, replace_atomically
-from kbo_pipeline.core.locks import exclusive_lock
-from kbo_pipeline.core.schema_sql import SCHEMA_VERSION
+from kbo_pipeline.core.files import exclusive_lock, make_private, replace_atomically
+from kbo_pipeline.core.schema import CREATE_REJECTED, SCHEMA_VERSION
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted, one_line
 from kbo_pipeline.stage import sql as staging_sql
@@ -49,7 +48,7 @@ FAULTY_SHARE = 1000
 
 _CREATE_NOTES = (
     staging_sql.CREATE_MEMBER,
-    schema_sql.CREATE_REJECTED,
+    CREATE_REJECTED,
     staging_sql.CREATE_SUPERSEDED,
 )
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.errors import ExportError, NotReadyError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.read.export import FORMAT, MANIFEST, write_export

@@ -14,7 +14,7 @@ import pytest
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES, BRANCH, CODE, CONTACT, TABLES, Column, Table
-from kbo_pipeline.fetch.meta import _hashed_once, damage, read_extract
+from kbo_pipeline.fetch.archive import _hashed_once, damage, read_extract
 from kbo_pipeline.stage.faults import RejectedError
 from kbo_pipeline.stage.unpack import unpack
 from kbo_pipeline_tests.support.core import Core

@@ -33,7 +33,7 @@ from kbo_pipeline.core.errors import (
     StorageError,
 )
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.portal import Offer, Portal, offers_in
 from kbo_pipeline_tests.support.faulty_portal import SHORT, Effect, Fault, FaultyPortal, Kind

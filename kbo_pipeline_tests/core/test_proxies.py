@@ -15,10 +15,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from kbo_pipeline.core.environment import S3, is_direct, is_own
 from kbo_pipeline.core.errors import PortalError, StorageError
 from kbo_pipeline.core.lake import _make_secrets
 from kbo_pipeline.core.places import Lake
-from kbo_pipeline.core.servers import S3, is_direct, is_own
 from kbo_pipeline.fetch.http import Limits, Web
 from kbo_pipeline.operate.processes.start import answers
 from kbo_pipeline.operate.repair.alerts import Alert, post

@@ -12,8 +12,7 @@ import pytest
 
 from kbo_pipeline.core.errors import LoginRefusedError, PortalError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.fetch.portal import Portal
-from kbo_pipeline.fetch.refusals import PAUSES, Refusals
+from kbo_pipeline.fetch.portal import PAUSES, Portal, Refusals
 from kbo_pipeline.sample.portal import Answer
 from kbo_pipeline_tests.support.faulty_portal import SHORT, Effect, Fault, Kind
 from kbo_pipeline_tests.support.odd_portal import LANDINGS, OddPortal, wrong_password_answers

@@ -25,12 +25,11 @@ from kbo_pipeline.core.errors import (
     RegisterError,
     StorageError,
 )
-from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
-from kbo_pipeline.core.order import check_order
+from kbo_pipeline.core.extracts import ExtractKey, check_order
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.tables import CODE, TABLES
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline.stage.staged import staging_file
 from kbo_pipeline_tests.support.core import Core, current_rows, rows_of, sorted_rows

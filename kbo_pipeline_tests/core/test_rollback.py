@@ -12,8 +12,8 @@ import pytest
 from kbo_pipeline.core.errors import NotReadyError, OrderError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.fetch.meta import read_extract
-from kbo_pipeline.publish.publication import completed
+from kbo_pipeline.fetch.archive import read_extract
+from kbo_pipeline.publish.publish import completed
 from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline_tests.support.core import READER, Core, publication_of
 from kbo_pipeline_tests.support.history import (

@@ -13,7 +13,7 @@ import pytest
 
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.sample.vocabulary import AWKWARD_NAMES

@@ -11,7 +11,7 @@ import pytest
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.core.places import DuckDBFile
-from kbo_pipeline.core.schema_sql import MIGRATIONS, SCHEMA_VERSION
+from kbo_pipeline.core.schema import MIGRATIONS, SCHEMA_VERSION
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, damaged_staging

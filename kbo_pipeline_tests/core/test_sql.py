@@ -105,7 +105,7 @@ def test_every_table_is_staged_applied_and_read(statements: list[str]) -> None:
         "WITH offences AS",  # publish/checks_sql.py
         "TEMP TABLE drift",  # publish/verification.py
         "INSERT INTO import_jobs BY NAME",  # publish/copy.py
-        "schema_version",  # core/schema_sql.py
+        "schema_version",  # core/schema.py
         "FORMAT parquet",  # read/export.py
     ):
         assert part in every, part

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import Batch, ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.tables import (
     ADDRESS,
     ALL_TABLES,
@@ -27,7 +27,7 @@ from kbo_pipeline.core.tables import (
     TABLES,
     Table,
 )
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.stage import staging
 from kbo_pipeline.stage.faults import Fault, RejectedError
 from kbo_pipeline.stage.staged import Staged, discard_staged, staging_file

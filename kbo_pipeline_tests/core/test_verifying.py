@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.publish.publish import renew_views

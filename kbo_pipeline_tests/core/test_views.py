@@ -10,13 +10,11 @@ import pytest
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.nace import SECTIONS, divisions
 from kbo_pipeline.core.settings import Privacy, load_settings
-from kbo_pipeline.core.tables import ALL_TABLES, TABLES
+from kbo_pipeline.core.tables import ALL_TABLES, SECTIONS, TABLES, divisions
 from kbo_pipeline.operate.repair.disk_checks import check_published
-from kbo_pipeline.publish import publication
 from kbo_pipeline.publish.copy import copy_register
-from kbo_pipeline.publish.publish import has_views, renew_views
+from kbo_pipeline.publish.publish import has_views, register_has_views, renew_views
 from kbo_pipeline.read.views import macro_queries, view_queries
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
@@ -288,7 +286,7 @@ def shows(core: Core, privacy: Privacy) -> bool:
         duckdb.connect(":memory:") as connection,
         open_register(connection, core.shared) as register,
     ):
-        return publication.has_views(register, privacy)
+        return register_has_views(register, privacy)
 
 
 def test_natural_persons_and_what_belonged_to_them_are_left_out(legal_persons: Core) -> None:

@@ -13,7 +13,7 @@ import pytest
 from kbo_pipeline.core.database import check_blocks
 from kbo_pipeline.core.errors import DamagedError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import TABLES

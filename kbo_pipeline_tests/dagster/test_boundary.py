@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.errors import PortalError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, line_of
+from kbo_pipeline.core.text import OUT_OF_MEMORY, line_of
 from kbo_pipeline.defs.step import message_of
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.sample.extracts import Sample

@@ -26,7 +26,7 @@ from dagster._core.scheduler.instigation import (
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock, is_locked
+from kbo_pipeline.core.files import exclusive_lock, is_locked
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.markers import PAUSED
 from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelled

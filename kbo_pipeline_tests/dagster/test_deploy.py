@@ -22,8 +22,8 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import construct_dagster_k8s_job
 
 from kbo_pipeline.cli import main
+from kbo_pipeline.core.environment import S3
 from kbo_pipeline.core.places import Lake
-from kbo_pipeline.core.servers import S3
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.parts import CHILDREN
 from kbo_pipeline_tests.support import REPOSITORY

@@ -32,7 +32,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.core.env_file import open_secrets, read_env_file
+from kbo_pipeline.core.environment import open_secrets, read_env_file
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline_tests.support import REPOSITORY

@@ -11,12 +11,12 @@ import kbo_pipeline.defs.sensors.inbox as sensor_module
 from kbo_pipeline.commands.runs import import_extract
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.fetch.inbox import Inbox
-from kbo_pipeline.fetch.meta import read_extract
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.sample.extracts import Sample

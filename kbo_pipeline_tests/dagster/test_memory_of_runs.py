@@ -12,8 +12,7 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
 from sqlalchemy import Connection, text
 
-from kbo_pipeline.core.extracts import BatchKey, ExtractKey
-from kbo_pipeline.core.order import import_order
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey, import_order
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.sensors import portal
 from kbo_pipeline.defs.sensors.alerts import alert_sensor

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.sensors import portal

@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 
 import kbo_pipeline
 from kbo_pipeline.core.errors import SettingsError, StorageError
-from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
 from kbo_pipeline.operate.processes import postgres, storage
 from kbo_pipeline.operate.processes.postgres import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from kbo_pipeline.core.env_file import open_secrets
+from kbo_pipeline.core.environment import open_secrets
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings, load_settings

@@ -10,7 +10,7 @@ from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import text
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.sensors import retention
 from kbo_pipeline.defs.sensors.retention import old_extracts, remove_extract, retention_sensor

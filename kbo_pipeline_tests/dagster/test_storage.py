@@ -12,7 +12,7 @@ from kbo_pipeline.commands.runs import import_extract
 from kbo_pipeline.core.extracts import BatchKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.operate.instance import INSTANCE_FILE
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations

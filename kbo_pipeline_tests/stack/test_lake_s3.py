@@ -11,9 +11,9 @@ import duckdb
 import pytest
 import requests
 
+from kbo_pipeline.core.environment import S3
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.lake import compact
-from kbo_pipeline.core.servers import S3
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.sample.extracts import Sample

@@ -24,7 +24,7 @@ from dagster._core.storage.tags import (
     GRPC_INFO_TAG,
 )
 
-from kbo_pipeline.core.locks import holder
+from kbo_pipeline.core.files import holder
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.runs.recovery import end_dead_runs
 from kbo_pipeline.operate.runtime import runtime_prefix

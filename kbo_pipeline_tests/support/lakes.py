@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg2
 from sqlalchemy import make_url
 
+from kbo_pipeline.core.environment import S3
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.places import Lake, lake_files, shared_place
-from kbo_pipeline.core.servers import S3
 from kbo_pipeline.operate.processes import postgres
 
 _numbers = itertools.count(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core import schema_sql
+from kbo_pipeline.core.schema import create_ledger, create_register_table
 from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, ENTERPRISE, Column, Table
 from kbo_pipeline.read.views import PROFILE, view_queries
 from kbo_pipeline_tests.support import REPOSITORY
@@ -117,8 +117,8 @@ def view_columns(name: str) -> Iterator[tuple[str, str]]:
     with duckdb.connect(":memory:") as connection:
         connection.execute("ATTACH ':memory:' AS register; USE register")
         for table in ALL_TABLES:
-            connection.execute(schema_sql.create_register_table(table))
-        for statement in schema_sql.create_ledger():
+            connection.execute(create_register_table(table))
+        for statement in create_ledger():
             connection.execute(statement)
         found = connection.execute(f"DESCRIBE {view_queries('full')[name]}").fetchall()
     for column, kind, *_ in found:

@@ -28,12 +28,11 @@ with atheris.instrument_imports(include=["kbo_pipeline"]):
     from kbo_pipeline.core.tables import BRANCH
     from kbo_pipeline.fetch.archive import MAX_BYTES, MAX_MEMBERS, open_archive
     from kbo_pipeline.stage.faults import FaultyRecord, RejectedError, faulty_records, read_header
-    from kbo_pipeline.stage.records import RecordCounter
-    from kbo_pipeline.stage.unpack import CsvFile, Unpacked
+    from kbo_pipeline.stage.unpack import CsvFile, RecordCounter, Unpacked
 
 import duckdb
 
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.stage import staging
 from kbo_pipeline_tests.support.zips import csv_text
 from kbo_pipeline_tests.tools.bad_input.cases import update

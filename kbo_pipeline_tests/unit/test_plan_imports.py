@@ -2,8 +2,7 @@
 
 import pytest
 
-from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.order import plan_imports
+from kbo_pipeline.core.extracts import ExtractKey, plan_imports
 
 
 def keys(text: str) -> list[ExtractKey]:

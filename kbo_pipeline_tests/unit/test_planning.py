@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.order import next_to_apply
+from kbo_pipeline.core.extracts import ExtractKey, next_to_apply
 
 
 @pytest.mark.parametrize(

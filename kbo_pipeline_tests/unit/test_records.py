@@ -3,7 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kbo_pipeline.stage.records import Counted, RecordCounter
+from kbo_pipeline.stage.unpack import Counted, RecordCounter
 
 BOM = b"\xef\xbb\xbf"
 PIECES = (

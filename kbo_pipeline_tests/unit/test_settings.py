@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kbo_pipeline.core.database import connect
+from kbo_pipeline.core.environment import S3
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.places import Lake
-from kbo_pipeline.core.servers import S3
 from kbo_pipeline.core.settings import Settings, load_settings
 
 SECRET = "s3cret-Pässword"

@@ -3,7 +3,7 @@
 import pytest
 
 from kbo_pipeline.apply.ledger import BatchChange, TableChange
-from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
+from kbo_pipeline.apply.register import TALLY_COLUMNS, Tally
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import duration
 

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
-from kbo_pipeline.core.database import literal
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, report_metadata, tags
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import claimed_partition

@@ -9,8 +9,7 @@ from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, shown_table, tags, zip_metadata
 from kbo_pipeline.defs.step import step_guard
-from kbo_pipeline.fetch.archive import Member, open_archive
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import Member, open_archive, read_extract
 from kbo_pipeline.fetch.zips import fetch_zip, keep_zip, refused_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts

@@ -28,8 +28,7 @@ from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, ledger_metadata
 from kbo_pipeline.publish.checking import CheckResult
-from kbo_pipeline.publish.publication import Publication
-from kbo_pipeline.publish.publish import publish
+from kbo_pipeline.publish.publish import Publication, publish
 from kbo_pipeline.read.published import open_published
 
 

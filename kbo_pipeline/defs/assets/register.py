@@ -19,8 +19,7 @@ from tenacity import (
 )
 
 from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.register import Register, open_register
-from kbo_pipeline.apply.tally import TALLY_COLUMNS, Tally
+from kbo_pipeline.apply.register import TALLY_COLUMNS, Register, Tally, open_register
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError

@@ -11,7 +11,7 @@ from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
 from kbo_pipeline.defs.step import step_guard
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset

@@ -7,7 +7,7 @@ the same event starts one run, a new staging or a repaired batch starts another.
 import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.defs.jobs import apply_batches, publish_extract
 from kbo_pipeline.defs.resources import load_settings
 from kbo_pipeline.operate.markers import PAUSED, is_paused

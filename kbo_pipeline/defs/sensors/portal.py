@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kbo_pipeline.core.errors import KboError, LoginRefusedError, PortalError
-from kbo_pipeline.core.extracts import ExtractKey, zips_in
-from kbo_pipeline.core.locks import is_locked
-from kbo_pipeline.core.order import plan_imports
+from kbo_pipeline.core.extracts import ExtractKey, plan_imports, zips_in
+from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import duration
 from kbo_pipeline.defs.jobs import stage_extract

@@ -40,8 +40,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from kbo_pipeline.core.errors import SettingsError, StorageError
-from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.files import is_locked, make_private
 
 _USER = "postgres"
 _NO_PID = 2**31 - 1  # higher than any system counts

@@ -20,7 +20,7 @@ import yaml
 from kbo_pipeline.core import signals as interrupts
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import ACCOUNT, Settings
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import patience

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
+from kbo_pipeline.core.environment import is_own
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.servers import is_own
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.poll import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import (

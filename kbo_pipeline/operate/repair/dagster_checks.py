@@ -11,8 +11,8 @@ import psutil
 
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import clock, counted, first_line
 from kbo_pipeline.operate.markers import is_paused, read_lost

@@ -13,15 +13,15 @@ from pathlib import Path
 import duckdb
 from sqlalchemy import make_url
 
-from kbo_pipeline.core.database import literal
 from kbo_pipeline.core.disk_space import DiskSpace, existing, space_now, space_to_import
-from kbo_pipeline.core.env_file import open_secrets
+from kbo_pipeline.core.environment import open_secrets
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
+from kbo_pipeline.core.files import holder
 from kbo_pipeline.core.ledger import PublishedState
-from kbo_pipeline.core.locks import holder
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import counted, first_line, listed, megabytes, printable
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.markers import is_paused

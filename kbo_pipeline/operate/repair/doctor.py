@@ -11,9 +11,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.core.errors import KboError
-from kbo_pipeline.core.foreign_errors import line_of
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.text import first_line
+from kbo_pipeline.core.text import first_line, line_of
 from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.processes.postgres import embedded_server_url
 from kbo_pipeline.operate.processes.storage import explained

@@ -14,11 +14,10 @@ from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.files import move_into_place
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.fetch.meta import read_extract
+from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.fetch.zips import fetch_zip
 from kbo_pipeline.publish.copy import replace_shared
-from kbo_pipeline.publish.publication import complete
-from kbo_pipeline.publish.publish import show_to_readers
+from kbo_pipeline.publish.publish import complete, show_to_readers
 from kbo_pipeline.stage.staging import stage
 
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]

@@ -36,8 +36,7 @@ from kbo_pipeline.operate.runs.progress import (
     ledger_metadata,
 )
 from kbo_pipeline.operate.runs.retention import forget_batches, forget_extract
-from kbo_pipeline.publish import publication
-from kbo_pipeline.publish.publish import renew_views
+from kbo_pipeline.publish.publish import renew_shared_views, renew_views
 from kbo_pipeline.read.report import remove_report
 
 
@@ -125,7 +124,7 @@ def _renew_views(
     if settings.database.file is not None:
         return renew_views(settings.database.file, settings.privacy)
     with attach() as register:
-        return publication.renew_views(register, settings.privacy)
+        return renew_shared_views(register, settings.privacy)
 
 
 def rebuild_from_zips(

@@ -14,7 +14,12 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import Register
-from kbo_pipeline.core.database import check_blocks, detach, is_damage, is_duckdb, literal
+from kbo_pipeline.core.database import (
+    check_blocks,
+    detach,
+    is_damage,
+    is_duckdb,
+)
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
@@ -22,9 +27,9 @@ from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries, read_publ
 from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.publish.publication import roll_back
-from kbo_pipeline.publish.publish import kept_files, show_to_readers
+from kbo_pipeline.publish.publish import kept_files, roll_back, show_to_readers
 from kbo_pipeline.stage.staged import is_staged
 
 

@@ -13,7 +13,7 @@ import psutil
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import KboError, NotReadyError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import holder
+from kbo_pipeline.core.files import holder
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.signals import PATIENCE
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim, claim_file

@@ -8,7 +8,7 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import exclusive_lock
+from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
 

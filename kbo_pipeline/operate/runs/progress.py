@@ -7,9 +7,8 @@ from functools import cached_property
 import dagster as dg
 
 from kbo_pipeline.core.errors import ExtractError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey, next_to_apply
 from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
-from kbo_pipeline.core.order import next_to_apply
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, ENTERPRISE, TABLES
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract
 from kbo_pipeline.operate.undocumented import tags_of_runs

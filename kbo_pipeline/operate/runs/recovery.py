@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.locks import is_locked
+from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.claims import BUSY_TAG, OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.progress import (

@@ -10,9 +10,8 @@ from dagster import DagsterInstance
 
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
-from kbo_pipeline.core.foreign_errors import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.core.text import first_line
+from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
 from kbo_pipeline.operate.runs.partitions import kbo_batches
 from kbo_pipeline.operate.runs.progress import (
     ROLLBACK_JOB,

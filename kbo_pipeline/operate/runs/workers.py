@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from kbo_pipeline.core.locks import hold_until_exit, is_locked
+from kbo_pipeline.core.files import hold_until_exit, is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.runs.claims import OWN_RUN
 from kbo_pipeline.operate.runtime import is_ours

@@ -1,17 +1,22 @@
-"""The `.env` file, read strictly: what would be dropped or cut in silence is refused by its line.
+"""The environment: the `.env` file, hosts that are asked without a proxy, the account of S3.
 
-No value is ever in a message: it may be a password.
+The `.env` file is read strictly: what would be dropped or cut in silence is refused by its line. No
+value is ever in a message: it may be a password.
 """
 
 import io
+import ipaddress
 import re
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kbo_pipeline.core.errors import SettingsError
 
-_OURS = ("KBO_", "DAGSTER_")
-_READ = (*_OURS, "AWS_")
+OURS = ("KBO_", "DAGSTER_")
+"""How the names of our variables begin."""
+
+_READ = (*OURS, "AWS_")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _QUOTE_IT = "put the value between single quotes, or its comment on a line of its own"
 
@@ -53,7 +58,7 @@ def _check(where: str, name: str, value: str, written: str) -> None:
     upper = name.upper()
     if "KBO" in upper and not _NAME.fullmatch(name):
         raise SettingsError(f"{where}: its name holds other characters than letters, digits and _")
-    if name != upper and upper.startswith(_OURS):
+    if name != upper and upper.startswith(OURS):
         raise SettingsError(f"{where}: {name}: names are in capitals: {upper}")
     if not name.startswith(_READ):
         return
@@ -101,3 +106,50 @@ def open_secrets(root: Path | None = None) -> str | None:
         return None  # the command says so itself, if it needs a setting
     names = ", ".join(name for name in _SECRETS if values.get(name))
     return f"{file}: other users can read {names} in it; chmod 600 {file}" if names else None
+
+
+def is_own(host: str | None) -> bool:
+    """Tells whether a host, as an address names it, is this machine itself."""
+    if host is None or host == "localhost" or host.endswith(".localhost"):
+        return host is not None
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_direct(host: str | None) -> bool:
+    """Tells whether a host is asked without the proxy: it is this machine, or in `no_proxy`."""
+    from requests.utils import should_bypass_proxies  # which imports much
+
+    return is_own(host) or bool(should_bypass_proxies(f"http://{host}", no_proxy=None))
+
+
+@dataclass(frozen=True, slots=True)
+class S3:
+    """How an S3 server is reached.
+
+    Attributes:
+        key, secret: of the account (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).
+        token: of a session (`AWS_SESSION_TOKEN`); None for an account that lasts.
+        region: where the bucket is (`AWS_REGION`).
+        endpoint: the address of a server that is not Amazon's (`AWS_ENDPOINT_URL`); None for that.
+    """
+
+    key: str
+    secret: str = field(repr=False)
+    token: str | None = field(repr=False)
+    region: str
+    endpoint: str | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that say so."""
+        values = {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_SESSION_TOKEN": self.token,
+            "AWS_REGION": self.region,
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+        return {name: value for name, value in values.items() if value is not None}
