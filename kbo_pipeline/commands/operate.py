@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from dagster import SensorDefinition
 
     from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.operate.parts import Part
     from kbo_pipeline.operate.repair.findings import Finding
+    from kbo_pipeline.operate.runtime import Part
     from kbo_pipeline.read.types import PublishedExtract
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}

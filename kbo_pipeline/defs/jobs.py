@@ -9,7 +9,7 @@ from kbo_pipeline.core.lake import compact
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
-from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
+from kbo_pipeline.operate.runs.partitions import forget_extract, kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import (
     ACCEPT_LOSS_TAG,
     EXTRACT_TAG,
@@ -20,7 +20,6 @@ from kbo_pipeline.operate.runs.progress import (
     extract_of,
     job_of,
 )
-from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline.publish.publish import check_rollback, rollback
 from kbo_pipeline.read.report import remove_report
 

@@ -11,7 +11,7 @@ from kbo_pipeline.core import settings
 from kbo_pipeline.core.database import limits
 from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.undocumented import in_one_line
+from kbo_pipeline.operate.runs.status import in_one_line
 
 
 def load_settings() -> Settings:

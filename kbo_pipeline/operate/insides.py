@@ -73,7 +73,7 @@ INSIDES = (
     ),
     Inside(
         "errors of PostgreSQL",
-        ("undocumented", "processes.storage"),
+        ("processes.storage", "repair.watch"),
         "A step during which PostgreSQL goes away is interrupted, not failed; commands name it.",
         "Stays: Dagster raises this class, and no other one, when it cannot connect.",
         {"dagster_postgres.utils:DagsterPostgresException": "has __cause__"},
@@ -81,7 +81,7 @@ INSIDES = (
     ),
     Inside(
         "removed partitions",
-        ("undocumented", "processes.storage"),
+        ("runs.partitions", "processes.storage"),
         "An extract that is rolled back or too old is missing again; so is a batch to be repaired.",
         "Stays: Dagster's PostgreSQL storage cannot remove single partitions of an asset.",
         {
@@ -114,7 +114,7 @@ INSIDES = (
     ),
     Inside(
         "names of tags and jobs",
-        ("runs.progress", "runs.recovery", "runs.workers"),
+        ("runs.progress", "runs.recovery"),
         "Runs say by tags what they are about, whether they are retried, and where they run.",
         "Stays: these names are in each database; the public API has none of them.",
         {
@@ -175,7 +175,7 @@ INSIDES = (
     ),
     Inside(
         "events at once",
-        ("undocumented", "processes.storage"),
+        ("processes.storage",),
         "What a run is to make, up to 448 partitions, is stored by one statement, and so are the"
         " seven events of a batch.",
         "One statement for each event, which takes twice as long; after a kill -9 a batch may have"
@@ -195,7 +195,7 @@ INSIDES = (
     ),
     Inside(
         "checks of deleted runs",
-        ("undocumented", "processes.storage"),
+        ("runs.partitions", "processes.storage"),
         "The results of asset checks go with the run that has made them.",
         "They stay in Dagster's tables.",
         {
@@ -242,7 +242,7 @@ INSIDES = (
     ),
     Inside(
         "limits of queries",
-        ("processes.graphql_server", "processes.webserver"),
+        ("processes.query_limits", "processes.webserver"),
         "A GraphQL query that costs too much is refused, and one that lasts is given up.",
         "Queries are not limited, but for PostgreSQL's time for each statement.",
         {
@@ -256,7 +256,7 @@ INSIDES = (
     ),
     Inside(
         "output of commands",
-        ("undocumented",),
+        ("instance",),
         "Commands do not capture what steps print; Ctrl-C ends them without tracebacks.",
         "It is captured, and Ctrl-C may print tracebacks.",
         {
@@ -268,7 +268,7 @@ INSIDES = (
     ),
     Inside(
         "errors in one line",
-        ("undocumented",),
+        ("runs.status",),
         "A wrong setting is one line in the web UI.",
         "It is shown with Dagster's own frames.",
         {
@@ -278,7 +278,7 @@ INSIDES = (
     ),
     Inside(
         "runs by extract",
-        ("undocumented",),
+        ("runs.progress",),
         "The runs about an extract are found by their tags, without reading all runs.",
         "All runs are read.",
         {
@@ -289,7 +289,7 @@ INSIDES = (
     ),
     Inside(
         "asking the code server",
-        ("undocumented",),
+        ("runs.recovery", "repair.watch"),
         "A silent code server is replaced; a run that no code server has is failed in seconds.",
         "Only a code server that has died is replaced, and such a run is failed by Dagster's own"
         " monitoring, two minutes after its start.",
@@ -305,7 +305,7 @@ INSIDES = (
     ),
     Inside(
         "one retry more",
-        ("undocumented",),
+        ("runs.recovery",),
         "A run that failed of something that has passed is retried, where Dagster has given it up.",
         "It stays failed until kbo retry.",
         {

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import kbo_pipeline
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.patience import OF_COMMANDS, set_patience
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-INSTANCE_FILE = Path(kbo_pipeline.__file__).parent / "dagster.yaml"
+INSTANCE_FILE = Path(__file__).parents[1] / "dagster.yaml"
 """The instance configuration that travels with the package."""
 
 
@@ -43,10 +43,31 @@ def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
     Raises:
         StorageError: PostgreSQL does not answer as it must.
     """
-    from kbo_pipeline.operate.undocumented import instance_without_output
-
     prepare_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     set_patience(OF_COMMANDS)
-    with instance_without_output(settings.dagster_home) as instance:
+    with _instance_without_output(settings.dagster_home) as instance:
         yield instance
+
+
+_NOT_CAPTURED = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
+
+
+def _instance_without_output(home: Path) -> "DagsterInstance":
+    """The instance of a Dagster home, which keeps nothing of what steps print.
+
+    To keep it, Dagster would start four processes a step; Ctrl-C reaches them as well, and two of
+    them answer with a traceback.
+    """
+    from dagster import DagsterInstance
+
+    if not insides.are_tested():
+        return DagsterInstance.get()
+    from dagster._core.instance.ref import InstanceRef
+
+    return DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NOT_CAPTURED))

@@ -29,17 +29,15 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.operate.parts import is_open
 from kbo_pipeline.operate.processes import start as serving
 from kbo_pipeline.operate.processes.children import Children, end_leftovers
 from kbo_pipeline.operate.repair.watch import watch
-from kbo_pipeline.operate.runs import claims, recovery, workers
+from kbo_pipeline.operate.runs import claims, recovery
 from kbo_pipeline.operate.runs.claims import OWN_RUN
 from kbo_pipeline.operate.runs.partitions import register_batches, register_extract
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, RANGE_END_TAG, RANGE_START_TAG
-from kbo_pipeline.operate.runs.recovery import end_dead_runs, resume_retries
-from kbo_pipeline.operate.runs.workers import is_dead
-from kbo_pipeline.operate.runtime import Runtime, runtime_prefix
+from kbo_pipeline.operate.runs.recovery import end_dead_runs, is_dead, resume_retries
+from kbo_pipeline.operate.runtime import Runtime, is_open, runtime_prefix
 from kbo_pipeline_tests.support.disturbed import instance, pipeline, zip_file
 from kbo_pipeline_tests.support.pipeline import Pipeline, log_entry, run_status
 from kbo_pipeline_tests.support.postgres import kill_and_wait
@@ -141,7 +139,7 @@ def test_exactly_the_runs_without_a_living_worker_are_ended(
     with exclusive_lock(locks / f"{alive}.lock"):
         assert {*end_dead_runs(instance, settings)} == {dead, ending}
         assert end_dead_runs(instance, settings) == []
-        monkeypatch.setattr(workers, "LAUNCH_SECONDS", 0.0)
+        monkeypatch.setattr(recovery, "LAUNCH_SECONDS", 0.0)
         assert end_dead_runs(instance, settings) == [launching]
         assert end_dead_runs(instance, settings, ended_at=time.time() + 1) == [begun]
     assert [now(run) for run in (dead, begun, launching, ending)] == [

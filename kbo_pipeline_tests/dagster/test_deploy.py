@@ -25,7 +25,7 @@ from kbo_pipeline.cli import main
 from kbo_pipeline.core.environment import S3
 from kbo_pipeline.core.places import Lake
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.operate.parts import CHILDREN
+from kbo_pipeline.operate.runtime import CHILDREN
 from kbo_pipeline_tests.support import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"

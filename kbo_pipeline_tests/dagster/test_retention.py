@@ -16,14 +16,13 @@ from kbo_pipeline.defs.sensors import retention
 from kbo_pipeline.defs.sensors.retention import old_extracts, remove_extract, retention_sensor
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim_file
-from kbo_pipeline.operate.runs.partitions import kbo_batches, kbo_extracts
+from kbo_pipeline.operate.runs.partitions import forget_extract, kbo_batches, kbo_extracts
 from kbo_pipeline.operate.runs.progress import (
     ASSETS_OF_JOBS,
     RANGE_END_TAG,
     RANGE_START_TAG,
     Progress,
 )
-from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.year import Year
 

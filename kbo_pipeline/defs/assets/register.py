@@ -38,9 +38,9 @@ from kbo_pipeline.defs.metadata import (
 )
 from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_while_paused
 from kbo_pipeline.operate.markers import mark_suspect
-from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claimed_for_step
+from kbo_pipeline.operate.processes.storage import reported
+from kbo_pipeline.operate.runs.claims import WRITER_POOL, WRITER_WAIT, claimed_for_step, is_own
 from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
-from kbo_pipeline.operate.undocumented import reported
 from kbo_pipeline.stage.staged import Staged
 
 BATCH_ATTEMPTS = 5
@@ -177,7 +177,7 @@ def _patience(context: dg.AssetExecutionContext) -> float:
 
     A worker of the daemon is interrupted only after that patience.
     """
-    return 0.0 if OWN_RUN.keys().isdisjoint(context.run.tags) else signals.PATIENCE
+    return signals.PATIENCE if is_own(context.run) else 0.0
 
 
 @contextmanager

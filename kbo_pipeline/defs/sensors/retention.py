@@ -10,14 +10,13 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.resources import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim
-from kbo_pipeline.operate.runs.partitions import batch_or_none
+from kbo_pipeline.operate.runs.partitions import batch_or_none, forget_extract
 from kbo_pipeline.operate.runs.progress import (
     NOT_FINISHED_STATUSES,
     RANGE_END_TAG,
     Progress,
     runs_about,
 )
-from kbo_pipeline.operate.runs.retention import forget_extract
 from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staged import staging_file

@@ -1,21 +1,34 @@
-"""What a GraphQL query may cost: how long, deep and wide it is, before it is begun.
+"""What a GraphQL query may cost, and Dagster's web server with these limits.
 
-How many rows a field brings is not seen in a query: for that there is a limit of time.
+Length, depth and width of a query are measured before it begins. How many rows a field brings
+cannot be seen in a query, so that its time is limited, too.
 """
 
+import logging
+import math
+import time
+from asyncio import Task
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from graphql import (
     DocumentNode,
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
+    GraphQLError,
+    GraphQLFormattedError,
     GraphQLSyntaxError,
     InlineFragmentNode,
     OperationDefinitionNode,
     SelectionSetNode,
     parse,
 )
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
 
 QUERY_SECONDS = 60.0
 """For which a query is answered; PostgreSQL has less for each of its own."""
@@ -35,6 +48,11 @@ MAX_FIELDS = 5_000
 MAX_ALIASES = 100
 """Fields under another name than their own, by which one query asks the same thing often."""
 
+
+_log = logging.getLogger("dagster-webserver")
+
+_until: ContextVar[float] = ContextVar("_until", default=math.inf)
+"""When the query that this thread answers is given up, by the monotonic clock."""
 
 _TOO_DEEP = f"more than {MAX_DEPTH} fields within one another"
 _NESTED, _TOKENS = "nested too deeply", "tokens"  # how graphql-core words its own limits (3.2.14)
@@ -125,3 +143,68 @@ class _Measure:
             self._known[name] = _Cost()  # one that uses itself is refused when it is executed
             self._known[name] = self.of(self._fragments.get(name), nesting + 1)
         return self._known[name]
+
+
+def _give_up_late(resolve: Callable[..., Any], root: Any, info: Any, **arguments: Any) -> Any:
+    """Called for each field of an answer: after the time for a query nothing more is looked up."""
+    if time.monotonic() > _until.get():
+        raise GraphQLError(f"the query takes longer than {QUERY_SECONDS:.0f} s; ask for less")
+    return resolve(root, info, **arguments)
+
+
+def limited_webserver() -> type[Any]:
+    """Dagster's web server, which refuses queries that cost too much, and ends those that last."""
+    from dagster_webserver.webserver import DagsterWebserver
+
+    class KboWebserver(DagsterWebserver[Any, Any]):
+        def build_graphql_middleware(self) -> list[Any]:
+            return [*super().build_graphql_middleware(), _give_up_late]
+
+        async def execute_graphql_request(
+            self,
+            request: Request,
+            query: str,
+            variables: dict[str, Any] | None,
+            operation_name: str | None,
+        ) -> JSONResponse:
+            if (error := _cost_error(query)) is not None:
+                return JSONResponse({"data": None, "errors": [error.formatted]}, 400)
+            return await super().execute_graphql_request(request, query, variables, operation_name)
+
+        def graphql_execution_thread(
+            self,
+            request: Request,
+            query: str,
+            variables: dict[str, Any] | None,
+            operation_name: str | None,
+        ) -> JSONResponse:
+            _until.set(time.monotonic() + QUERY_SECONDS)
+            return super().graphql_execution_thread(request, query, variables, operation_name)
+
+        async def execute_graphql_subscription(
+            self,
+            websocket: WebSocket,
+            operation_id: str,
+            query: str,
+            variables: dict[str, Any] | None,
+            operation_name: str | None,
+        ) -> tuple[Task[Any] | None, GraphQLFormattedError | None]:
+            if (error := _cost_error(query)) is not None:
+                return None, error.formatted
+            return await super().execute_graphql_subscription(
+                websocket, operation_id, query, variables, operation_name
+            )
+
+    return KboWebserver
+
+
+def _cost_error(query: str) -> GraphQLError | None:
+    """The error with which a query is refused that costs too much."""
+    try:
+        read_query(query)
+    except CostlyQueryError as error:
+        _log.warning("refused: a query with %s", error)
+        return GraphQLError(f"kbo_pipeline: a query with {error}; ask for less at a time")
+    except GraphQLError:
+        return None  # Dagster says where it is wrong
+    return None

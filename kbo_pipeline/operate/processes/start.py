@@ -26,16 +26,6 @@ from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import patience
 from kbo_pipeline.operate.instance import prepare_dagster_home
 from kbo_pipeline.operate.markers import drop_lost
-from kbo_pipeline.operate.parts import (
-    CHILDREN,
-    Part,
-    check_part,
-    check_port,
-    is_open,
-    reached,
-    suffix,
-    ui_address,
-)
 from kbo_pipeline.operate.processes.children import Children, end_leftovers
 from kbo_pipeline.operate.processes.logs import (
     alert_log,
@@ -46,7 +36,18 @@ from kbo_pipeline.operate.processes.logs import (
 )
 from kbo_pipeline.operate.processes.postgres import embedded_server_url, sqlalchemy_url
 from kbo_pipeline.operate.processes.pulse import SILENT_SECONDS, Beat, Pulse
-from kbo_pipeline.operate.runtime import Runtime, runtime_directory
+from kbo_pipeline.operate.runtime import (
+    CHILDREN,
+    Part,
+    Runtime,
+    check_part,
+    check_port,
+    is_open,
+    reached,
+    runtime_directory,
+    suffix,
+    ui_address,
+)
 
 _START_SECONDS = 90.0
 _CHECK_SECONDS = 0.5

@@ -3,18 +3,29 @@
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from dagster import AssetKey, DagsterEventType, DagsterInstance, EventLogEntry
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    EventLogEntry,
+)
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
     PostgresRunStorage,
 )
+from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy import URL, Connection, Engine, column, create_engine, event, func, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import load_settings
@@ -28,16 +39,14 @@ from kbo_pipeline.operate.processes.postgres import (
     sqlalchemy_url,
 )
 from kbo_pipeline.operate.processes.queue_view import drop_queue, ensure_queue
-from kbo_pipeline.operate.undocumented import (
-    POSTGRES_ERRORS,
-    DagsterPostgresException,
-    remove_checks_of_run,
-    wipe_partitions,
-)
+from kbo_pipeline.operate.runs.partitions import remove_checks_of_run, wipe_partitions
 
 if TYPE_CHECKING:
     from dagster._config.config_schema import UserConfigSchema
     from dagster._serdes import ConfigurableClassData
+
+POSTGRES_ERRORS = (SQLAlchemyError, DagsterPostgresException)
+"""What Dagster's code raises when PostgreSQL is away, or refuses something."""
 
 _PATIENCE = 90.0
 """Seconds to wait for a server that has been there before: somebody restarts it."""
@@ -298,3 +307,21 @@ def _engine(url: str, embedded: Path | None) -> Engine:
     # A forked child must not talk on its parent's connections, nor close them.
     os.register_at_fork(after_in_child=lambda: engine.dispose(close=False))
     return engine
+
+
+def reported(
+    context: AssetExecutionContext, events: Sequence[AssetMaterialization]
+) -> Iterator[DagsterEvent | AssetMaterialization]:
+    """Reports events together: our storage has all of them then, or none.
+
+    One by one they take half as much processor time again as applying small batches does.
+    """
+    if not insides.are_tested():
+        yield from events
+        return
+    from dagster._core.events import DagsterEventBatchMetadata
+
+    step, together = context.get_step_execution_context(), str(uuid.uuid4())
+    for place, asset in enumerate(events, start=1):
+        metadata = DagsterEventBatchMetadata(together, place == len(events))
+        yield DagsterEvent.asset_materialization(step, asset, metadata)

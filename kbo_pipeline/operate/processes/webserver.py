@@ -27,15 +27,23 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import insides
-from kbo_pipeline.operate.processes.query_limits import CostlyQueryError, read_query
+from kbo_pipeline.operate.processes.query_limits import (
+    CostlyQueryError,
+    limited_webserver,
+    read_query,
+)
+from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
 from kbo_pipeline.operate.runs.status import newest_extract, read_status
-from kbo_pipeline.operate.undocumented import POSTGRES_ERRORS
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")
 _ANY_ADDRESS = "0.0.0.0"
 _SCHEMES = ("http", "https")
 _OWN_SITES = {"same-origin", "none"}  # none: typed, or a bookmark
+
+_log = logging.getLogger("dagster-webserver")
+
+_FRESH = {"Cache-Control": "no-store"}
 
 MAX_CONNECTIONS = 500
 """Of browsers and programs at a time, websockets included; others are answered 503."""
@@ -109,8 +117,8 @@ def _refusal(scope: Scope, schemes: Mapping[str, Collection[str]]) -> tuple[int,
     asked = f"{scope.get('method', 'websocket')} {_shown(scope['path'])}"
     names = [name.lower() for name in headers.getlist("host")]
     if len(names) != 1 or names[0] not in schemes:
-        said = ", ".join(map(_shown, names)) or "none"
-        return 421, f"{asked}: Host is {said}; this server is {', '.join(sorted(schemes))}"
+        hosts = ", ".join(map(_shown, names)) or "none"
+        return 421, f"{asked}: Host is {hosts}; this server is {', '.join(sorted(schemes))}"
     for origin in headers.getlist("origin"):
         # Not any of our names: at [::1] another program may listen on the same port.
         if origin.lower() not in [f"{scheme}://{names[0]}" for scheme in schemes[names[0]]]:
@@ -120,8 +128,8 @@ def _refusal(scope: Scope, schemes: Mapping[str, Collection[str]]) -> tuple[int,
         queries = QueryParams(scope["query_string"]).getlist("query")
     sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
     if not sites <= _OWN_SITES and (queries or not _is_link(scope, headers)):
-        said = ", ".join(map(_shown, sorted(sites)))
-        return 403, f"{asked}: Sec-Fetch-Site is {said}; only pages of this server may ask"
+        origin = ", ".join(map(_shown, sorted(sites)))
+        return 403, f"{asked}: Sec-Fetch-Site is {origin}; only pages of this server may ask"
     for text in queries:
         if (refusal := _refused_in_address(text)) is not None:
             status, reason = refusal
@@ -162,12 +170,6 @@ def _refused_in_address(text: str) -> tuple[int, str] | None:
 def _shown(text: str) -> str:
     """Somebody else's words for a log: one line, ASCII, not long."""
     return ascii(text[:_SHOWN])
-
-
-_log = logging.getLogger("dagster-webserver")
-
-
-_FRESH = {"Cache-Control": "no-store"}
 
 
 def status_routes(instance: DagsterInstance) -> Mount:
@@ -222,9 +224,7 @@ def main() -> None:
     from dagster_webserver import app, cli
 
     if insides.are_tested():
-        from kbo_pipeline.operate.processes.graphql_server import KboWebserver
-
-        app.DagsterWebserver = KboWebserver  # type: ignore[attr-defined]
+        app.DagsterWebserver = limited_webserver()  # type: ignore[attr-defined]
     sys.argv[1:] = ["--host", known.host, "--port", str(known.port), *options]
     cli.main()  # type: ignore[no-untyped-call]
 

@@ -24,7 +24,7 @@ from kbo_pipeline.operate.repair.alerts import (
 )
 from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
 from kbo_pipeline.operate.repair.repair import plan_of
-from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
+from kbo_pipeline.operate.runs.claims import claim_file, is_own
 from kbo_pipeline.operate.runs.poll import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import (
     PUBLISH_JOB,
@@ -35,10 +35,10 @@ from kbo_pipeline.operate.runs.progress import (
     is_retried,
     job_of,
     newest_published,
+    sensor_states,
 )
+from kbo_pipeline.operate.runs.recovery import is_dead
 from kbo_pipeline.operate.runs.status import error_of_run
-from kbo_pipeline.operate.runs.workers import is_dead
-from kbo_pipeline.operate.undocumented import sensor_states
 from kbo_pipeline.read.published import published_state_of
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
                 hours = seconds / 3600
                 yield found("run waits", None, extract, run=name, hours=hours, remedy=helps)
                 continue
-        elif _is_own(run):
+        elif is_own(run):
             key = key_or_none(extract or "")
             if key is not None and not installation.is_claimed(key):
                 yield found("killed command", None, key, run=name, extract=key)
@@ -368,10 +368,6 @@ def check_ledger(installation: Installation) -> Iterator[Finding]:
 
 def _severity(*, is_mild: bool) -> Severity:
     return "warning" if is_mild else "error"
-
-
-def _is_own(run: dg.DagsterRun) -> bool:
-    return not OWN_RUN.keys().isdisjoint(run.tags)
 
 
 def _last_tick(state: "InstigatorState | None") -> float:

@@ -25,10 +25,10 @@ from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import counted, first_line, listed, megabytes, printable
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.markers import is_paused
-from kbo_pipeline.operate.parts import ui_address
 from kbo_pipeline.operate.processes.postgres import moved_aside, sqlalchemy_url
 from kbo_pipeline.operate.processes.start import answers, start_lock
 from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
+from kbo_pipeline.operate.runtime import ui_address
 from kbo_pipeline.publish.publish import has_views
 from kbo_pipeline.read.published import published_state_of
 

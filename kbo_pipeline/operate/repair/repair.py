@@ -27,7 +27,7 @@ from kbo_pipeline.operate.repair.witness import (
     newest_known,
     repair_files,
 )
-from kbo_pipeline.operate.runs.partitions import register_extract
+from kbo_pipeline.operate.runs.partitions import forget_batches, forget_extract, register_extract
 from kbo_pipeline.operate.runs.progress import (
     LEDGER_HASH,
     PUBLISHED,
@@ -35,7 +35,6 @@ from kbo_pipeline.operate.runs.progress import (
     extract_of,
     ledger_metadata,
 )
-from kbo_pipeline.operate.runs.retention import forget_batches, forget_extract
 from kbo_pipeline.publish.publish import renew_shared_views, renew_views
 from kbo_pipeline.read.report import remove_report
 

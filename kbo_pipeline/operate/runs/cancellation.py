@@ -16,17 +16,16 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import holder
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.signals import PATIENCE
-from kbo_pipeline.operate.runs.claims import OWN_RUN, claim, claim_file
+from kbo_pipeline.operate.runs.claims import claim, claim_file, is_own
 from kbo_pipeline.operate.runs.progress import (
     CANCELLED_TAG,
     WILL_RETRY_TAG,
     Progress,
     extract_of,
     is_retried,
+    sensor_states,
 )
-from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
-from kbo_pipeline.operate.runs.workers import is_dead
-from kbo_pipeline.operate.undocumented import sensor_states
+from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands, is_dead
 from kbo_pipeline.read.published import published_state_of
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
@@ -112,7 +111,7 @@ def _end_runs(
     cancel_waiting_runs(instance, key)
     left = 0
     for run in _unfinished(instance, key):
-        if not OWN_RUN.keys().isdisjoint(run.tags):
+        if is_own(run):
             continue
         if is_dead(instance, settings, run):
             instance.report_run_canceled(run, "the process of this run has died")
@@ -131,7 +130,7 @@ def _tell_command(
 ) -> float | None:
     """Tells a command that applies batches to end before the next one; when, or None for others."""
     for run in _unfinished(instance, key):
-        if run.job_name == "apply_batches" and not OWN_RUN.keys().isdisjoint(run.tags):
+        if run.job_name == "apply_batches" and is_own(run):
             if run.status == dg.DagsterRunStatus.STARTED:
                 instance.report_run_canceling(run)
                 return time.monotonic()

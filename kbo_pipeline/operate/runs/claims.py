@@ -23,6 +23,11 @@ StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 _PATIENCE = 10.0  # seconds; somebody may only be looking whether it is free
 
 
+def is_own(run: dg.DagsterRun) -> bool:
+    """Whether a `kbo` process runs this run itself."""
+    return OWN_RUN.keys() <= run.tags.keys()
+
+
 def claim_file(settings: Settings, key: ExtractKey) -> Path:
     """The lock of whoever works on an extract."""
     return settings.work_dir / "claims" / f"{key}.lock"
@@ -53,7 +58,7 @@ def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) 
     Raises:
         StorageError: another process works on it; names its process id.
     """
-    if OWN_RUN.keys() <= context.run.tags.keys():
+    if is_own(context.run):
         yield
         return
     with ExitStack() as claimed:

@@ -1,18 +1,44 @@
-"""Dynamic partitions: one for each extract, one for each batch of an extract."""
+"""Dynamic partitions, for each extract and each batch: made, and forgotten with their events."""
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 
 import dagster as dg
+from sqlalchemy import Connection, and_, or_, select
 
+from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
-from kbo_pipeline.core.tables import Table
+from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 
 kbo_extracts = dg.DynamicPartitionsDefinition(name="kbo_extracts")
 """Partitions such as `0141-update`."""
 
 kbo_batches = dg.DynamicPartitionsDefinition(name="kbo_batches")
 """Partitions such as `0141-update-0001`."""
+
+
+def staging_asset(table: Table) -> str:
+    """The name of the asset, and of the relation, that holds a table's staged rows."""
+    return f"import_staging_{table.name}"
+
+
+_BY_EXTRACT = [
+    dg.AssetKey(name)
+    for name in (
+        *("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
+        *(staging_asset(table) for table in ALL_TABLES),
+    )
+]
+
+_BY_BATCH = [dg.AssetKey(table.name) for table in TABLES]
+
+_FORGOTTEN = (
+    dg.DagsterEventType.ASSET_MATERIALIZATION,
+    dg.DagsterEventType.ASSET_OBSERVATION,
+    dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+    dg.DagsterEventType.ASSET_FAILED_TO_MATERIALIZE,
+)
 
 
 def register_extract(instance: dg.DagsterInstance, key: ExtractKey) -> None:
@@ -45,14 +71,110 @@ def batches_by_extract(instance: dg.DagsterInstance) -> dict[ExtractKey, list[st
 
 def batch_or_none(text: str) -> BatchKey | None:
     """A batch key, or None for a text that is none: anyone may add partitions in the UI."""
-    from kbo_pipeline.core.errors import ExtractError
-
     try:
         return BatchKey.parse(text)
     except ExtractError:
         return None
 
 
-def staging_asset(table: Table) -> str:
-    """The name of the asset, and of the relation, that holds a table's staged rows."""
-    return f"import_staging_{table.name}"
+def forget_extract(
+    instance: dg.DagsterInstance, key: ExtractKey, *, with_zip: bool = False
+) -> None:
+    """Makes all partitions of an extract missing, however often called.
+
+    Its batches are no partitions any more. Their events go too: Dagster would show partitions that
+    are added again under the same names as materialized.
+
+    Args:
+        instance: where they are recorded.
+        key: the extract.
+        with_zip: the partition of `extract_zip` too.
+    """
+    assets = [*_BY_BATCH, *_BY_EXTRACT, *([dg.AssetKey("extract_zip")] if with_zip else [])]
+    # First: without batches no sensor takes the extract for one that is to be applied.
+    for batch in instance.get_dynamic_partitions("kbo_batches"):
+        if batch.startswith(f"{key}-"):
+            instance.delete_dynamic_partition("kbo_batches", batch)
+    for asset, partitions in _partitions_with_events(instance, assets, str(key)).items():
+        instance.wipe_asset_partitions(asset, partitions)
+    # Once more: a web server that read the events a moment ago may have cached their status.
+    instance.wipe_asset_cached_status(assets)
+
+
+def forget_batches(instance: dg.DagsterInstance, batches: list[str]) -> None:
+    """Makes these batches missing for all seven tables, however often called."""
+    for asset in _BY_BATCH:
+        instance.wipe_asset_partitions(asset, batches)
+    instance.wipe_asset_cached_status(_BY_BATCH)
+
+
+def _partitions_with_events(
+    instance: dg.DagsterInstance, assets: Sequence[dg.AssetKey], extract: str
+) -> dict[dg.AssetKey, list[str]]:
+    """The partitions of an extract, and of its batches, that have events, by asset."""
+    from dagster._core.storage.event_log import SqlEventLogStorage
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+
+    storage = instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    events = SqlEventLogStorageTable.c
+    query = (
+        select(events.asset_key, events.partition)
+        .distinct()
+        .where(
+            events.asset_key.in_([asset.to_string() for asset in assets]),
+            events.dagster_event_type.in_([event_type.value for event_type in _FORGOTTEN]),
+            or_(events.partition == extract, events.partition.like(f"{extract}-%")),
+        )
+    )
+    partitions: dict[dg.AssetKey, list[str]] = {}
+    with storage.index_connection() as connection:
+        for name, partition in connection.execute(query):
+            partitions.setdefault(dg.AssetKey(json.loads(name)), []).append(partition)
+    return partitions
+
+
+def wipe_partitions(connection: Connection, asset: str, partitions: Sequence[str]) -> None:
+    """Removes all that makes partitions of an asset materialized, failed or in progress.
+
+    The asset's cached status goes too, and its newest materialization, which Dagster then looks for
+    among the events that are left.
+    """
+    from dagster._core.storage.event_log.schema import (
+        AssetCheckExecutionsTable,
+        AssetEventTagsTable,
+        AssetKeyTable,
+        SqlEventLogStorageTable,
+    )
+
+    events, checks = SqlEventLogStorageTable.c, AssetCheckExecutionsTable.c
+    forgotten = and_(
+        events.asset_key == asset,
+        events.dagster_event_type.in_([event_type.value for event_type in _FORGOTTEN]),
+        events.partition.in_(partitions),
+    )
+    # In the order of Dagster's own writing, which would wait for us or we for it: the events first,
+    # then the row of the asset.
+    connection.execute(
+        AssetEventTagsTable.delete().where(
+            AssetEventTagsTable.c.event_id.in_(select(events.id).where(forgotten))
+        )
+    )
+    connection.execute(SqlEventLogStorageTable.delete().where(forgotten))
+    connection.execute(
+        AssetCheckExecutionsTable.delete().where(
+            checks.asset_key == asset, checks.partition.in_(partitions)
+        )
+    )
+    connection.execute(
+        AssetKeyTable.update()
+        .where(AssetKeyTable.c.asset_key == asset)
+        .values(last_materialization=None, cached_status_data=None)
+    )
+
+
+def remove_checks_of_run(connection: Connection, run_id: str) -> None:
+    """Removes the results of a run's asset checks, which Dagster keeps when it deletes the run."""
+    from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable as Table
+
+    connection.execute(Table.delete().where(Table.c.run_id == run_id))

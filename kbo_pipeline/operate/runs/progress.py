@@ -1,17 +1,21 @@
 """How far each extract is, as Dagster's storage knows it; the register stays closed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import dagster as dg
+from sqlalchemy import or_, select
 
-from kbo_pipeline.core.errors import ExtractError
-from kbo_pipeline.core.extracts import ExtractKey, next_to_apply
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none, next_to_apply
 from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, ENTERPRISE, TABLES
+from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract
-from kbo_pipeline.operate.undocumented import tags_of_runs
+
+if TYPE_CHECKING:
+    from dagster._core.scheduler.instigation import InstigatorState
 
 EXTRACT_TAG = "kbo/extract"
 """Tag of every run that we start: the key of its extract."""
@@ -19,11 +23,24 @@ EXTRACT_TAG = "kbo/extract"
 CANCELLED_TAG = "kbo/cancelled"
 """Tag of the newest run of an extract that was cancelled: the run's own id."""
 
+INBOX_TAG = "kbo/inbox"
+"""Tag of the runs that the inbox starts: which ZIP, and when it was claimed."""
+
+ACCEPT_LOSS_TAG = "kbo/accept_loss"
+"""Tag of a run that publishes an extract although it takes away many rows: who accepts that."""
+
 PUBLISH_JOB = "publish_extract"
-"""The job that shows an extract to readers, and makes its report."""
+"""The job that publishes an extract, and makes its report."""
 
 ROLLBACK_JOB = "rollback_extract"
 """The job that undoes an extract."""
+
+ASSETS_OF_JOBS = {
+    "stage_extract": ["extract_zip", *(f"import_staging_{table.name}" for table in ALL_TABLES)],
+    "apply_batches": [table.name for table in TABLES],
+    "publish_extract": [CODE.name, "published_extract", "change_report"],
+}
+"""What a run that the UI or a backfill started is called after: the job with these assets."""
 
 NOT_FINISHED_STATUSES = [
     status
@@ -51,7 +68,9 @@ WARNINGS = "warnings"
 REJECTED_ROWS = "rejected_rows"
 """Metadata of a staging: how many records of the ZIP are set aside."""
 
-_EXTRACTS = "kbo_extracts"
+LEDGER_HASH = "ledger/hash"
+"""Metadata of a publication: the chained hash of the ledger."""
+
 PUBLISHED = dg.AssetKey("published_extract")
 """The asset whose materialization says that readers see an extract."""
 
@@ -87,7 +106,9 @@ class Progress:
     @cached_property
     def known(self) -> set[ExtractKey]:
         """All extracts that have a partition."""
-        return set(_by_extract(dict.fromkeys(self.instance.get_dynamic_partitions(_EXTRACTS), 0)))
+        return set(
+            _by_extract(dict.fromkeys(self.instance.get_dynamic_partitions("kbo_extracts"), 0))
+        )
 
     @cached_property
     def batches(self) -> Mapping[ExtractKey, list[str]]:
@@ -132,7 +153,7 @@ class Progress:
 
     @cached_property
     def cancelled(self) -> set[ExtractKey]:
-        """Unpublished extracts that somebody has cancelled, and nobody has taken up since."""
+        """Unpublished extracts that were cancelled, and not taken up since."""
         unpublished = self.known - self.published.keys()
         newest = self._newest_runs(_run_ids(self.instance, unpublished))
         return {
@@ -144,41 +165,41 @@ class Progress:
     def _newest_runs(self, run_ids: Mapping[str, list[str]]) -> Mapping[str, dg.RunRecord]:
         wanted = [ids[0] for ids in run_ids.values()]
         records = _records(self.instance, wanted)
-        found = {record.dagster_run.run_id: record for record in records}
-        return {text: found[ids[0]] for text, ids in run_ids.items() if ids[0] in found}
+        by_id = {record.dagster_run.run_id: record for record in records}
+        return {text: by_id[ids[0]] for text, ids in run_ids.items() if ids[0] in by_id}
 
     @cached_property
     def staging_failures(self) -> Mapping[ExtractKey, list[float]]:
         """When the staging of an extract failed, the last time first, in seconds of the epoch.
 
-        Of extracts that were not staged since; retries that Dagster makes by itself included.
+        Only for extracts that were not staged since. Dagster's own retries count, too.
         """
-        found: dict[ExtractKey, list[float]] = {}
+        failed_at: dict[ExtractKey, list[float]] = {}
         run_ids = _run_ids(self.instance, self.known - self.staged.keys())
         wanted = [run_id for ids in run_ids.values() for run_id in ids]
         for record in _records(self.instance, wanted, [dg.DagsterRunStatus.FAILURE]):
             if record.dagster_run.job_name != "stage_extract":
                 continue
             key = ExtractKey.parse(str(extract_of(record.dagster_run)))
-            found.setdefault(key, []).append(record.end_time or record.start_time or 0.0)
-        return found
+            failed_at.setdefault(key, []).append(record.end_time or record.start_time or 0.0)
+        return failed_at
 
     def rejected_rows(self, key: ExtractKey) -> int:
-        """Records of an extract's ZIP that were set aside when it was staged last."""
-        return int(str(self._said_at_staging(key, REJECTED_ROWS) or 0))
+        """Records of an extract's ZIP that its last staging set aside."""
+        return int(str(self._staging_metadata(key, REJECTED_ROWS) or 0))
 
     def warnings(self, key: ExtractKey) -> list[str]:
-        """What was odd in an extract's ZIP when it was staged last, but for rows set aside."""
-        found = self._said_at_staging(key, WARNINGS)
-        warnings = map(str, found) if isinstance(found, list) else ()
+        """What its last staging found odd in an extract's ZIP, but for rows set aside."""
+        lines = self._staging_metadata(key, WARNINGS)
+        warnings = map(str, lines) if isinstance(lines, list) else ()
         return [line for line in warnings if "set aside, see rejected_row" not in line]
 
-    def _said_at_staging(self, key: ExtractKey, name: str) -> object:
+    def _staging_metadata(self, key: ExtractKey, name: str) -> object:
         wanted = dg.AssetRecordsFilter(asset_key=STAGED, asset_partitions=[str(key)])
         for record in self.instance.fetch_materializations(wanted, limit=1).records:
             event = record.asset_materialization
-            found = event.metadata.get(name) if event else None
-            return None if found is None else found.value
+            value = event.metadata.get(name) if event else None
+            return None if value is None else value.value
         return None
 
     def applied(self, key: ExtractKey) -> dict[str, dict[str, int]]:
@@ -213,9 +234,9 @@ class Progress:
         )
 
 
-def newest_published(standing: PublishedState, progress: Progress) -> ExtractKey | None:
-    """The newest published extract: as the file of the readers says, or else as events do."""
-    return standing.newest or progress.newest_published
+def newest_published(state: PublishedState, progress: Progress) -> ExtractKey | None:
+    """The newest published extract: as the published register says, or else as events do."""
+    return state.newest or progress.newest_published
 
 
 def extract_of(run: dg.DagsterRun) -> str | None:
@@ -272,19 +293,60 @@ def _run_ids(
     if keys is not None and not keys:
         return {}
     wanted = None if keys is None else {str(key) for key in keys}
-    found: dict[str, list[str]] = {}
-    for run_id, of_run in tags_of_runs(instance, _EXTRACT_TAGS, wanted):
-        extract = _extract_in(of_run)
+    run_ids: dict[str, list[str]] = {}
+    for run_id, tags in _tags_of_runs(instance, wanted):
+        extract = _extract_in(tags)
         if extract is not None and (wanted is None or extract in wanted):
-            found.setdefault(extract, []).append(run_id)
-    return found
+            run_ids.setdefault(extract, []).append(run_id)
+    return run_ids
+
+
+def _tags_of_runs(
+    instance: dg.DagsterInstance, extracts: Collection[str] | None
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Ids of runs with their tags, the newest run first: of all that are about these extracts.
+
+    Perhaps of others, too. Where possible without the runs' bodies, and with those tags alone that
+    say what a run is about.
+
+    Args:
+        instance: where the runs are recorded.
+        extracts: keys of extracts; None for any.
+    """
+    if not insides.are_tested():
+        for run in instance.get_runs():
+            yield run.run_id, run.tags
+        return
+    from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+
+    column = RunTagsTable.c
+    query = (
+        select(column.run_id, column.key, column.value)
+        .join(RunsTable, RunsTable.c.run_id == column.run_id)
+        .where(column.key.in_(_EXTRACT_TAGS))
+        .order_by(RunsTable.c.id.desc())
+    )
+    if extracts is not None:
+        of_batches = (column.value.like(f"{extract}-%") for extract in extracts)
+        is_about = or_(column.value.in_(list(extracts)), *of_batches)
+        query = query.where(
+            column.run_id.in_(select(column.run_id).where(column.key.in_(_EXTRACT_TAGS), is_about))
+        )
+    storage = instance.run_storage
+    assert isinstance(storage, SqlRunStorage)
+    tags: dict[str, dict[str, str]] = {}
+    with storage.connect() as connection:
+        for run_id, name, value in connection.execute(query):
+            tags.setdefault(run_id, {})[name] = value
+    yield from tags.items()
 
 
 def job_of(run: dg.DagsterRun) -> str:
-    """The job that a run is of; for one of the UI or of a backfill the job with its assets.
+    """The job of a run; for a run of the UI or of a backfill, the job that has its assets.
 
-    Dagster calls all of those `__ASSET_JOB`. One that no job has the assets of is `materialize`, as
-    in the view `kbo_queue`.
+    Dagster calls the job of all those `__ASSET_JOB`. Where no job has the assets it is
+    `materialize`, as in the view `kbo_queue`.
     """
     if run.job_name != "__ASSET_JOB":
         return run.job_name
@@ -294,7 +356,7 @@ def job_of(run: dg.DagsterRun) -> str:
 
 
 def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Tells whether Dagster itself takes a failed run up again, or may.
+    """Tells whether Dagster itself retries a failed run, or may.
 
     It says so by a tag, a moment after the failure; until then only runs without retries, such as
     those of `kbo` commands, are certain.
@@ -308,8 +370,9 @@ def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 def is_cancelled(run: dg.DagsterRun) -> bool:
     """Whether the run says that its extract was cancelled.
 
-    A run of the daemon is canceled by people only. One of a `kbo` command also by Ctrl-C, which is
-    not meant for the extract; so that `kbo cancel` marks it. A retry inherits tags, but not the id.
+    Only people cancel a run of the daemon. Ctrl-C also cancels the run of a `kbo` command, but does
+    not mean its extract, so that `kbo cancel` marks such a run. A retry inherits tags, but not the
+    id.
     """
     if run.tags.get(CANCELLED_TAG) == run.run_id:
         return True
@@ -322,24 +385,7 @@ def _is_staging(run: dg.DagsterRun) -> bool:
 
 def _by_extract(ids: Mapping[str, int]) -> dict[ExtractKey, int]:
     """Leaves out partitions that anyone may have added in the UI under other names."""
-    found = {}
-    for text, storage_id in ids.items():
-        try:
-            found[ExtractKey.parse(text)] = storage_id
-        except ExtractError:
-            continue
-    return found
-
-
-INBOX_TAG = "kbo/inbox"
-"""Tag of the runs that the inbox starts: which ZIP, and when it was claimed."""
-
-
-ACCEPT_LOSS_TAG = "kbo/accept_loss"
-"""Tag of a run that publishes an extract although it takes away many rows: who accepts that."""
-
-
-LEDGER_HASH = "ledger/hash"
+    return {key: id_ for text, id_ in ids.items() if (key := key_or_none(text)) is not None}
 
 
 def ledger_metadata(link: LedgerEntry) -> dict[str, int | str]:
@@ -347,9 +393,7 @@ def ledger_metadata(link: LedgerEntry) -> dict[str, int | str]:
     return {"ledger/batches": link.batches, "ledger/records": link.records, LEDGER_HASH: link.hash}
 
 
-ASSETS_OF_JOBS = {
-    "stage_extract": ["extract_zip", *(f"import_staging_{table.name}" for table in ALL_TABLES)],
-    "apply_batches": [table.name for table in TABLES],
-    "publish_extract": [CODE.name, "published_extract", "change_report"],
-}
-"""What a run that the UI or a backfill started is called after: the job with these assets."""
+def sensor_states(instance: dg.DagsterInstance) -> list["InstigatorState"]:
+    """What Dagster knows of each sensor that has ever looked, or was started or stopped."""
+    states = instance.all_instigator_state()
+    return [state for state in states if state.instigator_type.value == "SENSOR"]

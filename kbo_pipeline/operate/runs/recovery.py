@@ -1,14 +1,21 @@
-"""Runs whose process died without a word: Dagster's own launcher never notices some of them."""
+"""Runs whose process died: known by the lock that each worker holds, ended, and retried.
 
+Dagster's own launcher never notices some of them.
+"""
+
+import json
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.files import is_locked
+from kbo_pipeline.core.files import hold_until_exit, is_locked
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.runs.claims import BUSY_TAG, OWN_RUN, claim_file
+from kbo_pipeline.operate import insides
+from kbo_pipeline.operate.runs.claims import BUSY_TAG, OWN_RUN, claim_file, is_own
 from kbo_pipeline.operate.runs.progress import (
     AUTO_RETRY_RUN_ID_TAG,
     EXTRACT_TAG,
@@ -17,8 +24,7 @@ from kbo_pipeline.operate.runs.progress import (
     Progress,
     is_cancelled,
 )
-from kbo_pipeline.operate.runs.workers import drop_locks, is_dead
-from kbo_pipeline.operate.undocumented import may_be_retried, retry_once_more
+from kbo_pipeline.operate.runtime import is_ours
 
 _NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
 _FORGOTTEN_SECONDS = 15.0  # Dagster looks each five seconds for what it is to retry
@@ -27,6 +33,68 @@ _AT_WORK = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+
+LAUNCH_SECONDS = 10.0
+"""From the moment at which a daemon says that it launches a run until the code server has it."""
+
+_SERVER_TAG = ".dagster/grpc_info"
+
+_held: set[str] = set()
+
+
+def hold_run(settings: Settings, run: dg.DagsterRun) -> None:
+    """Marks this process as the worker of a run until it ends, however it ends.
+
+    Not for the run of a `kbo` command, which holds a claim on its extract instead.
+    """
+    if run.run_id not in _held and not is_own(run):
+        hold_until_exit(_lock(settings, run.run_id))
+        _held.add(run.run_id)
+
+
+def is_dead(
+    instance: dg.DagsterInstance, settings: Settings, run: dg.DagsterRun, *, ended_at: float = 0.0
+) -> bool:
+    """Tells whether the worker of an unfinished run has certainly ended.
+
+    A run without a lock is one that has not come to its first step, or one on another machine. The
+    code server watches the former itself, so that it is dead when the code server is; and one that
+    the code server does not have was never begun: the daemon died while it launched it. Where the
+    daemon has a clock of its own, only the latter counts. Runs of another launcher, such as
+    Kubernetes', are watched by Dagster.
+
+    Args:
+        instance: where the runs are recorded.
+        settings: say where the locks are.
+        run: the run.
+        ended_at: seconds of the epoch; no worker that `kbo start` launched before lives.
+    """
+    lock = _lock(settings, run.run_id)
+    if lock.exists():
+        return not is_locked(lock)
+    if not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
+        return False
+    server = json.loads(run.tags.get(_SERVER_TAG, "{}"))
+    if not _is_launched_by_start(settings, run, server):
+        return False
+    launched_at = instance.get_run_stats(run.run_id).launch_time
+    if launched_at is None:
+        return False
+    if launched_at < ended_at and settings.code_host is None:
+        return True
+    is_launched = launched_at < time.time() - LAUNCH_SECONDS
+    return is_launched and not (server and _has_run(server, run.run_id))
+
+
+def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Removes the locks of workers that have ended, with their runs.
+
+    Also one without its name yet, of a worker that died while it took it.
+    """
+    for lock in (settings.work_dir / "runs").glob("*.*"):
+        run = instance.get_run_by_id(lock.stem)
+        if (run is None or run.is_finished) and not is_locked(lock):
+            lock.unlink(missing_ok=True)
 
 
 def end_dead_runs_of_commands(
@@ -51,8 +119,8 @@ def end_dead_runs(
 ) -> list[str]:
     """Fails the runs of a daemon whose worker has died, so that Dagster retries them.
 
-    One that somebody was ending is canceled instead: nobody wants it retried. Slots in pools are
-    free afterwards. Runs on other machines, and of commands, are left alone.
+    A run that was being ended is canceled instead, as nobody wants it retried. Its slots in pools
+    are freed. Runs on other machines and of commands are left alone.
 
     Args:
         instance: where the runs are recorded.
@@ -64,7 +132,7 @@ def end_dead_runs(
     """
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=_AT_WORK)):
-        if not OWN_RUN.keys().isdisjoint(run.tags):
+        if is_own(run):
             continue
         if not is_dead(instance, settings, run, ended_at=ended_at):
             continue
@@ -82,15 +150,17 @@ def end_dead_runs(
 
 
 def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str]:
-    """Has Dagster retry runs that failed of nothing of theirs, and that it does not retry itself.
+    """Has Dagster retry runs whose failure was not their own, and which it does not retry itself.
 
-    One that it could not retry because no code server was there: it tries that once, and gives up
-    for good. One whose connection to PostgreSQL was lost under Dagster's own code: it takes that
-    for a failure of the step, which it does not retry. One that it was going to retry and has
-    forgotten: it reads of the failure before it reads the run, which may not say so yet, and then
-    never looks again (1.13.27). And one that found its extract claimed by a process which has gone
-    since: a command that refused, or was stopped. Reporting the failure again begins it anew,
-    within the same limit of retries.
+    - A run that it could not retry because no code server was there: it tries once and gives up.
+    - A run that lost its connection to PostgreSQL under Dagster's own code: Dagster takes that for
+      a failure of the step, which it does not retry.
+    - A run that it was going to retry and has forgotten: it may learn of the failure before the run
+      says so, and never looks again (1.13.27).
+    - A run whose extract was claimed by a process that is gone: a command that refused, or was
+      stopped.
+
+    Reporting the failure again starts the retry, within the same limit of retries.
 
     Args:
         instance: where the runs are recorded.
@@ -106,7 +176,7 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
             continue
         if WILL_RETRY_TAG not in run.tags or AUTO_RETRY_RUN_ID_TAG in run.tags:
             continue
-        if not may_be_retried(instance, run):
+        if not _may_be_retried(instance, run):
             continue
         if run.tags[WILL_RETRY_TAG] == "true":
             passes = time.time() - (record.end_time or 0.0) > _FORGOTTEN_SECONDS
@@ -115,7 +185,7 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
         else:
             passes = _was_not_retried(instance, run) or _has_lost_postgres(instance, run)
         if passes:
-            retry_once_more(instance, run, "what this run failed of has passed; retried once more")
+            _retry_once_more(instance, run, "what made this run fail has passed; retried once more")
             resumed.append(run.run_id)
     return resumed
 
@@ -127,7 +197,7 @@ def _was_not_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def _has_lost_postgres(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether all steps that failed did so because of a lost connection, and nothing else."""
+    """Whether a lost connection is why steps failed, and the only reason."""
     events = [
         entry.dagster_event
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
@@ -144,3 +214,57 @@ def _is_of_postgres(error: Any) -> bool:
             return True
         error = error.cause
     return False
+
+
+def _may_be_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether Dagster's limit of retries allows one more of a failed run."""
+    if not insides.are_tested():
+        return False
+    from dagster._core.execution.retries import auto_reexecution_should_retry_run
+
+    return bool(auto_reexecution_should_retry_run(instance, run, None))
+
+
+def _retry_once_more(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
+    """Reports the failure of a run again, upon which Dagster decides anew whether to retry it."""
+    from dagster._core.events import JobFailureData, RunFailureReason
+
+    failure = JobFailureData(error=None, failure_reason=RunFailureReason.RUN_EXCEPTION)
+    instance.report_run_failed(run, reason, failure)
+
+
+def _lock(settings: Settings, run_id: str) -> Path:
+    return settings.work_dir / "runs" / f"{run_id}.lock"
+
+
+def _is_launched_by_start(settings: Settings, run: dg.DagsterRun, server: dict[str, Any]) -> bool:
+    if not server:  # its daemon died in the instant before it wrote the tag
+        return run.status == dg.DagsterRunStatus.STARTING
+    if settings.code_host is not None:  # whatever the daemon calls this host
+        return bool(server.get("port") == settings.code_port)
+    return is_ours(settings, Path(server.get("socket") or ""))
+
+
+def _has_run(server: Mapping[str, Any], run_id: str) -> bool:
+    """Tells whether a code server has a run, or does not answer, so that nobody knows.
+
+    Args:
+        server: where it listens: `host` and `port`, or `socket`.
+        run_id: the run.
+    """
+    if not insides.are_tested():
+        return True
+    from dagster._grpc.client import DagsterGrpcClient
+    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+    from dagster_shared.serdes import deserialize_value
+
+    client = DagsterGrpcClient(
+        host=server.get("host", "localhost"),
+        port=server.get("port"),
+        socket=server.get("socket"),
+    )
+    try:
+        answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=5)
+    except dg.DagsterError:  # unreachable: one that has died is replaced, and told as such
+        return True
+    return deserialize_value(answer, CanCancelExecutionResult).can_cancel

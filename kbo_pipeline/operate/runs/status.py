@@ -1,4 +1,4 @@
-"""Reads the status of an extract from Dagster's storage."""
+"""The status of an extract, read from Dagster's storage; and errors of runs in one line."""
 
 import time
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from typing import Any, Literal
 import dagster as dg
 from dagster import DagsterInstance
 
-from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.errors import NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
+from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.runs.partitions import kbo_batches
 from kbo_pipeline.operate.runs.progress import (
     ROLLBACK_JOB,
@@ -20,6 +21,8 @@ from kbo_pipeline.operate.runs.progress import (
     job_of,
     runs_about,
 )
+
+_APPLYING = ("apply_batches", "materialize")
 
 State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
@@ -106,9 +109,6 @@ class ExtractStatus:
         }
 
 
-_APPLYING = ("apply_batches", "materialize")
-
-
 def newest_extract(instance: DagsterInstance) -> ExtractKey:
     """The extract that people ask about: the one at work, or else the newest published one.
 
@@ -155,24 +155,22 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
         if batches
     }
     open_places = [
-        BatchPlace(table.name, BatchKey.parse(batch).number, key.operations[0])
+        _place(table.name, batch)
         for batch in progress.missing_batches(key)
         for table in TABLES
         if batch not in applied[table.name]
     ]
     places = _first_of_each_batch(open_places)
     at_work = running is not None and bool(places) and job_of(running) in _APPLYING
-    status: State = (
-        "completed"
-        if done
-        else "failed"
-        if broken
-        else "processing"
-        if running
-        else "cancelled"
-        if cancelled
-        else "pending"
-    )
+    status: State = "pending"
+    if done:
+        status = "completed"
+    elif broken:
+        status = "failed"
+    elif running:
+        status = "processing"
+    elif cancelled:
+        status = "cancelled"
     return ExtractStatus(
         job_id=str(key),
         status=status,
@@ -180,11 +178,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
         tables=tables,
         current_batch=places[0] if at_work else None,
         next_batch=next(iter(places[1:] if at_work else places), None),
-        failed_batches=tuple(
-            BatchPlace(name, BatchKey.parse(batch).number, key.operations[0])
-            for name, keys in failed.items()
-            for batch in keys
-        ),
+        failed_batches=tuple(_place(name, b) for name, keys in failed.items() for b in keys),
         error=error_of_run(instance, runs[0]) if broken and runs else None,
         rejected_rows=progress.rejected_rows(key),
         seconds_left=_seconds_left(instance, running, len(batches), len(places))
@@ -193,17 +187,17 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
     )
 
 
-def is_over(instance: DagsterInstance, found: ExtractStatus) -> bool:
+def is_over(instance: DagsterInstance, status: ExtractStatus) -> bool:
     """Whether nothing goes on by itself.
 
     It is published, cancelled or rolled back, or has failed and Dagster does not retry it.
     """
-    if found.status in ("completed", "cancelled"):
+    if status.status in ("completed", "cancelled"):
         return True
-    newest = Progress(instance).newest_run(ExtractKey.parse(found.job_id))
-    if newest is None or found.status == "processing":
+    newest = Progress(instance).newest_run(ExtractKey.parse(status.job_id))
+    if newest is None or status.status == "processing":
         return False
-    if found.status == "failed":
+    if status.status == "failed":
         return not is_retried(instance, newest)
     return newest.job_name == ROLLBACK_JOB and newest.is_success
 
@@ -236,6 +230,20 @@ def error_of_run(instance: DagsterInstance, run: dg.DagsterRun) -> str:
     return f"run {run.run_id} ended without a failed step; see it in the UI"
 
 
+def in_one_line(error: SettingsError) -> dg.DagsterError:
+    """Stands for an error of another process, which the web UI shows without its own frames."""
+    if not insides.are_tested():
+        return dg.DagsterInvalidDefinitionError(str(error))
+    from dagster._core.errors import DagsterUserCodeProcessError
+    from dagster_shared.error import SerializableErrorInfo
+
+    info = SerializableErrorInfo(f"{error}\n", stack=[], cls_name=type(error).__name__)
+    shown: dg.DagsterError = DagsterUserCodeProcessError(  # type: ignore[no-untyped-call]
+        str(error), user_code_process_error_infos=[info]
+    )
+    return shown
+
+
 def _table_progress(
     completed: int, total: int, failed: bool, running: dg.DagsterRun | None
 ) -> TableProgress:
@@ -243,6 +251,12 @@ def _table_progress(
         return TableProgress(completed, total, "completed")
     state: State = "processing" if running else "failed" if failed else "pending"
     return TableProgress(completed, total, state)
+
+
+def _place(table: str, batch: str) -> BatchPlace:
+    """Where the work on a batch of a table begins."""
+    key = BatchKey.parse(batch)
+    return BatchPlace(table, key.number, key.extract.operations[0])
 
 
 def _first_of_each_batch(places: Sequence[BatchPlace]) -> list[BatchPlace]:
@@ -265,6 +279,7 @@ def _stage(
 
 
 def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
+    """The failed batches of each table that has any."""
     failed = {}
     for table in TABLES:
         statuses = instance.get_status_by_partition(
