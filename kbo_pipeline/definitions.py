@@ -2,13 +2,15 @@
 
 import dagster as dg
 
-from kbo_pipeline.defs.assets.change_report import change_report
-from kbo_pipeline.defs.assets.export import parquet_export
+from kbo_pipeline.defs.assets.after_publication import (
+    change_report,
+    full_verification,
+    parquet_export,
+)
 from kbo_pipeline.defs.assets.extract_zip import extract_zip
 from kbo_pipeline.defs.assets.published import publish_assets
 from kbo_pipeline.defs.assets.register import apply_to_register
 from kbo_pipeline.defs.assets.staging import import_staging
-from kbo_pipeline.defs.assets.verification import full_verification
 from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.jobs import (
     apply_batches,
@@ -20,13 +22,17 @@ from kbo_pipeline.defs.jobs import (
     stage_extract,
     verify_full,
 )
-from kbo_pipeline.defs.resources import AT_IMPORT, duckdb_resource
-from kbo_pipeline.defs.sensors.after_publication import export_when_published, verify_when_at_hand
 from kbo_pipeline.defs.sensors.alerts import alert_sensor
-from kbo_pipeline.defs.sensors.chain import apply_when_staged, publish_when_applied
+from kbo_pipeline.defs.sensors.chain import (
+    apply_when_staged,
+    export_when_published,
+    publish_when_applied,
+    verify_when_at_hand,
+)
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
 from kbo_pipeline.defs.sensors.retention import retention_sensor
+from kbo_pipeline.defs.step import AT_IMPORT, duckdb_resource
 
 defs = dg.Definitions(
     assets=[

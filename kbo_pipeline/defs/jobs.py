@@ -39,22 +39,22 @@ publish_extract = dg.define_asset_job(
     "publish_extract",
     # Publishing checks what it publishes; the checks by themselves look at what is published.
     selection=dg.AssetSelection.assets(CODE.name, PUBLISHED, REPORTED).without_checks(),
-    description="Shows an extract, whose batches are all applied, to readers, and makes the report"
-    " on what it changed. The tag"
-    f" `{ACCEPT_LOSS_TAG}`, with your name, publishes an Update that takes away many rows.",
+    description="Publishes an extract whose batches are all applied, and makes the report on what"
+    f" it changed. The tag `{ACCEPT_LOSS_TAG}`, with your name, publishes an Update that removes"
+    " many rows.",
 )
 
 export_parquet = dg.define_asset_job(
     "export_parquet",
     selection=["parquet_export"],
-    description="Writes the current tables as Parquet; of the newest published extract only.",
+    description="Writes the current tables of the newest published extract as Parquet.",
 )
 
 verify_full = dg.define_asset_job(
     "verify_full",
     selection=["full_verification"],
     description="Compares the register, as it was at an extract, with the Full of its number, which"
-    " has to lie in the downloads directory.",
+    " has to be in the downloads directory.",
 )
 
 
@@ -64,20 +64,20 @@ verify_full = dg.define_asset_job(
     retry_policy=dg.RetryPolicy(max_retries=3, delay=30),
 )
 def compact_files(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
-    """Makes small files large ones and removes what no reader needs any more."""
+    """Merges small files and removes those that no reader needs any more."""
     with (
         step_guard(context) as settings,
         duckdb.get_connection() as connection,
     ):
         done = compact(connection, settings.database)
-        said = ", ".join(f"{step} {count}" for step, count in done.counts.items())
-        context.log.info(f"{said}; {done.files} files, {done.bytes} bytes")
+        counts = ", ".join(f"{step} {count}" for step, count in done.counts.items())
+        context.log.info(f"{counts}; {done.files} files, {done.bytes} bytes")
 
 
 @dg.job(
     name="compact_lake",
-    description="Makes the lake's small files large ones, and removes snapshots that are older than"
-    " a week, with the files that only they need. Readers see the same before and after.",
+    description="Merges the lake's small files, and removes snapshots that are older than a week"
+    " with the files that only they need. Readers see no difference.",
 )
 def compact_lake() -> None:
     """Compacts the lake."""
@@ -92,9 +92,6 @@ compact_weekly = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Compacts the lake in the night from Saturday to Sunday.",
 )
-
-
-_WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
 @dg.op(name="rollback", pool=WRITER_POOL, out=dg.Out(dg.Nothing))
@@ -120,7 +117,7 @@ def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
 
 
 def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
-    """Cancels what waits in the queue to import the extract; it would come back at once.
+    """Cancels the runs in the queue that would import the extract again at once.
 
     Raises:
         NotReadyError: such a run is at work.
@@ -128,7 +125,7 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
     for run in context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         if run.job_name == ROLLBACK_JOB or extract_of(run) != str(key):
             continue
-        if run.status not in _WAITING:
+        if run.status not in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED):
             raise NotReadyError(
                 f"{key}: run {run.run_id} ({job_of(run)}) is at work on it; wait for it or"
                 " terminate it in the UI"
@@ -139,9 +136,9 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
 @dg.job(
     name=ROLLBACK_JOB,
     partitions_def=kbo_extracts,
-    description="Undoes the newest extract, published or half applied: readers see the state"
-    " before it, and its partitions are missing again, those of its batches gone until it is"
-    " staged again. Materialize them, or kbo retry, to import it again.",
+    description="Undoes the newest extract, published or partly applied: readers see the state"
+    " before it, its partitions are missing again, and those of its batches are deleted until it"
+    " is staged again. Materialize it, or run kbo retry, to import it again.",
 )
 def rollback_extract() -> None:
     """Undoes one extract."""

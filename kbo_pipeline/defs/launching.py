@@ -1,3 +1,3 @@
-"""The module that a `dagster.yaml` of before names; kept for one release."""
+"""The name of the launcher in a `dagster.yaml` of before; kept for one release."""
 
 from kbo_pipeline.operate.processes.launcher import KboRunLauncher as KboRunLauncher

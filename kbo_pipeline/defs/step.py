@@ -1,15 +1,17 @@
-"""What surrounds a step: its settings, stops and pauses, and how errors become Dagster's."""
+"""What surrounds a step or a tick: settings, DuckDB, stops, pauses, how errors become Dagster's."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+from dagster_duckdb import DuckDBResource
 
+from kbo_pipeline.core import settings as core_settings
 from kbo_pipeline.core import signals
-from kbo_pipeline.core.database import is_damage, is_transient
+from kbo_pipeline.core.database import is_damage, is_transient, limits
 from kbo_pipeline.core.errors import KboError, SettingsError
-from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
 from kbo_pipeline.defs.metadata import fault_table
 from kbo_pipeline.operate.markers import PAUSED, is_paused, mark_suspect
@@ -17,27 +19,60 @@ from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
 from kbo_pipeline.operate.runs.cancellation import cancel_waiting_runs
 from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.operate.runs.recovery import hold_run
+from kbo_pipeline.operate.runs.status import in_one_line
 from kbo_pipeline.stage.faults import RejectedError
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # between two looks at whether `kbo pause` still holds
+
 StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
+
+RETRIES = dg.RetryPolicy(
+    max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
+)
+"""For steps that work on our own files; those that ask others wait longer."""
+
+
+def load_settings() -> Settings:
+    """The settings of a sensor's tick, or of the process that loads the code location.
+
+    Dagster shows what is raised there with all its frames; but not an error that stands for one of
+    another process.
+
+    Raises:
+        DagsterError: a setting is unknown or malformed; one line in the web UI.
+    """
+    try:
+        return core_settings.load_settings()
+    except SettingsError as error:
+        raise in_one_line(error) from None
+
+
+AT_IMPORT = load_settings()
+"""The settings of the process that loads the code location, for what its definitions depend on.
+
+They are no `ConfigurableResource`: one is filled when the code location loads, and steps and
+ticks read `.env` anew; the commands read the same settings without Dagster; and `kbo doctor` shows
+what is wrong with them.
+"""
+
+
+def duckdb_resource(settings: Settings) -> DuckDBResource:
+    """An in-memory DuckDB; the core attaches the register and staging files to it."""
+    return DuckDBResource(database=":memory:", connection_config=limits(settings))
 
 
 @contextmanager
 def step_guard(context: StepContext) -> Iterator[Settings]:
-    """Yields the settings of a step, which are loaded here and nowhere else.
+    """Yields the settings of a step; its errors become Dagster's.
 
-    Lets errors that may pass reach the retry policy, and fails at once for all others.
+    Transient errors are left to the retry policy; any other fails the step at once. So does a stop
+    in the UI or by Ctrl-C: the retry policy would start the step again. Other interruptions, and
+    errors of an unreachable PostgreSQL, reach Dagster as interruptions: it resumes the run later.
 
-    A step that somebody has stopped, in the UI or by Ctrl-C, has failed at once too: the retry
-    policy would begin it again. Any other interruption goes on to Dagster, which takes the run up
-    later; so does what comes of a PostgreSQL that is away.
-
-    Before the block this process says that it is the run's worker, and waits while `kbo pause`
-    holds.
+    Before the block, this process registers as the run's worker and waits while `kbo pause` holds.
     """
     try:
-        settings = load_settings()
+        settings = core_settings.load_settings()
     except SettingsError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
     try:
@@ -69,29 +104,29 @@ def step_guard(context: StepContext) -> Iterator[Settings]:
 
 
 def message_of(error: Exception) -> str:
-    """What is said of an error; of a file that DuckDB finds damaged, what repairs it too."""
+    """The text of an error; for a damaged file of ours, with the command that repairs it."""
     if is_damage(error) and not isinstance(error, KboError):
         return f"a file of ours is damaged ({first_line(error)}); kbo rebuild repairs it"
     return OUT_OF_MEMORY if type(error).__name__ in OUT_OF_MEMORY_CLASSES else str(error)
 
 
 def wait_while_paused(context: StepContext, settings: Settings) -> None:
-    """Waits while `kbo pause` holds; then makes sure that the run is still to go on.
+    """Waits while `kbo pause` holds.
 
     Raises:
         DagsterExecutionInterruptedError: somebody has stopped the run; or it has ended without this
             process, which was taken for dead: another may be at work in its place.
     """
-    is_told = False
+    is_logged = False
     while True:
         run = context.instance.get_run_by_id(context.run.run_id)
         if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
             raise dg.DagsterExecutionInterruptedError
         if not is_paused(settings):
             return
-        if not is_told:
+        if not is_logged:
             context.log.info(PAUSED)
-            is_told = True
+            is_logged = True
         time.sleep(_LOOK_SECONDS)
 
 
@@ -102,7 +137,7 @@ def is_canceling(context: StepContext) -> bool:
 
 
 def _is_stopped(context: StepContext) -> bool:
-    """Whether a person has stopped the step; who cancels a run means its extract."""
+    """Whether a person has stopped the step; cancelling a run cancels its extract."""
     if not is_canceling(context):
         return signals.received()
     context.instance.add_run_tags(context.run.run_id, {CANCELLED_TAG: context.run.run_id})

@@ -14,8 +14,8 @@ import kbo_pipeline.defs.sensors.inbox as inbox_module
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs.assets.verification import CHECK
-from kbo_pipeline.defs.sensors.after_publication import export_when_published, verify_when_at_hand
+from kbo_pipeline.defs.assets.after_publication import CHECK
+from kbo_pipeline.defs.sensors.chain import export_when_published, verify_when_at_hand
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.markers import pause, resume

@@ -232,7 +232,7 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     log.rmdir()
     assert alert_tick(instance).startswith(line)
     assert line in log.read_text()
-    assert alert_tick(instance).startswith(f"told before: {line}")
+    assert alert_tick(instance).startswith(f"sent before: {line}")
     assert len(log.read_text().splitlines()) == 1
     assert [found.run_id for found in runs_about(instance, [UPDATE], [STATUS.FAILURE])] == [
         run.run_id

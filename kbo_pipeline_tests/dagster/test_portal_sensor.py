@@ -413,7 +413,7 @@ def test_a_register_that_nothing_comes_to_is_stale(world: World) -> None:
         assert f"0140-full has been the newest for {hours} hours" in alert.error
     with dg.build_sensor_context(instance=world.instance) as context:
         found = alert_sensor(context)
-    assert isinstance(found, dg.SkipReason) and found.skip_message == "nothing to tell"
+    assert isinstance(found, dg.SkipReason) and found.skip_message == "no alert is due"
 
 
 def test_what_is_staged_above_what_was_rolled_back_waits_for_a_person(

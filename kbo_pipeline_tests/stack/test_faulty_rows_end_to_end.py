@@ -7,7 +7,7 @@ import dagster as dg
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import CONTACT
-from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
+from kbo_pipeline.operate.runs.progress import ACCEPT_FAULTS_TAG
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.zips import csv_text, rows_for, write_extract
 

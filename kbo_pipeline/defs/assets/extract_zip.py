@@ -6,21 +6,21 @@ from pathlib import Path
 import dagster as dg
 
 from kbo_pipeline.core.text import megabytes
-from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, shown_table, tags, zip_metadata
 from kbo_pipeline.defs.step import step_guard
-from kbo_pipeline.fetch.archive import Member, open_archive, read_extract
+from kbo_pipeline.fetch.archive import open_archive, read_extract
 from kbo_pipeline.fetch.zips import fetch_zip, keep_zip, refused_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
+from kbo_pipeline.operate.runs.progress import ACCEPT_FAULTS_TAG
 
 
 class ExtractZipConfig(dg.Config):
     """Where the ZIP comes from.
 
     Attributes:
-        source_file: path of a ZIP; None: the one that lies in the downloads directory, or else the
-            one on the portal.
+        source_file: path of a ZIP; None for the one in the downloads directory, or else the one
+            on the portal.
     """
 
     source_file: str | None = None
@@ -30,7 +30,7 @@ class ExtractZipConfig(dg.Config):
     partitions_def=kbo_extracts,
     group_name="download",
     kinds={"zip", "csv"},
-    owners=list(OWNERS),
+    owners=OWNERS,
     tags=tags("fetch"),
     metadata=zip_metadata(),
     retry_policy=dg.RetryPolicy(max_retries=2, delay=5, jitter=dg.Jitter.PLUS_MINUS),
@@ -40,9 +40,9 @@ def extract_zip(
 ) -> dg.MaterializeResult[None]:
     """One extract of KBO Open Data as the government publishes it: a ZIP of CSV files.
 
-    A Full holds the whole register, an Update what changed since the extract before. The ZIP comes
-    from the portal unless it is here already, and is kept, so that the register can be made again
-    from it.
+    A Full holds the whole register, an Update what changed since the extract before. The ZIP is
+    downloaded from the portal unless it is here already, and is kept, so that the register can be
+    rebuilt from it.
     """
     with (
         step_guard(context) as settings,
@@ -67,15 +67,13 @@ def extract_zip(
                 "snapshot_date": str(extract.snapshot_date),
                 "extract_timestamp": str(extract.timestamp),
                 "version": extract.version,
-                "preview": shown_table(
-                    ("file", "bytes"), [(m.name, m.length) for m in _largest(file)]
-                ),
+                "preview": shown_table(("file", "bytes"), _largest_members(file)),
             },
             data_version=dg.DataVersion(extract.sha256),
         )
 
 
-def _largest(zip_file: Path) -> list[Member]:
-    """The files in a ZIP that a preview shows."""
+def _largest_members(zip_file: Path) -> list[tuple[str, int]]:
     members = open_archive(zip_file).members.values()
-    return sorted(members, key=lambda member: -member.length)[:PREVIEW_ROWS]
+    largest = sorted(members, key=lambda member: -member.length)[:PREVIEW_ROWS]
+    return [(member.name, member.length) for member in largest]

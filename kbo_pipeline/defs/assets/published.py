@@ -22,8 +22,7 @@ from kbo_pipeline.defs.metadata import (
     shown_table,
     tags,
 )
-from kbo_pipeline.defs.resources import AT_IMPORT
-from kbo_pipeline.defs.step import step_guard
+from kbo_pipeline.defs.step import AT_IMPORT, RETRIES, step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, ledger_metadata
@@ -63,13 +62,11 @@ from kbo_pipeline.read.published import open_published
             ),
             description="The register as readers see it: one DuckDB file, replaced whole at each"
             " publication. Materialized when all batches of an extract are applied, primary names"
-            " resolved and the file is in its place.",
+            " are resolved and the file is in its place.",
         ),
     ],
     pool=WRITER_POOL,
-    retry_policy=dg.RetryPolicy(
-        max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-    ),
+    retry_policy=RETRIES,
 )
 def publish_assets(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
@@ -140,7 +137,7 @@ def _counts(publication: Publication) -> dict[str, Any]:
 
 
 def _where(database: Place) -> dict[str, dg.MetadataValue]:
-    """Where readers find the register, and its length where it is one file."""
+    """Where readers find the register, and its size where it is one file."""
     if database.file is None:
         return {"place": dg.MetadataValue.text(str(database))}
     return {

@@ -46,12 +46,11 @@ from kbo_pipeline.stage.staged import Staged
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
 
-
 _Outcomes = Generator[tuple[BatchKey, BatchChange | Exception], None, None]
 """Batches, each with what it did, or why its last attempt failed."""
 
 every_partition = dg.AllPartitionMapping()
-"""Lineage only; which batch belongs to which extract is in its key."""
+"""For lineage only: the key of a batch holds that of its extract."""
 
 
 @dg.multi_asset(
@@ -66,9 +65,9 @@ every_partition = dg.AllPartitionMapping()
             owners=OWNERS,
             tags=tags("apply", table),
             skippable=True,  # events are yielded batch by batch, never for the whole range
-            description=f"{table.description}\n\nA row version says from which extract on it holds,"
-            " and in which it no longer does. A partition is materialized when its batch is"
-            " committed. The seven tables of a batch change together.",
+            description=f"{table.description}\n\nEach row version records the extract from which it"
+            " is valid and the one from which it no longer is. A partition is materialized when its"
+            " batch is committed. The seven tables of a batch change together.",
             metadata=register_metadata(table, staging_asset(table)),
         )
         for table in TABLES
@@ -79,7 +78,7 @@ every_partition = dg.AllPartitionMapping()
 def apply_to_register(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
 ) -> Iterator[dg.DagsterEvent | dg.AssetMaterialization]:
-    """Applies batches: each in one transaction, on past one that fails, nothing twice."""
+    """Applies batches, each once and in one transaction; a failed one does not stop the rest."""
     failures: dict[str, str] = {}
     with step_guard(context) as settings:
         keys = sorted(BatchKey.parse(text) for text in context.partition_keys)
@@ -102,8 +101,10 @@ def apply_to_register(
                     context.log.error(str(error))
                     failures.update({str(key): str(error) for key in batch_keys})
     if failures:
+        first, message = next(iter(failures.items()))
+        more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise dg.Failure(
-            description=f"{len(failures)} of {len(keys)} batches failed: {_shortened(failures)}",
+            description=f"{len(failures)} of {len(keys)} batches failed: {first}: {message}{more}",
             metadata={"failed_batches": dg.MetadataValue.json(failures)},
             allow_retries=False,
         )
@@ -125,7 +126,7 @@ def _apply_extract(
             if change is None:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
             else:
-                yield from reported(context, materializations(key, change))
+                yield from reported(context, _materializations(key, change))
         return
     with (
         register.importing(settings.staging_dir, extract) as staged,
@@ -147,8 +148,8 @@ def _apply_extract(
                     failures[str(key)] = message
                     continue
                 tally.add(result)
-                more = shown(register, extract, tally, is_last=done == len(known))
-                yield from reported(context, materializations(key, result, more))
+                more = _batch_metadata(register, extract, tally, is_last=done == len(known))
+                yield from reported(context, _materializations(key, result, more))
                 context.log.info(tally.line(result, time.monotonic()))
 
 
@@ -172,14 +173,6 @@ def _outcomes(
             raise dg.DagsterExecutionInterruptedError
 
 
-def _patience(context: dg.AssetExecutionContext) -> float:
-    """Seconds for a batch at work when the run is told to stop by Ctrl-C.
-
-    A worker of the daemon is interrupted only after that patience.
-    """
-    return signals.PATIENCE if is_own(context.run) else 0.0
-
-
 @contextmanager
 def _cancel_noted(
     context: dg.AssetExecutionContext, register: Register, extract: ExtractKey
@@ -196,14 +189,28 @@ def _cancel_noted(
 def _apply_with_retries(
     context: dg.AssetExecutionContext, register: Register, staged: Staged, key: BatchKey
 ) -> tuple[BatchChange, bool]:
-    """Applies a batch; errors that may pass get further attempts. The ledger notes a failure.
+    """Applies a batch; transient errors get further attempts. The ledger notes a failure.
 
-    An attempt that is told to stop by Ctrl-C may come to its end; the second value tells of that.
+    Ctrl-C lets an attempt finish within the patience for signals; the second value says that it
+    came. A worker of the daemon gets none here: it is interrupted only after that patience.
     """
-    patience = _patience(context)
+    patience = signals.PATIENCE if is_own(context.run) else 0.0
     batch = next(batch for batch in staged.batches if batch.number == key.number)
+    number = 0
 
-    def say(state: RetryCallState) -> None:
+    def attempt() -> tuple[BatchChange, bool]:
+        nonlocal number
+        number += 1
+        with signals.postponed(patience) as came:
+            try:
+                change = register.apply(staged, batch, attempt=number)
+            except Exception as error:  # DuckDB wraps what a signal raises as it likes
+                if came():
+                    raise dg.DagsterExecutionInterruptedError from error
+                raise
+        return change, came()
+
+    def log_failure(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         context.log.warning(f"{key}: attempt {state.attempt_number} failed: {error}")
 
@@ -211,52 +218,33 @@ def _apply_with_retries(
         stop=stop_after_attempt(BATCH_ATTEMPTS),
         wait=wait_exponential(multiplier=BATCH_FIRST_WAIT) + wait_random(0, BATCH_FIRST_WAIT / 2),
         retry=retry_if_exception(lambda e: isinstance(e, Exception) and is_transient(e)),
-        before_sleep=say,
+        before_sleep=log_failure,
         reraise=True,
     )
-    number = 0
     try:
-        for attempt in attempts:
-            with attempt:
-                number = attempt.retry_state.attempt_number
-                with signals.postponed(patience) as came:
-                    try:
-                        change = register.apply(staged, batch, attempt=number)
-                    except Exception as error:  # DuckDB wraps what a signal raises as it likes
-                        if came():
-                            raise dg.DagsterExecutionInterruptedError from error
-                        raise
-                return change, came()
+        return attempts(attempt)
     except (KboError, duckdb.Error, OSError) as error:
         register.ledger.fail(staged, batch, number, first_line(error))
         raise
-    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _shortened(failures: dict[str, str]) -> str:
-    first = next(iter(failures.items()))
-    rest = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
-    return f"{first[0]}: {first[1]}{rest}"
-
-
-def shown(
+def _batch_metadata(
     register: Register, extract: ExtractKey, tally: Tally, *, is_last: bool
 ) -> dict[str, dict[str, dg.MetadataValue]]:
-    """What is shown besides the numbers of a batch, by table: kept small, 64 times an extract.
+    """What is shown beside the numbers of a batch, by table: kept small, 64 times an extract.
 
-    The first table tells each time how far all are; the last batch shows some rows of each.
+    The first table shows the progress of all; the last batch shows some rows of each.
     """
-    found: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
+    metadata: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
     if is_last:
         for table in TABLES:
-            found[table.name]["preview"] = preview(
-                register.opened_rows(table, extract, PREVIEW_ROWS)
-            )
-    found[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
-    return found
+            rows = register.opened_rows(table, extract, PREVIEW_ROWS)
+            metadata[table.name]["preview"] = preview(rows)
+    metadata[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
+    return metadata
 
 
-def materializations(
+def _materializations(
     key: BatchKey,
     change: BatchChange,
     more: Mapping[str, Mapping[str, dg.MetadataValue]] = MappingProxyType({}),

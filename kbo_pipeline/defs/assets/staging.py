@@ -8,14 +8,13 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.disk_space import check_space_to_import
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.defs.checks import ACCEPT_FAULTS_TAG
 from kbo_pipeline.defs.metadata import OWNERS, PREVIEW_ROWS, preview, staging_metadata, tags
-from kbo_pipeline.defs.step import step_guard
+from kbo_pipeline.defs.step import RETRIES, step_guard
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.fetch.zips import kept_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset
-from kbo_pipeline.operate.runs.progress import REJECTED_ROWS, WARNINGS
+from kbo_pipeline.operate.runs.progress import ACCEPT_FAULTS_TAG, REJECTED_ROWS, WARNINGS
 from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline.stage.faults import reported
 from kbo_pipeline.stage.staged import open_staged, staging_file
@@ -40,9 +39,7 @@ from kbo_pipeline.stage.staging import stage
         )
         for table in ALL_TABLES
     ],
-    retry_policy=dg.RetryPolicy(
-        max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-    ),
+    retry_policy=RETRIES,
 )
 def import_staging(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource

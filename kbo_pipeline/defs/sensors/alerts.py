@@ -1,4 +1,4 @@
-"""The sensor that tells people: a failed import, a gap, a stale register, a refused login."""
+"""The sensor that alerts people: a failed import, a gap, a stale register, a refused login."""
 
 import json
 import time
@@ -6,7 +6,7 @@ import time
 import dagster as dg
 
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.defs.resources import load_settings
+from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.operate.processes.logs import alert_log
 from kbo_pipeline.operate.repair.alerts import Alert, due_alerts, post, write_down
 
@@ -17,11 +17,11 @@ _LOGGED, _POSTED = "logged", "posted"
 @dg.sensor(
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells of failed imports, gaps, a stale register and refused logins, once each:"
+    description="Alerts of failed imports, gaps, a stale register and refused logins, once each:"
     " in the log, and at KBO_ALERT_WEBHOOK if that is set.",
 )
 def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Sends what has not been sent; what the webhook does not take is sent at the next tick."""
+    """Sends each alert once; one that the webhook does not take is sent again at the next tick."""
     settings = load_settings()
     alerts = due_alerts(context.instance, settings, time.time())
     marks = _marks(context.instance, alerts)
@@ -47,17 +47,16 @@ def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             _mark(context.instance, alert, _POSTED)
     for problem in problems:
         context.log.warning(problem)
-    said = [*map(str, fresh), *problems]
-    told = f"told before: {' | '.join(map(str, alerts))}" if alerts else "nothing to tell"
-    return dg.SkipReason(" | ".join(said) or told)
+    sent_before = f"sent before: {' | '.join(map(str, alerts))}" if alerts else "no alert is due"
+    return dg.SkipReason(" | ".join([*map(str, fresh), *problems]) or sent_before)
 
 
 def _marks(instance: dg.DagsterInstance, alerts: list[Alert]) -> dict[str, str]:
-    """Which of these were told, by event: `logged` or `posted`."""
+    """How far each of these was sent, by event: `logged` or `posted`."""
     stored = instance.run_storage.get_cursor_values({_MARK + alert.event for alert in alerts})
     return {name.removeprefix(_MARK): json.loads(text)["told"] for name, text in stored.items()}
 
 
-def _mark(instance: dg.DagsterInstance, alert: Alert, told: str) -> None:
-    mark = json.dumps({"told": told, "at": time.time()})
+def _mark(instance: dg.DagsterInstance, alert: Alert, how: str) -> None:
+    mark = json.dumps({"told": how, "at": time.time()})
     instance.run_storage.set_cursor_values({_MARK + alert.event: mark})

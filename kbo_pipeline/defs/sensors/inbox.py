@@ -15,7 +15,7 @@ from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import listed, printable
 from kbo_pipeline.defs.jobs import stage_extract
-from kbo_pipeline.defs.resources import load_settings
+from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.inbox import (
     COPYING_SECONDS,
     SETTLED_SECONDS,
@@ -33,17 +33,16 @@ from kbo_pipeline.operate.runs.status import error_of_run, failure_message, step
 from kbo_pipeline.read.published import published_state_of
 
 CHECKING_SECONDS = 20.0
-"""After how long a tick checks no further ZIP: it is given 60 s, and one may take 20."""
+"""After so long a tick checks no further ZIP: Dagster gives it 60 s, and one may take 20."""
 
 _LOST_SECONDS = 60.0
-"""A run that was asked for so long ago and is not there never comes: its daemon died."""
+"""A requested run that is not there after so long never comes: its daemon died."""
 
-_PAUSE_SECONDS = 60.0  # after a failure that may pass
+_PAUSE_SECONDS = 60.0  # after a transient failure
 _MOST_FAILURES = 3
 _MOST_NAMED = 3
 _TICK_SECONDS = 2
 _AGAIN = "Fix the cause and drop the ZIP into the inbox again; this file here is not imported."
-_NOT_NEEDED = "Nothing is missing in the register: this ZIP may be deleted."
 
 _inboxes: dict[Path, Inbox] = {}  # each knows what it has checked; a code server lives long
 
@@ -55,7 +54,7 @@ _inboxes: dict[Path, Inbox] = {}  # each knows what it has checked; a code serve
     description="Imports the ZIPs that are dropped into the inbox.",
 )
 def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Claims what is whole and sound, starts its staging, and puts away what is done or no good."""
+    """Claims sound ZIPs, starts their staging, and puts away those that are done or rejected."""
     settings = load_settings()
     if is_paused(settings):
         return dg.SkipReason(PAUSED)
@@ -70,7 +69,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
         tick.waiting.append(f"{settings.inbox_dir}: {error.strerror}; see its permissions")
     if not tick.requests:
         return dg.SkipReason(str(tick))
-    context.log.info(str(tick))  # a file each: a tick without runs has its reason instead
+    context.log.info(str(tick))  # one file a tick; a tick without runs shows its reason
     return dg.SensorResult(
         run_requests=tick.requests,
         dynamic_partitions_requests=[
@@ -83,7 +82,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Sk
 
 @dataclass
 class _Tick:
-    """One look into the inbox: what was done, and what is waited for."""
+    """One look into the inbox: what it did, and what it waits for."""
 
     instance: dg.DagsterInstance
     settings: Settings
@@ -116,29 +115,26 @@ class _Tick:
         self._take_in(arrived, now)
         if not self.at_work:
             return
-        standing = published_state_of(self.settings.database)
-        staged = []
-        for key in sorted(self.at_work):
-            if self._is_staged(key, standing, now):
-                staged.append(key)
-        self._explain(staged, newest_published(standing, self.progress))
+        published = published_state_of(self.settings.database)
+        staged = [key for key in sorted(self.at_work) if self._is_staged(key, published, now)]
+        self._explain(staged, newest_published(published, self.progress))
 
     @cached_property
     def progress(self) -> Progress:
-        """How far each extract is, read when it is needed first."""
+        """The progress of each extract, read on first use."""
         return Progress(self.instance)
 
     @cached_property
     def runs(self) -> Mapping[str, list[dg.RunRecord]]:
-        """The runs that were started for what is claimed, the newest first, by what they do."""
-        claims = [_claim_id(*one) for one in self.at_work.values()]
-        found: dict[str, list[dg.RunRecord]] = {}
+        """The runs for each claim, the newest first."""
+        claims = [_claim_id(*at_work) for at_work in self.at_work.values()]
+        runs: dict[str, list[dg.RunRecord]] = {}
         for record in self.instance.get_run_records(dg.RunsFilter(tags={INBOX_TAG: claims})):
-            found.setdefault(record.dagster_run.tags[INBOX_TAG], []).append(record)
-        return found
+            runs.setdefault(record.dagster_run.tags[INBOX_TAG], []).append(record)
+        return runs
 
     def _take_up(self, dropped: InboxFile) -> None:
-        """Goes on with a ZIP that was claimed in an earlier tick."""
+        """Continues with a ZIP that an earlier tick claimed."""
         try:
             extract = self.inbox.read(dropped)
         except ExtractError as error:
@@ -186,7 +182,7 @@ class _Tick:
             self.fresh.add(extract.key)
 
     def _is_twin(self, dropped: InboxFile, extract: Extract) -> bool:
-        """Puts away a ZIP of an extract of which another ZIP is claimed."""
+        """Puts away a ZIP if another one of the same extract is claimed."""
         if extract.key not in self.at_work:
             return False
         first, claimed = self.at_work[extract.key]
@@ -204,7 +200,7 @@ class _Tick:
         return True
 
     def _is_staged(self, key: ExtractKey, published: PublishedState, now: float) -> bool:
-        """Does what is due for a claimed ZIP; True when it waits for its turn to be applied."""
+        """Does the next thing with a claimed ZIP; True when it waits for its turn to be applied."""
         dropped, extract = self.at_work[key]
         if is_locked(claim_file(self.settings, key)):
             self.waiting.append(f"{key}, which is being worked on")
@@ -217,7 +213,9 @@ class _Tick:
                 self._put_away(dropped, extract, published.at(key.number))
                 return False
         except OrderError as error:
-            self._reject(dropped, str(error), _NOT_NEEDED)
+            self._reject(
+                dropped, str(error), "Nothing is missing in the register: this ZIP may be deleted."
+            )
             return False
         if key in self.progress.staged:
             return True
@@ -233,22 +231,24 @@ class _Tick:
         return False
 
     def _put_away(self, dropped: InboxFile, extract: Extract, published: ExtractKey | None) -> None:
-        """Puts away a ZIP of what is published; a Full of an Update's number is to be compared."""
+        """Puts away a published ZIP, and keeps a Full of an Update's number for comparison."""
         key = extract.key
         if published == key or key.type == "update":
-            before = f"{key}: published before it was dropped: nothing was done."
-            self._finish(dropped, before if key in self.fresh else None)
+            note = f"{key}: published before it was dropped: nothing was done."
+            self._finish(dropped, note if key in self.fresh else None)
             return
         try:
             keep_zip(self.settings, key, dropped.path)
         except StorageError as error:
             self.waiting.append(f"{dropped.name} to be kept ({error})")
             return
-        said = f"{key}: {published} is published: full_verification compares the register with it."
-        self._finish(dropped, said)
+        self._finish(
+            dropped,
+            f"{key}: {published} is published: full_verification compares the register with it.",
+        )
 
     def _follow(self, key: ExtractKey, records: Sequence[dg.RunRecord]) -> None:
-        """Does what is due after a run that staged nothing."""
+        """Deals with the end of a run that staged nothing."""
         dropped, extract = self.at_work[key]
         newest = records[0].dagster_run
         if newest.status == dg.DagsterRunStatus.CANCELED:
@@ -260,8 +260,8 @@ class _Tick:
         event = step_failure(self.instance, newest)
         failures = sum(record.dagster_run.is_failure for record in records)
         message = failure_message(event) if event else error_of_run(self.instance, newest)
-        may_pass = event is None or event.step_failure_data.user_failure_data is None
-        if not may_pass or failures >= _MOST_FAILURES:
+        is_transient = event is None or event.step_failure_data.user_failure_data is None
+        if not is_transient or failures >= _MOST_FAILURES:
             drop_zip(self.settings, extract)
             self._reject(dropped, message, _AGAIN)
         elif time.time() < (records[0].end_time or 0.0) + _PAUSE_SECONDS:
@@ -270,7 +270,7 @@ class _Tick:
             self._request(dropped, extract, failures)
 
     def _request(self, dropped: InboxFile, extract: Extract, failures: int = 0) -> None:
-        """Asks for the run that stages a ZIP. One claim has one run, unless that fails."""
+        """Requests the run that stages a ZIP: one for each claim, and another if that fails."""
         claim = _claim_id(dropped, extract)
         source = {"source_file": str(dropped.path)}
         self.requests.append(
@@ -283,7 +283,7 @@ class _Tick:
         )
 
     def _explain(self, staged: Sequence[ExtractKey], newest: ExtractKey | None) -> None:
-        """Says of what is staged what it waits for."""
+        """Adds what each staged extract waits for."""
         following = self.progress.next_to_apply if staged else None
         for key in staged:
             if following is None:
@@ -318,5 +318,5 @@ class _Tick:
 
 
 def _claim_id(dropped: InboxFile, extract: Extract) -> str:
-    """Names a claim: the same ZIP, dropped once more after it was rejected, is another."""
+    """Identifies a claim: a rejected ZIP that is dropped again is a new one."""
     return f"{extract.key}:{extract.sha256[:12]}:{dropped.changed_at_ns}"

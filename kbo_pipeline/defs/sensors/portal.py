@@ -15,7 +15,7 @@ from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import duration
 from kbo_pipeline.defs.jobs import stage_extract
-from kbo_pipeline.defs.resources import AT_IMPORT, load_settings
+from kbo_pipeline.defs.step import AT_IMPORT, load_settings
 from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
 from kbo_pipeline.operate.markers import PAUSED, is_paused
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kbo_pipeline.fetch.portal import Offer, Portal
 
 ASKING_SECONDS = 30.0
-"""How long asking the portal may take: a sensor is given 60 s, and not all of it is ours."""
+"""How long asking the portal may take: Dagster gives a sensor 60 s, and not all of it is ours."""
 
 _LIMITS = Limits(connect=5, read=10, total=15, attempts=3, first_wait=1, longest_retry_after=5)
 _FIRST_PAUSE = 60.0  # seconds, after the portal failed; doubled each time, up to the usual pause
@@ -45,7 +45,7 @@ _TICK_SECONDS = 10
     description="Asks the portal for new extracts and starts importing those that are due.",
 )
 def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Asks on start and then each `KBO_POLL_SECONDS`; says what it decided and why."""
+    """Asks on start and then each `KBO_POLL_SECONDS`; its reason says what it decided and why."""
     settings = load_settings()
     if not settings.has_account:
         return dg.SkipReason(
@@ -92,7 +92,7 @@ def _is_time(settings: Settings, before: Poll, now: float) -> bool:
 
 
 def _portal_of(settings: Settings) -> "Portal":
-    """The portal of these settings: `.env` may have changed since the last poll."""
+    """The portal of these settings, as `.env` may have changed since the last poll."""
     global _portal
     if _portal is None or _portal[0] != settings:
         if _portal is not None:
@@ -102,7 +102,7 @@ def _portal_of(settings: Settings) -> "Portal":
 
 
 def _ask(settings: Settings, progress: Progress, before: Poll | None) -> Poll:
-    """Asks the portal and plans; whatever goes wrong there becomes a poll that says so."""
+    """Asks the portal and plans; an error becomes a failed poll."""
     global _asked_on_start
     _asked_on_start = True
     now = time.time()
@@ -130,9 +130,9 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
     kept = {key for key, _ in zips_in(settings.downloads_dir)}
     offered = {offer.key for offer in offers} | kept
     unusable = {key for key, n in progress.staging_failures.items() if len(n) >= _MOST_FAILURES}
-    standing = published_state_of(settings.database)  # the ledger knows, whoever imported
-    published = newest_published(standing, progress)
-    plan = plan_imports(offered, published, unusable, standing.rolled_back)
+    state = published_state_of(settings.database)  # the ledger knows, whoever imported
+    published = newest_published(state, progress)
+    plan = plan_imports(offered, published, unusable, state.rolled_back)
     expires = {offer.key: offer.expires_date for offer in offers}
     next_expires = expires.get(plan.due[0]) if plan.due else None
     today = datetime.fromtimestamp(now, UTC).date()
@@ -149,7 +149,7 @@ def _planned(settings: Settings, progress: Progress, offers: "list[Offer]", now:
 
 
 def _is_startable(settings: Settings, progress: Progress, key: ExtractKey) -> bool:
-    """Whether a run that stages it is missing: nobody is at it, and it is not staged."""
+    """Whether a run that stages it is missing: none is at work, and it is not staged."""
     if key in progress.at_staging or key in progress.staged or key in progress.cancelled:
         return False
     if is_locked(claim_file(settings, key)):

@@ -7,7 +7,7 @@ import dagster as dg
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.defs.resources import load_settings
+from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim
 from kbo_pipeline.operate.runs.partitions import batch_or_none, forget_extract
@@ -22,7 +22,7 @@ from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staged import staging_file
 
 _SECONDS_A_TICK = 20.0
-"""After so long the next tick goes on: a sensor is given 60 s."""
+"""After so long the next tick continues: Dagster gives a sensor 60 s."""
 
 
 @dg.sensor(
@@ -32,7 +32,7 @@ _SECONDS_A_TICK = 20.0
     " and old ZIPs (KBO_KEEP_ZIPS_DAYS). The register and its ledger keep their whole history.",
 )
 def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Removes what is too old, for some seconds at most; says what."""
+    """Removes what is too old, for some seconds at most; its reason lists it."""
     settings = load_settings()
     removed = []
     deadline = time.monotonic() + _SECONDS_A_TICK
@@ -60,9 +60,9 @@ def old_extracts(progress: Progress, keep: int) -> list[ExtractKey]:
 
 
 def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> bool:
-    """Removes what Dagster holds of an extract; False when somebody is at work on it.
+    """Removes what Dagster holds of an extract; False when a run is at work on it.
 
-    Its own partition goes last: a process that is killed before leaves the rest to the next tick.
+    Its own partition goes last: if the process is killed before, the next tick removes the rest.
     """
     runs = runs_about(instance, [key])
     if any(run.status in NOT_FINISHED_STATUSES for run in runs):
@@ -83,6 +83,6 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
 
 
 def _is_about_later(run: dg.DagsterRun, key: ExtractKey) -> bool:
-    """Whether a run over a range of batches goes on into a later extract, whose events it holds."""
+    """Whether a run over a range of batches also holds events of a later extract."""
     last = batch_or_none(run.tags.get(RANGE_END_TAG, ""))
     return isinstance(last, BatchKey) and last.extract.number > key.number

@@ -29,6 +29,9 @@ INBOX_TAG = "kbo/inbox"
 ACCEPT_LOSS_TAG = "kbo/accept_loss"
 """Tag of a run that publishes an extract although it takes away many rows: who accepts that."""
 
+ACCEPT_FAULTS_TAG = "kbo/accept_faults"
+"""Tag of a run that sets aside any number of faulty rows of an extract: who accepts that."""
+
 PUBLISH_JOB = "publish_extract"
 """The job that publishes an extract, and makes its report."""
 
