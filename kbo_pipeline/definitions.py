@@ -7,10 +7,9 @@ from kbo_pipeline.defs.assets.after_publication import (
     full_verification,
     parquet_export,
 )
-from kbo_pipeline.defs.assets.extract_zip import extract_zip
 from kbo_pipeline.defs.assets.published import publish_assets
 from kbo_pipeline.defs.assets.register import apply_to_register
-from kbo_pipeline.defs.assets.staging import import_staging
+from kbo_pipeline.defs.assets.staging import extract_zip, import_staging
 from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.jobs import (
     apply_batches,
