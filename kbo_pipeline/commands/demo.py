@@ -25,7 +25,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.core.text import run
-from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
+from kbo_pipeline.operate.processes.programs import die_with_parent_command
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 

@@ -59,12 +59,12 @@ def start(read_only: bool, only: "Part | None") -> None:
 
     class Recover:
         def __call__(self, *, ended_at: float, is_start: bool) -> "ExtractKey | None":
-            from kbo_pipeline.operate.repair.watch import watch
+            from kbo_pipeline.operate.repair.repair import watch
 
             return watch(settings, report, ended_at=ended_at, is_start=is_start)
 
         def has_code_server(self, socket: Path) -> bool:
-            from kbo_pipeline.operate.repair.watch import has_code_server
+            from kbo_pipeline.operate.repair.repair import has_code_server
 
             return has_code_server(settings, socket)
 

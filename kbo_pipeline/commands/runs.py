@@ -16,7 +16,7 @@ from kbo_pipeline.core import signals
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey, check_order
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.patience import OF_WORK, patience
+from kbo_pipeline.operate.instance import OF_WORK, patience
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claim
 from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.operate.runs.progress import (

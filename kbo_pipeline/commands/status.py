@@ -65,8 +65,7 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
 
 def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> None:
     """What holds for all extracts: whether all is paused, and what the portal has said."""
-    from kbo_pipeline.operate.markers import PAUSED, is_paused
-    from kbo_pipeline.operate.runs.poll import read_poll
+    from kbo_pipeline.operate.markers import PAUSED, is_paused, read_poll
 
     if is_paused(settings):
         click.echo(PAUSED)

@@ -1,3 +1,3 @@
 """The name of the launcher in a `dagster.yaml` of before; kept for one release."""
 
-from kbo_pipeline.operate.processes.launcher import KboRunLauncher as KboRunLauncher
+from kbo_pipeline.operate.runs.recovery import KboRunLauncher as KboRunLauncher

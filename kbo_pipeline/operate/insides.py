@@ -73,7 +73,7 @@ INSIDES = (
     ),
     Inside(
         "errors of PostgreSQL",
-        ("processes.storage", "repair.watch"),
+        ("processes.storage", "repair.repair"),
         "A step during which PostgreSQL goes away is interrupted, not failed; commands name it.",
         "Stays: Dagster raises this class, and no other one, when it cannot connect.",
         {"dagster_postgres.utils:DagsterPostgresException": "has __cause__"},
@@ -130,7 +130,7 @@ INSIDES = (
     ),
     Inside(
         "methods of the instance",
-        ("runs", "repair"),
+        ("markers", "runs", "repair"),
         "Runs that died are ended, and what sensors have done is read.",
         "Stays: these methods are public by name, and documented nowhere.",
         {
@@ -205,7 +205,7 @@ INSIDES = (
     ),
     Inside(
         "forked run workers",
-        ("processes.code_server",),
+        ("processes.programs",),
         "Run workers are forked from a process that has imported everything.",
         "Each run starts a new Python, which takes seconds.",
         {
@@ -215,7 +215,7 @@ INSIDES = (
     ),
     Inside(
         "account out of the environment",
-        ("processes.code_server",),
+        ("processes.programs",),
         "A change of the portal's account in .env counts at once.",
         "It counts when kbo start is started again.",
         {
@@ -225,14 +225,14 @@ INSIDES = (
     ),
     Inside(
         "tick of the daemon",
-        ("processes.daemon",),
+        ("processes.programs",),
         "Sensors are looked at each second.",
         "They are looked at each five seconds.",
         {"dagster._daemon.sensor:MIN_INTERVAL_LOOP_TIME": "= 5"},
     ),
     Inside(
         "grace of a run",
-        ("processes.launcher",),
+        ("runs.recovery",),
         "A run that applies batches and is told to end may finish the one that it is at.",
         "It is interrupted at once, which rolls its batch back.",
         {
@@ -289,7 +289,7 @@ INSIDES = (
     ),
     Inside(
         "asking the code server",
-        ("runs.recovery", "repair.watch"),
+        ("runs.recovery", "repair.repair"),
         "A silent code server is replaced; a run that no code server has is failed in seconds.",
         "Only a code server that has died is replaced, and such a run is failed by Dagster's own"
         " monitoring, two minutes after its start.",

@@ -1,25 +1,48 @@
-"""The Dagster home, the directory with the instance's configuration; and its instance, opened.
+"""The Dagster home, its instance, and how long a silent PostgreSQL is waited for.
 
 Dagster is imported when an instance is opened: `kbo start` itself needs none.
+
+libpq waits for ever for a server that takes a connection and then says nothing: its process is
+stopped, or its machine is gone. psycopg2 lets us wait in its place, with a limit.
 """
 
 import os
+import select
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
 
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate import insides
-from kbo_pipeline.operate.patience import OF_COMMANDS, set_patience
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 INSTANCE_FILE = Path(__file__).parents[1] / "dagster.yaml"
 """The instance configuration that travels with the package."""
+
+_NOT_CAPTURED = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
+
+OF_COMMANDS = 10.0
+"""Seconds for what a person waits for."""
+
+OF_WORK = 60.0
+"""Seconds for what goes on by itself, and for runs: the server may be busy."""
+
+_PING_SECONDS = 5.0
+
+_seconds: float | None = OF_WORK
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
@@ -50,14 +73,6 @@ def open_instance(settings: Settings) -> Iterator["DagsterInstance"]:
         yield instance
 
 
-_NOT_CAPTURED = {
-    "compute_logs": {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-    }
-}
-
-
 def _instance_without_output(home: Path) -> "DagsterInstance":
     """The instance of a Dagster home, which keeps nothing of what steps print.
 
@@ -71,3 +86,60 @@ def _instance_without_output(home: Path) -> "DagsterInstance":
     from dagster._core.instance.ref import InstanceRef
 
     return DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NOT_CAPTURED))
+
+
+class SilentError(psycopg2.OperationalError):
+    """PostgreSQL has not answered in time; the connection is closed."""
+
+
+def set_patience(seconds: float) -> None:
+    """Says how long this process waits for an answer, from now on."""
+    global _seconds
+    _seconds = seconds
+
+
+@contextmanager
+def patience(seconds: float | None) -> Iterator[None]:
+    """Waits so long within the block; None is for ever."""
+    global _seconds
+    before, _seconds = _seconds, seconds
+    try:
+        yield
+    finally:
+        _seconds = before
+
+
+def limit_silence() -> None:
+    """Lets this process give up connections with PostgreSQL on which nothing comes for too long."""
+    extensions.set_wait_callback(_wait)
+
+
+def server_answers(url: str) -> bool:
+    """Tells whether a server answers within seconds; also where a lock is not free.
+
+    Args:
+        url: its address, for SQLAlchemy or for libpq.
+    """
+    limit_silence()
+    with patience(_PING_SECONDS):
+        try:
+            connection = psycopg2.connect(url.replace("+psycopg2", "", 1))
+            connection.cursor().execute("SELECT 1")
+            connection.close()
+        except psycopg2.OperationalError:
+            return False
+    return True
+
+
+def _wait(connection: Any) -> None:
+    """Waits until psycopg2 has its answer; it closes the connection when this raises.
+
+    Raises:
+        SilentError: the server is silent.
+    """
+    while (state := connection.poll()) != extensions.POLL_OK:
+        awaited = select.POLLIN if state == extensions.POLL_READ else select.POLLOUT
+        poller = select.poll()
+        poller.register(connection.fileno(), awaited)
+        if not poller.poll(None if _seconds is None else _seconds * 1000):
+            raise SilentError(f"no answer in {_seconds:.0f} s")

@@ -1,14 +1,23 @@
-"""Files that tell every process something: paused, a suspect register, lost extracts."""
+"""What processes leave for each other: paused, a suspect register, lost extracts, the last poll."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import counted
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 PAUSED = "paused; kbo resume continues"
 """What everything that waits says of itself."""
+
+_POLL = "kbo/poll"  # the key in Dagster's storage
 
 
 def is_paused(settings: Settings) -> bool:
@@ -76,3 +85,59 @@ def _write_lost(settings: Settings, keys: set[ExtractKey]) -> None:
         return
     with replace_atomically(file) as unfinished:
         unfinished.write_text("".join(f"{key}\n" for key in keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """The result of the last portal poll. Times are seconds of the epoch.
+
+    Attributes:
+        asked_at: when the portal was asked.
+        next_at: when it is to be asked again.
+        not_before: when the portal allows the next poll; 0 when it did not say.
+        decision: what was decided and why, or what went wrong, in one line.
+        due: keys of the extracts that were due.
+        days_left: until the next needed extract leaves the server; None when none is needed, or
+            its name does not tell.
+        gap: what is missing, with no Full that would bridge it; None when nothing is.
+        is_failed: the portal did not answer as it must.
+        is_refused: the portal refuses the account.
+        since: when the present series of failures began; `asked_at` when there is none.
+        failures: how many failures that series has.
+    """
+
+    asked_at: float
+    next_at: float
+    decision: str
+    due: tuple[str, ...] = ()
+    days_left: int | None = None
+    gap: str | None = None
+    is_failed: bool = False
+    is_refused: bool = False
+    not_before: float = 0.0
+    since: float = 0.0
+    failures: int = 0
+
+    def __str__(self) -> str:
+        left = "" if self.days_left is None else f"; {self.due[0]} {_leaves(self.days_left)}"
+        return f"{self.decision}{left}"
+
+
+def read_poll(instance: "DagsterInstance") -> Poll | None:
+    """The result of the last portal poll; None when the portal was never asked."""
+    stored = instance.run_storage.get_cursor_values({_POLL}).get(_POLL)
+    if stored is None:
+        return None
+    read = json.loads(stored)
+    return Poll(**{**read, "due": tuple(read["due"])})
+
+
+def write_poll(instance: "DagsterInstance", poll: Poll) -> None:
+    """Keeps the result of a poll, in place of the one before."""
+    instance.run_storage.set_cursor_values({_POLL: json.dumps(asdict(poll))})
+
+
+def _leaves(days: int) -> str:
+    if days < 0:
+        return "may leave the server any day"
+    return f"leaves the server in {counted(days, 'day')}"

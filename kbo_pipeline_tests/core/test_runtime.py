@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory, mkdtemp
 import pytest
 
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.operate.processes import pulse
-from kbo_pipeline.operate.processes.pulse import Beat, Pulse
+from kbo_pipeline.operate.processes import children
+from kbo_pipeline.operate.processes.children import Beat, Pulse
 from kbo_pipeline.operate.runtime import (
     Runtime,
     drop_leftovers,
@@ -179,10 +179,10 @@ def test_what_is_cleaned_away_is_noticed_and_made_again(short: Path, cleaned: st
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "_ASK_SECONDS", 0.0)
-    monkeypatch.setattr(pulse, "SILENT_SECONDS", 0.3)
-    monkeypatch.setattr(pulse, "_BEGINNING_SECONDS", 1.0)
-    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(children, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(children, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(children, "_BEGINNING_SECONDS", 1.0)
+    monkeypatch.setattr(children, "BEAT_SECONDS", 0.05)
 
 
 def seconds_until_silent(watched: Pulse) -> float:
@@ -220,9 +220,9 @@ def test_one_question_without_an_answer_after_a_long_pause_is_no_silence(quick: 
 BEATING = """
 import sys, time
 from pathlib import Path
-from kbo_pipeline.operate.processes import pulse
-pulse._BEAT_SECONDS = 0.05
-pulse.beat(Path(sys.argv[1]))
+from kbo_pipeline.operate.processes import programs
+programs.BEAT_SECONDS = 0.05
+programs.beat(Path(sys.argv[1]))
 print("beats", flush=True)
 while True:
     sum(range(1000))  # as busy as can be

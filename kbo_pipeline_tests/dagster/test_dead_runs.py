@@ -31,7 +31,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
 from kbo_pipeline.operate.processes import start as serving
 from kbo_pipeline.operate.processes.children import Children, end_leftovers
-from kbo_pipeline.operate.repair.watch import watch
+from kbo_pipeline.operate.repair.repair import watch
 from kbo_pipeline.operate.runs import claims, recovery
 from kbo_pipeline.operate.runs.claims import OWN_RUN
 from kbo_pipeline.operate.runs.partitions import register_batches, register_extract

@@ -36,14 +36,13 @@ from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.operate.markers import add_lost, pause
+from kbo_pipeline.operate.markers import Poll, add_lost, pause
 from kbo_pipeline.operate.processes.start import start_lock
-from kbo_pipeline.operate.repair import dagster_checks, disk_checks, doctor, findings
+from kbo_pipeline.operate.repair import dagster_checks, doctor, findings
 from kbo_pipeline.operate.repair.dagster_checks import Installation
 from kbo_pipeline.operate.repair.doctor import diagnose
 from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
-from kbo_pipeline.operate.runs.poll import Poll
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, REJECTED_ROWS, STAGED
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
@@ -111,16 +110,16 @@ def only(looked: Iterator[Finding]) -> Finding:
 
 
 def test_without_an_account_it_says_that_the_portal_is_not_asked(settings: Settings) -> None:
-    assert bad(disk_checks.check_settings(settings)) == [("warning", "portal account")]
+    assert bad(doctor.check_settings(settings)) == [("warning", "portal account")]
     whole = dataclasses.replace(settings, username="me", password="canary")
-    assert bad(disk_checks.check_settings(whole)) == []
-    assert "canary" not in str(list(disk_checks.check_settings(whole)))
+    assert bad(doctor.check_settings(whole)) == []
+    assert "canary" not in str(list(doctor.check_settings(whole)))
 
 
 def test_a_directory_that_is_none_is_an_error(settings: Settings) -> None:
-    assert bad(disk_checks.check_directories(settings)) == []
+    assert bad(doctor.check_directories(settings)) == []
     settings.downloads_dir.write_text("a file")
-    found = only(disk_checks.check_directories(settings))
+    found = only(doctor.check_directories(settings))
     assert (found.severity, found.subject) == ("error", "directories")
     assert str(settings.downloads_dir) in found.text
 
@@ -128,44 +127,44 @@ def test_a_directory_that_is_none_is_an_error(settings: Settings) -> None:
 def test_a_disk_that_is_too_small_for_the_next_extract_is_an_error(
     settings: Settings, tmp_path: Path
 ) -> None:
-    assert bad(disk_checks.check_disks(settings)) == []
+    assert bad(doctor.check_disks(settings)) == []
     settings.downloads_dir.mkdir()
     length = shutil.disk_usage(tmp_path).free
     announcing(tmp_path, length).rename(settings.downloads_dir / ZIP_NAME)
-    found = list(disk_checks.check_disks(settings))
+    found = list(doctor.check_disks(settings))
     assert bad(iter(found)) == [("error", "disk")] * len(found)
     assert "one like 0141-update needs about" in found[0].text
     assert str(found[0].remedy).startswith("free ")
     (settings.downloads_dir / ZIP_NAME).write_text("no ZIP")
-    assert bad(disk_checks.check_disks(settings)) == [("warning", "downloads")]
+    assert bad(doctor.check_disks(settings)) == [("warning", "downloads")]
 
 
 def test_kbo_start_that_does_not_run_and_a_pause_are_warnings(settings: Settings) -> None:
-    found = only(disk_checks.check_start(settings))
+    found = only(doctor.check_start(settings))
     assert (found.severity, found.remedy) == ("warning", "kbo start")
     assert not settings.work_dir.exists()
     with exclusive_lock(start_lock(settings)):
-        assert disk_checks.start_process(settings) == os.getpid()
-        assert "no web UI answers" in only(disk_checks.check_start(settings)).text
-    assert list(disk_checks.check_pause(settings)) == []
+        assert doctor.start_process(settings) == os.getpid()
+        assert "no web UI answers" in only(doctor.check_start(settings)).text
+    assert list(doctor.check_pause(settings)) == []
     pause(settings)
-    assert only(disk_checks.check_pause(settings)).remedy == "kbo resume"
+    assert only(doctor.check_pause(settings)).remedy == "kbo resume"
 
 
 def test_a_sound_register_is_found_sound(settings: Settings, published: Core) -> None:
-    found = [*disk_checks.check_published(settings), *disk_checks.check_register(settings)]
+    found = [*doctor.check_published(settings), *doctor.check_register(settings)]
     assert {finding.severity for finding in found} == {"ok"}
     assert all("0140-full (1 extract), opens: " in finding.text for finding in found)
     with exclusive_lock(DuckDBFile(settings.register_file).lock):
-        (finding,) = disk_checks.check_register(settings)
+        (finding,) = doctor.check_register(settings)
     assert finding.text == f"process {os.getpid()} is at work on it"
 
 
 def test_a_damaged_register_is_an_error(settings: Settings, published: Core) -> None:
     settings.database_file.write_bytes(b"no DuckDB")
-    assert only(disk_checks.check_published(settings)).severity == "error"
+    assert only(doctor.check_published(settings)).severity == "error"
     settings.register_file.write_bytes(b"no DuckDB")
-    found = only(disk_checks.check_register(settings))
+    found = only(doctor.check_register(settings))
     assert (found.severity, found.subject) == ("error", "register at work")
     assert str(found.remedy).endswith("kbo rebuild")
 
@@ -181,65 +180,65 @@ def test_a_register_that_another_program_has_open_is_an_error(
         text=True,
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "1\n"
-        found = only(disk_checks.check_register(settings))
+        found = only(doctor.check_register(settings))
         other.communicate("\n")
     assert f"PID {other.pid}" in found.text
-    assert bad(disk_checks.check_register(settings)) == []
+    assert bad(doctor.check_register(settings)) == []
 
 
 def test_a_register_at_work_that_is_gone_is_an_error(settings: Settings, published: Core) -> None:
     settings.register_file.unlink()
-    assert "missing, although" in only(disk_checks.check_register(settings)).text
+    assert "missing, although" in only(doctor.check_register(settings)).text
 
 
 def test_what_others_can_read_is_a_warning(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.data_dir.chmod(0o755)
-    assert only(disk_checks.check_privacy(settings)).remedy == f"chmod 700 {settings.data_dir}"
+    assert only(doctor.check_privacy(settings)).remedy == f"chmod 700 {settings.data_dir}"
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("KBO_PASSWORD=canary")
     (tmp_path / ".env").chmod(0o644)
-    found = only(disk_checks.check_secrets(settings))
+    found = only(doctor.check_secrets(settings))
     assert "KBO_PASSWORD" in found.text
     assert "canary" not in str(found)
     far = dataclasses.replace(settings, postgres_url="postgresql://me@far.example/db")
-    assert bad(disk_checks.check_postgres_url(far)) == [("warning", "PostgreSQL")] * 2
+    assert bad(doctor.check_postgres_url(far)) == [("warning", "PostgreSQL")] * 2
 
 
 def test_views_of_another_privacy_are_a_warning(settings: Settings, published: Core) -> None:
     other = dataclasses.replace(settings, privacy="legal-persons")
-    found = only(disk_checks.check_published(other))
+    found = only(doctor.check_published(other))
     assert (found.severity, found.subject) == ("warning", "views")
     assert "legal-persons" in found.text
 
 
 def test_leftovers_are_warnings(settings: Settings, published: Core) -> None:
-    assert bad(disk_checks.check_leftovers(settings)) == []
+    assert bad(doctor.check_leftovers(settings)) == []
     part = settings.database_file.with_name("kbo.duckdb.part")
     part.touch()
-    assert bad(disk_checks.check_leftovers(settings)) == []
+    assert bad(doctor.check_leftovers(settings)) == []
     os.utime(part, (time.time() - 2 * DAY,) * 2)
-    assert "kbo.duckdb.part" in only(disk_checks.check_leftovers(settings)).text
+    assert "kbo.duckdb.part" in only(doctor.check_leftovers(settings)).text
     part.unlink()
     (settings.staging_dir / "0139-update.duckdb").touch()
-    assert "0139-update.duckdb" in only(disk_checks.check_leftovers(settings)).text
+    assert "0139-update.duckdb" in only(doctor.check_leftovers(settings)).text
 
 
 def test_what_waits_in_the_inbox_for_a_person_is_a_warning(settings: Settings) -> None:
-    assert bad(disk_checks.check_inbox(settings)) == []
+    assert bad(doctor.check_inbox(settings)) == []
     rejected = settings.inbox_dir / "rejected"
     rejected.mkdir(parents=True)
     for name in ("a.zip", "a.zip.txt"):
         (rejected / name).touch()
-    assert "1 rejected: a.zip" in only(disk_checks.check_inbox(settings)).text
+    assert "1 rejected: a.zip" in only(doctor.check_inbox(settings)).text
     foreign, waiting = settings.inbox_dir / "x.rar", settings.inbox_dir / "y.ZIP"
     foreign.touch()
     os.utime(foreign, (time.time() - 2 * DAY,) * 2)
     waiting.touch()
-    assert bad(disk_checks.check_inbox(settings)) == [("warning", "inbox")] * 3
+    assert bad(doctor.check_inbox(settings)) == [("warning", "inbox")] * 3
     with exclusive_lock(start_lock(settings)):  # kbo start will see to the ZIP
-        assert bad(disk_checks.check_inbox(settings)) == [("warning", "inbox")] * 2
+        assert bad(doctor.check_inbox(settings)) == [("warning", "inbox")] * 2
 
 
 @pytest.fixture(scope="module")
@@ -296,19 +295,19 @@ def bench(settings: Settings, shared: dg.DagsterInstance) -> Iterator[Bench]:
 
 
 def test_what_does_not_agree_is_an_error(bench: Bench, published: Core) -> None:
-    found = only(bench.look(dagster_checks.check_ledger))
+    found = only(bench.look(doctor.check_ledger))
     assert (found.severity, found.remedy) == ("error", "kbo start or kbo rebuild repairs it")
     assert found.text == "0140-full: published, but unknown to Dagster: recorded there"
     bench.materialize("published_extract", FULL)
-    assert bad(bench.look(dagster_checks.check_ledger)) == []
+    assert bad(bench.look(doctor.check_ledger)) == []
     with exclusive_lock(DuckDBFile(bench.settings.register_file).lock):
-        assert bad(bench.look(dagster_checks.check_ledger)) == [("warning", "ledger")]
+        assert bad(bench.look(doctor.check_ledger)) == [("warning", "ledger")]
     add_lost(bench.settings, [UPDATE])
-    assert only(bench.look(dagster_checks.check_ledger)).remedy == "kbo retry 0141-update"
+    assert only(bench.look(doctor.check_ledger)).remedy == "kbo retry 0141-update"
     damaged = bytearray(published.database.read_bytes())
     damaged[300_000] ^= 1
     published.database.write_bytes(damaged)
-    texts = [finding.text for finding in bench.look(dagster_checks.check_ledger)]
+    texts = [finding.text for finding in bench.look(doctor.check_ledger)]
     assert "the checksum of 262144 bytes at 274432 is wrong" in texts[1]
 
 
@@ -316,7 +315,7 @@ def test_files_that_were_put_aside_are_warnings(settings: Settings, published: C
     aside = settings.work_dir / "damaged" / "kbo.duckdb"
     aside.parent.mkdir()
     aside.touch()
-    assert str(aside) in only(disk_checks.check_leftovers(settings)).text
+    assert str(aside) in only(doctor.check_leftovers(settings)).text
 
 
 def test_a_silent_daemon_is_an_error(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.operate.processes.parent_death import die_with_parent_command
+from kbo_pipeline.operate.processes.programs import die_with_parent_command
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import Pipeline

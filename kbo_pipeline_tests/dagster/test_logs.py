@@ -13,9 +13,10 @@ import pytest
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
-from kbo_pipeline.operate.processes import logs
-from kbo_pipeline.operate.processes.children import Children
-from kbo_pipeline.operate.processes.logs import (
+from kbo_pipeline.operate.processes import children
+from kbo_pipeline.operate.processes.children import (
+    MOST_KEPT,
+    Children,
     alert_log,
     log_file,
     put_aside,
@@ -49,7 +50,7 @@ def test_a_large_log_is_put_aside_while_a_process_goes_on_writing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the children of `kbo start` write: to a file that was opened for them, to append."""
-    monkeypatch.setattr(logs, "MAX_BYTES", 1000)
+    monkeypatch.setattr(children, "MAX_BYTES", 1000)
     log = log_file(settings, "daemon")
     with log.open("ab") as out:
         child = subprocess.Popen(
@@ -83,7 +84,7 @@ def test_a_large_log_is_put_aside_while_a_process_goes_on_writing(
 def test_a_log_that_cannot_be_copied_stays_as_it_is(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MAX_BYTES", 10)
+    monkeypatch.setattr(children, "MAX_BYTES", 10)
     log = log_file(settings, "code")
     log.write_text("more than ten bytes")
     monkeypatch.setattr(time, "strftime", lambda *_: "now")
@@ -108,7 +109,7 @@ def test_what_was_put_aside_goes_after_some_days_or_when_it_is_too_much(
     old = {aged(log.with_name(f"webserver.log.2026-01-0{n}.gz"), days + 1) for n in range(1, 4)}
     young = [
         aged(log.with_name(f"webserver.log.2026-02-{n:02}.gz"), days - 0.5)
-        for n in range(1, logs.MOST_KEPT + 3)
+        for n in range(1, MOST_KEPT + 3)
     ]
     others = {aged(log.with_name(name), 999) for name in ("code.log.2026-01-01.gz", "daemon.log")}
     assert {*remove_old(log, days, time.time())} == old | {*young[:2]}
@@ -143,7 +144,7 @@ def test_what_runs_and_sensors_have_printed_goes_after_some_days(
 def test_kbo_start_tidies_its_logs_those_of_alerts_and_of_postgresql(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MAX_BYTES", 10)
+    monkeypatch.setattr(children, "MAX_BYTES", 10)
     postgres = settings.postgres_dir / "log"
     large = [log_file(settings, "code"), alert_log(settings), postgres]
     for log in large:

@@ -18,7 +18,7 @@ from kbo_pipeline.defs.sensors import portal
 from kbo_pipeline.defs.sensors.alerts import alert_sensor
 from kbo_pipeline.defs.sensors.chain import apply_when_staged
 from kbo_pipeline.fetch.inbox import InboxFile, in_number_order
-from kbo_pipeline.operate.processes.logs import alert_log
+from kbo_pipeline.operate.processes.children import alert_log
 from kbo_pipeline.operate.repair import dagster_checks
 from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.operate.repair.dagster_checks import Installation

@@ -19,10 +19,10 @@ from kbo_pipeline.definitions import defs
 from kbo_pipeline.defs.sensors import portal
 from kbo_pipeline.defs.sensors.alerts import alert_sensor
 from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
-from kbo_pipeline.operate.processes.code_server import env_file_without_account
+from kbo_pipeline.operate.markers import read_poll
+from kbo_pipeline.operate.processes.programs import env_file_without_account
 from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.operate.runs.claims import claim_file
-from kbo_pipeline.operate.runs.poll import read_poll
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.faulty_portal import Effect, Fault, FaultyPortal, Kind

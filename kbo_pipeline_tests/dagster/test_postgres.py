@@ -24,7 +24,12 @@ from sqlalchemy import make_url
 import kbo_pipeline
 from kbo_pipeline.core.errors import SettingsError, StorageError
 from kbo_pipeline.core.files import is_locked
-from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
+from kbo_pipeline.operate.instance import (
+    SilentError,
+    limit_silence,
+    patience,
+    server_answers,
+)
 from kbo_pipeline.operate.processes import postgres, storage
 from kbo_pipeline.operate.processes.postgres import (
     embedded_server_url,
@@ -209,7 +214,7 @@ def test_a_killed_process_does_not_keep_the_server(
 
 def keeper(directory: Path) -> list[psutil.Process]:
     """The processes that stop the server when its last user is killed."""
-    wanted = ["kbo_pipeline.operate.processes.keeper", str(directory)]
+    wanted = ["keeper", str(directory)]
     return [p for p in psutil.process_iter() if command(p)[-2:] == wanted]
 
 
@@ -559,14 +564,14 @@ def test_a_connection_on_which_nothing_comes_is_given_up(
             with pytest.raises(SilentError, match=r"^no answer in "):
                 ask()
             assert 0.5 <= time.monotonic() - began < 5
-        monkeypatch.setattr("kbo_pipeline.operate.patience._PING_SECONDS", 0.5)
-        assert not answers(url)
+        monkeypatch.setattr("kbo_pipeline.operate.instance._PING_SECONDS", 0.5)
+        assert not server_answers(url)
         assert connection.closed
     finally:
         for process in stopped:
             process.resume()
-    assert answers(url)
-    assert not answers("postgresql://u@127.0.0.1:1/d")
+    assert server_answers(url)
+    assert not server_answers("postgresql://u@127.0.0.1:1/d")
     connection = connect(url)
     cursor = connection.cursor()
     cursor.execute("SELECT pg_sleep(0.1), repeat('x', 10000000)")

@@ -12,7 +12,7 @@ from kbo_pipeline.core.environment import open_secrets
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.operate.repair import disk_checks
+from kbo_pipeline.operate.repair import doctor
 from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline.operate.repair.repair import repair_installation
 from kbo_pipeline_tests.support import REPOSITORY
@@ -76,7 +76,7 @@ def test_a_command_makes_private_directories(tmp_path: Path) -> None:
 
 
 def findings(settings: Settings) -> list[Finding]:
-    found = list(disk_checks.check_privacy(settings))
+    found = list(doctor.check_privacy(settings))
     assert {finding.severity for finding in found} <= {"warning"}
     return found
 
@@ -118,7 +118,7 @@ def test_an_env_file_with_passwords_that_others_can_read_is_told(
     assert open_secrets() is None
     file.write_text(f"KBO_USERNAME=me\nKBO_PASSWORD={SECRET}\nKBO_ALERT_WEBHOOK=\n")
     file.chmod(permissions)
-    said, found = open_secrets(), list(disk_checks.check_secrets(settings))
+    said, found = open_secrets(), list(doctor.check_secrets(settings))
     if permissions in (0o600, 0o400):
         assert (said, found) == (None, [])
         return
@@ -177,13 +177,13 @@ def test_a_postgresql_far_away_needs_a_password_and_encryption(
     settings: Settings, address: str, expected: tuple[str, ...]
 ) -> None:
     url = f"postgresql://{address}"
-    found = list(disk_checks.check_postgres_url(dataclasses.replace(settings, postgres_url=url)))
+    found = list(doctor.check_postgres_url(dataclasses.replace(settings, postgres_url=url)))
     assert [finding.severity for finding in found] == ["warning"] * len(expected)
     for finding, said in zip(found, expected, strict=True):
         assert said in finding.text
         assert finding.remedy
     assert SECRET not in str(found)
-    assert list(disk_checks.check_postgres_url(settings)) == []
+    assert list(doctor.check_postgres_url(settings)) == []
 
 
 def test_views_of_another_privacy_are_made_anew_once(tmp_path: Path) -> None:

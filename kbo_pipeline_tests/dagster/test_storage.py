@@ -58,7 +58,7 @@ def test_a_dagster_yaml_that_names_the_modules_of_before_is_opened(tmp_path: Pat
     text = INSTANCE_FILE.read_text()
     for now, before in (
         ("kbo_pipeline.operate.processes.storage", "kbo_pipeline.defs.storage"),
-        ("kbo_pipeline.operate.processes.launcher", "kbo_pipeline.defs.launching"),
+        ("kbo_pipeline.operate.runs.recovery", "kbo_pipeline.defs.launching"),
     ):
         assert now in text
         text = text.replace(now, before)

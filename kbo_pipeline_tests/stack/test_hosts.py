@@ -81,9 +81,7 @@ def test_parts_on_three_hosts_import_a_full_and_an_update(tmp_path: Path) -> Non
             assert noise_in_logs(network[part].files / "data") == {}
 
         # All that is at work on the code location's host dies, and comes back by itself.
-        child_of(
-            psutil.Process(started["code"].popen.pid), "kbo_pipeline.operate.processes.code_server"
-        ).kill()
+        child_of(psutil.Process(started["code"].popen.pid), "code-server").kill()
         wait_for(started["code"], "it is started again")
         offer(code, sample.write_update(tmp_path, 141))
         wait_for_extracts(server, 2)

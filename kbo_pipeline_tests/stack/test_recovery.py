@@ -86,12 +86,14 @@ def child(pipeline: Pipeline, *words: str) -> psutil.Process:
     return found[0]
 
 
-CODE_SERVER = "kbo_pipeline.operate.processes.code_server"
+PROGRAMS = "kbo_pipeline.operate.processes.programs"
+CODE_SERVER = (PROGRAMS, "code-server")
+DAEMON = (PROGRAMS, "daemon")
 KILLED: dict[str, Callable[[Pipeline], psutil.Process]] = {
     "worker": lambda pipeline: psutil.Process(worker(pipeline)),
-    "code server": lambda pipeline: child(pipeline, CODE_SERVER),
+    "code server": lambda pipeline: child(pipeline, *CODE_SERVER),
     "what forks workers": lambda pipeline: psutil.Process(psutil.Process(worker(pipeline)).ppid()),
-    "daemon": lambda pipeline: child(pipeline, "kbo_pipeline.operate.processes.daemon"),
+    "daemon": lambda pipeline: child(pipeline, *DAEMON),
     "web server": lambda pipeline: child(pipeline, "kbo_pipeline.operate.processes.webserver"),
 }
 
@@ -123,9 +125,7 @@ def test_what_a_daemon_was_launching_when_it_was_killed_is_begun_by_the_next(
     pipeline: Pipeline, instance: dg.DagsterInstance, undisturbed: str
 ) -> None:
     with kbo_start(pipeline) as (process, server):
-        daemon, code_server = (
-            child(pipeline, name) for name in ("kbo_pipeline.operate.processes.daemon", CODE_SERVER)
-        )
+        daemon, code_server = (child(pipeline, *words) for words in (DAEMON, CODE_SERVER))
         daemon.suspend()
         server.launch("stage_extract", EXTRACT)
         (run,) = instance.get_runs()
@@ -155,7 +155,7 @@ def test_the_next_start_takes_over_from_a_killed_one(
         wait_for_more(instance, process)
         at_work = worker(pipeline)
         assert at_work is not None
-        daemon = child(pipeline, "kbo_pipeline.operate.processes.daemon")
+        daemon = child(pipeline, *DAEMON)
         process.end(signal.SIGKILL)
         psutil.wait_procs([daemon], timeout=10)
         assert not daemon.is_running()
@@ -223,7 +223,7 @@ def test_an_import_goes_on_after_postgres_was_away(
 
 def runtime_directory_of(pipeline: Pipeline) -> Path:
     """Where a running `kbo start` has its sockets: its children have it for temporary files."""
-    return Path(child(pipeline, CODE_SERVER).environ()["TMPDIR"])
+    return Path(child(pipeline, *CODE_SERVER).environ()["TMPDIR"])
 
 
 @pytest.mark.rare
@@ -234,11 +234,11 @@ def test_what_lives_and_does_not_answer_is_replaced(
     with kbo_start(pipeline) as (process, server):
         names = {
             "code": CODE_SERVER,
-            "daemon": "kbo_pipeline.operate.processes.daemon",
-            "webserver": "kbo_pipeline.operate.processes.webserver",
+            "daemon": DAEMON,
+            "webserver": ("kbo_pipeline.operate.processes.webserver",),
         }
         time.sleep(15)  # each has answered once
-        stopped = {name: child(pipeline, module) for name, module in names.items()}
+        stopped = {name: child(pipeline, *words) for name, words in names.items()}
         for one in stopped.values():
             one.suspend()
         stopped_at = time.monotonic()

@@ -102,4 +102,4 @@ def check_published(pipeline: Pipeline, undisturbed: str) -> None:
 
 def of_postgres(words: list[str]) -> bool:
     """Whether a command line is of the embedded server, or of what stops it at last."""
-    return "postgres" in words[0] or "kbo_pipeline.operate.processes.keeper" in words
+    return "postgres" in words[0] or words[-2:-1] == ["keeper"]

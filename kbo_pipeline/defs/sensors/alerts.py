@@ -7,7 +7,7 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.defs.step import load_settings
-from kbo_pipeline.operate.processes.logs import alert_log
+from kbo_pipeline.operate.processes.children import alert_log
 from kbo_pipeline.operate.repair.alerts import Alert, due_alerts, post, write_down
 
 _MARK = "kbo/alert/"

@@ -8,13 +8,12 @@ repaired batch starts another.
 import dagster as dg
 
 from kbo_pipeline.core.errors import RegisterError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.defs.jobs import apply_batches, export_parquet, publish_extract, verify_full
 from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.zips import kept_zips
 from kbo_pipeline.operate.markers import PAUSED, is_paused
-from kbo_pipeline.operate.repair.rebuild import kept_keys
 from kbo_pipeline.operate.runs.claims import claim_file, last_in_queue, queue_tags
 from kbo_pipeline.operate.runs.progress import RANGE_END_TAG, RANGE_START_TAG, Progress
 from kbo_pipeline.read.published import published_state_of
@@ -132,7 +131,8 @@ def verify_when_at_hand(context: dg.SensorEvaluationContext) -> dg.SensorResult 
         state = published_state_of(settings.database)
     except RegisterError as error:
         return dg.SkipReason(str(error))
-    fulls = sorted(key.number for key in kept_keys(settings) if key.type == "full")
+    kept = zips_in(settings.downloads_dir)
+    fulls = sorted(key.number for key, _ in kept if key.type == "full")
     pairs = [(state.at(n), ExtractKey(n, "full")) for n in fulls]
     wanted = [(key, full) for key, full in pairs if key is not None and key.type == "update"]
     if not wanted:

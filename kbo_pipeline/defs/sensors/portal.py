@@ -1,8 +1,6 @@
 """The sensor that asks the portal, decides what is due, and starts it."""
 
-import json
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -18,10 +16,9 @@ from kbo_pipeline.defs.jobs import stage_extract
 from kbo_pipeline.defs.step import AT_IMPORT, load_settings
 from kbo_pipeline.fetch.http import Limits
 from kbo_pipeline.fetch.zips import next_login_at, open_portal
-from kbo_pipeline.operate.markers import PAUSED, is_paused
+from kbo_pipeline.operate.markers import PAUSED, Poll, is_paused, read_poll, write_poll
 from kbo_pipeline.operate.runs.claims import claim_file, queue_tags
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
-from kbo_pipeline.operate.runs.poll import _STORED_AS, Poll, read_poll
 from kbo_pipeline.operate.runs.progress import Progress, newest_published
 from kbo_pipeline.read.published import published_state_of
 
@@ -61,7 +58,7 @@ def kbo_extract_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult |
             return dg.SkipReason(f"{before}; asks again in {duration(wait)}")
         progress = Progress(context.instance)
         poll = _ask(settings, progress, before)
-        context.instance.run_storage.set_cursor_values({_STORED_AS: json.dumps(asdict(poll))})
+        write_poll(context.instance, poll)
     due = [ExtractKey.parse(text) for text in poll.due]
     startable = [key for key in due if _is_startable(settings, progress, key)]
     if not startable:

@@ -11,7 +11,7 @@ Here live its directory, its start and its stop, and the shape of database URLs;
     DIRECTORY/socket      where the server listens; in /tmp when this path does not suit a socket
 
 The kernel drops a lock with the process that holds it, so that a killed process counts no longer;
-when it was the last one, `keeper.py` stops the server.
+when it was the last one, the keeper in `programs.py` stops the server.
 """
 
 import atexit
@@ -51,6 +51,7 @@ _SOCKET_PATH_BYTES = 103  # macOS; Linux has 107
 _ASIDE = "data.aside-"
 _ORPHAN_SECONDS = 20  # Dagster's queries take less
 _KEEPER_SECONDS = 5
+_PROGRAMS = "kbo_pipeline.operate.processes.programs"
 _OF_PYTHON = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 _SETTINGS = {
     "listen_addresses": "",
@@ -301,13 +302,7 @@ class _Server:
         if self._keeper is not None:
             self._keeper.poll()  # reaped
         self._keeper = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "kbo_pipeline.operate.processes.keeper",
-                str(self.directory),
-            ],
+            [sys.executable, "-P", "-m", _PROGRAMS, "keeper", str(self.directory)],
             env={name: value for name, value in os.environ.items() if name in _OF_PYTHON},
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -23,19 +23,21 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import ACCOUNT, Settings
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.operate import patience
-from kbo_pipeline.operate.instance import prepare_dagster_home
+from kbo_pipeline.operate.instance import prepare_dagster_home, server_answers
 from kbo_pipeline.operate.markers import drop_lost
-from kbo_pipeline.operate.processes.children import Children, end_leftovers
-from kbo_pipeline.operate.processes.logs import (
+from kbo_pipeline.operate.processes.children import (
+    SILENT_SECONDS,
+    Beat,
+    Children,
+    Pulse,
     alert_log,
+    end_leftovers,
     log_file,
     put_aside,
     remove_old,
     remove_old_outputs,
 )
 from kbo_pipeline.operate.processes.postgres import embedded_server_url, sqlalchemy_url
-from kbo_pipeline.operate.processes.pulse import SILENT_SECONDS, Beat, Pulse
 from kbo_pipeline.operate.runtime import (
     CHILDREN,
     Part,
@@ -204,16 +206,18 @@ class _Supervisor:
         workspace = str(runtime.workspace)
         self._arguments = {
             "code": (
-                *("kbo_pipeline.operate.processes.code_server", "-m", "kbo_pipeline.definitions"),
+                *(
+                    "kbo_pipeline.operate.processes.programs",
+                    "code-server",
+                    "-m",
+                    "kbo_pipeline.definitions",
+                ),
                 "--empty-working-directory",  # or else Dagster looks there for modules first
                 *(*listen, "--location-name", "kbo_pipeline"),
             ),
             "daemon": (
-                "kbo_pipeline.operate.processes.daemon",
-                str(runtime.beat),
-                "run",
-                "-w",
-                workspace,
+                *("kbo_pipeline.operate.processes.programs", "daemon", str(runtime.beat)),
+                *("run", "-w", workspace),
             ),
             "webserver": (
                 *("kbo_pipeline.operate.processes.webserver", "--host", settings.ui_host),
@@ -354,7 +358,7 @@ class _Supervisor:
             url = self._settings.postgres_url or embedded_server_url(self._settings.postgres_dir)
         except StorageError:
             return False
-        return patience.answers(sqlalchemy_url(url))
+        return server_answers(sqlalchemy_url(url))
 
     def _look_for_dead_runs(self) -> None:
         """Not while the code server is away: Dagster then gives up a retry for good."""

@@ -31,7 +31,12 @@ from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import insides
-from kbo_pipeline.operate.patience import SilentError, answers, limit_silence, patience
+from kbo_pipeline.operate.instance import (
+    SilentError,
+    limit_silence,
+    patience,
+    server_answers,
+)
 from kbo_pipeline.operate.processes.postgres import (
     IF_DAMAGED,
     embedded_server_url,
@@ -179,7 +184,7 @@ def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError
     reason = first_line(chain[-1])
     if embedded is None:
         helps = "check DAGSTER_POSTGRES_URL and that the server runs"
-    elif isinstance(chain[-1], SilentError) and answers(url.render_as_string(False)):
+    elif isinstance(chain[-1], SilentError) and server_answers(url.render_as_string(False)):
         helps = "another process holds what was asked for; run the command again, see kbo doctor"
     elif isinstance(chain[-1], SilentError):
         helps = f"its process {server_pid(embedded)} stands still: end it, and it is started again"

@@ -14,7 +14,7 @@ from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.operate.runs.poll import Poll, read_poll
+from kbo_pipeline.operate.markers import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import (
     INBOX_TAG,
     ROLLBACK_JOB,

@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import psutil
 
-from kbo_pipeline.core.errors import RegisterError, StorageError
+from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import clock, counted, first_line
-from kbo_pipeline.operate.markers import is_paused, read_lost
+from kbo_pipeline.operate.markers import Poll, is_paused, read_poll
 from kbo_pipeline.operate.repair.alerts import (
     alerts_of_portal,
     gap_below_staged,
     stale_register,
     what_helps,
 )
-from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
-from kbo_pipeline.operate.repair.repair import plan_of
+from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_ok
 from kbo_pipeline.operate.runs.claims import claim_file, is_own
-from kbo_pipeline.operate.runs.poll import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import (
     PUBLISH_JOB,
     REPORTED,
@@ -347,23 +345,6 @@ def check_freshness(installation: Installation) -> Iterator[Finding]:
     instance, settings = installation.instance, installation.settings
     for alert in stale_register(instance, settings, published, None, time.time()):
         yield found("stale", text=alert.error)
-
-
-def check_ledger(installation: Installation) -> Iterator[Finding]:
-    """Whether register, published file and Dagster agree on what is published and applied."""
-    settings = installation.settings
-    for key in read_lost(settings):
-        if key in installation.progress.published:
-            continue
-        yield found("lost extract", None, key, extract=key)
-    try:
-        plan = plan_of(installation.instance, settings)
-    except StorageError as error:
-        yield found_error("ledger", error, "warning")
-        return
-    yield from (found("disagreement", text=line) for line in plan.said)
-    if not plan.said:
-        yield found_ok("ledger", "register, published file and Dagster agree")
 
 
 def _severity(*, is_mild: bool) -> Severity:

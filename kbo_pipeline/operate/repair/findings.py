@@ -31,7 +31,7 @@ class Finding:
 
 
 FINDINGS: dict[str, Finding] = {
-    # What is on this machine: disk_checks.py.
+    # What is on this machine: doctor.py.
     "no account": Finding(
         "warning",
         "portal account",

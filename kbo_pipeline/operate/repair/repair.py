@@ -1,24 +1,41 @@
-"""What was lost outside our transactions is noticed and repaired: register, readers, Dagster."""
+"""What has died or was lost is noticed and repaired: runs, register, published file, Dagster.
 
-from collections.abc import Callable, Iterable
+`kbo start` does so before anything runs, and looks again each half minute; `kbo rebuild` does so by
+hand, or makes the register anew from kept ZIPs alone.
+"""
+
+import shutil
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
+from dagster_postgres.utils import DagsterPostgresException
 
-from kbo_pipeline.apply.register import Register, open_register_to_copy
+from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
 from kbo_pipeline.core.database import connect
-from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.core.extracts import BatchKey, ExtractKey
+from kbo_pipeline.core.disk_space import check_space_to_import
+from kbo_pipeline.core.errors import NotReadyError, StorageError
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey, zips_in
+from kbo_pipeline.core.files import move_into_place
+from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import first_line
+from kbo_pipeline.fetch.archive import read_extract
+from kbo_pipeline.fetch.zips import fetch_zip
+from kbo_pipeline.operate import insides
+from kbo_pipeline.operate.instance import open_instance
 from kbo_pipeline.operate.markers import (
     add_lost,
     drop_lost,
+    mark_suspect,
     read_lost,
     suspect_file,
 )
-from kbo_pipeline.operate.repair.rebuild import rebuild_register
+from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS, migrate
 from kbo_pipeline.operate.repair.witness import (
     Recorded,
     RepairPlan,
@@ -27,6 +44,7 @@ from kbo_pipeline.operate.repair.witness import (
     newest_known,
     repair_files,
 )
+from kbo_pipeline.operate.runs.cancellation import note_cancelled
 from kbo_pipeline.operate.runs.partitions import forget_batches, forget_extract, register_extract
 from kbo_pipeline.operate.runs.progress import (
     LEDGER_HASH,
@@ -35,8 +53,22 @@ from kbo_pipeline.operate.runs.progress import (
     extract_of,
     ledger_metadata,
 )
-from kbo_pipeline.publish.publish import renew_shared_views, renew_views
+from kbo_pipeline.operate.runs.recovery import (
+    end_dead_runs,
+    end_dead_runs_of_commands,
+    resume_retries,
+)
+from kbo_pipeline.operate.runtime import reached
+from kbo_pipeline.publish.copy import replace_shared
+from kbo_pipeline.publish.publish import complete, renew_shared_views, renew_views, show_to_readers
 from kbo_pipeline.read.report import remove_report
+from kbo_pipeline.stage.staging import stage
+
+Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+"""Opens an in-memory DuckDB."""
+
+_ATTEMPTS = 3  # at a look in the middle of which PostgreSQL goes away
+_ASK_SECONDS = 5  # for which a code server may take to answer
 
 
 def read_recorded(instance: dg.DagsterInstance) -> Recorded:
@@ -197,3 +229,196 @@ def _recorded_hash(instance: dg.DagsterInstance, key: ExtractKey) -> str | None:
     materialization = records[0].asset_materialization if records else None
     value = materialization.metadata.get(LEDGER_HASH) if materialization is not None else None
     return str(value.value) if value is not None else None
+
+
+def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> list[ExtractKey]:
+    """The extracts from which a register is made anew, in order: as long a history as there is.
+
+    Args:
+        kept: the extracts whose ZIPs are there.
+        newest: what was published last; None when nobody knows: then as far as ZIPs lead.
+
+    Raises:
+        NotReadyError: no line of ZIPs leads there; names one that is missing.
+    """
+    line: list[ExtractKey] = []
+    for key in sorted(kept):
+        if newest is not None and key.number > newest.number:
+            break
+        follows = bool(line) and line[-1].number == key.number - 1
+        if (key.type == "update" and follows) or (
+            key.type == "full" and not (line and line[-1].number == key.number)
+        ):
+            line.append(key)
+    if not line:
+        missing = str(newest) if newest is not None and newest.type == "full" else "a Full"
+        raise NotReadyError(f"no ZIP of {missing} is kept to begin with; kbo fetch downloads one")
+    if newest is not None and line[-1].number != newest.number:
+        missing = str(ExtractKey(line[-1].number + 1, "update"))
+        raise NotReadyError(
+            f"{newest}: the kept ZIPs reach only to {line[-1]}; kbo fetch {missing}, or put"
+            " that ZIP into downloads"
+        )
+    return line
+
+
+def rebuild_register(
+    connect: Connect,
+    settings: Settings,
+    newest: ExtractKey | None,
+    report: Callable[[str], None],
+) -> list[ExtractKey]:
+    """Makes the register anew from kept ZIPs; readers and the old one stay until it is whole.
+
+    Whoever else writes the register waits meanwhile.
+
+    Args:
+        connect: opens an in-memory DuckDB.
+        settings: say where everything is.
+        newest: what was published last; None when nobody knows.
+        report: takes a line of progress.
+
+    Returns:
+        The extracts that it was made from, in order.
+
+    Raises:
+        NotReadyError: a ZIP is missing; names it.
+        ExtractError: a ZIP is not what it says.
+        StorageError: another process is at work on the register, or there is no room.
+    """
+    directory = settings.work_dir / "rebuild"
+    with connect() as connection, open_register_to_copy(connection, settings.register):
+        shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
+        keys = plan_rebuild({key for key, _ in zips_in(settings.downloads_dir)}, newest)
+        file = directory / "register.duckdb"
+        try:
+            for position, key in enumerate(keys, start=1):
+                report(f"{key}: {position} of {len(keys)}")
+                _import(settings, connect, key, file, report)
+            if settings.database.file is not None:
+                move_into_place(file, settings.register_file)
+                show_to_readers(settings.register_file, settings.database.file, settings.privacy)
+            else:
+                replace_shared(
+                    connection,
+                    DuckDBFile(file),
+                    settings.database,
+                    privacy=settings.privacy,
+                    report=report,
+                )
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+    return keys
+
+
+def _import(
+    settings: Settings,
+    connect: Connect,
+    key: ExtractKey,
+    file: Path,
+    report: Callable[[str], None],
+) -> None:
+    zip_file = fetch_zip(settings, key, report)
+    check_space_to_import(settings, key, zip_file)
+    staging_dir = file.parent / "staging"
+    extract = read_extract(zip_file)
+    with connect() as connection:
+        stage(
+            connection,
+            settings,
+            zip_file,
+            extract,
+            staging_dir,
+            max_faulty_rows=None,  # it was imported before
+        )
+    with (
+        connect() as connection,
+        open_register(connection, DuckDBFile(file)) as register,
+        register.importing(staging_dir, key) as staged,
+    ):
+        for batch in staged.batches:
+            register.apply(staged, batch)
+            report(f"{key}: batch {batch.number} of {len(staged.batches)}")
+        complete(register, staged, privacy=settings.privacy)
+        register.checkpoint()
+    shutil.rmtree(staging_dir)
+
+
+def has_code_server(settings: Settings, socket: Path) -> bool:
+    """Tells whether the code server of this data directory answers within seconds.
+
+    Args:
+        settings: say where it listens, if not on a socket.
+        socket: its socket.
+    """
+    if not insides.are_tested():
+        return True
+    from dagster._grpc.client import DagsterGrpcClient
+
+    if settings.code_host is None:
+        where: dict[str, Any] = {"socket": str(socket)}
+    else:
+        where = {"host": reached(settings.code_host), "port": settings.code_port}
+    try:
+        DagsterGrpcClient(**where).get_server_id(timeout=_ASK_SECONDS)
+    except dg.DagsterError:
+        return False
+    return True
+
+
+def watch(
+    settings: Settings, report: Callable[[str], None], *, ended_at: float, is_start: bool
+) -> ExtractKey | None:
+    """Ends dead runs, has retried what Dagster does not retry, compares the files where needed.
+
+    A look in the middle of which PostgreSQL goes is begun again, when that is back.
+
+    Args:
+        settings: the settings.
+        report: takes a line for the person who watches.
+        ended_at: seconds of the epoch; no worker that `kbo start` launched before lives.
+        is_start: nothing runs yet.
+
+    Returns:
+        An extract that `kbo retry` is to bring to its end now; None when there is none.
+
+    Raises:
+        StorageError: PostgreSQL does not answer, or went away again and again.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with open_instance(settings) as instance:
+                return _watch(instance, settings, report, ended_at=ended_at, is_start=is_start)
+        except POSTGRES_ERRORS as error:
+            reason = first_line(error)
+            if attempt == _ATTEMPTS or isinstance(error, DagsterPostgresException):
+                raise StorageError(
+                    f"PostgreSQL went away: {reason}; check that the server runs, then start again"
+                ) from error
+            report(f"PostgreSQL went away: {reason}; waiting for it")
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _watch(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    report: Callable[[str], None],
+    *,
+    ended_at: float,
+    is_start: bool,
+) -> ExtractKey | None:
+    if is_start:
+        migrate(instance, report)
+    if is_start or suspect_file(settings).exists():
+        try:
+            repair_installation(instance, settings, report)
+        except StorageError as error:  # somebody is at work: a look later will do
+            mark_suspect(settings)
+            report(f"not checked yet: {error}")
+    end_dead_runs_of_commands(instance, settings)
+    for run_id in end_dead_runs(instance, settings, ended_at=ended_at):
+        report(f"run {run_id}: its process has died; Dagster retries it")
+    for run_id in resume_retries(instance, settings):
+        report(f"run {run_id}: what made it fail has passed; Dagster retries it")
+    note_cancelled(instance, settings)
+    return next_lost(instance, settings)

@@ -4,6 +4,8 @@ Dagster's own launcher never notices some of them.
 """
 
 import json
+import logging
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ import dagster as dg
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import hold_until_exit, is_locked
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.signals import PATIENCE
+from kbo_pipeline.core.tables import ENTERPRISE
 from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.runs.claims import BUSY_TAG, OWN_RUN, claim_file, is_own
 from kbo_pipeline.operate.runs.progress import (
@@ -40,6 +44,8 @@ LAUNCH_SECONDS = 10.0
 _SERVER_TAG = ".dagster/grpc_info"
 
 _held: set[str] = set()
+
+_APPLIED = dg.AssetKey(ENTERPRISE.name)
 
 
 def hold_run(settings: Settings, run: dg.DagsterRun) -> None:
@@ -268,3 +274,32 @@ def _has_run(server: Mapping[str, Any], run_id: str) -> bool:
     except dg.DagsterError:  # unreachable: one that has died is replaced, and told as such
         return True
     return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+class KboRunLauncher(dg.DefaultRunLauncher):
+    """Dagster's own launcher, but for the end of runs that apply batches.
+
+    Such a run looks before each batch whether somebody ends it. Only when it does not come to that
+    in time is it interrupted, which rolls its batch back.
+    """
+
+    def terminate(self, run_id: str) -> bool:
+        """Tells a run to end; told once more, it is interrupted."""
+        run = self._instance.get_run_by_id(run_id) if insides.are_tested() else None
+        if run is None or run.status != dg.DagsterRunStatus.STARTED or not _applies(run):
+            return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
+        self._instance.report_run_canceling(run)
+        timer = threading.Timer(PATIENCE, self._interrupt, [run_id])
+        timer.daemon = True
+        timer.start()
+        return True
+
+    def _interrupt(self, run_id: str) -> None:
+        try:
+            super().terminate(run_id)  # type: ignore[no-untyped-call]
+        except Exception as error:  # Dagster's monitoring cancels the run after three minutes
+            logging.getLogger("kbo_pipeline").warning("run %s: not interrupted: %s", run_id, error)
+
+
+def _applies(run: dg.DagsterRun) -> bool:
+    return run.job_name == "apply_batches" or _APPLIED in (run.asset_selection or ())

@@ -36,7 +36,7 @@ def death_rows() -> list[Row]:
     """The rows of this module."""
     named: list[tuple[str, Victims]] = [
         ("the run worker", lambda stack, chance: stack.workers()),
-        ("the daemon", lambda stack, chance: stack.named("kbo_pipeline.operate.processes.daemon")),
+        ("the daemon", lambda stack, chance: stack.named("daemon.beat")),
         (
             "the web server",
             lambda stack, chance: stack.named("kbo_pipeline.operate.processes.webserver"),
@@ -59,9 +59,7 @@ def _code_server(stack: Stack, chance: random.Random) -> list[psutil.Process]:
     if chance.random() < 0.5:
         workers = {process.pid for process in stack.workers()}
         return [process for process in forking if process.pid not in workers]
-    return [
-        p for p in stack.named("kbo_pipeline.operate.processes.code_server") if p not in forking
-    ]
+    return [p for p in stack.named("code-server") if p not in forking]
 
 
 def _harm_register(bench: Bench, chance: random.Random) -> None:

@@ -79,7 +79,7 @@ def rebuild(settings: "Settings") -> None:
     """Makes the register anew from the kept ZIPs."""
     import duckdb
 
-    from kbo_pipeline.operate.repair.rebuild import rebuild_register
+    from kbo_pipeline.operate.repair.repair import rebuild_register
 
     rebuild_register(lambda: duckdb.connect(":memory:"), settings, None, lambda line: None)
 
