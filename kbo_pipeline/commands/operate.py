@@ -57,16 +57,15 @@ def start(read_only: bool, only: "Part | None") -> None:
 
     settings = load_settings()
 
-    class Recover:
-        def __call__(self, *, ended_at: float, is_start: bool) -> "ExtractKey | None":
-            from kbo_pipeline.operate.repair.repair import watch
+    def recover(ended_at: float, is_start: bool) -> "ExtractKey | None":
+        from kbo_pipeline.operate.repair.repair import watch
 
-            return watch(settings, report, ended_at=ended_at, is_start=is_start)
+        return watch(settings, report, ended_at=ended_at, is_start=is_start)
 
-        def has_code_server(self, socket: Path) -> bool:
-            from kbo_pipeline.operate.repair.repair import has_code_server
+    def answers(socket: Path) -> bool:
+        from kbo_pipeline.operate.repair.repair import has_code_server
 
-            return has_code_server(settings, socket)
+        return has_code_server(settings, socket)
 
     def report(line: str) -> None:
         with suppress(OSError):  # the terminal has gone, and imports go on without it
@@ -81,7 +80,7 @@ def start(read_only: bool, only: "Part | None") -> None:
         click.echo(f"inbox: {settings.inbox_dir}, put ZIPs there")
         if markers.is_paused(settings):
             click.echo(markers.PAUSED)
-    serve(settings, report, recover=Recover(), part=only, read_only=read_only)
+    serve(settings, report, recover, answers, part=only, read_only=read_only)
 
 
 @click.command()

@@ -13,13 +13,12 @@ from kbo_pipeline.operate.runs.partitions import forget_extract, kbo_extracts, s
 from kbo_pipeline.operate.runs.progress import (
     ACCEPT_LOSS_TAG,
     EXTRACT_TAG,
-    NOT_FINISHED_STATUSES,
     PUBLISHED,
     REPORTED,
     ROLLBACK_JOB,
-    extract_of,
     job_of,
 )
+from kbo_pipeline.operate.runs.recovery import WAITING_STATUSES, unfinished_runs
 from kbo_pipeline.publish.publish import check_rollback, rollback
 from kbo_pipeline.read.report import remove_report
 
@@ -122,10 +121,10 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
     Raises:
         NotReadyError: such a run is at work.
     """
-    for run in context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
-        if run.job_name == ROLLBACK_JOB or extract_of(run) != str(key):
+    for run in unfinished_runs(context.instance, key):
+        if run.job_name == ROLLBACK_JOB:
             continue
-        if run.status not in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED):
+        if run.status not in WAITING_STATUSES:
             raise NotReadyError(
                 f"{key}: run {run.run_id} ({job_of(run)}) is at work on it; wait for it or"
                 " terminate it in the UI"

@@ -1,8 +1,9 @@
 """What we use of Dagster's insides, as a table: what for, and what happens without it. No Dagster.
 
 Dagster may change any of this with any version. With another version than the one it was made for,
-each part with a fallback is off, and Dagster does as it does by itself: slower, and right.
-`kbo_pipeline_tests/test_insides.py` compares each part with the installed Dagster, by its name.
+each part with a fallback is off, and Dagster does as it does by itself: slower, and right. Parts
+are imported where they are called, so that a version without one still runs.
+`kbo_pipeline_tests/dagster/test_insides.py` compares each with the installed Dagster, by its name.
 """
 
 import functools
@@ -15,7 +16,7 @@ MADE_FOR = {
     "dagster-postgres": "0.29.27",
     "dagster-webserver": "1.13.27",
 }
-"""The versions with which all of this was tried."""
+"""The versions with which all of this was tested."""
 
 STOCK = "STOCK_DAGSTER"
 """A variable of tests: set to 1, the installed version counts as another."""

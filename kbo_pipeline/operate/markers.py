@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 PAUSED = "paused; kbo resume continues"
-"""What everything that waits says of itself."""
+"""Why everything waits while `kbo pause` holds."""
 
 _POLL = "kbo/poll"  # the key in Dagster's storage
 
@@ -26,7 +26,7 @@ def is_paused(settings: Settings) -> bool:
 
 
 def pause(settings: Settings) -> bool:
-    """Lets nothing new begin from now on; False when that holds already."""
+    """Keeps anything new from beginning; False when that holds already."""
     file = _pause_file(settings)
     make_private(file.parent)
     try:
@@ -37,7 +37,7 @@ def pause(settings: Settings) -> bool:
 
 
 def resume(settings: Settings) -> bool:
-    """Lets everything go on; False when nothing is paused."""
+    """Lets everything continue; False when nothing is paused."""
     try:
         _pause_file(settings).unlink()
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def _pause_file(settings: Settings) -> Path:
 
 
 def suspect_file(settings: Settings) -> Path:
-    """There while somebody has come upon damage that nobody has looked into since."""
+    """A file that is there after a process has come upon damage, until `kbo start` has looked."""
     return settings.work_dir / "suspect"
 
 
@@ -60,7 +60,7 @@ def mark_suspect(settings: Settings) -> None:
 
 
 def read_lost(settings: Settings) -> list[ExtractKey]:
-    """The extracts that are to be imported again, or to an end, after something was repaired."""
+    """The extracts to be imported again, or to an end, after a repair."""
     file = settings.work_dir / "lost"
     if not file.exists():
         return []
@@ -74,7 +74,7 @@ def add_lost(settings: Settings, keys: Iterable[ExtractKey]) -> None:
 
 
 def drop_lost(settings: Settings, key: ExtractKey) -> None:
-    """Notes that an extract has had its turn."""
+    """Notes that an extract is no longer lost."""
     _write_lost(settings, set(read_lost(settings)) - {key})
 
 

@@ -46,7 +46,7 @@ _ANY_ADDRESS = "0.0.0.0"
 
 
 def suffix(part: Part | None) -> str:
-    """Of the names of what each part has of its own; parts may share a data directory."""
+    """The end of names of what each part has for itself; parts may share a data directory."""
     return "" if part in (None, "code") else f"-{part}"
 
 
@@ -74,17 +74,17 @@ def check_part(settings: Settings, part: Part | None) -> None:
 
 
 def reached(host: str) -> str:
-    """The address by which this machine reaches what listens on an address of its own."""
+    """The address at which this machine reaches what listens on `host` here."""
     return "127.0.0.1" if host == _ANY_ADDRESS else host
 
 
 def ui_address(settings: Settings) -> str:
-    """Where this machine reaches its web UI."""
+    """The address at which this machine reaches its web UI."""
     return f"http://{reached(settings.ui_host)}:{settings.ui_port}"
 
 
 def is_open(host: str, port: int) -> bool:
-    """Tells whether somebody listens at a TCP port."""
+    """Tells whether a process listens on a TCP port."""
     try:
         with socket.create_connection((reached(host), port), timeout=2):
             return True
@@ -96,7 +96,7 @@ def check_port(setting: str, host: str, port: int) -> None:
     """Checks that a port of this machine is free.
 
     Raises:
-        SettingsError: it is not, or is none of ours; names the setting.
+        SettingsError: it is not, or the host is not this machine; names the setting.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,15 +146,16 @@ class Runtime:
         if self._lock is None or not _is_same(self._lock, self.path):
             self.release()
             self._lock = os.open(self.path, os.O_RDONLY)
-            # Who cleans temporary directories leaves one alone that is locked, as systemd does.
+            # Cleaners of temporary directories, such as systemd's, spare one that is locked.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not self.workspace.exists():
             with replace_atomically(self.workspace) as unfinished:
                 unfinished.write_text(self._workspace_text)
 
     def note_sockets(self) -> None:
-        """Remembers which sockets the code server has, now that it answers."""
-        self._sockets = {path for path in self.path.iterdir() if path.is_socket()}
+        """Remembers, once, which sockets the code server has now that it is there."""
+        if not self._sockets:
+            self._sockets = {path for path in self.path.iterdir() if path.is_socket()}
 
     def drop_sockets(self) -> None:
         """Removes the sockets of a code server that has ended."""
@@ -165,11 +166,10 @@ class Runtime:
                     path.unlink(missing_ok=True)
 
     def lost(self) -> list[Path]:
-        """What is not there any more, although nobody of ours has removed it."""
+        """What has disappeared without our doing, as when temporary files are cleaned up."""
         if self._lock is None or not _is_same(self._lock, self.path):
             return [self.path, *self._sockets]
-        wanted = (self.workspace, *sorted(self._sockets))
-        return [path for path in wanted if not path.exists()]
+        return [path for path in (self.workspace, *sorted(self._sockets)) if not path.exists()]
 
     def has_lost_sockets(self) -> bool:
         """Whether the code server cannot be reached any more, or cannot fork workers."""
@@ -201,7 +201,7 @@ def runtime_directory(settings: Settings, part: Part | None, workspace: str) -> 
         yield runtime
     finally:
         runtime.release()
-        shutil.rmtree(path, ignore_errors=True)  # somebody may have done so
+        shutil.rmtree(path, ignore_errors=True)  # it may be gone already
 
 
 def drop_leftovers(settings: Settings, part: Part | None) -> None:
@@ -209,11 +209,11 @@ def drop_leftovers(settings: Settings, part: Part | None) -> None:
 
     In the work directory also those that were copied there with it.
     """
-    found = list(settings.work_dir.glob(f"kbo{suffix(part)}-*-*"))
+    directories = list(settings.work_dir.glob(f"kbo{suffix(part)}-*-*"))
     prefix = runtime_prefix(settings, part)
     for parent in _parents(settings)[1:]:
-        found += parent.glob(f"{prefix}*")
-    for path in found:
+        directories += parent.glob(f"{prefix}*")
+    for path in directories:
         with suppress(OSError):  # another's, or gone
             if path.lstat().st_uid == os.geteuid() and path.is_dir() and not is_locked(path):
                 shutil.rmtree(path)
@@ -225,9 +225,10 @@ def runtime_prefix(settings: Settings, part: Part | None = None) -> str:
 
 
 def is_ours(settings: Settings, code_socket: Path) -> bool:
-    """Tells whether a code server with this socket was one of this data directory.
+    """Tells whether a code server with this socket belonged to this data directory.
 
-    Also of what it was before it was moved, or copied: whoever ran there does not write here.
+    Also to what the directory was before it was moved or copied: what ran there does not write
+    here.
     """
     prefixes = [f"kbo-{identity}-" for identity, *_ in _identities(settings)]
     return code_socket.parent.name.startswith((runtime_prefix(settings), *prefixes))
@@ -258,7 +259,7 @@ def _identities(settings: Settings) -> list[list[str | int]]:
 
 
 def _parents(settings: Settings) -> list[Path]:
-    """Where a runtime directory may be: first where nobody cleans up."""
+    """Where a runtime directory may be, starting with places that are not cleaned up."""
     places = (settings.work_dir, tempfile.gettempdir(), "/tmp", "/var/tmp")
     return [Path(place) for place in dict.fromkeys((*map(str, places), f"/run/user/{os.getuid()}"))]
 
@@ -281,7 +282,7 @@ def _make(settings: Settings, part: Part | None) -> Path:
 
 
 def _takes_sockets(directory: Path) -> bool:
-    """Not where the file system knows none, as some of containers and networks."""
+    """Some file systems of containers and networks have no sockets."""
     path = directory / _LONGEST_NAME
     with socket.socket(socket.AF_UNIX) as probe:
         try:

@@ -301,10 +301,9 @@ def test_a_register_made_anew_from_zips_has_the_values_that_were_left_out(
     state = {n: "a" for n in NUMBERS} | {NUMBERS[1]: "bb", NUMBERS[2]: "ccc"}
     whole = wide(tmp_path, ExtractKey(SINCE, "full"), state, [NUMBERS[2]])
     rebuild = """
-from kbo_pipeline.core.database import connect
 from kbo_pipeline.operate.repair.repair import rebuild_register
 missing = differing("0142-full")
-keys = rebuild_register(lambda: connect(settings), settings, ExtractKey(142, "update"), print)
+keys = rebuild_register(settings, ExtractKey(142, "update"), print)
 result = [missing, differing("0142-full"), [str(key) for key in keys]]
 """
     missing, after, keys = do(newer, core, rebuild, e0142_full=whole)

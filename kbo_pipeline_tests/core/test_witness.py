@@ -168,7 +168,7 @@ def test_one_file_is_made_good_from_the_other(
     truth, recorded = hash_of(world.published), world.recorded
     harm(getattr(world, which), world)
     remedy = world.mend(recorded)
-    assert remedy.said
+    assert remedy.lines
     assert remedy.lost == ()
     assert (hash_of(world.work), hash_of(world.published)) == (truth, truth)
     assert world.mend(recorded) == RepairPlan()
@@ -239,7 +239,7 @@ def test_a_register_that_has_lost_a_published_extract_gets_it_back_from_the_publ
     truth, recorded = hash_of(world.published), world.recorded
     older(world.work, world)
     remedy = world.mend(recorded)
-    assert "lost its newest extracts" in remedy.said[0]
+    assert "lost its newest extracts" in remedy.lines[0]
     assert remedy.forget == ()
     assert hash_of(world.work) == truth
 
@@ -300,7 +300,7 @@ def test_what_is_published_is_told_to_a_dagster_that_has_forgotten(world: World)
 def test_another_ledger_than_dagster_knows_is_told_to_it(world: World) -> None:
     remedy = world.mend(Recorded({FULL: None, UPDATE: "f" * 64}))
     assert [link.key for link in remedy.adopt] == [UPDATE]
-    assert "another ledger" in remedy.said[0]
+    assert "another ledger" in remedy.lines[0]
 
 
 def test_an_extract_that_only_dagster_knows_is_lost(world: World) -> None:

@@ -294,24 +294,21 @@ def test_a_stop_that_comes_during_a_look_for_dead_runs_is_not_lost(
 ) -> None:
     """The look goes on past whatever fails in it; being told to stop is no failure."""
 
-    class Look:
-        def __call__(self, *, ended_at: float, is_start: bool) -> None:
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(5)
-            except BaseException:
-                if is_swallowed:  # as DuckDB makes an error of its own of what is raised within it
-                    raise ValueError("somebody's own error") from None
-                raise
-
-        def has_code_server(self, socket: Path) -> bool:
-            return True
+    def look(ended_at: float, is_start: bool) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except BaseException:
+            if is_swallowed:  # as DuckDB makes an error of its own of what is raised within it
+                raise ValueError("somebody's own error") from None
+            raise
 
     settings = load_settings({"KBO_DATA_DIR": str(tmp_path)}, tmp_path)
     said: list[str] = []
     runtime = Runtime(tmp_path / "runtime", "")
     supervisor = serving._Supervisor(
-        settings, Children(settings, {}), runtime, said.append, Look(), read_only=False
+        *(settings, Children(settings, {}), runtime, said.append, look, lambda socket: True),
+        read_only=False,
     )
     supervisor._socket.touch()
     monkeypatch.setattr(supervisor, "_next_look", 0.0)

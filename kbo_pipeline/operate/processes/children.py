@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from kbo_pipeline.core.errors import StorageError
-from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.files import make_private, replace_atomically
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.processes.programs import BEAT_SECONDS, die_with_parent_command
 
@@ -76,7 +76,7 @@ class Children:
         return list(self._running)
 
     def log(self, name: str) -> Path:
-        """Where a child writes what it has to say."""
+        """Where a child's output goes."""
         return log_file(self.settings, name)
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
@@ -113,10 +113,8 @@ class Children:
 
     def kill(self, name: str) -> None:
         """Ends a child and whatever it started, at once."""
-        child = self._running.pop(name)
-        child.kill()
-        child.wait()
-        _kill_session(child.pid, self.settings)
+        self._running[name].kill()
+        self.end(name)
 
     def end_all(self) -> None:
         """Ends all children, in the reverse order of their start."""
@@ -128,17 +126,15 @@ class Children:
         for child in self._running.values():
             with suppress(psutil.Error):
                 sessions.append([child.pid, psutil.Process(child.pid).create_time()])
-        record = _record(self.settings, self.part)
-        unfinished = record.with_suffix(".new")
-        unfinished.write_text(json.dumps(sessions))
-        unfinished.replace(record)
+        with replace_atomically(_record(self.settings, self.part)) as unfinished:
+            unfinished.write_text(json.dumps(sessions))
 
 
 def end_leftovers(settings: Settings, part: str | None = None) -> int:
     """Ends what a killed `kbo start` on this data directory left; returns how many processes.
 
-    Only processes of its sessions that are not older than these, and that have this data directory
-    in their environment: a number may have become another program's since.
+    Only processes of its sessions, not older than these, and with this data directory in their
+    environment: a number may be another program's by now.
     """
     try:
         sessions = dict(json.loads(_record(settings, part).read_text()))
@@ -155,14 +151,14 @@ def _kill_session(session: int, settings: Settings, since: float = 0.0) -> int:
     """Kills the processes of a session, and waits until they are gone."""
     killed: list[psutil.Process] = []
     deadline = time.monotonic() + _STOP_SECONDS
-    while found := list(_of_session(session, settings, since)):  # they may start others meanwhile
+    while alive := list(_of_session(session, settings, since)):  # they may start others meanwhile
         if time.monotonic() > deadline:
-            raise StorageError(f"process {found[0].pid}: cannot be killed; see what it waits for")
-        for process in found:
+            raise StorageError(f"process {alive[0].pid}: cannot be killed; see what it waits for")
+        for process in alive:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(found, timeout=5)
-        killed += [process for process in found if process not in killed]
+        psutil.wait_procs(alive, timeout=5)
+        killed += [process for process in alive if process not in killed]
         time.sleep(0.01)
     return len(killed)
 
@@ -191,11 +187,7 @@ class Pulse:
     """Asks processes by their names, each in its own way."""
 
     def __init__(self, asks: Mapping[str, Callable[[], bool]]) -> None:
-        """Asks nobody yet.
-
-        Args:
-            asks: what tells whether a process answers now, within seconds.
-        """
+        """Takes, for each process, a function that tells within seconds whether it answers."""
         self._asks = asks
         self._silences: dict[str, _Silence] = {}
         self._answered: set[str] = set()
@@ -210,7 +202,7 @@ class Pulse:
         """Asks these processes, each few seconds; returns those that are silent for too long."""
         if time.monotonic() < self._due:
             return []
-        found = []
+        silent = []
         for name in names:
             if name not in self._asks:
                 continue
@@ -223,22 +215,22 @@ class Pulse:
             silence.asked += 1
             limit = SILENT_SECONDS if name in self._answered else _BEGINNING_SECONDS
             if silence.asked >= _LEAST_ASKED and now - silence.since >= limit:
-                found.append(name)
+                silent.append(name)
         self._due = time.monotonic() + _ASK_SECONDS
-        return found
+        return silent
 
 
 class Beat:
     """Tells whether a file is touched again and again."""
 
     def __init__(self, file: Path) -> None:
-        """Has not looked yet."""
+        """Takes the file."""
         self._file = file
         self._seen: int | None = None
         self._changed_at = 0.0
 
     def __call__(self) -> bool:
-        """Whether it was touched since the last looks; by our clock, as the wall's may jump."""
+        """Whether it was touched lately, by the monotonic clock, as the other one may jump."""
         try:
             touched = self._file.stat().st_mtime_ns
         except FileNotFoundError:
@@ -259,9 +251,9 @@ def log_file(settings: Settings, name: str) -> Path:
 
 
 def put_aside(file: Path) -> Path | None:
-    """Empties a log that has become large; returns where its lines are now.
+    """Packs a log that has become large, and empties it; returns where its lines are now.
 
-    A line that is written in the instant between reading the last one and emptying is lost.
+    A line written in the instant between reading the last one and emptying the log is lost.
 
     Raises:
         OSError: it cannot be copied; then it stays as it is.
@@ -287,12 +279,9 @@ def put_aside(file: Path) -> Path | None:
 
 
 def remove_old(file: Path, days: int, now: float) -> list[Path]:
-    """Removes what was put aside of a log and is too old, or too much; returns which files.
+    """Removes the files put aside of a log that are older than some days or too many; returns them.
 
-    Args:
-        file: the log.
-        days: how long they stay.
-        now: seconds of the epoch.
+    `now` is in seconds of the epoch.
     """
     aside = sorted(file.parent.glob(f"{file.name}.*.gz"), reverse=True)
     return _remove(
@@ -305,7 +294,7 @@ def remove_old(file: Path, days: int, now: float) -> list[Path]:
 def remove_old_outputs(settings: Settings, now: float) -> list[Path]:
     """Removes what runs and sensors have printed long ago; returns which files.
 
-    Dagster keeps it for ever, a file each. In a `DAGSTER_HOME` of the user's own all of it stays.
+    Dagster keeps a file of each for ever. In a `DAGSTER_HOME` of the user's own all of them stay.
     """
     home = settings.dagster_home
     if home != settings.data_dir / "dagster_home":

@@ -1,17 +1,17 @@
-"""The embedded PostgreSQL server: started by whoever needs it first, stopped by the last.
+"""The embedded PostgreSQL server: the first process that needs it starts it, the last one stops it.
 
-Here live its directory, its start and its stop, and the shape of database URLs; no SQL, no Dagster.
+Here are its directory, its start and its stop, and the form of database URLs; no SQL, no Dagster.
 
     DIRECTORY/data        the database cluster
-    DIRECTORY/log         what the server, initdb and pg_ctl have to say
+    DIRECTORY/log         output of the server, initdb and pg_ctl
     DIRECTORY/start.lock  held, exclusively, while a process starts the server or decides to stop it
     DIRECTORY/users.lock  held, shared, by every process that uses the server
     DIRECTORY/watched.lock  likewise, until it has left; the keeper waits for it
     DIRECTORY/keeper.lock held by the process that stops the server when its last user is killed
     DIRECTORY/socket      where the server listens; in /tmp when this path does not suit a socket
 
-The kernel drops a lock with the process that holds it, so that a killed process counts no longer;
-when it was the last one, the keeper in `programs.py` stops the server.
+The kernel drops a lock with the process that holds it, so that a killed process no longer counts.
+When it was the last one, the keeper in `programs.py` stops the server.
 """
 
 import atexit
@@ -51,7 +51,7 @@ _SOCKET_PATH_BYTES = 103  # macOS; Linux has 107
 _ASIDE = "data.aside-"
 _ORPHAN_SECONDS = 20  # Dagster's queries take less
 _KEEPER_SECONDS = 5
-_PROGRAMS = "kbo_pipeline.operate.processes.programs"
+_KEEPER = ("-P", "-m", "kbo_pipeline.operate.processes.programs", "keeper")
 _OF_PYTHON = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
 _SETTINGS = {
     "listen_addresses": "",
@@ -77,7 +77,7 @@ IF_DAMAGED = (
     "if its files are damaged, kbo rebuild --dagster moves them aside and tells a new database all"
     " that is published"
 )
-"""What helps against a damaged embedded database, whatever says that it is one."""
+"""The next step when the embedded database may be damaged."""
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -121,7 +121,7 @@ def embedded_server_url(directory: Path) -> str:
     Raises:
         StorageError: the server does not start; names the directory and the log.
     """
-    directory = Path(os.path.realpath(directory))  # a loop is said where it is opened
+    directory = Path(os.path.realpath(directory))  # a loop of links fails later
     with _guard:
         if _ended:
             raise StorageError(f"{directory}: this process is ending; start a new one")
@@ -138,9 +138,7 @@ def embedded_server_url(directory: Path) -> str:
 def stop_if_unused(directory: Path, then: Callable[[], None]) -> bool:
     """Stops the server in `directory` when no process uses it; False when one does.
 
-    Args:
-        directory: where the server lives.
-        then: what is done after that, before anybody can start it again.
+    `then` is called after that, before anybody can start the server again.
 
     Raises:
         StorageError: it does not stop.
@@ -149,7 +147,7 @@ def stop_if_unused(directory: Path, then: Callable[[], None]) -> bool:
 
 
 def move_aside(directory: Path) -> Path | None:
-    """Puts the cluster of the server in `directory` aside; the next start makes a new one.
+    """Puts the cluster in `directory` aside, so that the next start makes a new one.
 
     Returns:
         Where it is now; None when there is none.
@@ -170,19 +168,19 @@ def move_aside(directory: Path) -> Path | None:
 def server_pid(directory: Path) -> int | None:
     """The process of the server in `directory`; None when there is none."""
     server = _Server(directory.resolve())
-    pid = _read(server.data / "postmaster.pid").split("\n", 1)[0]
+    pid = server.recorded_pid()
     return int(pid) if _is_postmaster(pid, server._socket_dir()) else None
 
 
 def moved_aside(directory: Path) -> list[Path]:
-    """The clusters that `move_aside` has put aside, which nobody needs but to look into them."""
+    """The clusters that `move_aside` has put aside."""
     return sorted(directory.glob(f"{_ASIDE}*"))
 
 
 def start_ahead(directory: Path) -> None:
     """Begins to start the server in `directory`, while the caller does something else.
 
-    What goes wrong is said to whoever asks for its URL.
+    An error is raised for whoever asks for its URL.
     """
 
     def start() -> None:
@@ -221,7 +219,7 @@ class _Server:
     def leave(self) -> None:
         """Stops the server unless another process uses it.
 
-        Who comes meanwhile waits for the start lock, finds the server stopped and starts it.
+        A process that comes meanwhile waits for the start lock, then starts the server again.
         """
         if self.users_lock is None:
             return
@@ -244,16 +242,15 @@ class _Server:
         self.users_lock = self.watched_lock = None
 
     def stop_if_unused(self, then: Callable[[], None]) -> bool:
-        """Stops the server when no process uses it; False when one does.
-
-        Args:
-            then: what is done after that, before anybody can start it again.
-        """
         with self._start_lock():
             is_stopped = self._stop_if_unused()
             if is_stopped:
                 then()
             return is_stopped
+
+    def recorded_pid(self) -> str:
+        """The process that was the server at last; empty when it has ended in good order."""
+        return _read(self.data / "postmaster.pid").partition("\n")[0]
 
     def _stop_if_unused(self) -> bool:
         if is_locked(self.directory / "users.lock"):
@@ -264,9 +261,9 @@ class _Server:
         return True
 
     def _stop(self, socket_dir: Path) -> None:
-        """Stops the server; a process of it that is itself stopped would not hear of that."""
+        """Stops the server; its processes are resumed first, as a suspended one would not end."""
         with suppress(psutil.Error, ValueError):
-            postmaster = psutil.Process(int(_read(self.data / "postmaster.pid").split("\n", 1)[0]))
+            postmaster = psutil.Process(int(self.recorded_pid()))
             for process in (postmaster, *postmaster.children()):
                 process.resume()
         self._run("pg_ctl", "stop", "--mode=fast", *_PG_CTL)
@@ -274,11 +271,6 @@ class _Server:
             socket_dir.rmdir()
 
     def move_aside(self) -> Path | None:
-        """Renames the cluster, for good; None when there is none.
-
-        Raises:
-            StorageError: a process uses it.
-        """
         if not self.directory.is_dir():
             return None
         with self._start_lock():
@@ -302,7 +294,7 @@ class _Server:
         if self._keeper is not None:
             self._keeper.poll()  # reaped
         self._keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", _PROGRAMS, "keeper", str(self.directory)],
+            [sys.executable, *_KEEPER, str(self.directory)],
             env={name: value for name, value in os.environ.items() if name in _OF_PYTHON},
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -333,7 +325,7 @@ class _Server:
             os.close(lock)
 
     def _wait_for_start_lock(self, lock: int) -> None:
-        """Not for ever: who holds it may be stopped, as by Ctrl-Z."""
+        """Not for ever: its holder may be suspended, as by Ctrl-Z."""
         deadline = time.monotonic() + 2 * _START_SECONDS
         while True:
             try:
@@ -351,7 +343,7 @@ class _Server:
     def _running(self) -> Path | None:
         """Returns the socket's directory once the server answers, None when there is no server.
 
-        It waits for a server that is starting or stopping: somebody was killed while doing so.
+        It waits for a server that is starting or stopping, as after a kill in the middle of that.
         """
         socket_dir = self._socket_dir()
         deadline = time.monotonic() + _START_SECONDS
@@ -362,7 +354,7 @@ class _Server:
             if lines[7:] and lines[7].strip() == "ready":
                 if (socket_dir / f".s.PGSQL.{_PORT}").exists():
                     return socket_dir
-                self._stop(socket_dir)  # somebody has cleaned up: nobody reaches it any more
+                self._stop(socket_dir)  # cleaned away: it cannot be reached any more
                 return None
             if time.monotonic() > deadline:
                 raise self._error("neither starts nor stops")
@@ -417,7 +409,7 @@ class _Server:
         unfinished.rename(self.data)
 
     def _give_to_server(self) -> None:
-        """Gives files of root's to the server's user: who copies as root may lose their owner."""
+        """Gives root's files to the server's user: a copy made by root may have lost the owner."""
         if os.geteuid() != 0 or self.data.stat().st_uid != 0:
             return
         owner = self._owner()
@@ -429,11 +421,11 @@ class _Server:
         os.chown(self.data, *owner)
 
     def _run(self, program: str, *arguments: str, data: Path | None = None) -> None:
-        """Runs one of PostgreSQL's programs as the server's user, its words into the log."""
+        """Runs one of PostgreSQL's programs as the server's user, with its output in the log."""
         with os.fdopen(self._open(self.log.name, os.O_APPEND), "ab") as log:
             begin = log.tell()
             uid, gid = self._owner() if os.geteuid() == 0 else (None, None)
-            if uid is not None:  # each time: somebody may have closed a directory above since
+            if uid is not None:  # each time: a directory above may have been closed since
                 for path in (self.data, _programs() / program):
                     _let_through(path, uid)
             finished = subprocess.run(
@@ -453,8 +445,8 @@ class _Server:
                 check=False,
             )
         if finished.returncode != 0:
-            said = _read(self.log, begin).strip()
-            reasons = re.findall(r"(?:FATAL|PANIC|error): *(.+)", said) or said.splitlines()
+            output = _read(self.log, begin).strip()
+            reasons = re.findall(r"(?:FATAL|PANIC|error): *(.+)", output) or output.splitlines()
             raise self._error(f"fails: {program}: {reasons[-1] if reasons else 'no reason given'}")
 
     def _error(self, reason: str) -> StorageError:
@@ -493,8 +485,8 @@ class _Server:
             uid, gid = self._owner()
             if path.lstat().st_uid == 0:
                 os.chown(path, uid, gid, follow_symlinks=False)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:
             raise self._error(f"needs {path}, which is open to others: remove it")
 
 
@@ -527,9 +519,10 @@ def _is_postmaster(pid: str, socket_dir: Path) -> bool:
 def _discard_reused_pid(file: Path, socket_dir: Path) -> None:
     """Makes a pid file of a dead server one that PostgreSQL recognizes as such.
 
-    It does so itself unless a process with that number lives: after a reboot or in a container
-    any other one, or the dead server that nobody reaped. The other lines stay, by which it finds
-    out whether children of the dead server still write. An empty file, left by a full disk, goes.
+    PostgreSQL does so itself unless a process with that number lives: after a reboot or in a
+    container any other one, or the dead server as a zombie. The other lines stay: from them it
+    learns whether children of the dead server still write. An empty file, left by a full disk, is
+    removed.
     """
     pid, newline, rest = _read(file).partition("\n")
     if not pid.isdigit():
@@ -541,9 +534,9 @@ def _discard_reused_pid(file: Path, socket_dir: Path) -> None:
 def _let_through(path: Path, uid: int) -> None:
     """Lets an account search the directories above `path`."""
     for parent in path.parents:
-        found = parent.stat()
-        if found.st_uid != uid and not found.st_mode & stat.S_IXOTH:
-            parent.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
+        status = parent.stat()
+        if status.st_uid != uid and not status.st_mode & stat.S_IXOTH:
+            parent.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
 
 
 _guard = threading.Lock()

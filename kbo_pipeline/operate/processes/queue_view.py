@@ -199,16 +199,14 @@ _not_made: set[URL] = set()
 def ensure_queue(connection: Connection, *, embedded: bool) -> None:
     """Makes the view and the role, unless the view is there as this version defines it.
 
-    Where the login may not, one line is logged in a process, and Dagster works without.
-
-    Args:
-        connection: in a transaction in which no other process does the same.
-        embedded: whether the server is our own, whose rights for everybody are ours to change.
+    Where the login may not, each process logs one line, and Dagster works without. No other process
+    may do the same during the connection's transaction. An embedded server is our own, so that
+    rights of everybody there are taken away.
     """
     url = connection.engine.url
     comment = f"The runs of Dagster as a queue. Definition {_fingerprint()} of kbo_pipeline."
-    found = connection.execute(text("SELECT obj_description(to_regclass('kbo_queue'), 'pg_class')"))
-    if found.scalar() == comment or url in _not_made:
+    there = connection.execute(text("SELECT obj_description(to_regclass('kbo_queue'), 'pg_class')"))
+    if there.scalar() == comment or url in _not_made:
         return
     try:
         with connection.begin_nested():

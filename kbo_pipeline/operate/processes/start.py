@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import yaml
 
@@ -63,46 +62,34 @@ _DEATHS_SECONDS = 150.0
 _LONGEST_PAUSE = 16
 _RUNTIME_SECONDS = 5.0  # between two looks at the runtime directory
 _ASK_SECONDS = 5.0
+_PROGRAMS = "kbo_pipeline.operate.processes.programs"
 _RETRY = "retry"  # the child that imports again what was lost
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Recovery(Protocol):
-    """What brings the records of runs, and the register, in order; given by the caller."""
+Recover = Callable[[float, bool], ExtractKey | None]
+"""Fails the runs whose worker is dead, and repairs what was lost; given by the caller of `serve`.
 
-    def __call__(self, *, ended_at: float, is_start: bool) -> ExtractKey | None:
-        """Fails the runs whose worker is dead, repairs what was lost.
-
-        Args:
-            ended_at: seconds of the epoch; no worker of a run that `kbo start` on this data
-                directory launched before lives.
-            is_start: nothing runs yet.
-
-        Returns:
-            An extract that `kbo retry` is to bring to its end now; None when there is none.
-        """
-
-    def has_code_server(self, socket: Path) -> bool:
-        """Tells whether the code server answers within seconds; asked where its child runs.
-
-        Args:
-            socket: where it listens, unless that is at `KBO_CODE_HOST`.
-        """
+It takes an instant, in seconds of the epoch, so that no worker lives that `kbo start` on this data
+directory launched before; and whether nothing runs yet. It returns an extract that `kbo retry` is
+to bring to its end now.
+"""
 
 
 class _Stopped(BaseException):
-    """A signal asked us to end; no Exception, so that nobody takes it for a failure of his."""
+    """A signal asked us to end; no Exception, so that no code takes it for a failure."""
 
 
 def serve(
     settings: Settings,
     report: Callable[[str], None],
+    recover: Recover,
+    has_code_server: Callable[[Path], bool],
     *,
-    recover: Recovery,
     part: Part | None = None,
     read_only: bool = False,
 ) -> None:
-    """Runs everything, or one part, until it is told to end; ends all children when it ends.
+    """Runs everything, or one part, until a signal comes; then ends all children.
 
     A child that dies is started again, after growing pauses. What a killed `kbo start` left is
     ended first.
@@ -110,9 +97,10 @@ def serve(
     Args:
         settings: the settings; the children get them as environment.
         report: takes a line for the person who watches.
-        recover: called once nobody else can start on this data directory and nothing runs yet,
-            when a new code server is there, and each half minute. Not by a part that is without
-            the code location.
+        recover: called before anything runs, when a new code server is there, and each half minute;
+            not for a part without the code location.
+        has_code_server: tells within seconds whether the code server answers on this socket, or at
+            `KBO_CODE_HOST`; asked where its child runs.
         part: what runs; all of it when None.
         read_only: nobody can start or change anything in the web UI.
 
@@ -131,7 +119,7 @@ def serve(
         if part == "code" and settings.code_host is not None:
             check_port("KBO_CODE_PORT", settings.code_host, settings.code_port)
         prepare_dagster_home(settings)
-        lost = recover(ended_at=time.time(), is_start=True) if part in (None, "code") else None
+        lost = recover(time.time(), True) if part in (None, "code") else None
         try:
             with (
                 runtime_directory(settings, part, _workspace(settings)) as runtime,
@@ -139,7 +127,9 @@ def serve(
                 _children(settings, part, runtime.path) as children,
             ):
                 _Supervisor(
-                    settings, children, runtime, report, recover, part=part, read_only=read_only
+                    *(settings, children, runtime, report, recover, has_code_server),
+                    part=part,
+                    read_only=read_only,
                 ).run(lost, check_stopped)
         except _Stopped:
             report("stopped")
@@ -188,7 +178,8 @@ class _Supervisor:
         children: Children,
         runtime: Runtime,
         report: Callable[[str], None],
-        recover: Recovery,
+        recover: Recover,
+        has_code_server: Callable[[Path], bool],
         *,
         part: Part | None = None,
         read_only: bool,
@@ -206,17 +197,12 @@ class _Supervisor:
         workspace = str(runtime.workspace)
         self._arguments = {
             "code": (
-                *(
-                    "kbo_pipeline.operate.processes.programs",
-                    "code-server",
-                    "-m",
-                    "kbo_pipeline.definitions",
-                ),
+                *(_PROGRAMS, "code-server", "-m", "kbo_pipeline.definitions"),
                 "--empty-working-directory",  # or else Dagster looks there for modules first
                 *(*listen, "--location-name", "kbo_pipeline"),
             ),
             "daemon": (
-                *("kbo_pipeline.operate.processes.programs", "daemon", str(runtime.beat)),
+                *(_PROGRAMS, "daemon", str(runtime.beat)),
                 *("run", "-w", workspace),
             ),
             "webserver": (
@@ -233,10 +219,9 @@ class _Supervisor:
         self._next_tidying = time.monotonic()
         self._next_removal = time.monotonic()
         self._next_runtime_look = 0.0
-        self._is_noted = False  # which sockets the code server has
         self._pulse = Pulse(
             {
-                "code": lambda: recover.has_code_server(self._socket),
+                "code": lambda: has_code_server(self._socket),
                 "daemon": Beat(runtime.beat),
                 "webserver": lambda: answers(f"{self._address}/server_info", _ASK_SECONDS),
             }
@@ -247,7 +232,7 @@ class _Supervisor:
 
         Args:
             lost: an extract to be retried at once.
-            check_stopped: raises when a signal has told us to end, whoever has swallowed it.
+            check_stopped: raises when a signal has asked us to end, though it was swallowed.
         """
         self._report(f"logs: {self._children.log('code').parent}")
         if self._part in ("daemon", "web"):
@@ -269,7 +254,7 @@ class _Supervisor:
                 if name == _RETRY:
                     self._end_retry(code)
                 else:
-                    self._take_leave(name, f"ended with code {code}")
+                    self._replace(name, f"ended with code {code}")
             for name, due in list(self._due.items()):
                 if time.monotonic() >= due:
                     del self._due[name]
@@ -284,12 +269,11 @@ class _Supervisor:
 
     def _wait_for_code_location(self, check_stopped: Callable[[], None]) -> None:
         """Before it is there, Dagster would note that it is missing, and look a minute later."""
-        is_told = False
+        if self._has_code_server():
+            return
+        host, port = self._settings.code_host, self._settings.code_port
+        self._report(f"waiting for the code location at {host}:{port}")
         while not self._has_code_server():
-            if not is_told:
-                host, port = self._settings.code_host, self._settings.code_port
-                self._report(f"waiting for the code location at {host}:{port}")
-                is_told = True
             check_stopped()
             time.sleep(_CHECK_SECONDS)
 
@@ -299,21 +283,22 @@ class _Supervisor:
         return is_open(self._settings.code_host, self._settings.code_port)
 
     def _start(self, name: str) -> None:
-        if name == "code":
-            self._runtime.drop_sockets()
-            self._is_noted = False
         self._pulse.begin(name)
         self._children.start(name, self._arguments[name])
 
-    def _take_leave(self, name: str, what: str) -> None:
-        """Ends what is left of a child; says when it is started again, or that it is not."""
+    def _replace(self, name: str, what: str) -> None:
+        """Ends what is left of a child, and plans its next start.
+
+        Raises:
+            StorageError: it has died too often.
+        """
         self._children.kill(name)
         if name == "code":  # and with it the run workers
             self._ended_at = time.time()
             self._runtime.drop_sockets()
-            self._is_noted = self._is_settled = False
+            self._is_settled = False
         now = time.monotonic()
-        if name == "daemon":  # a run that it was launching may have been begun by nobody
+        if name == "daemon":  # a run that it was launching may never have begun
             self._next_look = min(self._next_look, now + _LAUNCHED_SECONDS)
         recent = [t for t in self._deaths[name] if now - t < _DEATHS_SECONDS] + [now]
         self._deaths[name] = recent
@@ -328,7 +313,7 @@ class _Supervisor:
         self._report(f"{name}: {what}; it is started again in {pause} s; see {log}")
 
     def _look_after_runtime(self) -> None:
-        """Makes again what somebody has cleaned away; sockets come with a new code server."""
+        """Makes again what was cleaned away; sockets come with a new code server."""
         if time.monotonic() < self._next_runtime_look:
             return
         self._next_runtime_look = time.monotonic() + _RUNTIME_SECONDS
@@ -341,17 +326,16 @@ class _Supervisor:
                 return
             self._report(f"{lost[0]}: was gone, and is made again")
             if has_lost_sockets and "code" in self._children.names:
-                self._take_leave("code", "its sockets were gone")
-        elif not self._is_noted and self._settings.code_host is None and self._socket.exists():
+                self._replace("code", "its sockets were gone")
+        elif self._settings.code_host is None and self._socket.exists():
             self._runtime.note_sockets()
-            self._is_noted = True
 
     def _look_for_silent_ones(self) -> None:
         """Not while PostgreSQL does not answer either: they wait for it, and would again."""
         silent = self._pulse.silent(self._children.names)
         if silent and self._has_postgres():
             for name in silent:
-                self._take_leave(name, f"lives, and has not answered for {SILENT_SECONDS:.0f} s")
+                self._replace(name, f"lives, and has not answered for {SILENT_SECONDS:.0f} s")
 
     def _has_postgres(self) -> bool:
         try:
@@ -369,7 +353,7 @@ class _Supervisor:
         elif time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _LOOK_SECONDS
             try:
-                self._retry(self._recover(ended_at=self._ended_at, is_start=False))
+                self._retry(self._recover(self._ended_at, False))
             except Exception as error:  # whatever it is, mostly PostgreSQL: it passes
                 reason = first_line(f"{type(error).__name__}: {error}")
                 self._report(f"looking for dead runs failed: {reason}; it is tried again")
@@ -396,7 +380,7 @@ class _Supervisor:
     def _end_retry(self, code: int) -> None:
         self._children.end(_RETRY)
         assert self._retried is not None
-        drop_lost(self._settings, self._retried)  # whatever came of it: people are told
+        drop_lost(self._settings, self._retried)  # whatever came of it: a failure is reported
         self._next_look = time.monotonic()
         if code != 0:
             log = self._children.log(_RETRY)
@@ -422,7 +406,7 @@ class _Supervisor:
 def _ended_by_signals() -> Iterator[Callable[[], None]]:
     """Lets signals raise `_Stopped`; yields what raises it again, should a library swallow it.
 
-    DuckDB makes an error of its own of whatever is raised while it is at work.
+    DuckDB turns whatever is raised while it is at work into an error of its own.
     """
     is_told = False
 
@@ -446,15 +430,13 @@ def _ended_by_signals() -> Iterator[Callable[[], None]]:
 @contextmanager
 def _children(settings: Settings, part: Part | None, runtime: Path) -> Iterator[Children]:
     """Ends all children that were started, when the block ends."""
-    # What they could not find out alone: paths that were relative, values of `.env`. Temporary
-    # files where they go with us, since who is killed leaves them.
-    # The account stays where it is written: who polls reads `.env` again when it has changed.
-    found = {name: text for name, text in settings.environment.items() if name not in ACCOUNT}
     environment = {
         "DAGSTER_DAEMON_LOG_LEVEL": "warning",  # or else three lines a second of what is not due
         **os.environ,
-        **found,
-        "TMPDIR": str(runtime),
+        # Paths that were relative, and values of `.env`, but for the account: a sensor reads that
+        # again when it has changed.
+        **{name: value for name, value in settings.environment.items() if name not in ACCOUNT},
+        "TMPDIR": str(runtime),  # which is removed with what a killed process leaves
     }
     children = Children(settings, environment, part)
     try:

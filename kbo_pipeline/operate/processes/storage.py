@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 POSTGRES_ERRORS = (SQLAlchemyError, DagsterPostgresException)
 """What Dagster's code raises when PostgreSQL is away, or refuses something."""
 
-_PATIENCE = 90.0
-"""Seconds to wait for a server that has been there before: somebody restarts it."""
-
-_FIRST_PATIENCE = 6.0
-"""Seconds to wait for a server that has not been there yet, and may be starting."""
+_PATIENCE = 90.0  # seconds for a server that was there before: it is being restarted
+_FIRST_PATIENCE = 6.0  # seconds for one that was not there yet, and may be starting
+_PAUSE = 0.5
+_EVENTS_AT_ONCE = 1000  # events of one kind that Dagster hands over together
+_TABLES_LOCK = int.from_bytes(b"kbo", "big")
 
 _PASSING = (
     "Connection refused",
@@ -69,21 +69,14 @@ _PASSING = (
     "too many connections",
     "connection slots are reserved",
 )
-"""What says that a server may answer a moment later; libpq gives a text alone, and no code."""
-
-_PAUSE = 0.5
-
-_EVENTS_AT_ONCE = 1000
-"""Events of one kind that Dagster hands over together, where they come together."""
-
-_TABLES_LOCK = int.from_bytes(b"kbo", "big")
+"""Errors of a server that may answer a moment later; libpq gives a text alone, and no code."""
 
 
 class KboPostgresStorage(DagsterPostgresStorage):
     """Storage in PostgreSQL: at `DAGSTER_POSTGRES_URL`, or else in the embedded server.
 
-    It has no configuration. Dagster hands the configuration of the storage to run workers and code
-    servers on their command lines; each finds the address in its own environment instead.
+    It has no configuration, which Dagster would hand to run workers and code servers on their
+    command lines; each finds the address in its own environment instead.
     """
 
     def __init__(
@@ -110,11 +103,8 @@ class KboPostgresStorage(DagsterPostgresStorage):
         except POSTGRES_ERRORS as error:
             raise explained(error, url, embedded) from error
         is_tested = insides.are_tested()
-        of_runs, of_events = (
-            (_QuickRunStorage, _QuickEventLogStorage)
-            if is_tested
-            else (_RunStorage, _EventLogStorage)
-        )
+        of_runs = _QuickRunStorage if is_tested else _RunStorage
+        of_events = _QuickEventLogStorage if is_tested else _EventLogStorage
         self._runs = of_runs(self.postgres_url, should_autocreate_tables=False)
         self._events = of_events(self.postgres_url, should_autocreate_tables=False)
         if is_tested:
@@ -157,36 +147,34 @@ class KboPostgresStorage(DagsterPostgresStorage):
 
 
 def migrate(instance: DagsterInstance, report: Callable[[str], None]) -> None:
-    """Brings Dagster's tables to its installed version, when they are of an older one.
+    """Migrates Dagster's tables when they are of an older version, with a line for `report` before.
 
-    Args:
-        instance: whose tables; nobody else may be at work with them.
-        report: takes a line, before it begins.
+    No other process may use them meanwhile.
     """
     of_tables, of_program = instance.run_storage.alembic_version() or (None, None)
     if of_tables != of_program:
         report("Dagster's tables in PostgreSQL are of an older version: migrating them")
-        with patience(None):  # whole tables are written anew
+        with patience(None):  # whole tables are rewritten
             instance.upgrade()
 
 
 def explained(error: Exception, url: URL, embedded: Path | None) -> StorageError:
-    """What PostgreSQL, or what talks with it, has to say, in one line with what helps.
+    """An error of SQLAlchemy or of Dagster's storage, in one line with the next step.
 
     Args:
-        error: is raised by SQLAlchemy or by Dagster's storage.
+        error: the error.
         url: the address of the server.
         embedded: the directory of the embedded server; None for one of the user's own.
     """
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    reason = first_line(chain[-1])
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = first_line(cause)
     if embedded is None:
         helps = "check DAGSTER_POSTGRES_URL and that the server runs"
-    elif isinstance(chain[-1], SilentError) and server_answers(url.render_as_string(False)):
+    elif isinstance(cause, SilentError) and server_answers(url.render_as_string(False)):
         helps = "another process holds what was asked for; run the command again, see kbo doctor"
-    elif isinstance(chain[-1], SilentError):
+    elif isinstance(cause, SilentError):
         helps = f"its process {server_pid(embedded)} stands still: end it, and it is started again"
     else:
         helps = f"see {embedded / 'log'}; {IF_DAMAGED}"
@@ -268,8 +256,8 @@ def _engine(url: str, embedded: Path | None) -> Engine:
     """Returns the process's one engine for this URL.
 
     One, because a code server makes a DagsterInstance at every tick, and its connections would
-    outlive it. Two connections stay open, more come and go; those that a restart of the server or
-    a router in between has cut are found out before they are used.
+    outlive it. Two connections stay open, more come and go; each is tested before it is used, as a
+    restart of the server or a router in between may have cut it.
     """
     limit_silence()
     engine = create_engine(

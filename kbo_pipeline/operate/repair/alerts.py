@@ -1,4 +1,4 @@
-"""What people are told without asking, and how it reaches their webhook. No Dagster."""
+"""Alerts: what people should know without asking, and how it reaches a log and a webhook."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -31,6 +31,9 @@ from kbo_pipeline.read.published import published_state_of
 Kind = Literal["failed", "gap", "stale", "refused"]
 
 _SECONDS = 10.0
+_RUNS_LOOKED_AT = 50  # about no extract that is known
+_PATIENCE_SECONDS = 600.0
+_JOBS = ("stage_extract", "apply_batches", "publish_extract", "materialize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,11 @@ def post(alert: Alert, webhook: str) -> None:
         with requests.Session() as session:
             session.trust_env = not is_own(host)
             answer = session.post(
-                webhook, json=alert.to_json(), timeout=_SECONDS, allow_redirects=False, stream=True
+                webhook,
+                json=alert.to_json(),
+                timeout=_SECONDS,
+                allow_redirects=False,
+                stream=True,
             )
             answer.close()
     except requests.RequestException as error:
@@ -102,19 +109,8 @@ def post(alert: Alert, webhook: str) -> None:
         raise StorageError(f"{place}: answers {answer.status_code}; check the address")
 
 
-_RUNS_LOOKED_AT = 50  # about no extract that is known
-_PATIENCE_SECONDS = 600.0
-_JOBS = ("stage_extract", "apply_batches", "publish_extract", "materialize")
-
-
 def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> list[Alert]:
-    """What is wrong now, whether it was told before or not.
-
-    Args:
-        instance: where runs and publications are recorded.
-        settings: say when a register is stale.
-        now: seconds of the epoch.
-    """
+    """What is wrong at `now`, in seconds of the epoch; whether an alert was sent before or not."""
     progress = Progress(instance)
     poll = read_poll(instance)
     alerts = _failed(instance, progress)
@@ -126,7 +122,7 @@ def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> 
 
 
 def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
-    """The failed imports that nobody has brought to their end since, one for each error."""
+    """The failed imports that nothing has completed since, one alert for each error."""
     newest = progress.newest_published
     ahead = {key for key in progress.known if newest is None or key.number > newest.number}
     ahead -= progress.cancelled  # a run at its start ends as failed then
@@ -172,7 +168,7 @@ def alerts_of_portal(poll: Poll) -> list[Alert]:
 def _waiting(
     instance: dg.DagsterInstance, settings: Settings, progress: Progress, now: float
 ) -> list[Alert]:
-    """A gap that somebody has had the time to close who drops ZIPs one by one."""
+    """A gap that has lasted longer than somebody needs who drops ZIPs one by one."""
     gap = gap_below_staged(settings, progress)
     if gap is None:
         return []
@@ -183,7 +179,7 @@ def _waiting(
 
 
 def gap_below_staged(settings: Settings, progress: Progress) -> tuple[ExtractKey, Alert] | None:
-    """The first staged extract that follows nothing, wherever it came from, and what it lacks."""
+    """The first staged extract that follows no published one, and an alert on what it lacks."""
     newest = progress.newest_published
     above = [key for key in progress.staged if newest is None or key.number > newest.number]
     if not above or progress.next_to_apply is not None:
@@ -203,7 +199,7 @@ def gap_below_staged(settings: Settings, progress: Progress) -> tuple[ExtractKey
 def _rolled_back(
     settings: Settings, newest: ExtractKey | None, first: ExtractKey
 ) -> ExtractKey | None:
-    """The lowest extract between these two that a person has undone, if that is what is missing."""
+    """The rolled-back extract that is missing between these two; None when none is."""
     try:
         undone = published_state_of(settings.database).rolled_back
     except RegisterError:  # kbo doctor tells of it
@@ -224,14 +220,9 @@ def stale_register(
     poll: Poll | None,
     now: float,
 ) -> list[Alert]:
-    """That no new extract has come for long: one alert for each newest extract.
+    """That no new extract has come for long: one alert for each newest published extract.
 
-    Args:
-        instance: where publications are recorded.
-        settings: say when a register is stale.
-        published: the newest published extract.
-        poll: what came of asking the portal for the last time.
-        now: seconds of the epoch.
+    `now` is in seconds of the epoch.
     """
     records = instance.fetch_materializations(dg.AssetKey("published_extract"), limit=1).records
     if not records or published is None:

@@ -35,18 +35,17 @@ from kbo_pipeline.operate.runs.progress import (
     newest_published,
     sensor_states,
 )
-from kbo_pipeline.operate.runs.recovery import is_dead
+from kbo_pipeline.operate.runs.recovery import WAITING_STATUSES, is_dead
 from kbo_pipeline.operate.runs.status import error_of_run
 from kbo_pipeline.read.published import published_state_of
 
 if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorState
 
-_SETTLED_SECONDS = 60.0  # after its start `kbo start` has told of itself everywhere
+_SETTLED_SECONDS = 60.0  # until all parts of `kbo start` have reported themselves
 _SILENT_SECONDS = 180.0  # heartbeats and ticks come every 30 s or more often
 _QUEUED_SECONDS = 3600.0
 _LATE_SECONDS = 600.0
-_WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
 Sensors = Callable[[], Iterable[dg.SensorDefinition]]
@@ -60,7 +59,7 @@ class Installation:
         settings: say where everything is.
         instance: Dagster's instance.
         start_pid: the process of `kbo start`; None when none runs.
-        sensors: gives those that there are; what defines them is above this folder.
+        sensors: gives the sensors, which are defined above this folder.
     """
 
     settings: Settings
@@ -75,7 +74,7 @@ class Installation:
 
     @cached_property
     def poll(self) -> Poll | None:
-        """What came of asking the portal for the last time."""
+        """The result of the last portal poll."""
         return read_poll(self.instance)
 
     @cached_property
@@ -90,10 +89,10 @@ class Installation:
     def newest(self) -> ExtractKey | None:
         """The newest published extract."""
         try:
-            standing = published_state_of(self.settings.database)
-        except RegisterError:  # told by who looks at that file
-            standing = PublishedState()
-        return newest_published(standing, self.progress)
+            state = published_state_of(self.settings.database)
+        except RegisterError:  # which is a finding of check_published
+            state = PublishedState()
+        return newest_published(state, self.progress)
 
     def is_ahead(self, key: ExtractKey) -> bool:
         """Tells whether an extract is yet to be published, and not overtaken by a Full."""
@@ -109,15 +108,10 @@ class Installation:
         """Whether `kbo start` runs."""
         return self.start_pid is not None
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether `kbo start` runs for so long that all its parts must have shown up."""
-        return self.running_seconds > _SETTLED_SECONDS
-
 
 def check_daemons(installation: Installation) -> Iterator[Finding]:
     """Whether all parts of Dagster's daemon are alive."""
-    if not installation.is_settled:
+    if installation.running_seconds <= _SETTLED_SECONDS:
         return
     instance, log = installation.instance, installation.settings.work_dir / "logs" / "daemon.log"
     beats = instance.get_daemon_heartbeats()
@@ -140,37 +134,28 @@ def check_daemons(installation: Installation) -> Iterator[Finding]:
 
 def check_sensors(installation: Installation) -> Iterator[Finding]:
     """Whether a sensor was stopped by hand, fails, or has gone silent."""
-    newest: dict[str, InstigatorState] = {}
-    for one in sensor_states(installation.instance):
-        known = newest.get(one.instigator_name)
-        if known is None or _last_tick(known) <= _last_tick(one):
-            newest[one.instigator_name] = one
-    bad = False
-    for sensor in installation.sensors():
-        state = newest.get(sensor.name)
-        if _is_off(sensor, state):
-            continue
-        finding = _of_sensor(installation, sensor.name, sensor.minimum_interval_seconds, state)
-        if finding is not None:
-            bad = True
-            yield finding
-    if newest and not bad:
+    by_last_tick = sorted(sensor_states(installation.instance), key=_last_tick)
+    newest = {state.instigator_name: state for state in by_last_tick}
+    findings = [
+        finding
+        for sensor in installation.sensors()
+        if (finding := _of_sensor(installation, sensor, newest.get(sensor.name))) is not None
+    ]
+    yield from findings
+    if newest and not findings:
         yield found_ok("sensors", "none was stopped, and none has failed in its newest tick")
 
 
-def _is_off(sensor: dg.SensorDefinition, state: "InstigatorState | None") -> bool:
-    """Whether a sensor that is off until somebody starts it was never started, or stopped again."""
-    is_started = state is not None and state.status.value == "RUNNING"
-    return sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started
-
-
 def _of_sensor(
-    installation: Installation, name: str, interval: int | None, state: "InstigatorState | None"
+    installation: Installation, sensor: dg.SensorDefinition, state: "InstigatorState | None"
 ) -> Finding | None:
-    log = installation.settings.work_dir / "logs" / "code.log"
+    name, log = sensor.name, installation.settings.work_dir / "logs" / "code.log"
+    is_started = state is not None and state.status.value == "RUNNING"
+    if sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started:
+        return None  # off by default, and nobody has started it
     if state is not None and state.status.value == "STOPPED":
         return found("stopped sensor", name=name)
-    silent = max(_SILENT_SECONDS, 5.0 * (interval or 30))
+    silent = max(_SILENT_SECONDS, 5.0 * (sensor.minimum_interval_seconds or 30))
     last_tick = _last_tick(state)
     if installation.running_seconds > silent and time.time() - last_tick > silent:
         since = f"since {clock(last_tick)}" if last_tick else "ever"
@@ -180,10 +165,10 @@ def _of_sensor(
     ticks = installation.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     if ticks and ticks[0].status.value == "FAILURE":
         error = ticks[0].error
-        said = first_line(error.message if error else "") or "without a message"
+        message = first_line(error.message if error else "") or "without a message"
         at = clock(ticks[0].timestamp)
-        severity = _severity(is_mild=not installation.is_run)
-        return found("failed sensor", severity, name=name, time=at, error=said, log=log)
+        severity: Severity = "error" if installation.is_run else "warning"
+        return found("failed sensor", severity, name=name, time=at, error=message, log=log)
     return None
 
 
@@ -196,13 +181,13 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
     for run in installation.progress.unfinished_runs:
         extract = extract_of(run)
         name = f"run {run.run_id[:8]} ({job_of(run)})"
-        if run.status in _WAITING:
+        if run.status in WAITING_STATUSES:
             record = instance.get_run_record_by_id(run.run_id)
             seconds = time.time() - record.create_timestamp.timestamp() if record else 0.0
             if seconds > _QUEUED_SECONDS:
-                helps = (
-                    "see in the web UI what it waits for" if installation.is_run else "kbo start"
-                )
+                helps = "see in the web UI what it waits for"
+                if not installation.is_run:
+                    helps = "kbo start"
                 if is_paused(settings):
                     helps = "kbo resume"
                 hours = seconds / 3600
@@ -215,7 +200,7 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
                 continue
         elif is_dead(instance, settings, run, ended_at=ended_at):
             helps = "kbo start resumes it within a minute" if installation.is_run else "kbo start"
-            severity = _severity(is_mild=installation.is_run)
+            severity: Severity = "warning" if installation.is_run else "error"
             yield found("dead run", severity, extract, run=name, remedy=helps)
             continue
         healthy += 1
@@ -237,7 +222,8 @@ def check_failed_runs(installation: Installation) -> Iterator[Finding]:
         if key in progress.cancelled or installation.is_claimed(key):
             continue
         what = "change_report" if is_passed else job_of(run)
-        error, severity = error_of_run(instance, run), _severity(is_mild=is_passed)
+        error = error_of_run(instance, run)
+        severity: Severity = "warning" if is_passed else "error"
         yield found("failed run", severity, text, job=what, error=error, remedy=what_helps(run))
 
 
@@ -246,7 +232,7 @@ def _makes_report(run: dg.DagsterRun) -> bool:
 
 
 def check_pools(installation: Installation) -> Iterator[Finding]:
-    """Whether slots of pools are taken by runs that have ended: nobody else would get them."""
+    """Whether runs that have ended still hold slots of pools, which no other run would get."""
     instance = installation.instance
     for pool in sorted(instance.event_log_storage.get_concurrency_keys()):
         slots = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
@@ -255,7 +241,7 @@ def check_pools(installation: Installation) -> Iterator[Finding]:
             if record is None:
                 yield found("lost slot", pool=pool, run=run_id[:8])
             elif record.dagster_run.is_finished:
-                severity = _severity(is_mild=installation.is_run)
+                severity: Severity = "warning" if installation.is_run else "error"
                 yield found("kept slot", severity, pool=pool, run=run_id[:8])
 
 
@@ -296,27 +282,25 @@ def _of_extract(
     if key not in progress.staged:
         return found("not staged", None, key, extract=key)
     if following is None:
-        return None  # there is a gap below, which is told
+        return None  # there is a gap below, which is a finding of its own
     total = len(progress.batches.get(key, ()))
     done = total - len(progress.missing_batches(key))
     return found("not applied", None, key, done=done, total=total, extract=key)
 
 
 def check_rejected_rows(installation: Installation) -> Iterator[Finding]:
-    """Whether rows of the newest published extract, or of one that is to come, are set aside."""
-    is_whole = True
-    for key in sorted(installation.progress.known):
-        if key != installation.newest and not installation.is_ahead(key):
-            continue
-        if rejected := installation.progress.rejected_rows(key):
-            is_whole = False
-            yield found("rows set aside", None, key, rows=counted(rejected, "row"), extract=key)
-    if is_whole:
-        yield found_ok("rows set aside", "none of the newest extract")
+    """Whether rows of the newest published extract, or of a later one, are set aside."""
+    findings = [
+        found("rows set aside", None, key, rows=counted(rejected, "row"), extract=key)
+        for key in sorted(installation.progress.known)
+        if key == installation.newest or installation.is_ahead(key)
+        if (rejected := installation.progress.rejected_rows(key))
+    ]
+    yield from findings or [found_ok("rows set aside", "none of the newest extract")]
 
 
 def check_portal(installation: Installation) -> Iterator[Finding]:
-    """What came of asking the portal for the last time; nobody is asked now."""
+    """What the last poll of the portal found; this asks no portal."""
     poll, settings = installation.poll, installation.settings
     if poll is None or not settings.has_account:
         if settings.has_account:
@@ -345,10 +329,6 @@ def check_freshness(installation: Installation) -> Iterator[Finding]:
     instance, settings = installation.instance, installation.settings
     for alert in stale_register(instance, settings, published, None, time.time()):
         yield found("stale", text=alert.error)
-
-
-def _severity(*, is_mild: bool) -> Severity:
-    return "warning" if is_mild else "error"
 
 
 def _last_tick(state: "InstigatorState | None") -> float:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from kbo_pipeline.core.disk_space import DiskSpace, existing, space_now, space_to_import
 from kbo_pipeline.core.environment import open_secrets
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
+from kbo_pipeline.core.extracts import key_or_none, zips_in
 from kbo_pipeline.core.files import holder
 from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.places import DuckDBFile
@@ -45,61 +45,54 @@ _T = TypeVar("_T")
 
 _OLD_SECONDS = 86_400.0  # no import and no download takes so long
 _MOST_NAMED = 3
+_READ_OR_WRITE, _SEARCH = 0o066, 0o011  # by the group, and by others
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Whether the portal can be asked, and where all is."""
+    """Where everything is, and whether the portal can be asked."""
     yield found_ok("settings", f"data in {settings.data_dir}, published {settings.database}")
     if not settings.has_account:
         yield found("no account", names=settings.account_not_set, inbox=settings.inbox_dir)
 
 
 def check_directories(settings: Settings) -> Iterator[Finding]:
-    """Whether files can be made in all directories, or where these will be."""
-    bad = False
+    """Whether files can be created in all directories, or where these will be."""
+    problems = []
     for directory in dict.fromkeys(map(existing, _directories(settings))):
         try:
-            with tempfile.TemporaryFile(dir=directory):
-                pass
+            tempfile.TemporaryFile(dir=directory).close()
         except OSError as error:
-            bad = True
-            yield found("not writable", directory=directory, reason=error.strerror)
-    if not bad:
-        yield found_ok("directories", "all can be written to")
+            problems.append(found("not writable", directory=directory, reason=error.strerror))
+    yield from problems or [found_ok("directories", "all can be written to")]
 
 
 def check_disks(settings: Settings) -> Iterator[Finding]:
     """Whether the next import will have room, as large as the newest ZIPs that are kept."""
-    newest: dict[str, tuple[ExtractKey, Path]] = {}
-    for key, file in zips_in(settings.downloads_dir):
-        if key.type not in newest or newest[key.type][0].number < key.number:
-            newest[key.type] = (key, file)
+    newest = {key.type: (key, file) for key, file in sorted(zips_in(settings.downloads_dir))}
     if not newest:
         yield from _too_small(space_now(settings), "error", "whatever comes next")
-    bad = False
+    problems: list[Finding] = []
     for kind, (key, file) in sorted(newest.items()):
+        # Updates come each day, a Full now and then.
+        severity: Severity = "error" if kind == "update" else "warning"
         try:
-            rooms = space_to_import(settings, key, file)
+            problems += _too_small(
+                space_to_import(settings, key, file), severity, f"one like {key}"
+            )
         except ExtractError as error:
             yield found_error("downloads", error, "warning")
-            continue
-        # Updates come each day, a Full now and then.
-        problems = list(
-            _too_small(rooms, "error" if kind == "update" else "warning", f"one like {key}")
-        )
-        bad = bad or bool(problems)
-        yield from problems
-    if not bad:
-        for room in space_now(settings):
-            free = f"{megabytes(room.free)} are free on the disk of {room.directory}"
+    yield from problems
+    if not problems:
+        for disk in space_now(settings):
+            free = f"{megabytes(disk.free)} are free on the disk of {disk.directory}"
             yield found_ok("disk", free)
 
 
-def _too_small(rooms: Iterable[DiskSpace], severity: Severity, what: str) -> Iterator[Finding]:
-    for room in rooms:
-        if room.missing > 0:
-            sizes = {name: megabytes(getattr(room, name)) for name in ("needed", "free", "missing")}
-            place = room.directory
+def _too_small(disks: Iterable[DiskSpace], severity: Severity, what: str) -> Iterator[Finding]:
+    for disk in disks:
+        if disk.missing > 0:
+            sizes = {name: megabytes(getattr(disk, name)) for name in ("needed", "free", "missing")}
+            place = disk.directory
             yield found("disk too small", severity, what=what, directory=place, **sizes)
 
 
@@ -131,32 +124,30 @@ def check_pause(settings: Settings) -> Iterator[Finding]:
 def check_published(settings: Settings) -> Iterator[Finding]:
     """Whether readers can open the published register."""
     file = settings.database.file
-    if file is None:
-        yield from _check_shared(settings)
-        return
-    if not file.exists():
+    if file is not None and not file.exists():
         yield found_ok("published register", f"{settings.database}: none yet")
         return
     try:
-        _open(file)
+        if file is not None:
+            _open(file)
         state = published_state_of(settings.database)
-    except RegisterError as error:
+    except KboError as error:
         yield found_error("published register", error)
         return
-    yield found_ok("published register", f"{_summary(state)}, opens: {settings.database}")
-    if not has_views(file, settings.privacy):
+    verb = "answers" if file is None else "opens"
+    yield found_ok("published register", f"{_summary(state)}, {verb}: {settings.database}")
+    if file is not None and not has_views(file, settings.privacy):
         yield found("other views", file=settings.database, privacy=settings.privacy)
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:
-    """Whether the register at work opens; a shared one is looked at as readers do."""
+    """Whether the register at work opens; a shared one is the published register."""
     file = settings.register.file
     if file is None:
         return
     if not file.exists():
-        is_published = settings.database.may_exist
         none_yet = found_ok("register at work", f"{file}: none yet")
-        yield found("no register", file=file) if is_published else none_yet
+        yield found("no register", file=file) if settings.database.may_exist else none_yet
         return
     try:
         with settings.register.sole_writer(0.0):
@@ -171,16 +162,6 @@ def check_register(settings: Settings) -> Iterator[Finding]:
         yield found("register does not open", text=str(error).split("; ", 1)[0])
         return
     yield found_ok("register at work", f"{_summary(state)}, opens: {file}")
-
-
-def _check_shared(settings: Settings) -> Iterator[Finding]:
-    """Whether a register that writers and readers share answers."""
-    try:
-        state = published_state_of(settings.database)
-    except KboError as error:
-        yield found_error("published register", error)
-        return
-    yield found_ok("published register", f"{_summary(state)}, answers: {settings.database}")
 
 
 def _directories(settings: Settings) -> list[Path]:
@@ -216,7 +197,7 @@ def _summary(state: PublishedState) -> str:
 
 
 def holder_if_any(lock: Path) -> int | None:
-    """The process id of who holds a lock; a lock that is not there is not made."""
+    """The process id of the holder of a lock; a lock that is not there is not created."""
     return holder(lock) if lock.exists() else None
 
 
@@ -238,7 +219,7 @@ def check_privacy(settings: Settings) -> Iterator[Finding]:
         settings.rejected_dir,
         settings.dagster_home,
     )
-    # Closed, it keeps others from all that is inside; open, it is the first to be closed.
+    # When others cannot enter the root, they cannot reach what is inside.
     is_passed = root.is_dir() and _mode(root) & _SEARCH and not _mode(root) & _READ_OR_WRITE
     for directory in (root, *inside):
         if directory != root and directory.is_relative_to(root) and not is_passed:
@@ -290,7 +271,7 @@ def check_leftovers(settings: Settings) -> Iterator[Finding]:
     try:
         newest = published_state_of(settings.database).newest
     except RegisterError:
-        return  # told already
+        return  # check_published reports it
     staged = [
         file
         for file in sorted(settings.staging_dir.glob("*.duckdb"))
@@ -364,8 +345,8 @@ def check_ledger(installation: Installation) -> Iterator[Finding]:
     except StorageError as error:
         yield found_error("ledger", error, "warning")
         return
-    yield from (found("disagreement", text=line) for line in plan.said)
-    if not plan.said:
+    yield from (found("disagreement", text=line) for line in plan.lines)
+    if not plan.lines:
         yield found_ok("ledger", "register, published file and Dagster agree")
 
 
@@ -425,7 +406,7 @@ def diagnose(settings: Settings, sensors: Sensors) -> Iterator[Finding]:
 
 
 def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> Iterator[Finding]:
-    """Lets a look that fails be a finding, so that it hides none of the others."""
+    """Turns an error of one check into a finding, so that the other checks still run."""
     try:
         yield from look(at)
     except KboError as error:
@@ -433,6 +414,3 @@ def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> I
     except Exception as error:  # whatever it is: something is wrong there, and it is shown
         line = line_of(error) or f"{type(error).__name__}: {first_line(error)}"
         yield found("check failed", None, subject, error=line)
-
-
-_READ_OR_WRITE, _SEARCH = 0o066, 0o011  # by the group, and by others

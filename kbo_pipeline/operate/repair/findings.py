@@ -231,7 +231,7 @@ FINDINGS: dict[str, Finding] = {
         "error", "checks", "cannot be checked: {error}", "fix that, then run kbo doctor again"
     ),
 }
-"""Each finding that is not ok: how bad it usually is, its subject, what is found, what to do.
+"""Each finding that is not ok: its usual severity, its subject, what is wrong, what to do.
 
 Errors of ours (`found_error`) are findings too; their message has the next step.
 """
@@ -240,22 +240,21 @@ Errors of ours (`found_error`) are findings too; their message has the next step
 def found(
     name: str, severity: Severity | None = None, subject: object = None, /, **values: object
 ) -> Finding:
-    """A finding of the table.
+    """A finding of the table, with the values that its texts name.
 
-    Args:
-        name: its name there.
-        severity: instead of the one there.
-        subject: instead of the one there: an extract.
-        values: what its texts name.
+    Severity and subject, such as an extract, replace those of the table.
     """
     row = FINDINGS[name]
-    remedy = None if row.remedy is None else row.remedy.format(**values)
-    of = row.subject if subject is None else str(subject)
-    return Finding(severity or row.severity, of, row.text.format(**values), remedy)
+    return Finding(
+        severity or row.severity,
+        row.subject if subject is None else str(subject),
+        row.text.format(**values),
+        None if row.remedy is None else row.remedy.format(**values),
+    )
 
 
 def found_ok(subject: str, text: str) -> Finding:
-    """That nothing is wrong there."""
+    """A finding that nothing is wrong."""
     return Finding("ok", subject, text)
 
 

@@ -7,7 +7,6 @@ hand, or makes the register anew from kept ZIPs alone.
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,6 @@ from kbo_pipeline.publish.publish import complete, renew_shared_views, renew_vie
 from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staging import stage
 
-Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
-"""Opens an in-memory DuckDB."""
-
 _ATTEMPTS = 3  # at a look in the middle of which PostgreSQL goes away
 _ASK_SECONDS = 5  # for which a code server may take to answer
 
@@ -109,12 +105,8 @@ def repair_installation(
 ) -> None:
     """Makes register, published file and Dagster agree, when nothing is ambiguous.
 
-    Extracts that have to be imported again, or to an end, are noted in `work/lost`.
-
-    Args:
-        instance: where Dagster's records are.
-        settings: say where the files are.
-        report: takes a line for each thing that is found and repaired.
+    Extracts that have to be imported again, or to an end, are noted in `work/lost`; `report` takes
+    a line for each thing that is found and repaired.
 
     Raises:
         StorageError: another process is at work on the register, or the disk refuses; what has to
@@ -127,7 +119,7 @@ def repair_installation(
     ):
         plan = look(connection, settings, read_recorded(instance))
         damaged = damaged_staging(settings)
-        for line in plan.said:
+        for line in plan.lines:
             report(line)
         for key in damaged:
             report(f"{key}: its staging file is damaged or from another version, and is removed")
@@ -163,27 +155,17 @@ def rebuild_from_zips(
 ) -> tuple[ExtractKey, ExtractKey]:
     """Makes the register anew from the kept ZIPs, as far as anything says that it was published.
 
-    Args:
-        instance: knows what was published, when no file does.
-        settings: say where everything is.
-        report: takes a line of progress.
-
-    Returns:
-        The first and the last extract that it was made from.
-
-    Raises:
-        NotReadyError: a ZIP is missing; names it.
-        StorageError: another process is at work on the register.
+    Returns the first and the last extract that it was made from; raises what `rebuild_register`
+    raises.
     """
-    newest = newest_known(settings, read_recorded(instance))
-    keys = rebuild_register(partial(connect, settings), settings, newest, report)
+    keys = rebuild_register(settings, newest_known(settings, read_recorded(instance)), report)
     return keys[0], keys[-1]
 
 
 def next_lost(instance: dg.DagsterInstance, settings: Settings) -> ExtractKey | None:
-    """The lost extract that is to be retried now; None when there is none, or a run is about it.
+    """The lost extract to be retried now; None when there is none, or runs are about all of them.
 
-    Those that are published meanwhile are lost no more.
+    Those published meanwhile are no longer lost.
     """
     lost = read_lost(settings)
     if not lost:
@@ -200,14 +182,14 @@ def _correct_records(instance: dg.DagsterInstance, plan: RepairPlan) -> None:
         forget_extract(instance, key)
     for key, numbers in plan.lost_batches.items():
         forget_batches(instance, [str(BatchKey(key, number)) for number in sorted(numbers)])
-    for link in plan.adopt:
-        register_extract(instance, link.key)
+    for entry in plan.adopt:
+        register_extract(instance, entry.key)
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 PUBLISHED,
-                partition=str(link.key),
+                partition=str(entry.key),
                 description="Recorded from the register, in which it was published before.",
-                metadata=ledger_metadata(link),
+                metadata=ledger_metadata(entry),
             )
         )
 
@@ -216,10 +198,10 @@ def _to_retry(
     instance: dg.DagsterInstance, plan: RepairPlan, damaged: Iterable[ExtractKey]
 ) -> list[ExtractKey]:
     progress = Progress(instance)
-    found = {*plan.lost, *plan.lost_batches, *damaged}
+    keys = {*plan.lost, *plan.lost_batches, *damaged}
     if plan.restore or plan.undo is not None:
-        found |= {key for key in (progress.next_to_apply, plan.undo) if key is not None}
-    return [key for key in sorted(found) if key in progress.known and key not in progress.cancelled]
+        keys |= {key for key in (progress.next_to_apply, plan.undo) if key is not None}
+    return sorted(key for key in keys if key in progress.known and key not in progress.cancelled)
 
 
 def _recorded_hash(instance: dg.DagsterInstance, key: ExtractKey) -> str | None:
@@ -227,8 +209,8 @@ def _recorded_hash(instance: dg.DagsterInstance, key: ExtractKey) -> str | None:
         dg.AssetRecordsFilter(PUBLISHED, asset_partitions=[str(key)]), limit=1
     ).records
     materialization = records[0].asset_materialization if records else None
-    value = materialization.metadata.get(LEDGER_HASH) if materialization is not None else None
-    return str(value.value) if value is not None else None
+    value = materialization.metadata.get(LEDGER_HASH) if materialization else None
+    return None if value is None else str(value.value)
 
 
 def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> list[ExtractKey]:
@@ -236,7 +218,7 @@ def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> lis
 
     Args:
         kept: the extracts whose ZIPs are there.
-        newest: what was published last; None when nobody knows: then as far as ZIPs lead.
+        newest: the newest published one; None when nobody knows it, for all that follow.
 
     Raises:
         NotReadyError: no line of ZIPs leads there; names one that is missing.
@@ -245,10 +227,8 @@ def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> lis
     for key in sorted(kept):
         if newest is not None and key.number > newest.number:
             break
-        follows = bool(line) and line[-1].number == key.number - 1
-        if (key.type == "update" and follows) or (
-            key.type == "full" and not (line and line[-1].number == key.number)
-        ):
+        last = line[-1].number if line else None
+        if key.number != last and (key.type == "full" or key.number - 1 == last):
             line.append(key)
     if not line:
         missing = str(newest) if newest is not None and newest.type == "full" else "a Full"
@@ -263,19 +243,15 @@ def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> lis
 
 
 def rebuild_register(
-    connect: Connect,
-    settings: Settings,
-    newest: ExtractKey | None,
-    report: Callable[[str], None],
+    settings: Settings, newest: ExtractKey | None, report: Callable[[str], None]
 ) -> list[ExtractKey]:
-    """Makes the register anew from kept ZIPs; readers and the old one stay until it is whole.
+    """Makes the register anew from kept ZIPs; readers keep the old one until it is whole.
 
-    Whoever else writes the register waits meanwhile.
+    Other writers wait meanwhile.
 
     Args:
-        connect: opens an in-memory DuckDB.
         settings: say where everything is.
-        newest: what was published last; None when nobody knows.
+        newest: the newest published extract; None when nobody knows it.
         report: takes a line of progress.
 
     Returns:
@@ -287,52 +263,34 @@ def rebuild_register(
         StorageError: another process is at work on the register, or there is no room.
     """
     directory = settings.work_dir / "rebuild"
-    with connect() as connection, open_register_to_copy(connection, settings.register):
+    with connect(settings) as connection, open_register_to_copy(connection, settings.register):
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         keys = plan_rebuild({key for key, _ in zips_in(settings.downloads_dir)}, newest)
         file = directory / "register.duckdb"
         try:
             for position, key in enumerate(keys, start=1):
                 report(f"{key}: {position} of {len(keys)}")
-                _import(settings, connect, key, file, report)
+                _import(settings, key, file, report)
             if settings.database.file is not None:
                 move_into_place(file, settings.register_file)
                 show_to_readers(settings.register_file, settings.database.file, settings.privacy)
             else:
-                replace_shared(
-                    connection,
-                    DuckDBFile(file),
-                    settings.database,
-                    privacy=settings.privacy,
-                    report=report,
-                )
+                made, shared = DuckDBFile(file), settings.database
+                replace_shared(connection, made, shared, privacy=settings.privacy, report=report)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     return keys
 
 
-def _import(
-    settings: Settings,
-    connect: Connect,
-    key: ExtractKey,
-    file: Path,
-    report: Callable[[str], None],
-) -> None:
+def _import(settings: Settings, key: ExtractKey, file: Path, report: Callable[[str], None]) -> None:
     zip_file = fetch_zip(settings, key, report)
     check_space_to_import(settings, key, zip_file)
     staging_dir = file.parent / "staging"
     extract = read_extract(zip_file)
-    with connect() as connection:
-        stage(
-            connection,
-            settings,
-            zip_file,
-            extract,
-            staging_dir,
-            max_faulty_rows=None,  # it was imported before
-        )
+    with connect(settings) as connection:  # however many rows are faulty: it was imported before
+        stage(connection, settings, zip_file, extract, staging_dir, max_faulty_rows=None)
     with (
-        connect() as connection,
+        connect(settings) as connection,
         open_register(connection, DuckDBFile(file)) as register,
         register.importing(staging_dir, key) as staged,
     ):
@@ -347,9 +305,7 @@ def _import(
 def has_code_server(settings: Settings, socket: Path) -> bool:
     """Tells whether the code server of this data directory answers within seconds.
 
-    Args:
-        settings: say where it listens, if not on a socket.
-        socket: its socket.
+    It listens on this socket, or else at `KBO_CODE_HOST`.
     """
     if not insides.are_tested():
         return True
@@ -369,9 +325,9 @@ def has_code_server(settings: Settings, socket: Path) -> bool:
 def watch(
     settings: Settings, report: Callable[[str], None], *, ended_at: float, is_start: bool
 ) -> ExtractKey | None:
-    """Ends dead runs, has retried what Dagster does not retry, compares the files where needed.
+    """Ends dead runs, retries what Dagster does not retry, compares the files where needed.
 
-    A look in the middle of which PostgreSQL goes is begun again, when that is back.
+    If PostgreSQL goes away in the middle, all of it begins again when that is back.
 
     Args:
         settings: the settings.
@@ -412,7 +368,7 @@ def _watch(
     if is_start or suspect_file(settings).exists():
         try:
             repair_installation(instance, settings, report)
-        except StorageError as error:  # somebody is at work: a look later will do
+        except StorageError as error:  # a process is at work: the next look does it
             mark_suspect(settings)
             report(f"not checked yet: {error}")
     end_dead_runs_of_commands(instance, settings)

@@ -2,7 +2,7 @@
 
 The register at work has every published extract, and the published file is a copy of it; what
 Dagster knows as applied is in the ledger. When they differ, something was lost outside our
-transactions: a disk, a backup that was put back, a hand. `judge` says what makes them agree again.
+transactions: a disk, a backup that was put back, a hand. `look` says what makes them agree again.
 """
 
 import shutil
@@ -14,12 +14,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply.register import Register
-from kbo_pipeline.core.database import (
-    check_blocks,
-    detach,
-    is_damage,
-    is_duckdb,
-)
+from kbo_pipeline.core.database import check_blocks, detach, is_damage, is_duckdb
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
@@ -42,7 +37,7 @@ class Snapshot:
         is_there: whether there is one.
         damage: why nothing it says counts; None when it is sound.
         is_foreign: it is no damaged register but some other file.
-        chain: its published extracts, the first one first.
+        ledger: its published extracts, the first one first.
         rolled_back: extracts that were rolled back and not imported since.
         half_applied: the extract whose batches are being applied.
         batches: numbers of the batches of that one that are applied.
@@ -52,7 +47,7 @@ class Snapshot:
     is_there: bool = True
     damage: str | None = None
     is_foreign: bool = False
-    chain: tuple[LedgerEntry, ...] = ()
+    ledger: tuple[LedgerEntry, ...] = ()
     rolled_back: frozenset[ExtractKey] = frozenset()
     half_applied: ExtractKey | None = None
     batches: frozenset[int] = frozenset()
@@ -65,7 +60,7 @@ class Snapshot:
     @property
     def newest(self) -> ExtractKey | None:
         """The newest published extract."""
-        return self.chain[-1].key if self.chain else None
+        return self.ledger[-1].key if self.ledger else None
 
 
 @dataclass(frozen=True)
@@ -83,21 +78,21 @@ class Recorded:
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What makes them agree, in this order; nothing where nothing is said.
+    """What makes them agree, in this order; nothing where there are no lines.
 
     Attributes:
-        said: what was found and is to be done, a line each.
+        lines: what was found and is to be done, a line each.
         restore: the register at work becomes a copy of `base`, or new when there is none.
         base: see `restore`.
         undo: this half applied extract is rolled back before readers are shown the rest.
         show: the published file becomes a copy of the register at work.
         forget: extracts that Dagster takes for published and that the register has not.
-        lost: those of them that are to be imported again; not the ones that were rolled back.
+        lost: those of them to be imported again, as they were not rolled back.
         lost_batches: batches that Dagster takes for applied and that the ledger has not.
         adopt: published extracts that Dagster does not know of.
     """
 
-    said: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     restore: bool = False
     base: Path | None = None
     undo: ExtractKey | None = None
@@ -111,9 +106,7 @@ class RepairPlan:
 def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot:
     """Reads what a register file says, and compares all its checksums; changes nothing.
 
-    Args:
-        connection: an in-memory DuckDB.
-        file: the register at work, with its lock held by the caller, or a published file.
+    The caller holds the lock of a register at work.
 
     Raises:
         StorageError: another program has it open for writing.
@@ -134,8 +127,8 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
         connection.execute("USE witness")
         return _read(connection, place)
     except duckdb.CatalogException:
-        said = f"{file}: a DuckDB file, but not a register of this pipeline"
-        return Snapshot(place, damage=said, is_foreign=True)
+        damage = f"{file}: a DuckDB file, but not a register of this pipeline"
+        return Snapshot(place, damage=damage, is_foreign=True)
     except (duckdb.Error, DamagedError) as error:
         if not is_damage(error):
             raise
@@ -154,7 +147,7 @@ def _read_shared(connection: duckdb.DuckDBPyConnection, place: Place) -> Snapsho
     try:
         connection.execute(f"USE {name}.{place.schema_at_work}")
         return _read(connection, place)
-    except duckdb.CatalogException:  # nobody has written to it yet
+    except duckdb.CatalogException:  # nothing was written to it yet
         return Snapshot(place, is_there=False)
     finally:
         detach(connection, name)
@@ -177,29 +170,11 @@ def _read(connection: duckdb.DuckDBPyConnection, place: Place) -> Snapshot:
     ).fetchall()
     return Snapshot(
         place,
-        chain=read_ledger_entries(connection),
+        ledger=read_ledger_entries(connection),
         rolled_back=read_published_state(connection).rolled_back,
         half_applied=ExtractKey.parse(half_applied[0]) if half_applied else None,
         batches=frozenset(number for (number,) in batches),
     )
-
-
-def plan_repair(
-    work: Snapshot, published: Snapshot, recorded: Recorded, kept: Snapshot | None = None
-) -> RepairPlan:
-    """Says what makes all of them agree, when nothing is ambiguous.
-
-    Args:
-        work: the register at work.
-        published: the file that readers open.
-        recorded: what Dagster knows.
-        kept: the newest of the older published files that are sound.
-
-    Raises:
-        RegisterError: what is left does not tell what was; names the next step.
-    """
-    files, truth = _plan_of_files(work, published, recorded, kept)
-    return _plan_records(files, truth, recorded)
 
 
 def _plan_of_files(
@@ -208,39 +183,39 @@ def _plan_of_files(
     """What is to be done to the files, and what the register at work says then."""
     if published.is_foreign:
         raise RegisterError(f"{published.damage}; move it away, then kbo rebuild")
-    said = tuple(t.damage for t in (work, published) if t.is_there and t.damage is not None)
+    lines = tuple(t.damage for t in (work, published) if t.is_there and t.damage is not None)
     if work.is_sound and published.is_sound:
         return _plan_of_sound(work, published)
-    if published.is_sound and (work.is_there or published.chain):
-        said += (f"the register at work becomes a copy of {published.place}",)
-        return RepairPlan(said, restore=True, base=_file(published)), published
+    if published.is_sound and (work.is_there or published.ledger):
+        lines += (f"the register at work becomes a copy of {published.place}",)
+        return RepairPlan(lines, restore=True, base=_file(published)), published
     if work.is_sound:
-        if not work.chain:  # nothing was ever published: readers have nothing to lose
-            return RepairPlan(said, show=published.is_there and work.half_applied is None), work
-        said += (f"the register at work is published again: {work.newest}",)
+        if not work.ledger:  # nothing was ever published: readers have nothing to lose
+            return RepairPlan(lines, show=published.is_there and work.half_applied is None), work
+        lines += (f"the register at work is published again: {work.newest}",)
         undone = replace(work, half_applied=None, batches=frozenset())
-        return RepairPlan(said, undo=work.half_applied, show=True), undone
+        return RepairPlan(lines, undo=work.half_applied, show=True), undone
     nothing = Snapshot(work.place, is_there=False)
     if not work.is_there and not published.is_there and not recorded.published:
-        return RepairPlan(said), nothing
+        return RepairPlan(lines), nothing
     if kept is not None:
-        said += (f"register and published file become copies of {kept.place}",)
-        return RepairPlan(said, restore=True, base=_file(kept), show=True), kept
+        lines += (f"register and published file become copies of {kept.place}",)
+        return RepairPlan(lines, restore=True, base=_file(kept), show=True), kept
     if not published.is_there and not recorded.published:  # died in the very first import
-        said += ("the register at work is created again, empty",)
-        return RepairPlan(said, restore=True), nothing
+        lines += ("the register at work is created again, empty",)
+        return RepairPlan(lines, restore=True), nothing
     raise RegisterError(
-        f"{'; '.join(said) or f'{work.place} and {published.place} are gone'}: only the"
+        f"{'; '.join(lines) or f'{work.place} and {published.place} are gone'}: only the"
         " kept ZIPs are left to restore it from; kbo rebuild --from-zips does so"
     )
 
 
 def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Snapshot]:
     """Two sound files: one of them may be behind the other."""
-    ours, theirs = _identities(work.chain), _identities(published.chain)
-    beyond = {link.key for link in published.chain[len(ours) :]}
+    ours, theirs = _identities(work.ledger), _identities(published.ledger)
+    beyond = {entry.key for entry in published.ledger[len(ours) :]}
     if ours == theirs:
-        if work.chain == published.chain or work.half_applied is not None:
+        if work.ledger == published.ledger or work.half_applied is not None:
             return RepairPlan(), work
         return RepairPlan(("the newer ledger is published",), show=True), work
     if ours[: len(theirs)] == theirs or (
@@ -248,12 +223,12 @@ def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Sna
     ):
         if work.half_applied is not None:
             return RepairPlan(), work  # readers see both when that one is published
-        said = f"{_file(published).name} is at {published.newest}, the register at {work.newest}"
-        return RepairPlan((f"{said}: the register is published",), show=True), work
+        line = f"{_file(published).name} is at {published.newest}, the register at {work.newest}"
+        return RepairPlan((f"{line}: the register is published",), show=True), work
     if theirs[: len(ours)] == ours:
-        said = f"{work.place}: has lost its newest extracts: it is at {work.newest}"
-        said += f", {_file(published).name} at {published.newest}; it becomes a copy of that"
-        return RepairPlan((said,), restore=True, base=_file(published)), published
+        line = f"{work.place}: has lost its newest extracts: it is at {work.newest}"
+        line += f", {_file(published).name} at {published.newest}; it becomes a copy of that"
+        return RepairPlan((line,), restore=True, base=_file(published)), published
     raise RegisterError(
         f"{work.place} and {published.place} are registers of different extracts; keep the right"
         " one and move the other away, or run kbo rebuild --from-zips"
@@ -262,45 +237,44 @@ def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Sna
 
 def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> RepairPlan:
     """What is to be done to Dagster's records, once the register says what `truth` says."""
-    chain = {link.key: link for link in truth.chain}
+    published = {entry.key for entry in truth.ledger}
     newest = truth.newest.number if truth.newest else -1
-    forget = sorted(key for key in recorded.published if key not in chain and key.number > newest)
-    forget += [key for key in recorded.published if key in truth.rolled_back and key not in forget]
-    forget += [key for key in recorded.applied if key in truth.rolled_back and key not in forget]
-    lost = [key for key in forget if key not in truth.rolled_back]
-    if lost and not chain:
+    gone = {key for key in recorded.published if key not in published and key.number > newest}
+    undone = truth.rolled_back & {*recorded.published, *recorded.applied}
+    lost = sorted(gone - undone)
+    if lost and not published:
         raise RegisterError(
             f"{truth.place}: empty, although Dagster's database has {lost[-1]} as published; kbo"
             " rebuild --from-zips recreates the register, or set another DAGSTER_POSTGRES_URL"
         )
+    forget = sorted(gone | undone)
+    lines = [f"{key}: published according to Dagster, but not in the register" for key in forget]
     lost_batches = {}
     for key, applied in recorded.applied.items():
         there = truth.batches if key == truth.half_applied else frozenset()
-        if key not in chain and key not in forget and (missing := applied - there):
+        if key not in published and key not in forget and (missing := applied - there):
             lost_batches[key] = missing
+            lines.append(
+                f"{key}: {len(missing)} batches are applied according to Dagster, but not in the"
+                " ledger"
+            )
+    known = max((key.number for key in recorded.published if key in published), default=-1)
     adopt = [
-        link
-        for link in truth.chain
-        if link.key not in recorded.published
-        and link.key.number > max((k.number for k in recorded.published if k in chain), default=-1)
-    ]
-    head = truth.chain[-1] if truth.chain else None
-    other_head = head is not None and recorded.published.get(head.key) not in (None, head.hash)
-    said = [
-        *(f"{key}: published according to Dagster, but not in the register" for key in forget),
-        *(
-            f"{key}: {len(numbers)} batches are applied according to Dagster, but not in the ledger"
-            for key, numbers in lost_batches.items()
-        ),
+        entry
+        for entry in truth.ledger
+        if entry.key not in recorded.published and entry.key.number > known
     ]
     if adopt:
-        said.append(f"{_listed(adopt)}: published, but unknown to Dagster: recorded there")
-    if other_head and head is not None:
-        said.append(f"{head.key}: published with another ledger than Dagster has: recorded there")
-        adopt.append(head)
+        lines.append(f"{_listed(adopt)}: published, but unknown to Dagster: recorded there")
+    for head in truth.ledger[-1:]:
+        if recorded.published.get(head.key) not in (None, head.hash):
+            lines.append(
+                f"{head.key}: published with another ledger than Dagster has: recorded there"
+            )
+            adopt.append(head)
     return replace(
         files,
-        said=(*files.said, *said),
+        lines=(*files.lines, *lines),
         forget=tuple(forget),
         lost=tuple(lost),
         lost_batches=lost_batches,
@@ -317,7 +291,7 @@ def repair_files(
 
     Args:
         settings: say where they are.
-        plan: what `look` has said, under the same hold of the register's lock.
+        plan: made by `look`, under the same hold of the register's lock.
         attach: attaches the register at work, as `open_register_to_copy` yields it.
     """
     published, register = settings.database.file, settings.register_file
@@ -351,7 +325,7 @@ def _put_aside(settings: Settings, file: Path) -> None:
 def look(
     connection: duckdb.DuckDBPyConnection, settings: Settings, recorded: Recorded
 ) -> RepairPlan:
-    """Says what makes everything agree; changes nothing. The caller holds the register's lock.
+    """Plans what makes everything agree; changes nothing. The caller holds the register's lock.
 
     Raises:
         StorageError: another program has the published file open for writing.
@@ -361,8 +335,9 @@ def look(
     kept = None
     if not work.is_sound and not published.is_sound:
         older = (read_snapshot(connection, file) for file in kept_files(settings.register_file))
-        kept = next((t for t in older if t.is_sound and t.chain), None)
-    return plan_repair(work, published, recorded, kept)
+        kept = next((t for t in older if t.is_sound and t.ledger), None)
+    files, truth = _plan_of_files(work, published, recorded, kept)
+    return _plan_records(files, truth, recorded)
 
 
 def _read_both(
@@ -382,13 +357,13 @@ def newest_known(settings: Settings, recorded: Recorded) -> ExtractKey | None:
     """The newest extract that anything says was published; None when nothing says so."""
     with duckdb.connect(":memory:") as connection:
         work, published = _read_both(connection, settings)
-    found = {*recorded.published, *(link.key for link in (*work.chain, *published.chain))}
-    return max(found - work.rolled_back, default=None)
+    extracts = {*recorded.published, *(entry.key for entry in (*work.ledger, *published.ledger))}
+    return max(extracts - work.rolled_back, default=None)
 
 
 def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:
     """The staging files that are not what this program would have staged, by extract."""
-    found = {}
+    damaged = {}
     for file in sorted(settings.staging_dir.glob("*.duckdb")):
         key = key_or_none(file.stem)
         if key is None:
@@ -398,21 +373,21 @@ def damaged_staging(settings: Settings) -> dict[ExtractKey, Path]:
         except FileNotFoundError:  # published meanwhile
             continue
         except DamagedError:
-            found[key] = file
+            damaged[key] = file
             continue
-        if not is_staged(settings.staging_dir, key) and file.exists():
-            found[key] = file
-    return found
+        if not is_staged(settings.staging_dir, key) and file.exists():  # not published meanwhile
+            damaged[key] = file
+    return damaged
 
 
-def _identities(chain: Sequence[LedgerEntry]) -> list[tuple[ExtractKey, str]]:
-    return [(link.key, link.sha256) for link in chain]
+def _identities(ledger: Sequence[LedgerEntry]) -> list[tuple[ExtractKey, str]]:
+    return [(entry.key, entry.sha256) for entry in ledger]
 
 
-def _listed(links: Sequence[LedgerEntry]) -> str:
-    if len(links) < 4:
-        return ", ".join(str(link.key) for link in links)
-    return f"{links[0].key} to {links[-1].key}"
+def _listed(entries: Sequence[LedgerEntry]) -> str:
+    if len(entries) < 4:
+        return ", ".join(str(entry.key) for entry in entries)
+    return f"{entries[0].key} to {entries[-1].key}"
 
 
 def _file(snapshot: Snapshot) -> Path:

@@ -1,4 +1,4 @@
-"""Runs in Dagster's storage: progress, claims, cancelling, runs whose process died.
+"""Runs in Dagster's storage: progress, claims, cancelling, runs that end early.
 
 Nothing here starts a process or repairs a register.
 """

@@ -21,23 +21,26 @@ from kbo_pipeline.operate.runs.progress import (
     CANCELLED_TAG,
     WILL_RETRY_TAG,
     Progress,
-    extract_of,
     is_retried,
     sensor_states,
 )
-from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands, is_dead
+from kbo_pipeline.operate.runs.recovery import (
+    cancel_waiting_runs,
+    end_dead_runs_of_commands,
+    is_dead,
+    unfinished_runs,
+)
 from kbo_pipeline.read.published import published_state_of
 
 _END_SECONDS = 90.0  # a batch has 15 s, a busy machine needs longer than that to end a process
 _LOOK_SECONDS = 0.3
 _TICK_SECONDS = 20.0  # from the begin of a sensor's tick until its runs are in the queue
-_WAITING = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
 def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> None:
-    """Ends all that is at work on an extract, after the running batch; what is applied stays.
+    """Ends all work on an extract, after the running batch; what is applied stays.
 
-    Nothing takes it up by itself then: `kbo retry`, `kbo import` or a new run in the UI does.
+    It continues only by `kbo retry`, `kbo import` or a new run in the UI.
 
     Raises:
         NotReadyError: nothing is at work on it, nor about to be; or it was published before all had
@@ -47,14 +50,14 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     _check_at_work(instance, settings, key)
     signaled: set[int] = set()
     terminated: set[str] = set()
-    told: float | None = None
+    told_at: float | None = None
     marked_at: float | None = None
     deadline = time.monotonic() + _END_SECONDS
     while True:
         pid = holder(claim_file(settings, key))
         if pid is not None and pid not in signaled and _is_command(pid, claim_file(settings, key)):
-            told = _tell_command(instance, key, told)
-            if told is None or time.monotonic() - told > PATIENCE:
+            told_at = _tell_command(instance, key, told_at)
+            if told_at is None or time.monotonic() - told_at > PATIENCE:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)  # it ends its run itself
                 signaled.add(pid)
@@ -82,18 +85,11 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
         time.sleep(_LOOK_SECONDS)
 
 
-def cancel_waiting_runs(instance: dg.DagsterInstance, key: ExtractKey | str) -> None:
-    """Cancels the runs of an extract that wait in the queue."""
-    for run in _unfinished(instance, key):
-        if run.status in _WAITING:
-            instance.report_run_canceled(run, f"{key} is cancelled")
-
-
 def _check_at_work(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> None:
     progress = Progress(instance)
     if key not in progress.known:
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
-    if holder(claim_file(settings, key)) is not None or _unfinished(instance, key):
+    if holder(claim_file(settings, key)) is not None or unfinished_runs(instance, key):
         return
     if key in progress.published:
         raise NotReadyError(f"{key}: published: nothing is at work; nothing was done")
@@ -110,7 +106,7 @@ def _end_runs(
     """Tells each run of the daemon to stop, once; returns how many have not ended yet."""
     cancel_waiting_runs(instance, key)
     left = 0
-    for run in _unfinished(instance, key):
+    for run in unfinished_runs(instance, key):
         if is_own(run):
             continue
         if is_dead(instance, settings, run):
@@ -126,23 +122,26 @@ def _end_runs(
 
 
 def _tell_command(
-    instance: dg.DagsterInstance, key: ExtractKey, told: float | None
+    instance: dg.DagsterInstance, key: ExtractKey, told_at: float | None
 ) -> float | None:
-    """Tells a command that applies batches to end before the next one; when, or None for others."""
-    for run in _unfinished(instance, key):
+    """Tells a command that applies batches to end before the next one; returns when it was told.
+
+    None for any other command.
+    """
+    for run in unfinished_runs(instance, key):
         if run.job_name == "apply_batches" and is_own(run):
             if run.status == dg.DagsterRunStatus.STARTED:
                 instance.report_run_canceling(run)
                 return time.monotonic()
-            return told
+            return told_at
     return None
 
 
 def _is_command(pid: int, claimed: Path) -> bool:
-    """Whether a process is `kbo`; workers and sensors hold claims too, these for an instant.
+    """Whether a process is `kbo`; workers and, for an instant, sensors hold claims too.
 
-    A worker in another container has a number there that is somebody else's here, who has not
-    opened the file.
+    The number of a worker in another container may be another process's here, which has not opened
+    the file.
     """
     try:
         words = psutil.Process(pid).cmdline()
@@ -154,12 +153,8 @@ def _is_command(pid: int, claimed: Path) -> bool:
     return "kbo_pipeline.cli" in words or any(Path(word).name == "kbo" for word in words[:2])
 
 
-def _unfinished(instance: dg.DagsterInstance, key: ExtractKey | str) -> list[dg.DagsterRun]:
-    return [run for run in Progress(instance).unfinished_runs if extract_of(run) == str(key)]
-
-
 def _is_sensor_at_work(instance: dg.DagsterInstance, marked_at: float) -> bool:
-    """Whether a sensor may still ask for a run, because it looked before the mark was there."""
+    """Whether a sensor may still request a run, because it looked before the mark was there."""
     if time.time() > marked_at + _TICK_SECONDS:  # its daemon was killed
         return False
     for state in sensor_states(instance):
@@ -171,7 +166,7 @@ def _is_sensor_at_work(instance: dg.DagsterInstance, marked_at: float) -> bool:
 
 
 def _mark(instance: dg.DagsterInstance, key: ExtractKey) -> None:
-    """Notes on the newest run that nothing goes on after it by itself."""
+    """Marks the newest run as the last one, so that nothing continues by itself."""
     newest = Progress(instance).newest_run(key)
     if newest is not None:
         instance.add_run_tags(
@@ -180,14 +175,14 @@ def _mark(instance: dg.DagsterInstance, key: ExtractKey) -> None:
 
 
 def note_cancelled(instance: dg.DagsterInstance, settings: Settings) -> None:
-    """Lets the ledger say of cancelled extracts that they are.
+    """Records in the ledger which extracts are cancelled.
 
-    A run that somebody ends while it waits in the queue has no worker that could. What is busy or
-    cannot be read now is noted when this is called again.
+    A run that is ended while it waits in the queue has no worker that could do so. A register that
+    is busy or cannot be read is left to the next call.
     """
     for key in Progress(instance).cancelled:
         with suppress(KboError, duckdb.Error), claim(settings, key, patience=0.0):
-            if key in Progress(instance).cancelled:  # nobody has taken it up before we claimed it
+            if key in Progress(instance).cancelled:  # it was not taken up before we claimed it
                 _cancel_job(settings, key, patience=0.0)
 
 

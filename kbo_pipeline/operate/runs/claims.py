@@ -1,4 +1,4 @@
-"""Who works on an extract: one process at a time, whoever started it."""
+"""Claims: one process at a time works on an extract. And how runs about it queue."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +20,14 @@ BUSY_TAG = "kbo/busy"
 
 StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 
-_PATIENCE = 10.0  # seconds; somebody may only be looking whether it is free
+WRITER_POOL = "register"
+"""The pool of all steps that write the register: one at a time."""
+
+WRITER_WAIT = 900.0
+"""Seconds to wait for the register: its holder may be a process that was held up."""
+
+_AHEAD = 2_000_000_000  # more than twice what an extract number has digits for
+_PATIENCE = 10.0  # seconds; its holder may only be looking whether it is free
 
 
 def is_own(run: dg.DagsterRun) -> bool:
@@ -29,18 +36,15 @@ def is_own(run: dg.DagsterRun) -> bool:
 
 
 def claim_file(settings: Settings, key: ExtractKey) -> Path:
-    """The lock of whoever works on an extract."""
+    """The lock of the process that works on an extract."""
     return settings.work_dir / "claims" / f"{key}.lock"
 
 
 @contextmanager
 def claim(settings: Settings, key: ExtractKey, patience: float = _PATIENCE) -> Iterator[None]:
-    """Works on an extract: nobody else does until the block ends.
+    """Works on an extract: no other process does until the block ends.
 
-    Args:
-        settings: say where the claims are.
-        key: the extract.
-        patience: seconds to wait for another process.
+    It waits `patience` seconds for another process.
 
     Raises:
         StorageError: another process works on it; names its process id.
@@ -51,9 +55,9 @@ def claim(settings: Settings, key: ExtractKey, patience: float = _PATIENCE) -> I
 
 @contextmanager
 def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) -> Iterator[None]:
-    """What `claim` does, for a step of a run; a `kbo` process has claimed it for all its runs.
+    """Claims an extract for a step; a `kbo` process has claimed it for all its runs already.
 
-    A run that fails of it is tagged: it may have had to do what the other process leaves undone.
+    A run that fails because of it is tagged: it may be needed when the other process gives up.
 
     Raises:
         StorageError: another process works on it; names its process id.
@@ -63,7 +67,7 @@ def claimed_for_step(context: StepContext, settings: Settings, key: ExtractKey) 
         return
     with ExitStack() as claimed:
         try:
-            claimed.enter_context(claim(settings, key, _PATIENCE))
+            claimed.enter_context(claim(settings, key))
         except StorageError:
             context.instance.add_run_tags(context.run.run_id, {BUSY_TAG: context.run.run_id})
             raise
@@ -83,24 +87,11 @@ def claimed_partition(context: StepContext, settings: Settings) -> Iterator[Extr
         yield key
 
 
-WRITER_POOL = "register"
-"""The pool of all steps that write the register: one at a time."""
-WRITER_WAIT = 900.0
-"""Seconds to wait for the register: its holder may be a process that was held up."""
-
-
-_AHEAD = 2_000_000_000  # more than twice what an extract number has digits for
-
-
 def queue_tags(key: ExtractKey, *, is_staged: bool) -> dict[str, str]:
-    """Tags of a run about an extract.
+    """Tags of a run about an extract, which `is_staged` when the run applies or publishes.
 
-    The first in order comes first; and what is staged before what is still to be staged, or else
-    five runs that stage would hold up the register.
-
-    Args:
-        key: the extract.
-        is_staged: the run applies or publishes.
+    Runs come in the order of extracts; those about staged ones come first, or else five runs that
+    stage would hold up the register.
     """
     priority = (_AHEAD if is_staged else 0) - 2 * key.number - (key.type == "full")
     return {EXTRACT_TAG: str(key), "dagster/priority": str(priority)}

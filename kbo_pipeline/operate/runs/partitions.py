@@ -83,12 +83,8 @@ def forget_extract(
     """Makes all partitions of an extract missing, however often called.
 
     Its batches are no partitions any more. Their events go too: Dagster would show partitions that
-    are added again under the same names as materialized.
-
-    Args:
-        instance: where they are recorded.
-        key: the extract.
-        with_zip: the partition of `extract_zip` too.
+    are added again under the same names as materialized. The partition of `extract_zip` stays,
+    unless `with_zip`.
     """
     assets = [*_BY_BATCH, *_BY_EXTRACT, *([dg.AssetKey("extract_zip")] if with_zip else [])]
     # First: without batches no sensor takes the extract for one that is to be applied.

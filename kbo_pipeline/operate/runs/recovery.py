@@ -1,6 +1,7 @@
-"""Runs whose process died: known by the lock that each worker holds, ended, and retried.
+"""Runs that end before their work is done: told to, or because their process died.
 
-Dagster's own launcher never notices some of them.
+Each worker holds a lock, by which a dead one is known; Dagster's own launcher never notices some of
+them.
 """
 
 import json
@@ -26,6 +27,7 @@ from kbo_pipeline.operate.runs.progress import (
     NOT_FINISHED_STATUSES,
     WILL_RETRY_TAG,
     Progress,
+    extract_of,
     is_cancelled,
 )
 from kbo_pipeline.operate.runtime import is_ours
@@ -37,15 +39,15 @@ _AT_WORK = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_SERVER_TAG = ".dagster/grpc_info"
+_APPLIED = dg.AssetKey(ENTERPRISE.name)
+
+WAITING_STATUSES = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 LAUNCH_SECONDS = 10.0
 """From the moment at which a daemon says that it launches a run until the code server has it."""
 
-_SERVER_TAG = ".dagster/grpc_info"
-
 _held: set[str] = set()
-
-_APPLIED = dg.AssetKey(ENTERPRISE.name)
 
 
 def hold_run(settings: Settings, run: dg.DagsterRun) -> None:
@@ -63,17 +65,13 @@ def is_dead(
 ) -> bool:
     """Tells whether the worker of an unfinished run has certainly ended.
 
-    A run without a lock is one that has not come to its first step, or one on another machine. The
-    code server watches the former itself, so that it is dead when the code server is; and one that
-    the code server does not have was never begun: the daemon died while it launched it. Where the
-    daemon has a clock of its own, only the latter counts. Runs of another launcher, such as
-    Kubernetes', are watched by Dagster.
+    A run without a lock has not come to its first step, or is on another machine. The code server
+    watches the former itself, so that it is dead when the code server is; and one that the code
+    server does not have never began: the daemon died while it launched it. Where the daemon has a
+    clock of its own, only the latter counts. Dagster watches runs of other launchers, such as
+    Kubernetes'.
 
-    Args:
-        instance: where the runs are recorded.
-        settings: say where the locks are.
-        run: the run.
-        ended_at: seconds of the epoch; no worker that `kbo start` launched before lives.
+    No worker lives that `kbo start` launched before `ended_at`, in seconds of the epoch.
     """
     lock = _lock(settings, run.run_id)
     if lock.exists():
@@ -95,7 +93,7 @@ def is_dead(
 def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
     """Removes the locks of workers that have ended, with their runs.
 
-    Also one without its name yet, of a worker that died while it took it.
+    Also those not yet renamed, of workers that died while they took them.
     """
     for lock in (settings.work_dir / "runs").glob("*.*"):
         run = instance.get_run_by_id(lock.stem)
@@ -103,15 +101,24 @@ def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
             lock.unlink(missing_ok=True)
 
 
+def unfinished_runs(instance: dg.DagsterInstance, key: ExtractKey | str) -> list[dg.DagsterRun]:
+    """The runs about an extract that are queued or at work."""
+    return [run for run in Progress(instance).unfinished_runs if extract_of(run) == str(key)]
+
+
+def cancel_waiting_runs(instance: dg.DagsterInstance, key: ExtractKey | str) -> None:
+    """Cancels the runs of an extract that wait in the queue."""
+    for run in unfinished_runs(instance, key):
+        if run.status in WAITING_STATUSES:
+            instance.report_run_canceled(run, f"{key} is cancelled")
+
+
 def end_dead_runs_of_commands(
     instance: dg.DagsterInstance, settings: Settings, claimed: ExtractKey | None = None
 ) -> None:
     """Cancels the runs of killed `kbo` processes; one of them may hold the place of the writer.
 
-    Args:
-        instance: where the runs are recorded.
-        settings: say where the claims are: a command that lives holds one.
-        claimed: the extract that this process itself has claimed.
+    A command that lives holds the claim on its extract, unless this process has `claimed` it.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=OWN_RUN)):
         extract = ExtractKey.parse(run.tags[EXTRACT_TAG])
@@ -125,13 +132,10 @@ def end_dead_runs(
 ) -> list[str]:
     """Fails the runs of a daemon whose worker has died, so that Dagster retries them.
 
-    A run that was being ended is canceled instead, as nobody wants it retried. Its slots in pools
+    A run that was being ended is canceled instead, so that it is not retried. Its slots in pools
     are freed. Runs on other machines and of commands are left alone.
 
-    Args:
-        instance: where the runs are recorded.
-        settings: say where workers hold their locks.
-        ended_at: seconds of the epoch; no worker that `kbo start` launched before lives.
+    No worker lives that `kbo start` launched before `ended_at`, in seconds of the epoch.
 
     Returns:
         The ids of the runs.
@@ -167,10 +171,6 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
       stopped.
 
     Reporting the failure again starts the retry, within the same limit of retries.
-
-    Args:
-        instance: where the runs are recorded.
-        settings: say where the claims are.
 
     Returns:
         The ids of the runs.
@@ -232,7 +232,7 @@ def _may_be_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def _retry_once_more(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
-    """Reports the failure of a run again, upon which Dagster decides anew whether to retry it."""
+    """Reports the failure of a run again, so that Dagster decides again whether to retry it."""
     from dagster._core.events import JobFailureData, RunFailureReason
 
     failure = JobFailureData(error=None, failure_reason=RunFailureReason.RUN_EXCEPTION)
@@ -252,11 +252,9 @@ def _is_launched_by_start(settings: Settings, run: dg.DagsterRun, server: dict[s
 
 
 def _has_run(server: Mapping[str, Any], run_id: str) -> bool:
-    """Tells whether a code server has a run, or does not answer, so that nobody knows.
+    """Tells whether the code server at `host` and `port`, or `socket`, has a run, or may have it.
 
-    Args:
-        server: where it listens: `host` and `port`, or `socket`.
-        run_id: the run.
+    It may when the server does not answer.
     """
     if not insides.are_tested():
         return True
@@ -271,7 +269,7 @@ def _has_run(server: Mapping[str, Any], run_id: str) -> bool:
     )
     try:
         answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=5)
-    except dg.DagsterError:  # unreachable: one that has died is replaced, and told as such
+    except dg.DagsterError:  # unreachable: one that has died is replaced
         return True
     return deserialize_value(answer, CanCancelExecutionResult).can_cancel
 
@@ -279,12 +277,12 @@ def _has_run(server: Mapping[str, Any], run_id: str) -> bool:
 class KboRunLauncher(dg.DefaultRunLauncher):
     """Dagster's own launcher, but for the end of runs that apply batches.
 
-    Such a run looks before each batch whether somebody ends it. Only when it does not come to that
-    in time is it interrupted, which rolls its batch back.
+    Such a run looks before each batch whether it is to end. Only when it does not get there in time
+    is it interrupted, which rolls its batch back.
     """
 
     def terminate(self, run_id: str) -> bool:
-        """Tells a run to end; told once more, it is interrupted."""
+        """Asks a run to end; when asked once more, it is interrupted."""
         run = self._instance.get_run_by_id(run_id) if insides.are_tested() else None
         if run is None or run.status != dg.DagsterRunStatus.STARTED or not _applies(run):
             return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]

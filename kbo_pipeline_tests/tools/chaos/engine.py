@@ -77,11 +77,9 @@ def mend(settings: "Settings") -> None:
 
 def rebuild(settings: "Settings") -> None:
     """Makes the register anew from the kept ZIPs."""
-    import duckdb
-
     from kbo_pipeline.operate.repair.repair import rebuild_register
 
-    rebuild_register(lambda: duckdb.connect(":memory:"), settings, None, lambda line: None)
+    rebuild_register(settings, None, lambda line: None)
 
 
 def import_all(directory: Path, portal_url: str, chance: random.Random) -> None:
