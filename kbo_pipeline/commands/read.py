@@ -173,7 +173,7 @@ def _print_changes(
 def _listed(changes: "islice[Change]") -> "RenderableType":
     from rich.table import Table
 
-    from kbo_pipeline.read.kinds import NEW, STOPPED
+    from kbo_pipeline.read.changes import NEW, STOPPED
 
     grid = Table.grid(padding=(0, 2))
     for change in changes:

@@ -342,6 +342,15 @@ TABLES: tuple[Table, ...] = (
 )
 """The seven tables that extracts change by key, and batches apply."""
 
+NUMBERED = tuple(table for table in TABLES if table.unique_key)
+"""Of these, the tables of what has a number of its own."""
+
+UNITS = tuple(table for table in NUMBERED if table is not ENTERPRISE)
+"""Of these, what belongs to an enterprise: establishment units and branches."""
+
+PARTS = tuple(table for table in TABLES if not table.unique_key)
+"""The tables of names, addresses, contacts and activities."""
+
 ALL_TABLES: tuple[Table, ...] = (*TABLES, CODE)
 """The seven tables, and `code`, which every extract replaces whole."""
 

@@ -15,7 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey, ExtractType
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted
 from kbo_pipeline.publish import checks_sql
-from kbo_pipeline.read.anomalies import (
+from kbo_pipeline.read.comparison import (
     FACTOR,
     LEAST_PAST,
     LEAST_ROWS,

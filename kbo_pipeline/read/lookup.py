@@ -1,10 +1,11 @@
 """One enterprise from the published register, with all that belongs to it, at one extract.
 
 A table is read once, by key, in all versions up to the extract: they are both the state and the
-history. Which numbers may be shown, the table says that the views and macros ask too.
+history. The tables are sorted by key, so DuckDB reads some thousand rows of each. Which numbers may
+be shown is decided by the same table as in the views and macros.
 """
 
-import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,21 +13,29 @@ from typing import Any
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import NotFoundError
+from kbo_pipeline.core.sql import listed, union_all
 from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
     BRANCH,
+    CODE,
     CONTACT,
     DENOMINATION,
     ENTERPRISE,
     ESTABLISHMENT,
-    TABLES,
+    PARTS,
+    UNITS,
     Table,
 )
-from kbo_pipeline.read import queries as sql
-from kbo_pipeline.read.changes_sql import NAME_TYPES
 from kbo_pipeline.read.history import Meanings, Row, codes_in, history
-from kbo_pipeline.read.state_sql import PRIMARY_NAME_LANGUAGES
+from kbo_pipeline.read.state_sql import (
+    HIDES,
+    NAME_TYPES,
+    PRIMARY_NAME_LANGUAGES,
+    SHOWN,
+    placeholders,
+    rows_for,
+)
 from kbo_pipeline.read.types import (
     Activity,
     Address,
@@ -38,14 +47,17 @@ from kbo_pipeline.read.types import (
     Name,
     PublishedExtract,
     Term,
+    dotted,
+    right_check_digits,
+    table_of,
 )
+from kbo_pipeline.read.views import CLASSIFICATIONS
 
-_CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
 _NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)
 _MANY_CODES = 1000
-"""So many codes are quicker found by reading all of them once."""
+"""More codes than this are found faster by reading all of them once."""
 
-_PARTS = tuple(table for table in TABLES if not table.unique_key)
+_FEW = 20  # values for which a query each is quicker than a list
 
 
 def look_up(
@@ -62,74 +74,19 @@ def look_up(
         extracts: all its published extracts.
         text: the number of an enterprise, or of one of its establishment units or branches.
         extract: the extract whose state is asked for.
-        language: in which codes and places are told, where KBO knows them in it.
+        language: of codes and places, where KBO has them in it.
 
     Raises:
         NotFoundError: there is none; says why, and what to do.
     """
     asked = dotted(text)
-    number = _enterprise_number(database, extracts, asked, extract)
-    enterprise = _Reader(database, extracts, extract, language).enterprise(number)
+    reader = _Reader(database, extracts, extract, language)
+    number = reader.enterprise_number(asked)
+    enterprise = reader.enterprise(number)
     if enterprise is None:
-        why = _why_not(database, extracts, ENTERPRISE, number, extract)
+        why = reader.why_not(ENTERPRISE, number)
         raise NotFoundError(why if asked == number else f"{asked}: belongs to {why}")
     return enterprise
-
-
-def _enterprise_number(
-    database: Database,
-    extracts: Sequence[PublishedExtract],
-    number: str,
-    extract: PublishedExtract,
-) -> str:
-    """The number of the enterprise that a number belongs to."""
-    table = table_of(number)
-    if table is ENTERPRISE:
-        return number
-    row = database.row(sql.owner(table), at=extract.number, number=number)
-    if row is None or _hidden(database, [number]):
-        raise NotFoundError(_why_not(database, extracts, table, number, extract))
-    return str(row[0])
-
-
-def _hidden(database: Database, numbers: Sequence[str]) -> set[str]:
-    """Those of some numbers that `KBO_PRIVACY` leaves out."""
-    if database.row(sql.HIDES) is None:
-        return set()
-    shown: set[str] = set()
-    for bound in sql.pieces("number", numbers):
-        rows = database.execute(sql.shown(len(bound)), **bound).fetchall()
-        shown |= {number for (number,) in rows}
-    return {*numbers} - shown
-
-
-def _why_not(
-    database: Database,
-    extracts: Sequence[PublishedExtract],
-    table: Table,
-    number: str,
-    extract: PublishedExtract,
-) -> str:
-    """Why a number is not to be seen at an extract."""
-    times = database.execute(sql.times(table), number=number).fetchall()
-    if not times:
-        right = right_check_digits(number)
-        if right is not None and not number.endswith(right):
-            return (
-                f"{number}: no such number: its last two digits would be {right}; check how it is"
-                " written"
-            )
-        known = f"{extracts[-1].key} to {extracts[0].key}"
-        return f"{number}: not in the register, in none of the extracts {known}"
-    first, last = times[0][0], times[-1][1]
-    if _hidden(database, [number]):
-        return f"{number}: left out by KBO_PRIVACY"
-    if first > extract.number:
-        return f"{number}: not in the register at extract {extract.number}; it is from {first} on"
-    return (
-        f"{number}: not in the register at extract {extract.number}; it was from {first} to"
-        f" {last - 1}; ask for one of these (--at {first})"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,32 +98,66 @@ class _Reader:
     extract: PublishedExtract
     language: Language
 
+    def enterprise_number(self, number: str) -> str:
+        """The number of the enterprise that a number belongs to."""
+        table = table_of(number)
+        if table is ENTERPRISE:
+            return number
+        row = self.database.row(_owner(table), at=self.extract.number, number=number)
+        if row is None or self._hidden([number]):
+            raise NotFoundError(self.why_not(table, number))
+        return str(row[0])
+
+    def why_not(self, table: Table, number: str) -> str:
+        """Why a number cannot be shown at the extract."""
+        times = self.database.execute(_times(table), number=number).fetchall()
+        if not times:
+            right = right_check_digits(number)
+            if right is not None and not number.endswith(right):
+                return (
+                    f"{number}: no such number: its last two digits would be {right}; check how it"
+                    " is written"
+                )
+            known = f"{self.extracts[-1].key} to {self.extracts[0].key}"
+            return f"{number}: not in the register, in none of the extracts {known}"
+        if self._hidden([number]):
+            return f"{number}: left out by KBO_PRIVACY"
+        first, last, at = times[0][0], times[-1][1], self.extract.number
+        if first > at:
+            return f"{number}: not in the register at extract {at}; it is from {first} on"
+        return (
+            f"{number}: not in the register at extract {at}; it was from {first} to {last - 1};"
+            f" ask for one of these (--at {first})"
+        )
+
     def enterprise(self, number: str) -> Enterprise | None:
-        """Reads an enterprise; None when there is none at the extract, or nobody may see it."""
-        versions = {ENTERPRISE: self._versions(ENTERPRISE, ENTERPRISE.key, (number,))}
-        held = self._held(versions[ENTERPRISE])
-        if not held:
+        """Reads an enterprise; None if there is none at the extract, or it may not be shown."""
+        versions = {ENTERPRISE: self._versions(ENTERPRISE, ENTERPRISE.key, [number])}
+        current = self._current(versions[ENTERPRISE])
+        if not current:
             return None
-        for table in sql.UNITS:
-            versions[table] = self._versions(table, ENTERPRISE.key, (number,))
-        units = {row[table.key] for table in sql.UNITS for row in versions[table]}
-        hidden = _hidden(self.database, [number, *sorted(units)])
+        for table in UNITS:
+            versions[table] = self._versions(table, ENTERPRISE.key, [number])
+        units = {row[table.key] for table in UNITS for row in versions[table]}
+        hidden = self._hidden([number, *sorted(units)])
         if number in hidden:
             return None
-        for table in sql.UNITS:
+        for table in UNITS:
             versions[table] = [row for row in versions[table] if row[table.key] not in hidden]
-        places = [row[table.key] for table in sql.UNITS for row in self._held(versions[table])]
-        for table in _PARTS:
-            versions[table] = self._versions(table, table.key, (number, *places))
+        places = [row[table.key] for table in UNITS for row in self._current(versions[table])]
+        for table in PARTS:
+            versions[table] = self._versions(table, table.key, [number, *places])
         meanings = self._meanings(versions)
         own = {
             table: [row for row in rows if table.unique_key or row[table.key] == number]
             for table, rows in versions.items()
         }
         dates = {extract.number: extract.snapshot_date for extract in self.extracts}
-        (row,) = held
+        (row,) = current
         parts = _Parts(
-            {t: _by_key(t, self._held(versions[t])) for t in _PARTS}, meanings, self.language
+            {table: self._current_by_key(table, versions[table]) for table in PARTS},
+            meanings,
+            self.language,
         )
         term = partial(meanings.term, ENTERPRISE, row)
         fields = parts.of(number, row)
@@ -181,42 +172,50 @@ class _Reader:
             form_cac=term("juridical_form_cac"),
             establishments=tuple(
                 Establishment(**parts.of(unit[ESTABLISHMENT.key], unit))
-                for unit in self._held(versions[ESTABLISHMENT])
+                for unit in self._current(versions[ESTABLISHMENT])
             ),
             branches=tuple(
-                Branch(**parts.of(unit[BRANCH.key], unit)) for unit in self._held(versions[BRANCH])
+                Branch(**parts.of(unit[BRANCH.key], unit))
+                for unit in self._current(versions[BRANCH])
             ),
             history=history(own, self.extract.number, dates, meanings),
             extract=self.extract,
         )
 
-    def _versions(self, table: Table, column: str, numbers: tuple[str, ...]) -> list[Row]:
-        rows: list[Row] = []
-        for bound in sql.pieces("number", numbers):
-            result = self.database.execute(
-                sql.versions(table, column, len(bound)), at=self.extract.number, **bound
-            )
-            names = [column[0] for column in result.description or ()]
-            rows += [dict(zip(names, values, strict=True)) for values in result.fetchall()]
-        return sorted(rows, key=lambda row: [str(value) for value in row.values()])
+    def _hidden(self, numbers: Sequence[str]) -> set[str]:
+        """Those of some numbers that `KBO_PRIVACY` leaves out."""
+        if self.database.row(HIDES) is None:
+            return set()
+        return {*numbers} - {n for (n,) in rows_for(self.database, _shown, "number", numbers)}
+
+    def _versions(self, table: Table, column: str, numbers: Sequence[str]) -> list[Row]:
+        statement = partial(_versions, table, column)
+        rows = rows_for(self.database, statement, "number", numbers, at=self.extract.number)
+        named = [dict(zip(_columns(table), row, strict=True)) for row in rows]
+        return sorted(named, key=lambda row: [str(value) for value in row.values()])
 
     def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
         codes, at = codes_in(versions), self.extract.number
         if len(codes) > _MANY_CODES:
-            return Meanings(
-                self.database.execute(sql.DESCRIPTIONS, at=at).fetchall(), self.language
-            )
-        rows = []
-        for bound in sql.pieces("code", codes):
-            rows += self.database.execute(sql.descriptions(len(bound)), at=at, **bound).fetchall()
+            rows = self.database.execute(_DESCRIPTIONS, at=at).fetchall()
+        else:
+            rows = rows_for(self.database, _descriptions, "code", codes, at=at)
         return Meanings(rows, self.language)
 
-    def _holds(self, row: Row) -> bool:
-        end = row["_deleted_at_extract"]
-        return end is None or end > self.extract.number
+    def _current(self, rows: Iterable[Row]) -> list[Row]:
+        """Those of some row versions that hold at the extract."""
+        at = self.extract.number
+        return [
+            row
+            for row in rows
+            if row["_deleted_at_extract"] is None or row["_deleted_at_extract"] > at
+        ]
 
-    def _held(self, rows: Iterable[Row]) -> list[Row]:
-        return [row for row in rows if self._holds(row)]
+    def _current_by_key(self, table: Table, rows: Iterable[Row]) -> dict[str, list[Row]]:
+        by_key: dict[str, list[Row]] = defaultdict(list)
+        for row in self._current(rows):
+            by_key[row[table.key]].append(row)
+        return by_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,19 +228,18 @@ class _Parts:
 
     def of(self, number: str, row: Row) -> dict[str, Any]:
         """The fields of an `Entity`, from the row of its own table and those of its parts."""
-
-        def held(table: Table) -> list[Row]:
-            return self.rows[table].get(number, [])
-
-        names = sorted(map(self._name, held(DENOMINATION)), key=_name_order)
+        names, addresses, contacts, activities = (
+            self.rows[table].get(number, ()) for table in (DENOMINATION, ADDRESS, CONTACT, ACTIVITY)
+        )
+        sorted_names = sorted(map(self._name, names), key=_name_order)
         return {
             "number": number,
             "start_date": row["start_date"],
-            "name": next((name.text for name in names if name.text), number),
-            "names": tuple(names),
-            "addresses": tuple(map(self._address, sorted(held(ADDRESS), key=_address_order))),
-            "contacts": tuple(map(self._contact, held(CONTACT))),
-            "activities": tuple(sorted(map(self._activity, held(ACTIVITY)), key=_activity_order)),
+            "name": next((name.text for name in sorted_names if name.text), number),
+            "names": tuple(sorted_names),
+            "addresses": tuple(map(self._address, sorted(addresses, key=_address_order))),
+            "contacts": tuple(map(self._contact, contacts)),
+            "activities": tuple(sorted(map(self._activity, activities), key=_activity_order)),
         }
 
     def _name(self, row: Row) -> Name:
@@ -277,13 +275,6 @@ class _Parts:
         )
 
 
-def _by_key(table: Table, rows: Iterable[Row]) -> dict[str, list[Row]]:
-    by_key: dict[str, list[Row]] = {}
-    for row in rows:
-        by_key.setdefault(row[table.key], []).append(row)
-    return by_key
-
-
 def _place(order: Sequence[str], term: Term | None) -> int:
     return order.index(term.code) if term is not None and term.code in order else len(order)
 
@@ -313,62 +304,56 @@ def _activity_order(activity: Activity) -> tuple[object, ...]:
     version = activity.nace_version or ""
     return (
         tuple(-ord(letter) for letter in version),  # the newest version first
-        _place(_CLASSIFICATIONS, activity.classification),
+        _place(CLASSIFICATIONS, activity.classification),
         activity.nace.code if activity.nace else "",
         activity.group.code if activity.group else "",
     )
 
 
-_LABEL = r"(?:BTW|TVA|VAT|MWST|UST|KBO|BCE|ZDU|CBE|RPR|RPM|RJP|NR|NO|N°|N\.)"
-_AROUND = re.compile(
-    # what stands before a number on an invoice, and the court after it
-    rf"(?:{_LABEL}[\s.:°\-]*)*(?P<number>\S.*?)(?:[\s,;(]+(?:RPR|RPM|RJP)\b\D*)?",
-    re.IGNORECASE | re.DOTALL,
-)
-_BETWEEN = re.compile(r"[\s.\-/]+")
-_NUMBER = re.compile(r"(BE)?([0-9]{9,10})", re.ASCII)
-_DOTS = (
-    (re.compile(r"([01]...)(...)(...)"), r"\1.\2.\3"),
-    (re.compile(r"(.)(...)(...)(...)"), r"\1.\2.\3.\4"),
-)
-_LONGEST = 200
-"""Characters that are looked at of a text."""
+def _columns(table: Table) -> tuple[str, ...]:
+    return (*table.column_names, "_extract_number", "_deleted_at_extract")
 
 
-def dotted(text: str | int) -> str:
-    """The number as KBO writes it, whichever of the usual ways it is written in.
+def _versions(table: Table, column: str, count: int) -> str:
+    """All row versions up to `$at` with one of so many values `$number0`, ... in a column.
 
-    Args:
-        text: with or without dots, blanks and `BE`; a zero in front may be missing; with `BTW`,
-            `TVA` and the like before it, or `RPR Gent` after it, as on an invoice.
-
-    Raises:
-        NotFoundError: it is no such number.
+    DuckDB finds the rows of one value in half the time that it needs for a list of two, because it
+    reads the other columns of a part of the table only where the first one matches.
     """
-    text = str(text)
-    inner = _AROUND.fullmatch(text.strip()[:_LONGEST])
-    match = _NUMBER.fullmatch(_BETWEEN.sub("", inner["number"]).upper()) if inner else None
-    if match is not None:
-        digits = match[2].rjust(10, "0")
-        for shape, dots in _DOTS:
-            number = shape.sub(dots, digits)
-            if any(re.fullmatch(t.columns[0].usual_number, number) for t in _NUMBERED):
-                return number
-    raise NotFoundError(
-        f"{text[:40]!r} is no number of an enterprise, establishment unit or branch; expected one"
-        " such as 0200.065.765, BE0200065765 or 2.000.000.339"
-    )
+    rows = f"""SELECT {listed(_columns(table))}
+FROM main.{table.name}
+WHERE _extract_number <= $at"""
+    if count > _FEW:
+        return f"{rows} AND {column} IN ({placeholders('number', count)})"
+    return union_all(f"{rows} AND {column} = $number{place}" for place in range(count))
 
 
-def table_of(number: str) -> Table:
-    """The table in which a dotted number is the key."""
-    return next(table for table in _NUMBERED if number[0] in table.columns[0].number)
+def _owner(table: Table) -> str:
+    """The enterprise of a key `$number` at `$at`; for the tables of `UNITS`."""
+    return f"""SELECT {ENTERPRISE.key}
+FROM main.{table.name}
+WHERE {table.key} = $number
+    AND _extract_number <= $at
+    AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $at)"""
 
 
-def right_check_digits(number: str) -> str | None:
-    """The check digits that a dotted number should end with; None for branches, which have none."""
-    digits = number.replace(".", "")
-    return None if digits[0] == "9" else f"{97 - int(digits[:8]) % 97:02d}"
+def _shown(count: int) -> str:
+    """Those of so many keys `$number0`, ... that are shown, in a register that hides others."""
+    return f"SELECT number\nFROM main.{SHOWN}\nWHERE number IN ({placeholders('number', count)})"
 
 
-_NUMBERED = tuple(table for table in TABLES if table.unique_key)
+def _times(table: Table) -> str:
+    """When a key `$number` was in the register: the extracts of its versions, the oldest first."""
+    return f"""SELECT _extract_number, _deleted_at_extract
+FROM main.{table.name}
+WHERE {table.key} = $number
+ORDER BY ALL"""
+
+
+_DESCRIPTIONS = f"SELECT {listed(CODE.column_names)}\nFROM {CODE.name}_at($at)"
+"""What all codes mean at `$at`."""
+
+
+def _descriptions(count: int) -> str:
+    """What so many codes `$code0`, ... mean at `$at`, in all categories that have them."""
+    return f"{_DESCRIPTIONS}\nWHERE code IN ({placeholders('code', count)})"

@@ -31,7 +31,10 @@ from kbo_pipeline.core.schema import (
 )
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import state_sql
-from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
+from kbo_pipeline.read.state_sql import (
+    HIDDEN_BEFORE,
+    SHOWN,
+)
 from kbo_pipeline.read.views import create_views
 
 
@@ -191,3 +194,12 @@ def published_state_of(
         if database.is_shared:
             raise
         return PublishedState()
+
+
+EXTRACTS = """
+SELECT id, extract_number, extract_type, snapshot_date
+FROM import_jobs
+WHERE status = 'completed'
+ORDER BY extract_number DESC, completed_at DESC
+"""
+"""The published extracts, the newest first."""

@@ -23,10 +23,10 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import changes, search
-from kbo_pipeline.read import queries as sql
 from kbo_pipeline.read.changes import Change
 from kbo_pipeline.read.lookup import look_up
-from kbo_pipeline.read.published import show_to_reader
+from kbo_pipeline.read.published import EXTRACTS, show_to_reader
+from kbo_pipeline.read.state_sql import HIDES
 from kbo_pipeline.read.types import (
     Enterprise,
     ExtractName,
@@ -94,7 +94,7 @@ def _attach(
     try:
         name = place.attach_to_read(connection, "register")
         shown = show_to_reader(connection, name, place)
-        return shown, connection.execute(sql.EXTRACTS).fetchall()
+        return shown, connection.execute(EXTRACTS).fetchall()
     except NotReadyError as error:
         raise NotFoundError(str(error)) from None
     except duckdb.Error as error:
@@ -174,7 +174,7 @@ class PublishedRegister:
     def leaves_out_others(self) -> bool:
         """Tells whether it shows known legal persons alone."""
         with self._database() as database:
-            return database.row(sql.HIDES) is not None
+            return database.row(HIDES) is not None
 
     @property
     def source(self) -> str:

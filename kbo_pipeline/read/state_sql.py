@@ -1,49 +1,65 @@
-"""SQL that readers use: views and macros of the tables, and what is counted for them.
+"""SQL that readers use: rows that hold, names, who is shown, and what is counted of them.
 
 Each query is whole by itself: it reads the tables in `main` and no view, so that what
 `KBO_PRIVACY` leaves out is left out also where views were made under another setting.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import all_of, indented, listed, union_all, with_queries
-from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, DENOMINATION, ENTERPRISE, TABLES, Table
+from kbo_pipeline.core.tables import (
+    ADDRESS,
+    ALL_TABLES,
+    DENOMINATION,
+    ENTERPRISE,
+    ENTERPRISE_NUMBER,
+    UNITS,
+    Table,
+)
 
 PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
 """KBO's language codes in the order in which a primary name is chosen."""
 
-_NAME_COLUMNS = (
-    "primary_name",
-    "primary_name_language",
-    "primary_name_nl",
-    "primary_name_fr",
-    "primary_name_de",
-)
+NAME_TYPES = ("001", "003", "004", "002")
+"""Types of names in the order in which a main name is chosen; of enterprises only the first."""
+
+_MOST = 500  # values that one statement asks for
 
 _LEGAL_PERSON = "2"  # type_of_enterprise
 
 SHOWN = "legal_person_number"
 """The numbers of legal persons, their establishment units and branches, where only these are shown.
 
-A table of the published file; an export, which only reads that, has a temporary one. Gathered once,
-because a query on a single enterprise would take a second otherwise. What is not in it is left out,
-whether it is a natural person's or nobody knows whose.
+A table of the published file; an export, which only reads that, has a temporary one. It is filled
+once, because a query on a single enterprise would take a second otherwise. What is not in it is
+left out, whether it is a natural person's or its owner is unknown.
 """
 
 HIDDEN_BEFORE = "natural_person_number"
-"""What registers of earlier versions have in its place: the numbers of natural persons alone."""
+"""Its predecessor in registers of earlier versions: the numbers of natural persons alone."""
+
+HIDES = f"""
+SELECT 1
+FROM duckdb_tables()
+WHERE database_name = current_database() AND schema_name = 'main' AND table_name = '{SHOWN}'
+"""
+"""Tells whether the register leaves anybody out: no row where it does not."""
 
 _FAR_DAY = "9999-12-31"
 
 CURRENT = "{0}._is_current"
-"""Whether a row version holds at the newest extract, for an alias."""
+"""Whether a row version holds at the newest extract; `{0}` is the alias of its table."""
 
 AT = """{0}._extract_number <= extract_number
     AND ({0}._deleted_at_extract IS NULL OR {0}._deleted_at_extract > extract_number)"""
-"""Whether it holds at the extract that a macro is asked for."""
+"""Whether it holds at the extract that is the argument of a macro."""
 
 
 def _shown(table: Table, holds: str, privacy: Privacy) -> str:
-    """Whether a row of `s` holds, and all numbers in it are of legal persons or what is theirs."""
+    """Whether a row of `s` holds, and all numbers in it may be shown."""
     numbers = [column.name for column in table.columns if column.number and privacy != "full"]
     return all_of(
         [holds]
@@ -52,10 +68,10 @@ def _shown(table: Table, holds: str, privacy: Privacy) -> str:
 
 
 def fill_shown(privacy: Privacy, kind: str = "TABLE") -> tuple[str, ...]:
-    """Makes the table `SHOWN` of who is shown; drops it where everybody is.
+    """Makes the table `SHOWN`; drops it where everybody is shown.
 
-    A legal person is one in all its row versions; what belongs to it belonged to legal persons in
-    all of its own. A number that is in several tables must be shown by each.
+    A legal person must be one in all its row versions, and a unit must belong to legal persons in
+    all of its own. A number in several tables must be shown by each of them.
 
     Args:
         privacy: who is shown.
@@ -72,8 +88,7 @@ GROUP BY {ENTERPRISE.key}"""
         f"""SELECT s.{table.key}, coalesce(p.is_legal, false)
 FROM main.{table.name} s
 LEFT JOIN persons p ON p.number = s.{ENTERPRISE.key}"""
-        for table in TABLES
-        if ENTERPRISE.key in table.column_names[1:]
+        for table in UNITS
     )
     shown = f"""SELECT number
 FROM (
@@ -87,10 +102,43 @@ ORDER BY number"""
     return (drop, create) if kind == "TABLE" else (create,)
 
 
-def address_order(alias: str) -> str:
-    """Which address of several goes first, as a value to sort by: the smallest one does.
+def placeholders(name: str, count: int) -> str:
+    """The placeholders `$name0`, `$name1`, ...: zone maps answer an IN of single values only."""
+    return listed((f"${name}{place}" for place in range(count)), by=8)
 
-    A valid one before those that are struck off, of these the one that was last; then by columns.
+
+def bind(name: str, values: Iterable[str]) -> dict[str, str]:
+    """The values of these placeholders."""
+    return {f"{name}{place}": value for place, value in enumerate(values)}
+
+
+def rows_for(
+    database: Database,
+    statement: Callable[[int], str],
+    name: str,
+    values: Sequence[str],
+    **others: int,
+) -> list[tuple[Any, ...]]:
+    """The rows of any number of values, some hundred of them in each statement.
+
+    Args:
+        database: a published register.
+        statement: makes the statement for so many values.
+        name: of their placeholders.
+        values: the values.
+        others: what else is bound.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for start in range(0, len(values), _MOST):
+        piece = values[start : start + _MOST]
+        rows += database.execute(statement(len(piece)), **bind(name, piece), **others).fetchall()
+    return rows
+
+
+def address_order(alias: str) -> str:
+    """A value to sort addresses by.
+
+    Valid ones come first, then those that were struck off last; the columns break ties.
     """
     struck_off = f"{alias}.date_striking_off"
     values = (f"{name} := {alias}.{name}" for name in ADDRESS.column_names[1:])
@@ -103,7 +151,7 @@ def address_order(alias: str) -> str:
 
 
 def state(table: Table, holds: str, privacy: Privacy) -> str:
-    """The rows of a table that hold; of entities, with their primary names.
+    """The rows of a table that hold; enterprises with their primary names.
 
     Args:
         table: the table.
@@ -132,7 +180,7 @@ GROUP BY d.{DENOMINATION.key}"""
 
 
 def smallest_name(kind: str, language: str) -> str:
-    """Of the grouped names `d`, the smallest of a type in a language."""
+    """The smallest of the grouped names `d` of a type in a language."""
     return (
         f"min(d.denomination) FILTER (d.type_of_denomination = '{kind}'"
         f" AND d.language = '{language}')"
@@ -140,29 +188,61 @@ def smallest_name(kind: str, language: str) -> str:
 
 
 def chosen_name(kind: str) -> str:
-    """Of the grouped names `d`, the one of a type in the first language that has any."""
+    """The one of the grouped names `d` of a type in the first language that has any."""
     names = (smallest_name(kind, code) for code, _ in PRIMARY_NAME_LANGUAGES)
     return f"coalesce({listed(names, by=8)})"
 
 
+def quoted(values: Iterable[str]) -> str:
+    """Values, none with a quote in it, as a list of SQL."""
+    return listed((f"'{value}'" for value in values), by=8)
+
+
+def is_enterprise_number(expression: str) -> str:
+    """Tells a number of an enterprise from one of an establishment unit or branch."""
+    return f"{expression}[1] IN ({quoted(ENTERPRISE_NUMBER)})"
+
+
+def main_names(source: str) -> str:
+    """The main name of each entity of a relation of names; those without one are left out.
+
+    Of an enterprise its primary name; of others the same choice of languages among the names of
+    the first of `NAME_TYPES` that has any.
+    """
+    key = DENOMINATION.key
+    types = _places(NAME_TYPES)
+    languages = _places(tuple(code for code, _ in PRIMARY_NAME_LANGUAGES))
+    return f"""SELECT {key}, substr(min(
+        CASE type_of_denomination
+            {types} END
+        || CASE language
+            {languages} END
+        || denomination), 3) AS main_name
+FROM {source}
+WHERE type_of_denomination = '{NAME_TYPES[0]}' OR NOT {is_enterprise_number(key)}
+GROUP BY {key}
+HAVING main_name IS NOT NULL"""
+
+
+def _places(values: tuple[str, ...]) -> str:
+    return listed((f"WHEN '{value}' THEN '{i}'" for i, value in enumerate(values)), " ", 12)
+
+
 def _primary_name(key: str) -> tuple[str, ...]:
     """The rule: the first language that has a name of type 001; else the entity's number."""
-    in_order = [f"n.name_{name}" for _, name in PRIMARY_NAME_LANGUAGES]
+    in_order = ", ".join(f"n.name_{name}" for _, name in PRIMARY_NAME_LANGUAGES)
     languages = (
         f"WHEN n.name_{name} IS NOT NULL THEN '{code}'" for code, name in PRIMARY_NAME_LANGUAGES
     )
-    expressions = (
-        f"coalesce({', '.join(in_order)}, s.{key})",
-        f"CASE {listed(languages, ' ')} END",
-        "n.name_nl",
-        "n.name_fr",
-        "n.name_de",
+    return (
+        f"coalesce({in_order}, s.{key}) AS primary_name",
+        f"CASE {listed(languages, ' ')} END AS primary_name_language",
+        *(f"n.name_{name} AS primary_name_{name}" for name in ("nl", "fr", "de")),
     )
-    return tuple(f"{e} AS {c}" for e, c in zip(expressions, _NAME_COLUMNS, strict=True))
 
 
 def changes(table: Table, privacy: Privacy) -> str:
-    """What the extract that a macro is asked for changed in a table."""
+    """The rows that the extract of a macro's argument removed from a table, and added to it."""
     columns = listed(table.column_names)
     return union_all(
         f"""SELECT '{change}' AS _change, {columns}
@@ -180,7 +260,7 @@ WHERE e._is_current AND (e._extract_number = $number OR e.{ENTERPRISE.key} IN (
     FROM {DENOMINATION.name}
     WHERE type_of_denomination = '001' AND $number IN (_extract_number, _deleted_at_extract)))
 """
-"""Counts the current entities whose primary name was resolved anew for an extract."""
+"""Counts the current enterprises whose primary name an extract may have changed."""
 
 _VERSION = ("_snapshot_date", "_extract_number", "_deleted_at_extract", "_is_current")
 

@@ -1,4 +1,4 @@
-"""What the register says of one enterprise, and what a search finds, as typed values. No I/O.
+"""What readers get, as typed values, and how they name extracts and numbers. No I/O.
 
 All texts are KBO's, as they are in the data: whoever shows them escapes them.
 """
@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 from kbo_pipeline.core.errors import ExtractError, NotFoundError
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.tables import NUMBERED, Table
+
+SOURCE = "Source: KBO Open Data, FPS Economy; data of "
+"""The line to show with the data; the snapshot date follows."""
 
 Language = Literal["nl", "fr", "de"]
 """Languages in which codes are explained."""
@@ -35,7 +39,7 @@ class PublishedExtract:
     @property
     def source(self) -> str:
         """What whoever shows the data has to say."""
-        return f"Source: KBO Open Data, FPS Economy; data of {self.snapshot_date}"
+        return f"{SOURCE}{self.snapshot_date}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +239,7 @@ class Match:
 
 ExtractName = int | str | datetime.date
 """A number such as 141 or `141`, a key such as `0141-update`, or a date such as `2025-10-05`."""
-_NUMBER = re.compile("[0-9]{1,9}")
+_EXTRACT_NUMBER = re.compile("[0-9]{1,9}")
 _DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -302,7 +306,7 @@ def as_date(name: ExtractName) -> datetime.date | None:
 
 
 def _number_or_key(name: int | str | datetime.date) -> tuple[int, str | None]:
-    if isinstance(name, str) and not _NUMBER.fullmatch(name):
+    if isinstance(name, str) and not _EXTRACT_NUMBER.fullmatch(name):
         try:
             key = ExtractKey.parse(name)
         except ExtractError as error:
@@ -322,3 +326,54 @@ def _days(extracts: Sequence[PublishedExtract]) -> str:
         return "nothing is published yet"
     days = [extract.snapshot_date for extract in extracts]
     return f"the published extracts are of {min(days)} to {max(days)}"
+
+
+_LABEL = r"(?:BTW|TVA|VAT|MWST|UST|KBO|BCE|ZDU|CBE|RPR|RPM|RJP|NR|NO|N°|N\.)"
+_AROUND = re.compile(
+    # what stands before a number on an invoice, and the court after it
+    rf"(?:{_LABEL}[\s.:°\-]*)*(?P<number>\S.*?)(?:[\s,;(]+(?:RPR|RPM|RJP)\b\D*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_BETWEEN = re.compile(r"[\s.\-/]+")
+_NUMBER = re.compile(r"(BE)?([0-9]{9,10})", re.ASCII)
+_DOTS = (
+    (re.compile(r"([01]...)(...)(...)"), r"\1.\2.\3"),
+    (re.compile(r"(.)(...)(...)(...)"), r"\1.\2.\3.\4"),
+)
+_LONGEST = 200  # characters of a text that are looked at
+
+
+def dotted(text: str | int) -> str:
+    """The number as KBO writes it, whichever of the usual ways it is written in.
+
+    Args:
+        text: with or without dots, blanks and `BE`; a zero in front may be missing; with `BTW`,
+            `TVA` and the like before it, or `RPR Gent` after it, as on an invoice.
+
+    Raises:
+        NotFoundError: it is no such number.
+    """
+    text = str(text)
+    inner = _AROUND.fullmatch(text.strip()[:_LONGEST])
+    match = _NUMBER.fullmatch(_BETWEEN.sub("", inner["number"]).upper()) if inner else None
+    if match is not None:
+        digits = match[2].rjust(10, "0")
+        for shape, dots in _DOTS:
+            number = shape.sub(dots, digits)
+            if any(re.fullmatch(t.columns[0].usual_number, number) for t in NUMBERED):
+                return number
+    raise NotFoundError(
+        f"{text[:40]!r} is no number of an enterprise, establishment unit or branch; expected one"
+        " such as 0200.065.765, BE0200065765 or 2.000.000.339"
+    )
+
+
+def table_of(number: str) -> Table:
+    """The table in which a dotted number is the key."""
+    return next(table for table in NUMBERED if number[0] in table.columns[0].number)
+
+
+def right_check_digits(number: str) -> str | None:
+    """The check digits that a dotted number should end with; None for branches, which have none."""
+    digits = number.replace(".", "")
+    return None if digits[0] == "9" else f"{97 - int(digits[:8]) % 97:02d}"

@@ -33,11 +33,9 @@ from kbo_pipeline.read.state_sql import (
     fill_shown,
     state,
 )
+from kbo_pipeline.read.types import SOURCE
 
 PROFILE = "enterprise_profile"
-
-SOURCE = "Source: KBO Open Data, FPS Economy; data of "
-"""What whoever shows data has to say; the snapshot date follows."""
 
 PUBLIC_SEARCH = "https://kbopub.economie.fgov.be/kbopub/toonondernemingps.html?ondernemingsnummer="
 """KBO's own page on an enterprise; its number without dots follows."""
@@ -47,7 +45,7 @@ SEAT = "REGO"
 
 _LANGUAGES = ("NL", "FR", "DE")
 
-_CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
+CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
 """The first of these that an enterprise has is looked at for its main activity."""
 
 _MARKED = '"current".source'
@@ -190,11 +188,11 @@ def _main_activities(holds: str) -> str:
     """The smallest of the activities, in the order of the documented rule."""
     rank = " ".join(
         f"WHEN '{classification}' THEN {place}"
-        for place, classification in enumerate(_CLASSIFICATIONS)
+        for place, classification in enumerate(CLASSIFICATIONS)
     )
     return f"""SELECT s.{ACTIVITY.key}, min(struct_pack(
         newest := -try_cast(s.nace_version AS INTEGER),
-        rank := CASE s.classification {rank} ELSE {len(_CLASSIFICATIONS)} END,
+        rank := CASE s.classification {rank} ELSE {len(CLASSIFICATIONS)} END,
         activity_group := s.activity_group, nace_code := s.nace_code,
         nace_version := s.nace_version, classification := s.classification)) AS main
 FROM main.{ACTIVITY.name} s

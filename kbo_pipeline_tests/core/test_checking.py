@@ -15,7 +15,7 @@ from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
-from kbo_pipeline.read.anomalies import is_anomalous
+from kbo_pipeline.read.comparison import is_anomalous
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core

@@ -11,7 +11,7 @@ import pytest
 
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.read.kinds import KINDS
+from kbo_pipeline.read.changes import KINDS
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline
 

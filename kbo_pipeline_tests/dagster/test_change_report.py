@@ -12,12 +12,18 @@ from kbo_pipeline.core.errors import NotFoundError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.repair.alerts import due_alerts
-from kbo_pipeline.read.anomalies import MOST, Counts, Standout, find_anomalies
 from kbo_pipeline.read.changes import iterate_changes
-from kbo_pipeline.read.plot import Bars, draw
-from kbo_pipeline.read.report import (
+from kbo_pipeline.read.comparison import (
     EXAMPLES,
+    MOST,
     ChangeReport,
+    Counts,
+    Standout,
+    find_anomalies,
+)
+from kbo_pipeline.read.report import (
+    Bars,
+    draw,
     escaped,
     make_report,
     remove_report,
@@ -56,7 +62,7 @@ def update(number: int) -> ExtractKey:
 
 def report_on(settings: Settings, key: ExtractKey) -> ChangeReport:
     with duckdb.connect(":memory:") as connection:
-        return make_report(connection, settings, key)[0]
+        return make_report(connection, settings, key)
 
 
 def listed(settings: Settings, key: ExtractKey) -> list[tuple[object, ...]]:

@@ -29,7 +29,13 @@ from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.publish.verification import Verification, verify
 from kbo_pipeline.read.export import write_export
-from kbo_pipeline.read.report import PLOT_FILE, make_report
+from kbo_pipeline.read.report import (
+    CHANGES_FILE,
+    PAGE_FILE,
+    PLOT_FILE,
+    make_report,
+    report_directory,
+)
 
 
 @dg.asset(
@@ -57,23 +63,26 @@ def change_report(
         duckdb.get_connection() as connection,
     ):
         started = time.monotonic()
-        report, files = make_report(connection, settings, key)
+        report = make_report(connection, settings, key)
         seconds = round(time.monotonic() - started, 3)
-        context.log.info(f"{key}: {report.entities} entities changed; see {files.page}")
+        page, plot, changes = (
+            report_directory(settings, key) / name for name in (PAGE_FILE, PLOT_FILE, CHANGES_FILE)
+        )
+        context.log.info(f"{key}: {report.entities} entities changed; see {page}")
         list_metadata: dict[str, Any] = {}
-        if files.changes is not None:
+        if not report.is_first:
             list_metadata = {
                 "dagster/row_count": report.changes,
-                "bytes": files.changes.stat().st_size,
-                "changes": dg.MetadataValue.path(str(files.changes)),
+                "bytes": changes.stat().st_size,
+                "changes": dg.MetadataValue.path(str(changes)),
                 "preview": preview(
-                    connection.execute(f"FROM {literal(files.changes)} LIMIT {PREVIEW_ROWS}")
+                    connection.execute(f"FROM {literal(changes)} LIMIT {PREVIEW_ROWS}")
                 ),
             }
         return dg.MaterializeResult(
             metadata={
-                "report": dg.MetadataValue.md(_embedded(files.page, files.plot)),
-                "file": dg.MetadataValue.path(str(files.page)),
+                "report": dg.MetadataValue.md(_embedded(page, None if report.is_first else plot)),
+                "file": dg.MetadataValue.path(str(page)),
                 "entities": report.entities,
                 "rows_changed": report.day.total,
                 "seconds": seconds,
