@@ -38,7 +38,7 @@ demo: $(READY) ## import made-up extracts and show what is in the register
 	$(RUN)/python -m kbo_pipeline.commands.demo
 
 practice: $(READY) ## import a made-up extract of which two batches fail, to practise the repair
-	$(RUN)/python -m kbo_pipeline.commands.practice
+	$(RUN)/python -m kbo_pipeline.commands.demo practice
 
 start: $(READY) ## run web UI, daemon and code location until Ctrl-C
 	$(RUN)/kbo start

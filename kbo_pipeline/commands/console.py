@@ -1,4 +1,4 @@
-"""What commands have in common on the terminal: extracts as arguments, tables, bars, JSON."""
+"""What commands share: extracts as arguments, tables, bars and JSON on the terminal."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def extract_key(text: str) -> "ExtractKey":
-    """The extract that an argument names: by its key, or by number or date if it is known here.
+    """The extract that an argument names: by its key, or one known here by its number or date.
 
     Raises:
         ExtractError: the text is no name of an extract.
@@ -39,23 +39,23 @@ def extract_key(text: str) -> "ExtractKey":
         return ExtractKey.parse(text)
     known = _known_extracts(with_dates=day is not None)
     if day is not None:
-        found = [key for key, (date, _) in known.items() if date == day]
+        keys = [key for key, (date, _) in known.items() if date == day]
     else:
-        found = [key for key in known if key.number == int(text)]
-    if len(found) > 1:  # of a Full and an Update of one number, what readers have
-        found = [key for key in found if known[key][1]] or found
-    if len(found) == 1:
-        return found[0]
-    if found:
-        keys = " and ".join(map(str, sorted(found, key=lambda key: (key.number, key.type))))
-        raise NotFoundError(f"{text}: {keys} are known; name one of them")
+        keys = [key for key in known if key.number == int(text)]
+    if len(keys) > 1:  # of a Full and an Update of one number, what readers have
+        keys = [key for key in keys if known[key][1]] or keys
+    if len(keys) == 1:
+        return keys[0]
+    if keys:
+        names = " and ".join(map(str, sorted(keys, key=lambda key: (key.number, key.type))))
+        raise NotFoundError(f"{text}: {names} are known; name one of them")
     raise NotFoundError(f"{text}: no such extract is known here; name its key, such as 0141-update")
 
 
 def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None, bool]]":
     """What is published, staged, refused, or here as a ZIP: its date, and whether it is published.
 
-    What cannot be read is not known. Dates of ZIPs are read when they are asked for.
+    Anything unreadable is left out. Dates of ZIPs are read only if they are asked for.
     """
     from kbo_pipeline.core.errors import KboError
     from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
@@ -63,37 +63,35 @@ def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None,
     from kbo_pipeline.fetch.archive import read_snapshot_date
     from kbo_pipeline.read.register import open_register
 
-    found: dict[ExtractKey, tuple[date | None, bool]] = {}
+    known: dict[ExtractKey, tuple[date | None, bool]] = {}
     with suppress(KboError, OSError):
         settings = load_settings()
-        for staged in settings.staging_dir.glob("*.duckdb"):
-            if (key := key_or_none(staged.stem)) is not None:
-                found[key] = (None, False)
-        for refused in settings.rejected_dir.glob("*"):
-            if (key := key_or_none(refused.name)) is not None:
-                found[key] = (None, False)
+        staged, refused = settings.staging_dir.glob("*.duckdb"), settings.rejected_dir.glob("*")
+        for name in (*(file.stem for file in staged), *(place.name for place in refused)):
+            if (key := key_or_none(name)) is not None:
+                known[key] = (None, False)
         for key, file in zips_in(settings.downloads_dir):
-            found[key] = (None, False)
+            known[key] = (None, False)
             if with_dates:
                 with suppress(KboError):
-                    found[key] = (read_snapshot_date(file), False)
+                    known[key] = (read_snapshot_date(file), False)
     with suppress(KboError, OSError), open_register(load_settings().database) as register:
         for extract in register.extracts:
-            found[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
-    return found
+            known[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
+    return known
 
 
-def complete_extract(context: click.Context, argument: click.Parameter, begun: str) -> list[str]:
+def complete_extract(context: click.Context, argument: click.Parameter, text: str) -> list[str]:
     """The extracts that a shell proposes: those published, staged, refused, or here as a ZIP.
 
-    Whatever is wrong, there is nothing to propose, and the command says why.
+    On any error there are none, and the command itself says why.
     """
     keys = map(str, _known_extracts(with_dates=False))
-    return sorted((key for key in keys if key.startswith(begun)), reverse=True)
+    return sorted((key for key in keys if key.startswith(text)), reverse=True)
 
 
 def in_ranges(done: Sequence[str]) -> str:
-    """What was run, in words; more than two batches that follow one another as a range."""
+    """The names of what was run; more than two consecutive batches are a range."""
     from kbo_pipeline.core.errors import ExtractError
     from kbo_pipeline.core.extracts import BatchKey
 
@@ -119,19 +117,12 @@ def print_json(value: Any) -> None:
 
 
 def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, Any]:
-    """What `--json` prints of data: beside it, which published extract it comes from.
-
-    Args:
-        published: the extract; None where none is.
-        data: what is asked for.
-    """
-    source = None
-    if published is not None:
-        source = {
-            "extract": published.key,
-            "snapshot_date": published.snapshot_date,
-            "line": published.source,
-        }
+    """What `--json` prints: data, and the published extract, if any, that it comes from."""
+    source = published and {
+        "extract": published.key,
+        "snapshot_date": published.snapshot_date,
+        "line": published.source,
+    }
     return {"source": source, "data": data}
 
 
@@ -141,7 +132,7 @@ def echo_file(file: "Path") -> None:
 
 
 def terminal(*, errors: bool = False) -> "Console":
-    """Standard output, or standard error, as rich writes to it: texts are shown as they are."""
+    """Rich's console on standard output or standard error, which shows texts unchanged."""
     from rich.console import Console
 
     return Console(stderr=errors, highlight=False, emoji=False)
@@ -156,15 +147,15 @@ def table(*names: str, numbers: Sequence[str] = ()) -> "Table":
     """
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False)
     for name in names:
-        made.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
-    return made
+        grid.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
+    return grid
 
 
 @contextmanager
 def report_line() -> Iterator[Callable[[str], None]]:
-    """Shows the newest line of progress; all of them where nobody can see one change."""
+    """Yields what shows the newest line of progress; without a terminal, each one is printed."""
     from rich.markup import escape
 
     console = terminal(errors=True)
@@ -177,7 +168,7 @@ def report_line() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def bar(description: str, total: int | None = 100) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a bar; yields what moves it: the words beside it, how much is done, of how much."""
+    """Shows a bar; yields what moves it: its description, how much is done, of how much."""
     from rich.progress import Progress
 
     console = terminal(errors=True)
@@ -194,8 +185,8 @@ def bar(description: str, total: int | None = 100) -> Iterator[Callable[[str, in
 
 
 @contextmanager
-def pause_told(settings: "Settings") -> Iterator[None]:
-    """Says once that the work of the caller waits, when `kbo pause` holds it up."""
+def pause_reported(settings: "Settings") -> Iterator[None]:
+    """Says once, during the block, that `kbo pause` makes it wait."""
     from kbo_pipeline.operate.markers import PAUSED, is_paused
 
     def look(ended: threading.Event) -> None:
@@ -210,7 +201,7 @@ def pause_told(settings: "Settings") -> Iterator[None]:
 
 @contextmanager
 def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Does work in a thread beside the block; the event tells it to end."""
+    """Runs work in a thread beside the block; the event tells it to end."""
     ended = threading.Event()
     thread = threading.Thread(target=work, args=(ended,), daemon=True)
     thread.start()
@@ -223,7 +214,7 @@ def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[None]:
-    """Shows the progress that the instance's storage knows, while the caller does the work."""
+    """Shows the progress of an extract, as Dagster's records have it, during the block."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = terminal(errors=True)

@@ -1,9 +1,11 @@
-"""`make demo`: a made-up Full and three Updates come from a stand-in portal into the register.
+"""`make demo` and `make practice`: made-up extracts, to see an import and to practise its repair.
 
-Nobody starts anything: `kbo start` asks the portal, downloads, imports and publishes by itself.
+The demo starts nothing but `kbo start`, which asks a stand-in portal, downloads, imports and
+publishes by itself. The practice is an import of which two batches have failed.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,31 +18,35 @@ from pathlib import Path
 import duckdb
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Table as Grid
 
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.signals import listen
-from kbo_pipeline.core.tables import ALL_TABLES
+from kbo_pipeline.core.tables import ACTIVITY, ALL_TABLES, Table
 from kbo_pipeline.core.text import run
 from kbo_pipeline.operate.processes.programs import die_with_parent_command
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
+from kbo_pipeline.stage.staged import staging_file
 
-_DIRECTORY = Path("data/demo")
+_DEMO_DIRECTORY = Path("data/demo")
+_PRACTICE_DIRECTORY = Path("data/practice")
+_KEY = ExtractKey(140, "full")
+_DAMAGED = (3, 7)  # batches
 _UPDATES = 3
 _MOST_SECONDS = 600.0
 _STOP_SECONDS = 90.0
 
 
-def main() -> None:
-    """Runs everything in a data directory of its own, follows it, and prints the register."""
+def demo() -> None:
+    """Runs an import in a data directory of its own, follows it, and prints the register."""
     listen()
-    offered = _DIRECTORY / "portal"
-    every = write_sample(_DIRECTORY / "zips", Sample(), updates=_UPDATES)
-    keys = _offer(every[: _UPDATES + 1], offered)
+    offered = _DEMO_DIRECTORY / "portal"
+    zips = write_sample(_DEMO_DIRECTORY / "zips", Sample(), updates=_UPDATES)
+    keys = _offer(zips[: _UPDATES + 1], offered)
     with StandInPortal(offered) as portal:
         os.environ.update(_settings(portal.url))
         os.environ.pop("KBO_DATABASE", None)
@@ -53,7 +59,7 @@ def main() -> None:
 
 
 def _offer(files: Sequence[Path], directory: Path) -> list[ExtractKey]:
-    """Links the ZIPs into what the portal offers."""
+    """Links ZIPs into the directory that the portal serves."""
     make_private(directory)
     for file in files:
         link = directory / file.name
@@ -67,7 +73,7 @@ def _settings(portal_url: str) -> dict[str, str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return {
-        "KBO_DATA_DIR": str(_DIRECTORY),
+        "KBO_DATA_DIR": str(_DEMO_DIRECTORY),
         "KBO_PORTAL_URL": portal_url,
         "KBO_USERNAME": "demo",
         "KBO_PASSWORD": "demo",
@@ -79,7 +85,7 @@ def _settings(portal_url: str) -> dict[str, str]:
 @contextmanager
 def _served() -> Iterator[subprocess.Popen[bytes]]:
     """Runs `kbo start` until the block ends."""
-    with (_DIRECTORY / "start.log").open("wb") as log:
+    with (_DEMO_DIRECTORY / "start.log").open("wb") as log:
         process = subprocess.Popen(
             die_with_parent_command("kbo_pipeline.cli", "start"),
             stdin=subprocess.DEVNULL,
@@ -115,7 +121,7 @@ def _follow(keys: Sequence[ExtractKey], process: subprocess.Popen[bytes]) -> Non
         tasks = {key: bars.add_task(f"{key} waiting", total=None) for key in keys}
         while tasks:
             if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
-                raise ImportFailedError(f"not all published; see {_DIRECTORY / 'start.log'}")
+                raise ImportFailedError(f"not all published; see {_DEMO_DIRECTORY / 'start.log'}")
             for key, task in list(tasks.items())[:1]:  # they are published in order
                 try:
                     now = read_status(instance, key)
@@ -139,12 +145,12 @@ def _show(database: Path) -> None:
         (job,) = register.execute(
             "SELECT id, snapshot_date FROM import_jobs ORDER BY extract_number DESC LIMIT 1"
         ).fetchall()
-        counts = Table("table", "current rows", "versions", box=None, pad_edge=False)
+        counts = Grid("table", "current rows", "versions", box=None, pad_edge=False)
         for table in sorted(ALL_TABLES, key=lambda table: table.name):
             query = f"SELECT count(*) FILTER (_is_current), count(*) FROM main.{table.name}"
             (row,) = register.execute(query).fetchall()
             counts.add_row(table.name, *(f"{count:,}" for count in row))
-        names = Table("enterprise_number", "primary_name", box=None, pad_edge=False)
+        names = Grid("enterprise_number", "primary_name", box=None, pad_edge=False)
         for row in register.execute(
             "SELECT enterprise_number, left(primary_name, 60) FROM current.enterprise"
             " WHERE type_of_enterprise = '2' ORDER BY enterprise_number LIMIT 5"
@@ -156,8 +162,60 @@ def _show(database: Path) -> None:
     shown = Path(os.path.relpath(database))
     console.print(f"\nRegister: {shown}  (any DuckDB client from 1.4 on opens it)", highlight=False)
     python = Path(os.path.relpath(sys.executable)).parent
-    console.print(f"Web UI:   KBO_DATA_DIR={_DIRECTORY} {python}/kbo start", highlight=False)
+    console.print(f"Web UI:   KBO_DATA_DIR={_DEMO_DIRECTORY} {python}/kbo start", highlight=False)
+
+
+def practice() -> None:
+    """Imports a made-up Full into a directory of its own, and damages its staging file."""
+    from kbo_pipeline.commands.runs import retry_extract, run_job
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.partitions import register_extract
+
+    listen()
+    if _PRACTICE_DIRECTORY.exists():
+        sys.exit(f"practice: {_PRACTICE_DIRECTORY} is there already; remove it to start over")
+    zip_file = Sample().write_full(_PRACTICE_DIRECTORY / "zips", _KEY.number)
+    os.environ["KBO_DATA_DIR"] = str(_PRACTICE_DIRECTORY)
+    os.environ.pop("KBO_DATABASE", None)
+    settings = load_settings()
+    with open_instance(settings) as instance:
+        register_extract(instance, _KEY)
+        source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
+        run_job(instance, "stage_extract", _KEY, partition_key=str(_KEY), run_config=source)
+        sound = damage(staging_file(settings.staging_dir, _KEY), _DAMAGED)
+        try:
+            retry_extract(instance, settings, _KEY)
+        except ImportFailedError as error:
+            print(error)
+        else:
+            sys.exit("practice: nothing has failed")
+    staged = staging_file(_PRACTICE_DIRECTORY / "staging", _KEY)
+    print(
+        f"\nTwo batches have failed: rows are missing in {staged}.\n"
+        "Look at it, fix it, continue:\n\n"
+        f"  export KBO_DATA_DIR={_PRACTICE_DIRECTORY}\n"
+        "  .venv/bin/kbo status\n"
+        f"  mv {sound.relative_to(Path.cwd())} {staged}\n"
+        f"  .venv/bin/kbo retry {_KEY}"
+    )
+
+
+def damage(file: Path, batches: Sequence[int], table: Table = ACTIVITY) -> Path:
+    """Removes a row of a table from each of these staged batches; returns an intact copy."""
+    sound = file.with_suffix(".sound")
+    shutil.copyfile(file, sound)
+    with duckdb.connect(str(file)) as connection:
+        for number in batches:
+            connection.execute(
+                f"DELETE FROM main.{table.name} WHERE rowid = (SELECT min(row_sequence)"
+                f" FROM import_staging_{table.name} WHERE batch_number = $1)",
+                [number],
+            )
+    return sound
 
 
 if __name__ == "__main__":
-    run("demo", main)
+    if sys.argv[1:] == ["practice"]:
+        run("practice", practice)
+    else:
+        run("demo", demo)

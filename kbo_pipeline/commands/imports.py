@@ -1,7 +1,13 @@
-"""`kbo import`, `fetch`, `retry`, `publish`, `cancel`, `rollback`: one extract at a time."""
+"""`kbo import`, `fetch`, `retry`, `publish`, `cancel`, `rollback` and `status`: one extract."""
 
+import json
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,12 +16,31 @@ from kbo_pipeline.commands.console import (
     echo_file,
     extract_key,
     in_ranges,
-    pause_told,
+    pause_reported,
+    print_json,
     progress_bar,
     report_line,
+    table,
+    terminal,
 )
-from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.core.text import counted
+from kbo_pipeline.core import signals
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.text import counted, duration
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+    from rich.console import Group, RenderableType
+
+    from kbo_pipeline.core.extracts import ExtractKey
+    from kbo_pipeline.operate.runs.status import ExtractStatus
+
+_LOOK_SECONDS = 1.0
+
+
+_BAR_WIDTH = 30
+
+
+_STYLES = {"completed": "green", "failed": "bold red", "processing": "yellow", "cancelled": "red"}
 
 
 @click.command("import")
@@ -42,7 +67,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     with open_instance(settings) as instance:
         for zip_file, extract in extracts:
             started = time.monotonic()
-            with progress_bar(instance, extract.key), pause_told(settings):
+            with progress_bar(instance, extract.key), pause_reported(settings):
                 imported = import_extract(instance, settings, zip_file, extract)
             if not imported:
                 click.echo(f"{extract.key}: already published: nothing to do")
@@ -92,7 +117,7 @@ def retry(extract: str | None, accept_faults: bool) -> None:
 
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
-        with progress_bar(instance, key), pause_told(settings):
+        with progress_bar(instance, key), pause_reported(settings):
             done = retry_extract(instance, settings, key, accept_faults=accept_faults)
     click.echo(f"{key}: {in_ranges(done)}" if done else f"{key}: published: nothing to retry")
 
@@ -112,7 +137,7 @@ def publish(extract: str, accept_loss: bool, accept_faults: bool) -> None:
     from kbo_pipeline.commands.runs import publish_extract, retry_extract
     from kbo_pipeline.operate.instance import open_instance
 
-    with open_instance(settings) as instance, pause_told(settings):
+    with open_instance(settings) as instance, pause_reported(settings):
         if accept_faults:
             done = bool(
                 retry_extract(instance, settings, key, accept_faults=True, accept_loss=accept_loss)
@@ -151,3 +176,129 @@ def rollback(extract: str) -> None:
     with open_instance(settings) as instance:
         rollback_extract(instance, settings, key)
     click.echo(f"{key}: rolled back; kbo retry {key} imports it again")
+
+
+@click.command()
+@click.argument("extract", required=False, shell_complete=complete_extract)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Keep showing it until it is published, failed or cancelled, or until Ctrl-C.",
+)
+def status(extract: str | None, as_json: bool, watch: bool) -> None:
+    """Show how far an extract is: overall, by table, failed batches.
+
+    --watch shows bars that fill; without a terminal, a line for each step. It exits with 0 when the
+    extract is published, and with 1 when it failed or was cancelled. With --json, it prints one
+    object a line.
+    """
+    settings = load_settings()
+    key = None if extract is None else extract_key(extract)
+    from kbo_pipeline.operate.instance import open_instance
+    from kbo_pipeline.operate.runs.status import newest_extract, read_status
+
+    with open_instance(settings) as instance:
+        if not as_json:
+            _print_circumstances(instance, settings)
+        key = key or newest_extract(instance)
+        if not watch:
+            now = read_status(instance, key)
+            if as_json:
+                print_json(now.to_json())
+            else:
+                terminal().print(_rendered(now))
+            return
+        last = _watch(instance, key, as_json=as_json)
+    if last.status != "completed":
+        why = last.error or last.stage
+        step = "" if "; kbo " in why else f"; kbo retry {key} continues it"
+        click.echo(f"kbo: {key}: {last.status}: {why}{step}", err=True)
+        sys.exit(1)
+
+
+def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> None:
+    """Prints what concerns all extracts: a pause, and the result of the last portal poll."""
+    from kbo_pipeline.operate.markers import PAUSED, is_paused
+    from kbo_pipeline.operate.markers import read_poll
+
+    if is_paused(settings):
+        click.echo(PAUSED)
+    poll = read_poll(instance)
+    if poll is not None:
+        asked = datetime.fromtimestamp(poll.asked_at).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"portal, asked at {asked}: {poll}")
+
+
+def _watch(instance: "DagsterInstance", key: "ExtractKey", *, as_json: bool) -> "ExtractStatus":
+    """Shows an extract until its import has ended; returns its last status."""
+    from kbo_pipeline.operate.runs.status import is_over, read_status
+
+    try:
+        with _shower(as_json=as_json) as show:
+            while True:
+                now = read_status(instance, key)
+                show(now)
+                if is_over(instance, now):
+                    return now
+                time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:  # ends the watching, and not the import
+        signals.ignore_further()
+        sys.exit(130)
+
+
+@contextmanager
+def _shower(*, as_json: bool) -> "Iterator[Callable[[ExtractStatus], None]]":
+    """Yields a function that shows a status: as bars that fill, or as a line when it changes."""
+    from rich.live import Live
+
+    console = terminal()
+    if console.is_terminal and not as_json:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda now: live.update(_rendered(now), refresh=True)
+        return
+    last = ""
+
+    def show(now: "ExtractStatus") -> None:
+        nonlocal last
+        line = json.dumps(now.to_json()) if as_json else _headline(now, with_time=False)
+        if line != last:
+            last = line
+            click.echo(line)
+
+    yield show
+
+
+def _headline(now: "ExtractStatus", *, with_time: bool = True) -> str:
+    is_timed = with_time and now.seconds_left is not None
+    left = f", about {duration(now.seconds_left or 0.0)} left" if is_timed else ""
+    return f"{now.job_id}: {now.status} ({now.stage}), {now.percentage}%{left}"
+
+
+def _rendered(now: "ExtractStatus") -> "Group":
+    """All that is known of an extract, for rich."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(_headline(now), style="bold")]
+    rows = table("table", "batches", "", "status")
+    for name, progress in now.tables.items():
+        done = f"{progress.completed}/{progress.total}"
+        bar = ProgressBar(progress.total, progress.completed, width=_BAR_WIDTH)
+        state = Text(progress.status, style=_STYLES.get(progress.status, ""))
+        rows.add_row(name, done, bar, state)
+    if now.tables:
+        parts.append(rows)
+    for label, place in (("current", now.current_batch), ("next", now.next_batch)):
+        if place:
+            parts.append(Text(f"{label} batch: {place.batch} ({place.table}, {place.operation})"))
+    if now.failed_batches:
+        numbers = sorted({place.batch for place in now.failed_batches})
+        named = ", ".join(map(str, numbers))
+        parts.append(Text(f"failed batches: {named}; kbo retry {now.job_id}"))
+    if now.rejected_rows:
+        parts.append(Text(f"rows set aside: {now.rejected_rows:,}; see the table rejected_row"))
+    if now.error:
+        parts.append(Text(f"error: {now.error}"))
+    return Group(*parts)

@@ -13,7 +13,7 @@ from kbo_pipeline.commands.console import (
     bar,
     echo_file,
     in_ranges,
-    pause_told,
+    pause_reported,
     print_json,
     progress_bar,
     report_line,
@@ -131,7 +131,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
             say(f"recreated from the kept ZIPs, {first} to {last}; history begins with {first}")
         repair_installation(instance, settings, say)
         for key in read_lost(settings):
-            with progress_bar(instance, key), pause_told(settings):
+            with progress_bar(instance, key), pause_reported(settings):
                 done = retry_extract(instance, settings, key)
             drop_lost(settings, key)
             say(f"{key}: {in_ranges(done) or 'published'}")

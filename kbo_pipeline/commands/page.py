@@ -1,6 +1,6 @@
 """The page of `kbo show`: an enterprise as rich draws it.
 
-All texts that come from KBO go through `plain` and into `Text`: they are data, never markup.
+All texts that come from KBO go through `sanitize` and into `Text`: they are data, not markup.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,24 +73,23 @@ def _header(enterprise: Enterprise) -> Panel:
 
 
 def _section(title: str, lines: Iterable[RenderableType]) -> Iterator[RenderableType]:
-    """A title and what is under it; nothing when there is nothing."""
-    found = list(lines)
-    if found:
+    """A title and the lines below it; nothing if there are none."""
+    below = list(lines)
+    if below:
         yield Text(f"\n{title}", "bold")
-        yield from found
+        yield from below
 
 
 def _grid(rows: Iterable[tuple[object, ...]]) -> Iterator[Table]:
-    """A table without lines; the first column is what the others are, in dim letters."""
-    grid, filled = Table.grid(padding=(0, 2)), False
+    """A table without lines, its first column dim; nothing if it has no rows."""
+    grid = Table.grid(padding=(0, 2))
     for first, *others in rows:
-        grid.add_row(Text(f"  {_said(first)}", "dim"), *(Text(_said(value)) for value in others))
-        filled = True
-    if filled:
+        grid.add_row(Text(f"  {_cell(first)}", "dim"), *(Text(_cell(value)) for value in others))
+    if grid.row_count:
         yield grid
 
 
-def _said(value: object) -> str:
+def _cell(value: object) -> str:
     return "" if value is None else sanitize(value)
 
 
@@ -119,7 +118,7 @@ def _contacts(contacts: Sequence[Contact]) -> Iterator[RenderableType]:
 
 def _activities(activities: Iterable[Activity]) -> Iterator[RenderableType]:
     for version, same in groupby(activities, key=lambda activity: activity.nace_version):
-        yield Text(f"  NACE {_said(version)}", "cyan")
+        yield Text(f"  NACE {_cell(version)}", "cyan")
         yield from _grid(
             (a.classification, a.nace and a.nace.code, _meaning(a.nace), a.group) for a in same
         )
@@ -147,7 +146,7 @@ def _units(units: tuple[Entity, ...], most: int | None) -> Iterator[RenderableTy
         others = [n.text for n in unit.names if n.text and n.text != unit.name]
         rows = [
             *(("  also", text) for text in others),
-            *((f"  {_said(c.type)}", c.value) for c in unit.contacts),
+            *((f"  {_cell(c.type)}", c.value) for c in unit.contacts),
             *((f"  {code}", text) for code, text in seen.items()),
         ]
         yield from _limited(rows, None if most is None else _ROWS_SHOWN, _grid)

@@ -1,25 +1,30 @@
-"""`kbo show`, `kbo find` and `kbo changes`: what the published register says."""
+"""`kbo show`, `find`, `changes`, `export`, `verify`, `copy-register`: the published register."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kbo_pipeline.commands.console import (
+    bar,
     complete_extract,
     print_json,
     table,
     terminal,
     with_source,
 )
-from kbo_pipeline.core.text import cut, sanitize
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.text import cut, megabytes, sanitize
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from kbo_pipeline.publish.verification import Verification
     from kbo_pipeline.read.changes import Change
     from kbo_pipeline.read.register import PublishedRegister
     from kbo_pipeline.read.types import Language
@@ -85,7 +90,7 @@ def find(
     left out where --zipcode or --nace is given.
     """
     with _register() as register:
-        found = register.find(
+        matches = register.find(
             text,
             zipcode=zipcode,
             nace=nace,
@@ -93,17 +98,20 @@ def find(
             status=status,
             limit=limit + 1,  # to see whether there are more
         )
-        if not found:
+        if not matches:
             register.check_known(
                 zipcode=zipcode, nace=nace, nace_version=nace_version, status=status
             )
         newest = register.extracts[0]
-    more, found = len(found) > limit, found[:limit]
+    has_more, matches = len(matches) > limit, matches[:limit]
     if as_json:
-        print_json(with_source(newest, [asdict(match) for match in found]))
+        print_json(with_source(newest, [asdict(match) for match in matches]))
+        return
+    if not matches:
+        click.echo("nothing found")
         return
     rows = table("number", "name", "place", "found as")
-    for match in found:
+    for match in matches:
         place = f"{match.zipcode or ''} {match.municipality or ''}".strip()
         if match.struck_off is not None:
             place += f" (struck off on {match.struck_off})"
@@ -112,11 +120,8 @@ def find(
             other = f"{match.matched_name} ({match.matched_number})"
         texts = (match.enterprise_number, match.name, place, other or "")
         rows.add_row(*map(_text, map(sanitize, texts)))
-    if not found:
-        click.echo("nothing found")
-        return
     terminal().print(rows)
-    if more:
+    if has_more:
         click.echo("there are more: --limit shows them")
     click.echo(newest.source)
 
@@ -153,12 +158,12 @@ def changes(extract: str, limit: int, as_json: bool) -> None:
 def _print_changes(
     register: "PublishedRegister", key: str, counts: dict[tuple[str, str], int], limit: int
 ) -> None:
-    found = {kind: count for kind, count in counts.items() if count}
-    if not found:
+    counts = {kind: count for kind, count in counts.items() if count}
+    if not counts:
         click.echo(f"{key}: changed nothing")
         return
     rows = table("table", "kind", "entities", numbers=["entities"])
-    for (name, kind), count in found.items():
+    for (name, kind), count in counts.items():
         rows.add_row(name, kind, f"{count:,}")
     terminal().print(rows)
     if limit == 0:
@@ -166,8 +171,8 @@ def _print_changes(
     for (name, kind), same in groupby(register.changes(key), key=lambda c: (c.table, c.kind)):
         click.echo(f"\n{name}: {kind}")
         terminal().print(_listed(islice(same, limit)))
-        if found[name, kind] > limit:
-            click.echo(f"  and {found[name, kind] - limit:,} more: --limit shows them")
+        if counts[name, kind] > limit:
+            click.echo(f"  and {counts[name, kind] - limit:,} more: --limit shows them")
 
 
 def _listed(changes: "islice[Change]") -> "RenderableType":
@@ -187,7 +192,7 @@ def _listed(changes: "islice[Change]") -> "RenderableType":
 
 @contextmanager
 def _register() -> Iterator["PublishedRegister"]:
-    """The published register; where it cannot be read any more, the block ends with one line."""
+    """The published register; an error of its file becomes one line."""
     import duckdb
 
     from kbo_pipeline.read.register import read_register, unreadable
@@ -203,3 +208,91 @@ def _text(text: str) -> "RenderableType":
     from rich.text import Text
 
     return Text(text)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def export(directory: Path) -> None:
+    """Write the current tables as Parquet, into a directory that is complete or absent.
+
+    One file a table, sorted and compressed, the profile of each enterprise among them, and
+    manifest.json. KBO_PRIVACY says whether natural persons are in it. An export that is there is
+    replaced; anything else stays as it is, and the command fails.
+    """
+    from kbo_pipeline.read.export import MANIFEST, write_export
+
+    settings = load_settings()
+    with bar("reading", None) as report:
+        done = write_export(settings, directory, report=report)
+    for file in done.tables.values():
+        size = f"{file.bytes / 1e3:,.1f} kB" if file.bytes < 1e6 else megabytes(file.bytes)
+        click.echo(f"{directory / file.file}  {file.rows:,} rows, {size}")
+    click.echo(directory / MANIFEST)
+    click.echo(f"{done.source}; extract {done.extract}; KBO_PRIVACY={done.privacy}")
+
+
+@click.command()
+@click.argument("zip_file", metavar="FULL_ZIP", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(zip_file: Path, as_json: bool) -> None:
+    """Compare the published register with a Full of a published number, row for row.
+
+    The whole register is read as it was at that number, whatever KBO_PRIVACY says. Exits with 0
+    only if both are equal.
+    """
+    from kbo_pipeline.publish import verification
+
+    settings = load_settings()
+    with bar("reading", None) as report:
+        result = verification.verify(settings, zip_file, report=report)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _print_verification(result)
+    if not result.is_equal:
+        sys.exit(1)
+
+
+@click.command("copy-register")
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy_register(source: str, target: str) -> None:
+    """Copy the published register from one place to another, and compare both.
+
+    A place is a DuckDB file, ducklake:postgres:... (its files in KBO_DATABASE_FILES), md:NAME, or
+    the word KBO_DATABASE for what that names. Put a password into PGPASSWORD. All history and
+    the ledger are copied, so that KBO_DATABASE may name the copy from then on. Nothing may be at
+    TO. The copy appears only once its content has the hash of the original.
+    """
+    from kbo_pipeline.core.database import connect
+    from kbo_pipeline.publish import copy
+
+    settings = load_settings()
+    origin, destination = settings.place(source), settings.place(target)
+    with connect(settings) as connection:
+        content = copy.copy_register(
+            connection,
+            origin,
+            destination,
+            privacy=settings.privacy,
+            report=lambda line: click.echo(line, err=True),
+        )
+    click.echo(f"{origin} -> {destination}: equal, content {content}")
+
+
+def _print_verification(result: "Verification") -> None:
+    from rich.text import Text
+
+    numbers = ("rows in ZIP", "in register", "only in ZIP", "only in register")
+    rows = table("table", *numbers, numbers=numbers)
+    for name, drift in result.tables.items():
+        equal = (drift.rows_in_zip, drift.rows_in_register)
+        missing = (drift.only_in_zip, drift.only_in_register)
+        cells = [Text(f"{number:,}", "bold red" if number else "") for number in missing]
+        rows.add_row(name, *(f"{number:,}" for number in equal), *cells)
+    terminal().print(rows)
+    for name, drift in result.tables.items():
+        for side, samples in drift.samples.items():
+            for sample in samples:
+                terminal().print(f"{name}, only in {side}: {sample}", markup=False)
+    terminal().print(str(result), markup=False)

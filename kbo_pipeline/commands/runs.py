@@ -1,4 +1,4 @@
-"""Imports extracts in this process, through the same jobs as the sensors start."""
+"""Imports extracts in this process, through the jobs that the sensors start too."""
 
 import getpass
 import logging
@@ -39,7 +39,7 @@ from kbo_pipeline.stage.staged import is_staged
 _logger = logging.getLogger("kbo_pipeline")
 
 _NO_RETRY = {"dagster/max_retries": "0"}
-"""The daemon must not take up what a person sees fail, or stops."""
+"""The daemon must not retry what a person sees fail, or stops."""
 
 
 def import_extract(
@@ -55,10 +55,10 @@ def import_extract(
     """
     key = extract.key
     with claim(settings, key):
-        standing = published_state_of(settings.database)
-        if standing.has(extract):
+        state = published_state_of(settings.database)
+        if state.has(extract):
             return False
-        check_order(key, standing.newest)
+        check_order(key, state.newest)
         if not zip_file.is_file():  # from here on nobody else takes it: the extract is claimed
             raise NotReadyError(
                 f"{key}: {zip_file} has moved away meanwhile; if it lay in the inbox, kbo start"
@@ -68,7 +68,7 @@ def import_extract(
         end_dead_runs_of_commands(instance, settings, key)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
         run_job(instance, "stage_extract", key, partition_key=str(key), run_config=source)
-        _finish(instance, key)
+        _finish(instance, key, {})
         return True
 
 
@@ -86,8 +86,8 @@ def retry_extract(
         instance: where runs are recorded.
         settings: say where everything is.
         key: the extract.
-        accept_faults: its faulty rows are set aside, however many; the run says who accepts that.
-        accept_loss: it may take away many rows; the run says who accepts that.
+        accept_faults: set aside any number of its faulty rows; the run records the user.
+        accept_loss: let it remove many rows; the run records the user.
 
     Raises:
         ImportFailedError: a run failed again.
@@ -106,11 +106,10 @@ def retry_extract(
             return ["change report"]
         done: list[str] = []
         if key not in progress.staged or not is_staged(settings.staging_dir, key):
-            tags = {ACCEPT_FAULTS_TAG: _user()} if accept_faults else {}
+            tags = _accepted(ACCEPT_FAULTS_TAG, accept_faults)
             run_job(instance, "stage_extract", key, tags, partition_key=str(key))
             done.append("staging")
-        done += _finish(instance, key, {ACCEPT_LOSS_TAG: _user()} if accept_loss else {})
-        return done
+        return done + _finish(instance, key, _accepted(ACCEPT_LOSS_TAG, accept_loss))
 
 
 def publish_extract(
@@ -122,7 +121,7 @@ def publish_extract(
         instance: where runs are recorded.
         settings: say where everything is.
         key: the extract.
-        accept_loss: also when it takes away many rows; the run says who accepts that.
+        accept_loss: let it remove many rows; the run records the user.
 
     Raises:
         OrderError: it does not follow what is published.
@@ -131,10 +130,10 @@ def publish_extract(
         ImportFailedError: the run failed; names the run's error and the next step.
     """
     with claim(settings, key):
-        progress, standing = Progress(instance), published_state_of(settings.database)
-        if key in progress.published or key in dict(standing.published):
+        progress, state = Progress(instance), published_state_of(settings.database)
+        if key in progress.published or key in dict(state.published):
             return False
-        check_order(key, standing.newest)
+        check_order(key, state.newest)
         if key not in progress.staged or not is_staged(settings.staging_dir, key):
             raise NotReadyError(f"{key}: not staged; kbo import ZIP or kbo retry {key} does it")
         missing = progress.missing_batches(key)
@@ -145,21 +144,22 @@ def publish_extract(
             )
         end_dead_runs_of_commands(instance, settings, key)
         _wait_for_writer(instance)
-        tags = {ACCEPT_LOSS_TAG: _user()} if accept_loss else {}
-        _publish(instance, key, tags)
+        _publish(instance, key, _accepted(ACCEPT_LOSS_TAG, accept_loss))
         return True
 
 
-def _user() -> str:
-    """Who gives the command, for the record."""
+def _accepted(tag: str, is_accepted: bool) -> dict[str, str]:
+    """The tag that says who accepts faults or a loss: the user of the command."""
+    if not is_accepted:
+        return {}
     try:
-        return getpass.getuser()
+        return {tag: getpass.getuser()}
     except (KeyError, OSError):  # an account without a name, as in some containers
-        return f"user {os.getuid()}"
+        return {tag: f"user {os.getuid()}"}
 
 
 def rollback_extract(instance: DagsterInstance, settings: Settings, key: ExtractKey) -> None:
-    """Undoes the newest extract, published or half applied; its partitions are missing then.
+    """Undoes the newest extract, published or partly applied.
 
     Raises:
         OrderError: another extract is the newest; names it.
@@ -168,8 +168,8 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
     """
     with claim(settings, key):
         end_dead_runs_of_commands(instance, settings, key)
-        # Before it waits: a run that is to apply this extract has the writer's place, and waits
-        # for the claim that we hold. When this is refused, it goes on.
+        # Before the wait: a run that applies this extract holds the writer's pool, and waits for
+        # the claim that we hold. If this is refused, it continues.
         with duckdb.connect(":memory:") as connection:
             check_rollback(connection, key, settings.register, lock_timeout=WRITER_WAIT)
         _wait_for_writer(instance)
@@ -177,10 +177,8 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
         run_job(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
 
 
-def _finish(
-    instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str] | None = None
-) -> list[str]:
-    """Applies the missing batches of a staged extract and publishes it; tags are of that run."""
+def _finish(instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str]) -> list[str]:
+    """Applies the missing batches of a staged extract and publishes it in a run with these tags."""
     missing = Progress(instance).missing_batches(key)
     for first, last in _contiguous(missing):
         _wait_for_writer(instance)
@@ -190,10 +188,8 @@ def _finish(
     return [*missing, "publication"]
 
 
-def _publish(
-    instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str] | None = None
-) -> None:
-    """Publishes an extract and makes its report; one that fails undoes and stops nothing.
+def _publish(instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str]) -> None:
+    """Publishes an extract and makes its report, whose failure is only logged.
 
     Raises:
         ImportFailedError: readers do not have it.
@@ -207,13 +203,13 @@ def _publish(
 
 
 def _wait_for_writer(instance: DagsterInstance) -> None:
-    """Waits while another run writes the register; a run that waits for it hears no Ctrl-C."""
+    """Waits while another run writes the register; a run that waits hears no Ctrl-C."""
     while instance.event_log_storage.get_concurrency_info(WRITER_POOL).claimed_slots:
         time.sleep(0.5)
 
 
 def _contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Ranges of batches: a run takes a range of partitions, not a set."""
+    """Ranges of consecutive batches: a run takes a range of partitions, not a set."""
     ranges: list[tuple[BatchKey, BatchKey]] = []
     for key in map(BatchKey.parse, keys):
         if ranges and ranges[-1][1].number + 1 == key.number:
@@ -243,7 +239,7 @@ def run_job(
         partition_key: the partition, of a job on single partitions.
         run_config: configuration of the job.
         again: the command that does it again, for the error.
-        assets: of those of the job; all of them without it.
+        assets: those of the job to materialize; None for all.
 
     Raises:
         ImportFailedError: it failed; names the reason and the next step.
@@ -278,6 +274,6 @@ def run_job(
         failures = [event for event in result.all_events if event.is_step_failure]
         message = failure_message(failures[-1]) if failures else f"run {result.run_id} failed"
         prefix = "" if message.startswith(str(key)) else f"{key}: "
-        # One next step: what our own code proposes is likelier to help.
+        # Only one next step: that of our own error is the better one.
         step = "" if "; kbo " in message else f"; fix it, then kbo {again} {key}"
         raise ImportFailedError(f"{prefix}{message}{step}")

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.operate.markers import pause, resume

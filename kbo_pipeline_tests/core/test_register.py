@@ -16,7 +16,7 @@ import pytest
 
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.register import open_register
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.database import is_transient
 from kbo_pipeline.core.errors import (
     KboError,

@@ -14,7 +14,7 @@ import pytest
 from dagster_graphql.schema import create_schema
 from graphql import parse, validate
 
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import BAD, Pipeline

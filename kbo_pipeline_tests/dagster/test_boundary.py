@@ -302,7 +302,7 @@ def test_help_lists_every_command_once_by_task_and_whole(place: Place) -> None:
 STOPPED = """
 import os, signal, sys
 import click
-from kbo_pipeline.commands.group import Commands
+from kbo_pipeline.cli import Commands
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
@@ -328,7 +328,7 @@ def test_what_was_stopped_is_told_how_far_it_came_where_that_is_known(
 def test_a_program_that_is_no_command_says_it_in_one_line_too(program: str, tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     done = subprocess.run(
-        [sys.executable, "-m", f"kbo_pipeline.commands.{program}"],
+        [sys.executable, "-m", "kbo_pipeline.commands.demo", program],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         cwd=tmp_path,
         capture_output=True,

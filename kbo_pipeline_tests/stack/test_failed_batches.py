@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.lakes import ASKED_FOR

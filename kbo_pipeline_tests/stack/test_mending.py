@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.operate.repair.repair import read_recorded

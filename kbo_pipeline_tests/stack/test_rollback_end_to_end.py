@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches
