@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, RegisterError
-    from kbo_pipeline.read.changes import Change
     from kbo_pipeline.read.register import PublishedRegister, read_register
     from kbo_pipeline.read.types import (
         Activity,
         Address,
         Branch,
+        Change,
         Contact,
         Enterprise,
         Establishment,
@@ -46,20 +46,16 @@ __all__ = [
     "read_register",
 ]
 
-_MODULES = {
-    "Change": "read.changes",
-    "PublishedRegister": "read.register",
-    "read_register": "read.register",
-}
+_OF_REGISTER = ("PublishedRegister", "read_register")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    default = "core.errors" if name.endswith("Error") else "read.types"
-    found = getattr(import_module(f"{__name__}.{_MODULES.get(name, default)}"), name)
-    globals()[name] = found
-    return found
+    of_values = "core.errors" if name.endswith("Error") else "read.types"
+    module = "read.register" if name in _OF_REGISTER else of_values
+    globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kbo_pipeline.publish.verification import Verification
-    from kbo_pipeline.read.changes import Change
     from kbo_pipeline.read.register import PublishedRegister
-    from kbo_pipeline.read.types import Language
+    from kbo_pipeline.read.types import Change, Language
 
 _SHOWN = 10  # establishment units, and events, of one enterprise
 _LONGEST = 80  # characters of a text before or after a change

@@ -27,9 +27,8 @@ from kbo_pipeline.core.tables import (
     UNITS,
     Table,
 )
-from kbo_pipeline.read.published import EXTRACTS
-from kbo_pipeline.read.state_sql import is_enterprise_number, main_names, quoted
-from kbo_pipeline.read.types import ExtractName, PublishedExtract, named
+from kbo_pipeline.read.state_sql import EXTRACTS, is_enterprise_number, main_names, quoted
+from kbo_pipeline.read.types import Change, ExtractName, PublishedExtract, named
 
 _FETCHED = 10_000  # rows
 
@@ -145,29 +144,6 @@ KINDS: tuple[Kind, ...] = tuple(
     )
 )
 """All kinds, by table; of those with the same columns, the first one that applies counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One kind of change of one entity in an extract.
-
-    Attributes:
-        table: the table in which it is seen.
-        kind: the kind's name; see `KINDS`.
-        entity_number: of the enterprise, establishment unit or branch.
-        enterprise_number: of the enterprise that it is or belongs to; None when KBO knows none.
-        name: its main name, after the extract or else before it; the number when it has none.
-        before: what it was, as text in KBO's codes; None when it was nothing.
-        after: what it is now.
-    """
-
-    table: str
-    kind: str
-    entity_number: str
-    enterprise_number: str | None
-    name: str
-    before: str | None
-    after: str | None
 
 
 def published_key(connection: duckdb.DuckDBPyConnection, extract: ExtractName) -> ExtractKey:

@@ -1,4 +1,4 @@
-"""What an extract changed, compared with the extracts before it, and what is unusual in it.
+"""What an extract changed, compared with the extracts before it, and what is unusual in it. No SQL.
 
 `docs/change-report.md` explains to readers what is called usual and unusual.
 """
@@ -8,25 +8,11 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from pathlib import Path
 
-from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.tables import ENTERPRISE, TABLES
 from kbo_pipeline.core.text import counted
-from kbo_pipeline.read.changes import CHANGED_ENTITIES, KINDS, NEW, STOPPED, Change
+from kbo_pipeline.read.types import Change
 
-HISTORY = 30
-"""Extracts that one is compared with."""
-
-EXAMPLES = 5
-"""Changes of each kind on the page."""
-
-REJECTED = 20
-"""Records that are set aside on the page."""
-
-_LEAST_KINDS, _LEAST_ENTITIES = 2, 3
 CLOSED, OPENED = "closed", "opened"
 
 MOST = 10
@@ -138,83 +124,6 @@ class ChangeReport:
         return sum(self.kinds.values())
 
 
-def read_report(database: Database, key: ExtractKey, lists: Mapping[str, Path]) -> ChangeReport:
-    """Reads what an extract changed; its changes are in the table `report_changes` afterwards.
-
-    Args:
-        database: has the published register as its default database.
-        key: a published extract.
-        lists: the lists of other reports, by extract key.
-    """
-    first = database.count("SELECT min(extract_number) FROM import_jobs WHERE status = 'completed'")
-    *before, day = _days(database, key)
-    rejected_count = database.count(
-        "SELECT count(*) FROM rejected_row WHERE extract = $key", key=str(key)
-    )
-    rejected = tuple(database.execute(_REJECTED_ROWS, key=str(key), most=REJECTED).fetchall())
-    if key.number == first:
-        return ChangeReport(day, (), rejected_count, rejected)
-    before = [past for past in before if past.key.number != first]
-    database.execute(
-        f"CREATE OR REPLACE TEMP TABLE report_changes AS {CHANGED_ENTITIES}", number=key.number
-    )
-    rows = database.execute(
-        "SELECT table_name, kind, count(*) FROM report_changes GROUP BY ALL"
-    ).fetchall()
-    counts = {(table, kind): count for table, kind, count in rows}
-    kinds = {(k.table.name, k.name): counts.get((k.table.name, k.name), 0) for k in KINDS}
-    past_kinds = _past_kinds(database, [lists[str(d.key)] for d in before if str(d.key) in lists])
-    unusual = find_anomalies(
-        day.rows,
-        [past.rows for past in before],
-        kinds,
-        past_kinds,
-        _standouts(database, _MOST_KINDS, _LEAST_KINDS),
-        _standouts(database, _MOST_ENTITIES, _LEAST_ENTITIES),
-    )
-    examples = database.execute(_FIND_EXAMPLES, most=EXAMPLES).fetchall()
-    return ChangeReport(
-        day,
-        tuple(before),
-        rejected_count,
-        rejected,
-        is_first=False,
-        kinds=kinds,
-        past_kinds=past_kinds,
-        entities=database.count("SELECT count(DISTINCT entity_number) FROM report_changes"),
-        examples=tuple(Change(*row) for row in examples),
-        unusual=tuple(unusual),
-    )
-
-
-def _days(database: Database, key: ExtractKey) -> list[Day]:
-    """The extract and those before it, the oldest first, with one to spare for the first of all."""
-    rows = database.execute(_ROWS_BY_EXTRACT, number=key.number, extracts=HISTORY + 1).fetchall()
-    days = []
-    for (number, kind, date), tables in groupby(rows, key=lambda row: row[:3]):
-        counts = {(table.name, change): 0 for table in TABLES for change in (CLOSED, OPENED)}
-        for *_, table, closed, opened in tables:
-            if table is not None:
-                counts[table, CLOSED], counts[table, OPENED] = closed, opened
-        days.append(Day(ExtractKey(number, kind), date, counts))
-    return days
-
-
-def _past_kinds(database: Database, lists: Sequence[Path]) -> tuple[Counts, ...]:
-    """Changed entities in each of these lists, by table and kind."""
-    if not lists:
-        return ()
-    by_file: dict[str, dict[tuple[str, str], int]] = {str(file): {} for file in lists}
-    rows = database.execute(_COUNT_IN_FILES, files=list(by_file)).fetchall()
-    for file, table, kind, count in rows:
-        by_file[file][table, kind] = count
-    return tuple(by_file.values())
-
-
-def _standouts(database: Database, query: str, least: int) -> list[Standout]:
-    return [Standout(*row) for row in database.execute(query, least=least, most=MOST).fetchall()]
-
-
 def find_anomalies(
     rows: Counts,
     past_rows: Sequence[Counts],
@@ -313,71 +222,3 @@ def is_anomalous(count: int, past: Sequence[int]) -> bool:
         distance > max(SPREADS * spread, math.log(FACTOR))
         and abs(count - math.expm1(median)) >= LEAST_ROWS
     )
-
-
-_ROWS_BY_EXTRACT = """
-WITH newest AS (
-    SELECT id, extract_number, extract_type, snapshot_date
-    FROM import_jobs
-    WHERE status = 'completed' AND extract_number <= $number
-    ORDER BY extract_number DESC
-    LIMIT $extracts
-)
-SELECT n.extract_number, n.extract_type, n.snapshot_date, b.table_name,
-    coalesce(sum(b.rows_closed), 0)::BIGINT, coalesce(sum(b.rows_opened), 0)::BIGINT
-FROM newest n
-LEFT JOIN import_job_batches b ON b.job_id = n.id
-GROUP BY ALL
-ORDER BY n.extract_number
-"""
-
-_COUNT_IN_FILES = """
-SELECT filename, table_name, kind, count(*)
-FROM read_parquet($files, filename = true)
-GROUP BY ALL
-"""
-
-_REJECTED_ROWS = """
-SELECT file, line, column_name, reason
-FROM rejected_row
-WHERE extract = $key
-ORDER BY file, line
-LIMIT $most
-"""
-
-_FIND_EXAMPLES = """
-SELECT table_name, kind, entity_number, enterprise_number, name, before, after
-FROM report_changes
-WHERE rowid IN (
-    SELECT unnest(min_by(rowid, entity_number, $most))
-    FROM report_changes
-    GROUP BY table_name, kind)
-ORDER BY rowid
-"""
-
-_KEY = ENTERPRISE.key
-_KIND = "table_name || ' ' || kind"
-_BY_ENTERPRISE = f"""
-SELECT {_KEY}, coalesce(max(name) FILTER (entity_number = {_KEY}), {_KEY}),
-    count(DISTINCT {_KIND}) AS kinds, count(DISTINCT entity_number) AS entities,
-    string_agg(DISTINCT {_KIND}, ', ' ORDER BY {_KIND})
-FROM report_changes
-WHERE {_KEY} IS NOT NULL"""
-
-_MOST_KINDS = f"""
-{_BY_ENTERPRISE} AND kind NOT IN ('{NEW}', '{STOPPED}')
-GROUP BY {_KEY}
-HAVING kinds >= $least
-ORDER BY kinds DESC, entities DESC, {_KEY}
-LIMIT $most
-"""
-"""The enterprises with the most kinds of changes at once, other than new and stopped."""
-
-_MOST_ENTITIES = f"""
-{_BY_ENTERPRISE}
-GROUP BY {_KEY}
-HAVING entities >= $least
-ORDER BY entities DESC, kinds DESC, {_KEY}
-LIMIT $most
-"""
-"""The enterprises with the most changed entities: itself, establishment units and branches."""

@@ -194,12 +194,3 @@ def published_state_of(
         if database.is_shared:
             raise
         return PublishedState()
-
-
-EXTRACTS = """
-SELECT id, extract_number, extract_type, snapshot_date
-FROM import_jobs
-WHERE status = 'completed'
-ORDER BY extract_number DESC, completed_at DESC
-"""
-"""The published extracts, the newest first."""

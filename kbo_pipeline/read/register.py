@@ -23,11 +23,11 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import changes, search
-from kbo_pipeline.read.changes import Change
 from kbo_pipeline.read.lookup import look_up
-from kbo_pipeline.read.published import EXTRACTS, show_to_reader
-from kbo_pipeline.read.state_sql import HIDES
+from kbo_pipeline.read.published import show_to_reader
+from kbo_pipeline.read.state_sql import EXTRACTS, HIDES
 from kbo_pipeline.read.types import (
+    Change,
     Enterprise,
     ExtractName,
     Language,

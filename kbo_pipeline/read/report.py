@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,37 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
-from kbo_pipeline.core.tables import TABLES
+from kbo_pipeline.core.tables import ENTERPRISE, TABLES
 from kbo_pipeline.core.text import counted, cut, one_line
-from kbo_pipeline.read.changes import published_key
+from kbo_pipeline.read.changes import CHANGED_ENTITIES, KINDS, NEW, STOPPED, published_key
 from kbo_pipeline.read.comparison import (
     CLOSED,
-    EXAMPLES,
     LEAST_PAST,
+    MOST,
     OPENED,
     ChangeReport,
+    Counts,
+    Day,
+    Standout,
+    find_anomalies,
     median_of,
-    read_report,
 )
 from kbo_pipeline.read.published import open_published
-from kbo_pipeline.read.types import SOURCE
+from kbo_pipeline.read.types import SOURCE, Change
 
 PAGE_FILE, PLOT_FILE, CHANGES_FILE = "report.md", "plot.png", "changes.parquet"
 """The files of a report: the page, its plot, the list of all changes."""
+
+HISTORY = 30
+"""Extracts that one is compared with."""
+
+EXAMPLES = 5
+"""Changes of each kind on the page."""
+
+REJECTED = 20
+"""Records that are set aside on the page."""
+
+_LEAST_KINDS, _LEAST_ENTITIES = 2, 3
 
 _THIS, _PAST, _USUAL = "#d4572a", "#9db4c8", "#333333"
 _INCHES, _DOTS = (9.0, 3.6), 100
@@ -81,7 +96,7 @@ def make_report(
     with open_published(connection, settings.database):
         published_key(connection, str(key))
         lists = {file.parent.name: file for file in settings.reports_dir.glob(f"*/{CHANGES_FILE}")}
-        report = read_report(Database(connection), key, lists)
+        report = _read_report(Database(connection), key, lists)
         if not report.is_first:
             with replace_atomically(directory / CHANGES_FILE) as temporary:
                 connection.execute(
@@ -95,6 +110,151 @@ def make_report(
     with replace_atomically(directory / PAGE_FILE) as temporary:
         temporary.write_text(_page(report), encoding="utf-8")
     return report
+
+
+_ROWS_BY_EXTRACT = """
+WITH newest AS (
+    SELECT id, extract_number, extract_type, snapshot_date
+    FROM import_jobs
+    WHERE status = 'completed' AND extract_number <= $number
+    ORDER BY extract_number DESC
+    LIMIT $extracts
+)
+SELECT n.extract_number, n.extract_type, n.snapshot_date, b.table_name,
+    coalesce(sum(b.rows_closed), 0)::BIGINT, coalesce(sum(b.rows_opened), 0)::BIGINT
+FROM newest n
+LEFT JOIN import_job_batches b ON b.job_id = n.id
+GROUP BY ALL
+ORDER BY n.extract_number
+"""
+
+_COUNT_IN_FILES = """
+SELECT filename, table_name, kind, count(*)
+FROM read_parquet($files, filename = true)
+GROUP BY ALL
+"""
+
+_REJECTED_ROWS = """
+SELECT file, line, column_name, reason
+FROM rejected_row
+WHERE extract = $key
+ORDER BY file, line
+LIMIT $most
+"""
+
+_FIND_EXAMPLES = """
+SELECT table_name, kind, entity_number, enterprise_number, name, before, after
+FROM report_changes
+WHERE rowid IN (
+    SELECT unnest(min_by(rowid, entity_number, $most))
+    FROM report_changes
+    GROUP BY table_name, kind)
+ORDER BY rowid
+"""
+
+_KEY = ENTERPRISE.key
+_KIND = "table_name || ' ' || kind"
+_BY_ENTERPRISE = f"""
+SELECT {_KEY}, coalesce(max(name) FILTER (entity_number = {_KEY}), {_KEY}),
+    count(DISTINCT {_KIND}) AS kinds, count(DISTINCT entity_number) AS entities,
+    string_agg(DISTINCT {_KIND}, ', ' ORDER BY {_KIND})
+FROM report_changes
+WHERE {_KEY} IS NOT NULL"""
+
+_MOST_KINDS = f"""
+{_BY_ENTERPRISE} AND kind NOT IN ('{NEW}', '{STOPPED}')
+GROUP BY {_KEY}
+HAVING kinds >= $least
+ORDER BY kinds DESC, entities DESC, {_KEY}
+LIMIT $most
+"""
+"""The enterprises with the most kinds of changes at once, other than new and stopped."""
+
+_MOST_ENTITIES = f"""
+{_BY_ENTERPRISE}
+GROUP BY {_KEY}
+HAVING entities >= $least
+ORDER BY entities DESC, kinds DESC, {_KEY}
+LIMIT $most
+"""
+"""The enterprises with the most changed entities: itself, establishment units and branches."""
+
+
+def _read_report(database: Database, key: ExtractKey, lists: Mapping[str, Path]) -> ChangeReport:
+    """Reads what an extract changed; its changes are in the table `report_changes` afterwards.
+
+    Args:
+        database: has the published register as its default database.
+        key: a published extract.
+        lists: the lists of other reports, by extract key.
+    """
+    first = database.count("SELECT min(extract_number) FROM import_jobs WHERE status = 'completed'")
+    *before, day = _days(database, key)
+    rejected_count = database.count(
+        "SELECT count(*) FROM rejected_row WHERE extract = $key", key=str(key)
+    )
+    rejected = tuple(database.execute(_REJECTED_ROWS, key=str(key), most=REJECTED).fetchall())
+    if key.number == first:
+        return ChangeReport(day, (), rejected_count, rejected)
+    before = [past for past in before if past.key.number != first]
+    database.execute(
+        f"CREATE OR REPLACE TEMP TABLE report_changes AS {CHANGED_ENTITIES}", number=key.number
+    )
+    rows = database.execute(
+        "SELECT table_name, kind, count(*) FROM report_changes GROUP BY ALL"
+    ).fetchall()
+    counts = {(table, kind): count for table, kind, count in rows}
+    kinds = {(k.table.name, k.name): counts.get((k.table.name, k.name), 0) for k in KINDS}
+    past_kinds = _past_kinds(database, [lists[str(d.key)] for d in before if str(d.key) in lists])
+    unusual = find_anomalies(
+        day.rows,
+        [past.rows for past in before],
+        kinds,
+        past_kinds,
+        _standouts(database, _MOST_KINDS, _LEAST_KINDS),
+        _standouts(database, _MOST_ENTITIES, _LEAST_ENTITIES),
+    )
+    examples = database.execute(_FIND_EXAMPLES, most=EXAMPLES).fetchall()
+    return ChangeReport(
+        day,
+        tuple(before),
+        rejected_count,
+        rejected,
+        is_first=False,
+        kinds=kinds,
+        past_kinds=past_kinds,
+        entities=database.count("SELECT count(DISTINCT entity_number) FROM report_changes"),
+        examples=tuple(Change(*row) for row in examples),
+        unusual=tuple(unusual),
+    )
+
+
+def _days(database: Database, key: ExtractKey) -> list[Day]:
+    """The extract and those before it, the oldest first, with one to spare for the first of all."""
+    rows = database.execute(_ROWS_BY_EXTRACT, number=key.number, extracts=HISTORY + 1).fetchall()
+    days = []
+    for (number, kind, date), tables in groupby(rows, key=lambda row: row[:3]):
+        counts = {(table.name, change): 0 for table in TABLES for change in (CLOSED, OPENED)}
+        for *_, table, closed, opened in tables:
+            if table is not None:
+                counts[table, CLOSED], counts[table, OPENED] = closed, opened
+        days.append(Day(ExtractKey(number, kind), date, counts))
+    return days
+
+
+def _past_kinds(database: Database, lists: Sequence[Path]) -> tuple[Counts, ...]:
+    """Changed entities in each of these lists, by table and kind."""
+    if not lists:
+        return ()
+    by_file: dict[str, dict[tuple[str, str], int]] = {str(file): {} for file in lists}
+    rows = database.execute(_COUNT_IN_FILES, files=list(by_file)).fetchall()
+    for file, table, kind, count in rows:
+        by_file[file][table, kind] = count
+    return tuple(by_file.values())
+
+
+def _standouts(database: Database, query: str, least: int) -> list[Standout]:
+    return [Standout(*row) for row in database.execute(query, least=least, most=MOST).fetchall()]
 
 
 def _page(report: ChangeReport) -> str:

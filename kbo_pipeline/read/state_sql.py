@@ -30,6 +30,14 @@ _MOST = 500  # values that one statement asks for
 
 _LEGAL_PERSON = "2"  # type_of_enterprise
 
+EXTRACTS = """
+SELECT id, extract_number, extract_type, snapshot_date
+FROM import_jobs
+WHERE status = 'completed'
+ORDER BY extract_number DESC, completed_at DESC
+"""
+"""The published extracts, the newest first."""
+
 SHOWN = "legal_person_number"
 """The numbers of legal persons, their establishment units and branches, where only these are shown.
 

@@ -237,6 +237,29 @@ class Match:
     matched_name: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One kind of change of one entity in an extract.
+
+    Attributes:
+        table: the table in which it is seen.
+        kind: the kind's name; docs/changes.md explains them.
+        entity_number: of the enterprise, establishment unit or branch.
+        enterprise_number: of the enterprise that it is or belongs to; None when KBO knows none.
+        name: its main name, after the extract or else before it; the number when it has none.
+        before: what it was, as text in KBO's codes; None when it was nothing.
+        after: what it is now.
+    """
+
+    table: str
+    kind: str
+    entity_number: str
+    enterprise_number: str | None
+    name: str
+    before: str | None
+    after: str | None
+
+
 ExtractName = int | str | datetime.date
 """A number such as 141 or `141`, a key such as `0141-update`, or a date such as `2025-10-05`."""
 _EXTRACT_NUMBER = re.compile("[0-9]{1,9}")

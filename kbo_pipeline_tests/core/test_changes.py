@@ -15,12 +15,12 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.read.changes import (
     KINDS,
-    Change,
     changed_entities,
     count_changes,
     iterate_changes,
     published_key,
 )
+from kbo_pipeline.read.types import Change
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.core import Core

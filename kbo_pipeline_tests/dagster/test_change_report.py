@@ -14,7 +14,6 @@ from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.read.changes import iterate_changes
 from kbo_pipeline.read.comparison import (
-    EXAMPLES,
     MOST,
     ChangeReport,
     Counts,
@@ -22,6 +21,7 @@ from kbo_pipeline.read.comparison import (
     find_anomalies,
 )
 from kbo_pipeline.read.report import (
+    EXAMPLES,
     Bars,
     draw,
     escaped,
