@@ -14,8 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.tables import CODE, TABLES, Column, Table
 from kbo_pipeline.sample.entities import Population
-from kbo_pipeline.sample.rows import BUNDLES, Rows, Value, keyed_rows, sent_rows
-from kbo_pipeline.sample.vocabulary import code_rows
+from kbo_pipeline.sample.rows import BUNDLES, Rows, Value, code_rows, keyed_rows, sent_rows
 
 Progress = Callable[[str, int, int], None]
 Member = tuple[str, Sequence[Column], Iterable[str]]

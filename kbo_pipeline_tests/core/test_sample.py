@@ -16,7 +16,7 @@ from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.sample.entities import Population
 from kbo_pipeline.sample.extracts import Sample, write_sample
-from kbo_pipeline.sample.vocabulary import AWKWARD_NAMES
+from kbo_pipeline.sample.rows import AWKWARD_NAMES
 from kbo_pipeline_tests.support.core import sorted_rows
 from kbo_pipeline_tests.support.zips import Row, csv_field
 
