@@ -11,7 +11,6 @@ from itertools import groupby
 
 import duckdb
 
-from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.sql import indented, listed, union_all, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
@@ -27,8 +26,8 @@ from kbo_pipeline.core.tables import (
     UNITS,
     Table,
 )
-from kbo_pipeline.read.state_sql import EXTRACTS, is_enterprise_number, main_names, quoted
-from kbo_pipeline.read.types import Change, ExtractName, PublishedExtract, named
+from kbo_pipeline.read.state_sql import is_enterprise_number, main_names, quoted
+from kbo_pipeline.read.types import Change
 
 _FETCHED = 10_000  # rows
 
@@ -146,66 +145,28 @@ KINDS: tuple[Kind, ...] = tuple(
 """All kinds, by table; of those with the same columns, the first one that applies counts."""
 
 
-def published_key(connection: duckdb.DuckDBPyConnection, extract: ExtractName) -> ExtractKey:
-    """The published extract that a number such as 141, a key or a date names.
-
-    Raises:
-        ExtractError: the text is no name of an extract.
-        NotFoundError: it is not published; says what is.
-    """
-    rows = connection.execute(EXTRACTS).fetchall()
-    return ExtractKey.parse(named([PublishedExtract(*row) for row in rows], extract).key)
-
-
-def count_changes(
-    connection: duckdb.DuckDBPyConnection, extract: ExtractName
-) -> dict[tuple[str, str], int]:
-    """Counts the entities that an extract changed, by table and kind; all kinds, in their order.
-
-    Args:
-        connection: a published register.
-        extract: a published extract, by number, key or date.
-
-    Raises:
-        NotFoundError: the extract is not published.
-    """
-    number = published_key(connection, extract).number
+def count_changes(connection: duckdb.DuckDBPyConnection, number: int) -> dict[tuple[str, str], int]:
+    """The entities that an extract changed, by table and kind; all kinds, in their order."""
     rows = connection.execute(COUNT_CHANGES, {"number": number}).fetchall()
     counts = {(table, kind): count for table, kind, count in rows}
     return {(k.table.name, k.name): counts.get((k.table.name, k.name), 0) for k in KINDS}
 
 
-def changed_entities(
-    connection: duckdb.DuckDBPyConnection, extract: ExtractName
-) -> duckdb.DuckDBPyRelation:
+def changed_entities(connection: duckdb.DuckDBPyConnection, number: int) -> duckdb.DuckDBPyRelation:
     """What an extract changed, as a relation with one row for each kind of change of each entity.
 
     Columns: `table_name`, `kind`, `entity_number`, `enterprise_number`, `name`, `before`, `after`,
     as in `Change`; in the order of tables, then kinds, then numbers. The relation is computed now,
     and lives as long as the connection.
-
-    Args:
-        connection: a published register.
-        extract: a published extract, by number, key or date.
-
-    Raises:
-        NotFoundError: the extract is not published.
     """
-    number = published_key(connection, extract).number
     return connection.sql(CHANGED_ENTITIES, params={"number": number})
 
 
-def iterate_changes(
-    connection: duckdb.DuckDBPyConnection, extract: ExtractName
-) -> Iterator[Change]:
+def iterate_changes(connection: duckdb.DuckDBPyConnection, number: int) -> Iterator[Change]:
     """The rows of `changed_entities`, as one `Change` after the other.
 
     The connection can be used for nothing else before the last one is read.
-
-    Raises:
-        NotFoundError: the extract is not published.
     """
-    number = published_key(connection, extract).number  # now: an error does not wait for a reader
     result = connection.execute(CHANGED_ENTITIES, {"number": number})
     pieces = iter(lambda: result.fetchmany(_FETCHED), [])
     return (Change(*row) for rows in pieces for row in rows)

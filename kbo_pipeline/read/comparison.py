@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.text import counted
@@ -39,7 +40,6 @@ class Standout:
     """An enterprise that stands out among those that an extract changed.
 
     Attributes:
-        enterprise_number, name: which.
         kinds: in how many ways it changed.
         entities: how many of its entities changed: itself, establishment units, branches.
         listed: the ways, in words.
@@ -67,13 +67,7 @@ class Anomaly:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """What an extract did to the rows of the tables.
-
-    Attributes:
-        key: the extract.
-        snapshot_date: the day whose end it shows.
-        rows: rows `closed` and `opened`, by table.
-    """
+    """An extract, and the rows that it closed and opened, by table."""
 
     key: ExtractKey
     snapshot_date: datetime.date
@@ -81,7 +75,7 @@ class Day:
 
     def of_table(self, name: str) -> int:
         """Rows of a table that it closed or opened."""
-        return sum(count for (table, _), count in self.rows.items() if table == name)
+        return self.rows[name, CLOSED] + self.rows[name, OPENED]
 
     @property
     def total(self) -> int:
@@ -94,17 +88,15 @@ class ChangeReport:
     """What an extract changed.
 
     Attributes:
-        day: the extract itself.
-        before: the extracts before it, the oldest first, at most `HISTORY`.
+        before: the extracts before it, the oldest first.
         rejected_count: records that are set aside.
-        rejected: file, line, column and reason of the first `REJECTED` of them; no column where it
-            is about a whole record.
+        rejected: file, line, column and reason of the first of them; no column where it is about a
+            whole record.
         is_first: nothing was in the register before: all is new, and nothing is listed.
         kinds: changed entities, by table and kind, all kinds in their order.
         past_kinds: those of the extracts before that have a report.
         entities: how many entities changed.
         examples: some changes of each kind.
-        unusual: the most unusual things.
     """
 
     day: Day
@@ -120,7 +112,7 @@ class ChangeReport:
 
     @property
     def changes(self) -> int:
-        """Changes that are listed: an entity may have several, of different kinds."""
+        """Changes of all kinds: an entity may have several."""
         return sum(self.kinds.values())
 
 
@@ -132,7 +124,7 @@ def find_anomalies(
     most_kinds: Sequence[Standout],
     most_entities: Sequence[Standout],
 ) -> list[Anomaly]:
-    """The most unusual things of an extract, at most `MOST`.
+    """The most unusual things in an extract, at most `MOST`.
 
     Numbers far from usual come first, then kinds that none of the extracts before had, then
     alternately the enterprises with the most kinds of changes and those with the most changed
@@ -166,7 +158,7 @@ def median_of(past: Sequence[Counts], name: tuple[str, str]) -> int | None:
 def _far_from_baseline(
     counts: Counts, past: Sequence[Counts], unit: str
 ) -> Iterator[tuple[float, Anomaly]]:
-    """Each number that is far from the median of those before, with its distance in logarithms."""
+    """Each number far from the median of those before, with its distance in logarithms."""
     for name, count in counts.items():
         usual = median_of(past, name)
         if usual is None or not is_anomalous(count, [before.get(name, 0) for before in past]):
@@ -174,8 +166,7 @@ def _far_from_baseline(
         text = (
             f"{count:,} {unit}; usual is {usual:,}, the median of the {len(past)} extracts before"
         )
-        distance = abs(math.log1p(count) - math.log1p(usual))
-        yield distance, Anomaly(" ".join(name), text)
+        yield abs(math.log1p(count) - math.log1p(usual)), Anomaly(" ".join(name), text)
 
 
 def _rare(kinds: Counts, past: Sequence[Counts]) -> Iterator[Anomaly]:
@@ -187,22 +178,20 @@ def _rare(kinds: Counts, past: Sequence[Counts]) -> Iterator[Anomaly]:
             yield Anomaly(" ".join(name), f"{entities}; none in the {len(past)} extracts before")
 
 
+_KINDS_AT_ONCE = "{0.kinds} kinds of changes at once"
+_ENTITIES_CHANGED = "{0.entities:,} of its entities changed"
+
+
 def _by_turns(
     most_kinds: Sequence[Standout], most_entities: Sequence[Standout]
 ) -> Iterator[Anomaly]:
     named: set[str] = set()
-    for turn in range(MOST):
-        for standouts, is_of_kinds in ((most_kinds, True), (most_entities, False)):
-            if turn >= len(standouts) or standouts[turn].enterprise_number in named:
-                continue
-            one = standouts[turn]
-            named.add(one.enterprise_number)
-            how = (
-                f"{one.kinds} kinds of changes at once"
-                if is_of_kinds
-                else f"{one.entities:,} of its entities changed"
-            )
-            yield Anomaly(f"{one.enterprise_number} {one.name}", f"{how}: {one.listed}")
+    for pair in zip_longest(most_kinds, most_entities):
+        for enterprise, how in zip(pair, (_KINDS_AT_ONCE, _ENTITIES_CHANGED), strict=True):
+            if enterprise is not None and enterprise.enterprise_number not in named:
+                named.add(enterprise.enterprise_number)
+                subject = f"{enterprise.enterprise_number} {enterprise.name}"
+                yield Anomaly(subject, f"{how.format(enterprise)}: {enterprise.listed}")
 
 
 def is_anomalous(count: int, past: Sequence[int]) -> bool:

@@ -1,6 +1,6 @@
-"""Export: the current tables as Parquet, in a directory that is complete or absent. No Dagster.
+"""Export: the current tables as Parquet, in a directory that is complete or absent.
 
-The profile of each enterprise comes along: Parquet has no views, and most people ask for that.
+The profile of each enterprise is included: Parquet has no views, and most people ask for it.
 """
 
 import datetime
@@ -26,7 +26,7 @@ from kbo_pipeline.read.views import export_queries, source
 
 MANIFEST = "manifest.json"
 FORMAT = "kbo_pipeline export 1"
-"""What a manifest of ours says of itself."""
+"""How one of our manifests is recognized."""
 
 LICENCE = (
     "Name the source and its date wherever the data is shown. No direct marketing with personal"
@@ -36,15 +36,7 @@ LICENCE = (
 
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
-    """One Parquet file of an export.
-
-    Attributes:
-        file: its name in the directory.
-        rows: rows in it.
-        bytes: its length.
-        sha256: of the file, in hexadecimal.
-        columns: names and DuckDB types, in order.
-    """
+    """One Parquet file of an export, by name; with its columns and their DuckDB types, in order."""
 
     file: str
     rows: int
@@ -55,15 +47,7 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What an export holds; its manifest says the same.
-
-    Attributes:
-        extract: key of the newest published extract, whose state this is.
-        snapshot_date: the day whose end the data shows.
-        source: the line that goes with the data wherever it is shown.
-        privacy: who is in it.
-        tables: its files, by the name of the table.
-    """
+    """What an export holds, as in its manifest: its files, by the name of the table."""
 
     extract: str
     snapshot_date: datetime.date
@@ -94,14 +78,14 @@ def write_export(
 ) -> Export:
     """Writes the current tables of the published register as Parquet, sorted, ZSTD.
 
-    The directory holds a whole export at any moment, the old or the new one, or is not there. It
-    says who is left out by the setting, whatever the views of the published file say.
+    The directory holds a whole export at any moment, the old or the new one, or is not there. The
+    settings decide who is left out, whatever the views of the published file say.
 
     Args:
         settings: say where the register is, and who is left out.
-        directory: where to; made, or replaced when it is empty or an export of ours.
+        directory: where to; created, or replaced if it is empty or one of our exports.
         extract: what must be the newest published extract; None for any.
-        report: takes the name of the table at work, how many are done, and of how many.
+        report: takes the name of the current table, how many are done, and of how many.
 
     Raises:
         ExportError: something else lies in the directory.
@@ -152,7 +136,7 @@ def _write(connection: duckdb.DuckDBPyConnection, query: str, file: Path) -> Exp
 
 
 def _check_replaceable(directory: Path) -> None:
-    """Makes sure that nothing goes but an export of ours."""
+    """Makes sure that only one of our exports is replaced."""
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -167,7 +151,7 @@ def _check_replaceable(directory: Path) -> None:
 
 
 def _own_files(manifest: Path) -> set[str]:
-    """The files of the export that a manifest speaks of; none when it is not one of ours."""
+    """The files that a manifest lists; none if it is not one of ours."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         if content["format"] == FORMAT:

@@ -1,4 +1,4 @@
-"""Row versions in words, and what extracts did to an enterprise. No I/O."""
+"""Row versions in words, and the history of an enterprise. No I/O."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -28,11 +28,11 @@ def codes_in(versions: Mapping[Table, Iterable[Row]]) -> tuple[str, ...]:
 
 
 class Meanings:
-    """What codes mean in a language, or where KBO does not say it in that one, in another.
+    """The meanings of codes in a language, or in another one where KBO has none in it.
 
     Args:
         rows: of the table `code`: category, code, language, description.
-        language: the language that goes first.
+        language: the preferred language.
     """
 
     def __init__(self, rows: Iterable[tuple[str, str, str, str]], language: Language) -> None:
@@ -74,7 +74,7 @@ def history(
 ) -> tuple[HistoryEvent, ...]:
     """All events of an enterprise up to an extract, the newest first.
 
-    What came or went together with the enterprise itself is not told again.
+    What came or went together with the enterprise itself is left out.
 
     Args:
         versions: its own row versions by table, and those of its establishment units and branches
@@ -112,7 +112,7 @@ def history(
 
 
 def _steps(table: Table, rows: Iterable[Row], at: int) -> dict[tuple[int, str], _Step]:
-    """What each extract did to each key."""
+    """The rows of each key that each extract removed and added."""
     steps: dict[tuple[int, str], _Step] = defaultdict(lambda: ([], []))
     for row in rows:
         key, end = row[table.key], row["_deleted_at_extract"]

@@ -67,14 +67,7 @@ def look_up(
     extract: PublishedExtract,
     language: Language,
 ) -> Enterprise:
-    """Reads the enterprise that a number names.
-
-    Args:
-        database: a published register.
-        extracts: all its published extracts.
-        text: the number of an enterprise, or of one of its establishment units or branches.
-        extract: the extract whose state is asked for.
-        language: of codes and places, where KBO has them in it.
+    """Reads the enterprise of a number at an extract, as `PublishedRegister.enterprise` promises.
 
     Raises:
         NotFoundError: there is none; says why, and what to do.

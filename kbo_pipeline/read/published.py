@@ -1,7 +1,7 @@
-"""What readers open: reading it; and of a file: its views, replacing it. No Dagster.
+"""What readers open: the published register, also one of an earlier version.
 
-It is the register at work, byte by byte, as that was when it was published; only where
-`KBO_PRIVACY` has changed since, its views are made for it alone.
+It is a byte-by-byte copy of the register at work when it was published, unless `KBO_PRIVACY` has
+changed since: then its views were made anew.
 """
 
 import functools
@@ -42,30 +42,26 @@ from kbo_pipeline.read.views import create_views
 def open_published(
     connection: duckdb.DuckDBPyConnection, database: Place
 ) -> Iterator[PublishedState]:
-    """Attaches what readers open as `published`, for reading; it is the default database.
+    """Attaches what readers open, for reading, as the default database of an in-memory DuckDB.
 
-    It stays what it is while it is attached: a publication puts another file into its place, or
+    It does not change while it is attached: a publication puts another file into its place, or
     makes another snapshot of a lake.
 
-    Args:
-        connection: an in-memory DuckDB.
-        database: where it is.
-
     Yields:
-        What it says of its extracts.
+        Its published extracts.
 
     Raises:
         NotReadyError: there is none.
         RegisterError: it is no register.
-        StorageError: somebody has it open for writing, or it does not answer.
+        StorageError: another program has it open for writing, or it does not answer.
     """
     name = _attach(connection, database)
     shown = name
     try:
         with _explained(database):
             shown = show_to_reader(connection, name, database)
-            standing = read_published_state(connection)
-        yield standing
+            state = read_published_state(connection)
+        yield state
     finally:
         hide(connection, shown)
         detach(connection, name)
@@ -84,7 +80,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, database: Place) -> str:
 
 @contextmanager
 def _explained(database: Place) -> Iterator[None]:
-    """Turns what DuckDB says of a place that is no register into errors that name it."""
+    """Turns DuckDB's errors on a place that is no register into errors that name it."""
     try:
         yield
     except (duckdb.CatalogException, duckdb.BinderException):
@@ -101,23 +97,23 @@ def _unreadable(database: Place, error: Exception) -> RegisterError:
 
 
 def content_hash(connection: duckdb.DuckDBPyConnection) -> str:
-    """A hash of all row versions of all tables of the register that is the default database.
+    """A hash of all row versions of the register that is the default database, in any order.
 
-    It does not depend on the order of rows in the file; compare it within one version of DuckDB.
+    Compare it within one version of DuckDB only.
     """
     rows = connection.execute(f"{state_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
     return sha256(repr(rows).encode()).hexdigest()
 
 
 _SHOWN = "shown"
-"""What shows an older register as one of today."""
+"""The database that shows an older register as a current one."""
 
 
 def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Place) -> str:
-    """Shows an attached register as one of today; what shows it is the default database then.
+    """Makes an attached register the default database, as one of the current layout.
 
-    One of today shows itself. Before an older one come views in memory, in which what it lacks has
-    no values, or no rows; they leave out whom its own views leave out.
+    An older one is shown by views in memory, in which what it lacks has no values, or no rows; they
+    leave out whom its own views leave out.
 
     Args:
         connection: an in-memory DuckDB.
@@ -125,7 +121,7 @@ def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Plac
         place: where it is.
 
     Returns:
-        The name of what shows it; `hide` takes that away.
+        The name of the default database; `hide` takes it away.
 
     Raises:
         RegisterError: the register is of a newer version than this program.
@@ -155,7 +151,7 @@ def show_to_reader(connection: duckdb.DuckDBPyConnection, name: str, place: Plac
 
 
 def hide(connection: duckdb.DuckDBPyConnection, shown: str) -> None:
-    """Takes away what `show_to_reader` has made; the register stays attached."""
+    """Removes what `show_to_reader` has made; the register stays attached."""
     connection.execute("USE memory")
     if shown == _SHOWN:
         connection.execute(f"DETACH {_SHOWN}")
@@ -163,7 +159,7 @@ def hide(connection: duckdb.DuckDBPyConnection, shown: str) -> None:
 
 @functools.cache
 def _todays_layout() -> tuple[tuple[str, Mapping[str, str]], ...]:
-    """What readers see of a register of today: the columns of its tables."""
+    """The columns of the tables of a register of the current layout."""
     with duckdb.connect(":memory:") as connection:
         create(Database(connection), has_keys=False)
         layout = layout_of(connection, "memory", "main")
@@ -173,10 +169,10 @@ def _todays_layout() -> tuple[tuple[str, Mapping[str, str]], ...]:
 def published_state_of(
     database: Place, connection: duckdb.DuckDBPyConnection | None = None
 ) -> PublishedState:
-    """What readers are shown of extracts, read on a connection of its own if none is given.
+    """The published extracts, read on a connection of its own if none is given.
 
-    Nothing when nothing is published. Nothing too when another program has the file open for
-    writing: nothing may stop us then.
+    Empty if nothing is published, or if another program has the file open for writing: that must
+    not stop an import.
 
     Raises:
         RegisterError: the file is no register.

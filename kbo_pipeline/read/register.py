@@ -1,9 +1,9 @@
-"""The published register as analysts and developers read it: `read_register`. No Dagster.
+"""The published register as analysts and developers read it: `read_register`.
 
-Readers never meet the writer: the file is replaced as a whole, and what is open stays as it is.
+Readers never wait for the writer: the file is replaced as a whole, and an open one stays as it is.
 
 A connection of DuckDB holds one result at a time, for whichever thread fetches it. So each question
-is asked on a connection of its own to the one database that is open.
+is asked on a connection of its own to the one open database.
 """
 
 import threading
@@ -41,8 +41,8 @@ from kbo_pipeline.read.types import (
 def read_register(path: str | Path | None = None) -> "PublishedRegister":
     """Opens a published register for reading; `with` closes it.
 
-    It shows the extracts that are published now, also after the file was replaced, or a lake has
-    newer ones: open it again to see those. Nothing is locked, and nobody is waited for.
+    It shows the extracts that are published now, even after the file is replaced or a lake has
+    newer ones: open it again to see those. It locks nothing and waits for nobody.
 
     Args:
         path: a DuckDB file; None for `KBO_DATABASE` of the settings, whatever that names.
@@ -104,20 +104,20 @@ def _attach(
 
 
 def unreadable(place: Place, error: duckdb.Error) -> KboError:
-    """What is to be said where a published register is there and its content cannot be read."""
-    said = first_line(error)
+    """The error for a published register whose content cannot be read."""
     return place.unreachable(error) or RegisterError(
-        f"{place}: cannot be read as a published register ({said}); kbo doctor says more"
+        f"{place}: cannot be read as a published register ({first_line(error)}); kbo doctor says"
+        " more"
     )
 
 
 @dataclass(frozen=True)
 class PublishedRegister:
-    """A published register that is open for reading, by as many threads at once as one likes.
+    """A published register that is open for reading, by any number of threads at once.
 
-    Where an extract is asked for, it is the number, the key or the date of a published one: 141,
-    `141`, `0141-update`, `2025-10-05` or a `date`; None is the newest. The state at a date is that
-    of the last extract up to it. Others are an error, never an empty answer.
+    An extract is named by the number, the key or the date of a published one: 141, `141`,
+    `0141-update`, `2025-10-05` or a `date`; None is the newest. The state at a date is that of the
+    last extract up to it. Any other name is an error, never an empty answer.
 
     Attributes:
         place: where it is.
@@ -151,8 +151,8 @@ class PublishedRegister:
     def connection(self) -> duckdb.DuckDBPyConnection:
         """DuckDB, with the register as the default database: for SQL of your own.
 
-        The views and macros of docs/data.md are there. Each thread has one of its own, the same
-        each time; what else is asked of the register does not disturb what was asked of it.
+        It has the views and macros of docs/data.md. Each thread has one of its own, the same each
+        time; other methods of the register do not disturb its results.
         """
         if not hasattr(self._of_thread, "connection"):
             self._of_thread.connection = self._connect()
@@ -178,7 +178,7 @@ class PublishedRegister:
 
     @property
     def source(self) -> str:
-        """What whoever shows the data has to say: where it is from, and of which day."""
+        """The line to show with the data: where it is from, and of which day."""
         return self.extracts[0].source
 
     def extract(self, extract: ExtractName | None = None) -> PublishedExtract:
@@ -203,12 +203,12 @@ class PublishedRegister:
                 without dots, blanks and `BE`, as on an invoice (`TVA BE 0200.065.765`); a zero in
                 front may be missing.
             at: the extract whose state is asked for; history goes up to it.
-            language: in which codes, streets and places are told: `nl`, `fr` or `de`; where KBO
-                does not know it in that language, in another one.
+            language: of codes, streets and places: `nl`, `fr` or `de`; another one where KBO does
+                not have them in it.
 
         Raises:
-            NotFoundError: there is none, or it may not be shown; says which, and what to do. Or
-                there is no such language.
+            NotFoundError: there is none, or it may not be shown, or there is no such language; says
+                what to do.
         """
         if language not in get_args(Language):
             known = ", ".join(get_args(Language))
@@ -265,10 +265,10 @@ class PublishedRegister:
     def state(self, table: str, at: ExtractName | None = None) -> duckdb.DuckDBPyRelation:
         """The rows of a table at an extract, as a relation of DuckDB.
 
-        It is not read before it is asked for rows, so `filter`, `aggregate` and `order` cost what
-        they need, on 36 million rows too; `.df()`, `.arrow()` and `.fetchall()` give them. It has
-        a connection of its own, with the relations that are made of it: these are for one thread at
-        a time, and cannot be joined with those of another call; `sql` joins.
+        It is evaluated only when rows are fetched (`.df()`, `.arrow()`, `.fetchall()`), so that
+        `filter`, `aggregate` and `order` read only what they need. It and the relations
+        made from it have a connection of their own: use them in one thread at a time, and join
+        tables with `sql`, as relations of several calls cannot be joined.
 
         Raises:
             NotFoundError: there is no such table, or the extract is not published.
@@ -295,15 +295,17 @@ class PublishedRegister:
         Raises:
             NotFoundError: the extract is not published.
         """
-        return changes.iterate_changes(self._connect(), extract)
+        number = self.extract(extract).number
+        return changes.iterate_changes(self._connect(), number)
 
     def changed_entities(self, extract: ExtractName) -> duckdb.DuckDBPyRelation:
-        """The same as a relation of DuckDB, for `.df()`, `.arrow()` and what is counted.
+        """The same as a relation of DuckDB, for `.df()`, `.arrow()` and aggregates.
 
         Raises:
             NotFoundError: the extract is not published.
         """
-        return changes.changed_entities(self._connect(), extract)
+        number = self.extract(extract).number
+        return changes.changed_entities(self._connect(), number)
 
     def count_changes(self, extract: ExtractName) -> dict[tuple[str, str], int]:
         """How many entities an extract changed, by table and kind; all kinds, in their order.
@@ -311,5 +313,5 @@ class PublishedRegister:
         Raises:
             NotFoundError: the extract is not published.
         """
-        with self._database() as database:
-            return changes.count_changes(database.connection, extract)
+        with self._connect() as connection:
+            return changes.count_changes(connection, self.extract(extract).number)

@@ -25,7 +25,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.tables import ENTERPRISE, TABLES
 from kbo_pipeline.core.text import counted, cut, one_line
-from kbo_pipeline.read.changes import CHANGED_ENTITIES, KINDS, NEW, STOPPED, published_key
+from kbo_pipeline.read.changes import CHANGED_ENTITIES, KINDS, NEW, STOPPED
 from kbo_pipeline.read.comparison import (
     CLOSED,
     LEAST_PAST,
@@ -39,7 +39,8 @@ from kbo_pipeline.read.comparison import (
     median_of,
 )
 from kbo_pipeline.read.published import open_published
-from kbo_pipeline.read.types import SOURCE, Change
+from kbo_pipeline.read.state_sql import EXTRACTS
+from kbo_pipeline.read.types import SOURCE, Change, PublishedExtract, named
 
 PAGE_FILE, PLOT_FILE, CHANGES_FILE = "report.md", "plot.png", "changes.parquet"
 """The files of a report: the page, its plot, the list of all changes."""
@@ -94,7 +95,8 @@ def make_report(
     """
     directory = report_directory(settings, key)
     with open_published(connection, settings.database):
-        published_key(connection, str(key))
+        extracts = connection.execute(EXTRACTS).fetchall()
+        named([PublishedExtract(*row) for row in extracts], str(key))  # or it is not published
         lists = {file.parent.name: file for file in settings.reports_dir.glob(f"*/{CHANGES_FILE}")}
         report = _read_report(Database(connection), key, lists)
         if not report.is_first:

@@ -24,16 +24,7 @@ _MOST = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What an enterprise must have to be found; None asks for nothing.
-
-    Attributes:
-        text: words of a name.
-        zipcode: of an address.
-        nace: the first digits of a NACE code.
-        nace_version: its version; None for the newest.
-        status: KBO's code.
-        limit: how many at most.
-    """
+    """What an enterprise must have to be found, as `PublishedRegister.find` takes it."""
 
     text: str
     zipcode: str | None
@@ -59,11 +50,6 @@ class Criteria:
 def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> list[Match]:
     """Finds the enterprises that meet all criteria, the best matches first.
 
-    Args:
-        database: a published register.
-        criteria: what to look for.
-        newest: its newest published extract.
-
     Raises:
         NotFoundError: the criteria say nothing to look for.
     """
@@ -87,8 +73,6 @@ def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> li
 
 def check_known(database: Database, criteria: Criteria, newest: PublishedExtract) -> None:
     """Makes sure that the register has each value of some criteria, whatever else they ask for.
-
-    Takes what `find` takes.
 
     Raises:
         NotFoundError: it lacks one; names the value.

@@ -1,7 +1,7 @@
 """SQL that readers use: rows that hold, names, who is shown, and what is counted of them.
 
-Each query is whole by itself: it reads the tables in `main` and no view, so that what
-`KBO_PRIVACY` leaves out is left out also where views were made under another setting.
+Each query reads the tables in `main` and no view, so that `KBO_PRIVACY` holds even if views were
+made under another setting.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -131,8 +131,8 @@ def rows_for(
 
     Args:
         database: a published register.
-        statement: makes the statement for so many values.
-        name: of their placeholders.
+        statement: makes the statement for so many values, with placeholders of this name.
+        name: of the placeholders.
         values: the values.
         others: what else is bound.
     """

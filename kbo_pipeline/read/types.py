@@ -22,14 +22,7 @@ Language = Literal["nl", "fr", "de"]
 
 @dataclass(frozen=True, slots=True)
 class PublishedExtract:
-    """An extract that is in the published register.
-
-    Attributes:
-        key: such as `0141-update`.
-        number: such as 141.
-        type: `full` or `update`.
-        snapshot_date: the day whose end the data shows.
-    """
+    """An extract in the published register; its data is that of the end of `snapshot_date`."""
 
     key: str
     number: int
@@ -44,7 +37,7 @@ class PublishedExtract:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A code and what it means, in the language that was asked for, or else in one there is."""
+    """A code and its meaning, in the language that was asked for, or else in another one."""
 
     code: str
     text: str | None
@@ -107,16 +100,14 @@ class Activity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entity:
-    """What enterprises, establishment units and branches have alike.
+    """What enterprises, establishment units and branches have in common.
 
     Attributes:
         number: dotted.
-        start_date: when it began.
-        name: the primary name of an enterprise; of others a name in the same choice of languages,
-            or else the number.
-        names: all names, the most official ones first.
-        addresses: all addresses, those that are struck off last, of these the newest first.
-        contacts: all contacts.
+        name: the primary name of an enterprise; of others a name chosen by the same order of
+            languages, or else the number.
+        names: the most official ones first.
+        addresses: valid ones first, then those that were struck off last.
         activities: the newest version of NACE first, in it the main ones first.
     """
 
@@ -144,10 +135,7 @@ class HistoryEvent:
     """What an extract changed of an enterprise, in one row.
 
     Attributes:
-        extract_number: the extract.
-        snapshot_date: its date.
-        change: `added`, `removed`, or `changed` where a row took the place of another one.
-        table: the table of the row.
+        change: `changed` where a row replaced another one.
         entity_number: the enterprise, or one of its establishment units or branches.
         before: the row in words, of a changed one what differs; None for one that was added.
         after: likewise; None for one that was removed.
@@ -168,15 +156,12 @@ class Enterprise(Entity):
 
     Attributes:
         primary_name_language: KBO's code of the language of `name`; None when that is the number.
-        status: such as active.
         situation: such as normal or bankrupt.
         type: natural or legal person.
         form: legal form; None for natural persons.
         form_cac: legal form as the companies' code of 2019 reads it; None where it is the same.
-        establishments: by number.
-        branches: by number.
+        establishments, branches: by number.
         history: the newest extract first; what came with the enterprise itself is left out.
-        extract: the extract that all this is of.
     """
 
     primary_name_language: str | None
@@ -192,19 +177,19 @@ class Enterprise(Entity):
 
     @property
     def vat_number(self) -> str:
-        """The number in the form of VAT numbers, whether it is one or not: `BE0200065765`."""
+        """The number in the form of VAT numbers, such as `BE0200065765`, even if it is none."""
         return f"BE{self.number.replace('.', '')}"
 
     @property
     def seat(self) -> Address | None:
-        """The address of its seat, a valid one if there is any, or else the one struck off last.
+        """The address of its seat: a valid one, or else the one that was struck off last.
 
-        None for natural persons, who have none in the data.
+        Natural persons have none in the data.
         """
         return next((a for a in self.addresses if a.type and a.type.code == "REGO"), None)
 
     def to_json(self) -> dict[str, Any]:
-        """The enterprise as plain values; dates as `date`, which `json` needs as text."""
+        """The enterprise as plain values; dates are `date`, so pass `default=str` to `json`."""
         return {
             **asdict(self),
             "vat_number": self.vat_number,
@@ -214,16 +199,13 @@ class Enterprise(Entity):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An enterprise that a search has found.
+    """An enterprise that a search has found; the place is that of its seat.
 
     Attributes:
-        enterprise_number: the enterprise.
         name: its primary name, or its number.
-        status: KBO's code.
-        zipcode: of its seat; None when it has none.
-        municipality: of its seat, in Dutch or else in French.
+        municipality: in Dutch or else in French.
         struck_off: when that address was struck off; None while it is valid.
-        matched_number: what has the name that matched: itself, or an establishment unit or branch.
+        matched_number: the enterprise, establishment unit or branch with the name that matched.
         matched_name: that name; None when no name was searched for.
     """
 
@@ -239,16 +221,14 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One kind of change of one entity in an extract.
+    """One kind of change of one entity in an extract; docs/changes.md explains the kinds.
 
     Attributes:
-        table: the table in which it is seen.
-        kind: the kind's name; docs/changes.md explains them.
         entity_number: of the enterprise, establishment unit or branch.
         enterprise_number: of the enterprise that it is or belongs to; None when KBO knows none.
-        name: its main name, after the extract or else before it; the number when it has none.
-        before: what it was, as text in KBO's codes; None when it was nothing.
-        after: what it is now.
+        name: its main name after the extract, or else before it; the number when it has none.
+        before: the old value, as text in KBO's codes; None if there was none.
+        after: the new value.
     """
 
     table: str
@@ -267,15 +247,11 @@ _DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def named(extracts: Sequence[PublishedExtract], name: ExtractName) -> PublishedExtract:
-    """The published extract that a name stands for; a date for the one whose data is of that day.
-
-    Args:
-        extracts: what is published, the newest first.
-        name: the name.
+    """The one of the published extracts, the newest first, that a name or date stands for.
 
     Raises:
         ExtractError: the text is no name of an extract.
-        NotFoundError: it is not published, or two are of that day; says what is.
+        NotFoundError: it is not published, or two are of that day; names those that are.
     """
     day = as_date(name)
     if day is not None:
@@ -296,10 +272,10 @@ def named(extracts: Sequence[PublishedExtract], name: ExtractName) -> PublishedE
 
 
 def state_at(extracts: Sequence[PublishedExtract], name: ExtractName) -> PublishedExtract:
-    """The published extract that a state is of; for a date, of the end of that day.
+    """The published extract of a state; as `named`, but a day needs no extract of its own.
 
-    Takes and raises what `named` does, but that a day needs no extract of its own: it must lie
-    within those of the published ones.
+    The state at the end of a day is that of the last extract before; the day must be between those
+    of the published extracts.
     """
     day = as_date(name)
     if day is None:
@@ -314,7 +290,7 @@ def as_date(name: ExtractName) -> datetime.date | None:
     """The date that a name is; None when it is another kind of name.
 
     Raises:
-        ExtractError: it has the shape of a date, and is none.
+        ExtractError: it looks like a date, but there is no such day.
     """
     if isinstance(name, datetime.datetime):
         return name.date()
@@ -367,7 +343,7 @@ _LONGEST = 200  # characters of a text that are looked at
 
 
 def dotted(text: str | int) -> str:
-    """The number as KBO writes it, whichever of the usual ways it is written in.
+    """A number as KBO writes it, from any of the usual ways to write it.
 
     Args:
         text: with or without dots, blanks and `BE`; a zero in front may be missing; with `BTW`,

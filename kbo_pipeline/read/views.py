@@ -1,9 +1,8 @@
 """The views and macros of a published register, and the statements that make them.
 
-Each query reads the tables in `main` and no other view, so that what `KBO_PRIVACY` leaves out is
-left out also where views were made under another setting. The texts name no database, because
-readers open the published file under a name of their own; so the register must be the default
-database when they are made. DuckDB keeps what it understood of a view, and prints that on one line.
+Each query reads the tables in `main` and no other view, so that `KBO_PRIVACY` holds even if views
+were made under another setting. The statements name no database, because readers open the published
+file under a name of their own: the register must be the default database when they run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +45,7 @@ SEAT = "REGO"
 _LANGUAGES = ("NL", "FR", "DE")
 
 CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
-"""The first of these that an enterprise has is looked at for its main activity."""
+"""Of these, the first one that an enterprise has decides its main activity."""
 
 _MARKED = '"current".source'
 
@@ -55,7 +54,7 @@ SELECT comment
 FROM duckdb_views()
 WHERE schema_name = 'current' AND view_name = 'source' AND database_name = current_database()
 """
-"""Reads the mark of a register's views; no row where they are older than marks are."""
+"""Reads the mark of a register's views; no row if they were made before there were marks."""
 
 
 def view_queries(privacy: Privacy) -> dict[str, str]:
@@ -79,11 +78,11 @@ def macro_queries(privacy: Privacy) -> dict[str, str]:
 
 
 def create_views(privacy: Privacy, below: Sequence[str] = ()) -> tuple[str, ...]:
-    """Creates all views and macros, in place of those that are there, and what they look at.
+    """Creates or replaces all views and macros.
 
     Args:
         privacy: who is in them.
-        below: statements that make what they look at, where that is no table.
+        below: statements that create what they read, where that is no table.
     """
     marked = f"COMMENT ON VIEW {_MARKED} IS {literal(mark(privacy, below))}"
     return (*below, *_statements(privacy), marked)
@@ -98,7 +97,7 @@ def export_queries(privacy: Privacy) -> dict[str, str]:
 
 
 def mark(privacy: Privacy, below: Sequence[str] = ()) -> str:
-    """Tells views that were made by these statements from others; takes what they take."""
+    """Identifies the views that `create_views` makes with these arguments."""
     return sha256(";".join((*below, *_statements(privacy))).encode()).hexdigest()[:16]
 
 
@@ -112,12 +111,7 @@ def _statements(privacy: Privacy) -> Iterator[str]:
 
 
 def _profile(holds: str, privacy: Privacy) -> str:
-    """One row an enterprise, with what other tables say of it.
-
-    Args:
-        holds: `CURRENT` or `AT`.
-        privacy: who is left out.
-    """
+    """One row for each enterprise, with columns of the other tables; `holds` as in `state`."""
     key = ENTERPRISE.key
     columns, joins = [], []
     for column in ENTERPRISE.columns[1:]:
@@ -185,7 +179,7 @@ GROUP BY s.{ADDRESS.key}"""
 
 
 def _main_activities(holds: str) -> str:
-    """The smallest of the activities, in the order of the documented rule."""
+    """The first activity in the order of the documented rule."""
     rank = " ".join(
         f"WHEN '{classification}' THEN {place}"
         for place, classification in enumerate(CLASSIFICATIONS)
@@ -202,12 +196,12 @@ GROUP BY s.{ACTIVITY.key}"""
 
 
 def _of_enterprise(alias: str, column: str) -> str:
-    """Leaves out establishment units and branches, by a comparison that zone maps answer."""
+    """Leaves out establishment units and branches by a comparison that zone maps can use."""
     return f"{alias}.{column} < '{ESTABLISHMENT_NUMBER[0]}'"
 
 
 def _activity_described(privacy: Privacy) -> str:
-    """Each current activity, with its codes in words."""
+    """Each current activity, with the descriptions of its codes."""
     columns, joins = [], []
     for column in ACTIVITY.columns:
         columns.append(f"s.{column.name}")
@@ -233,7 +227,7 @@ LEFT JOIN codes section_code
 
 
 def _nace() -> str:
-    """The NACE codes of the current code list as a tree, of all versions."""
+    """The NACE codes of all versions in the current code list, as a tree."""
     names = (f"WHEN {length} THEN '{name}'" for length, name in LEVELS.items())
     query = f"""SELECT c.category[5:] AS nace_version, c.code AS nace_code,
     CASE length(c.code) {listed(names, " ", 8)} END AS level,
@@ -264,7 +258,7 @@ def _descriptions(column: Column, languages: tuple[str, ...]) -> list[str]:
 
 
 def _join_codes(column: Column, alias: str) -> str:
-    """Joins what `code` says of a column's values."""
+    """Joins the descriptions of a column's codes."""
     category = f"'{column.code_category}'".replace("{", f"' || {alias}.").replace("}", " || '")
     code = f"{column.name}_code"
     return f"""LEFT JOIN codes {code}
@@ -274,7 +268,7 @@ def _join_codes(column: Column, alias: str) -> str:
 
 
 def _codes(holds: str) -> str:
-    """What each code means, its languages side by side."""
+    """The descriptions of each code, its languages side by side."""
     texts = listed(
         f"min(c.description) FILTER (c.language = '{language}') AS {language.lower()}"
         for language in _LANGUAGES
@@ -286,7 +280,7 @@ GROUP BY c.category, c.code"""
 
 
 def _divisions() -> str:
-    """Which division of which version is in which section."""
+    """The section of each division of each version."""
     values = listed(f"('{v}', '{division}', '{s}')" for v, division, s in divisions())
     return f"""SELECT *
 FROM (VALUES

@@ -1,7 +1,7 @@
-"""Made-up entities: which there are, and what became of each by any extract, by arithmetic alone.
+"""Made-up entities: which there are, and the state of each after any extract, by arithmetic alone.
 
 Nothing is stored. An entity is an index; whether an extract touches it, and how, comes from draws
-that depend on the seed, the index and the number of the extract only. So every file can be written
+that depend only on the seed, the index and the number of the extract. So every file can be written
 in one pass, in sorted order, in constant memory, and any state can be computed again.
 """
 
@@ -37,16 +37,16 @@ _CHANGES = (
     *("activity", "name", "establishments", "address", "activity", "stop"),
     *("situation", "name", "nothing", "activity", "contact", "address"),
 )
-"""What an extract changes of one entity after the other; so a small Update has some of each."""
+"""What an extract changes of one entity after another, so that a small Update has all of them."""
 
 _MASK = (1 << 64) - 1
 
 
 @dataclass(slots=True)
 class State:
-    """What an entity is after an extract.
+    """An entity after an extract.
 
-    The parts carry the number of the extract that changed them last, 0 when none has.
+    The parts carry the number of the extract that changed them last; 0 if none has.
     """
 
     alive: bool
@@ -97,7 +97,7 @@ class Population:
         return FIRST_SNAPSHOT + datetime.timedelta(number - self.first_number)
 
     def role(self, index: int) -> int:
-        """The place of an entity in its block: the first ones carry the awkward values."""
+        """The place of an entity in its block: the first ones have the awkward values."""
         return index % _BLOCK
 
     def is_person(self, index: int) -> bool:
@@ -122,7 +122,7 @@ class Population:
         return [place for place, number in toggled if (place in first) != bool(number)]
 
     def start_date(self, draw: int, number: int) -> datetime.date:
-        """When something began: a few days about the extract that brought it, or long ago."""
+        """When something began: a few days around the extract that brought it, or long ago."""
         if number == 0:
             return datetime.date.fromordinal(_FIRST_DAY - draw % 20_000 - 1)
         return self.snapshot_date(number) + datetime.timedelta(1 - draw % 31)
@@ -179,7 +179,7 @@ class Population:
             yield index, [touch[1:] for touch in touches]
 
     def _touched(self, number: int) -> Iterator[tuple[int, int, str]]:
-        """What an extract touches: index, number, what changes; it costs nothing for the others."""
+        """What an extract touches: index, number, what changes; takes no time for the others."""
         place = number - self.first_number - 1
         share = self.change_shares[place] if place < len(self.change_shares) else self.default_share
         if share == 0:
@@ -193,7 +193,7 @@ class Population:
             yield int(reached), number, _CHANGES[(leap + number * 5) % len(_CHANGES)]
 
     def _state(self, index: int, touches: Iterable[_Touch]) -> State:
-        """What an entity is when just these extracts have touched it."""
+        """An entity that just these extracts have touched."""
         state = State(alive=index % 11 != _LATE)
         for number, change in touches:
             if not state.alive:

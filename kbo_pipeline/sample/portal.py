@@ -29,12 +29,12 @@ BASE = "/kbo-open-data"
 LOGIN = f"{BASE}/static/j_spring_security_check"
 """Where the login form goes."""
 LOGIN_PAGE = f"{BASE}/login"
-"""Where it stands."""
+"""Where the form is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; its body is in memory, or a file from some byte on."""
+    """An answer; its body is in memory, or a file from a byte on."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Answer:
     start: int = 0
 
     def open_body(self) -> BinaryIO:
-        """The body, from where it is asked for."""
+        """The body, from the byte that was asked for."""
         if self.file is None:
             return io.BytesIO(self.body)
         stream = self.file.open("rb")
@@ -160,21 +160,21 @@ class StandInPortal:
         return f"http://127.0.0.1:{self.port}{BASE}"
 
     def expire_sessions(self) -> None:
-        """Ends all sessions, as the portal does when it likes."""
+        """Ends all sessions, as the portal may at any time."""
         with self._lock:
             self._sessions.clear()
 
     def answer(self, path: str, session: tuple[str, ...], headers: Mapping[str, str]) -> Answer:
-        """What a GET brings when nothing goes wrong."""
-        if not path.startswith(_INSIDE):
-            if path.startswith(f"{BASE}/signup"):
-                return (
-                    page("<form>Welkom</form>") if self._is_live(session) else redirect(LOGIN_PAGE)
-                )
-            known = path == LOGIN_PAGE
-            return login_page() if known else page("Niet gevonden", HTTPStatus.NOT_FOUND)
+        """The answer to a GET when nothing goes wrong."""
+        is_signup = path.startswith(f"{BASE}/signup")
+        if path == LOGIN_PAGE:
+            return login_page()
+        if not is_signup and not path.startswith(_INSIDE):
+            return page("Niet gevonden", HTTPStatus.NOT_FOUND)
         if not self._is_live(session):
             return login_page() if path == LIST else redirect(LOGIN_PAGE)
+        if is_signup:
+            return page("<form>Welkom</form>")
         if path == LIST:
             return self._listing()
         if path.startswith(FILES):
@@ -182,7 +182,7 @@ class StandInPortal:
         return page("<h1>KBO Open Data</h1>")
 
     def log_in(self, form: Mapping[str, list[str]]) -> Answer:
-        """What a login form brings: new cookies and the way in, or the way back."""
+        """The answer to a login form: cookies and a redirect inside, or back to the login."""
         username, password = (form.get(name, [""])[0] for name in ("j_username", "j_password"))
         expected = self._accounts.get(username)
         if expected is None or not secrets.compare_digest(expected.encode(), password.encode()):
@@ -238,7 +238,7 @@ class StandInPortal:
 
 
 class StandInServer(ThreadingHTTPServer):
-    """The server of a portal; ends when the portal does."""
+    """The server of a portal."""
 
     daemon_threads = True
     block_on_close = False  # a silence may last longer than the test
@@ -248,20 +248,20 @@ class StandInServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), portal.handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that leave early are part of the day; anything else is told."""
+        """Ignores clients that leave early; anything else is printed."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers requests as the portal says."""
+    """Answers requests as the portal does."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body are two writes; else they wait for each other
     timeout = 60
 
     def do_GET(self) -> None:
-        """Answers a list, a download, or any other page."""
+        """Answers a page or a download."""
         self.reply(None)
 
     def do_POST(self) -> None:
@@ -274,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(parse_qs(self.rfile.read(int(length)).decode("latin-1")))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     @property
     def hosting(self) -> "StandInServer":
@@ -290,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(chunk)
 
     def answer_to(self, form: Mapping[str, list[str]] | None) -> Answer:
-        """What a form brings, or a GET for None."""
+        """The answer to a form, or to a GET for None."""
         portal = self.hosting.portal
         if form is not None:
             return portal.log_in(form)

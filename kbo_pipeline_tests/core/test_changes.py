@@ -10,7 +10,6 @@ from typing import Any
 import duckdb
 import pytest
 
-from kbo_pipeline.core.errors import ExtractError, NotFoundError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.read.changes import (
@@ -18,7 +17,6 @@ from kbo_pipeline.read.changes import (
     changed_entities,
     count_changes,
     iterate_changes,
-    published_key,
 )
 from kbo_pipeline.read.types import Change
 from kbo_pipeline.sample.extracts import Sample, write_sample
@@ -223,7 +221,7 @@ def test_a_change_is_told_as_its_kind_and_once(
 def test_a_change_names_the_entity_and_its_enterprise(reader: duckdb.DuckDBPyConnection) -> None:
     place = [*CASES].index("a branch that stops, and an establishment unit")
     baker, shop = own((BAKER, SHOP), place)
-    first = next(c for c in iterate_changes(reader, "0141-update") if c.entity_number == shop)
+    first = next(c for c in iterate_changes(reader, 141) if c.entity_number == shop)
     assert first == Change(
         *("establishment", "stopped", shop, baker, "Winkel"), f"2001-02-03 {baker}", None
     )
@@ -262,18 +260,6 @@ def test_counts_have_all_kinds_and_agree_with_the_list_and_with_what_changed(
                 ).fetchall()
                 assert {key for (key,) in keys} <= touched
         assert sum(counts.values()) > 50
-
-
-def test_an_extract_that_is_not_published_is_an_error(
-    reader: duckdb.DuckDBPyConnection,
-) -> None:
-    assert published_key(reader, "141") == published_key(reader, "0141-update") == UPDATE
-    for unknown in (139, "142", "0141-full", "0142-update"):
-        for ask in (count_changes, changed_entities, iterate_changes):
-            with pytest.raises(NotFoundError, match=rf"^{unknown}: not among the published"):
-                ask(reader, unknown)
-    with pytest.raises(ExtractError):
-        changed_entities(reader, "9" * 5000)
 
 
 def test_the_documented_kinds_are_those_that_there_are() -> None:

@@ -222,6 +222,17 @@ def test_what_names_no_extract_is_refused(register: PublishedRegister, name: str
         register.enterprise(BAKER, name)
 
 
+@pytest.mark.parametrize("name", [139, "999", "0141-full", "0999-update"])
+def test_changes_of_an_extract_that_is_not_published_are_an_error(
+    register: PublishedRegister, name: int | str
+) -> None:
+    for ask in (register.count_changes, register.changed_entities, register.changes):
+        with pytest.raises(NotFoundError, match=rf"^{name}: not among the published"):
+            ask(name)
+    with pytest.raises(ExtractError):
+        register.changes("9" * 5000)
+
+
 def test_two_extracts_of_one_day_must_be_named() -> None:
     day = datetime.date(2025, 10, 5)
     extracts = [PublishedExtract(f"{n:04d}-update", n, "update", day) for n in (142, 141)]
