@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -95,19 +96,16 @@ def in_ranges(done: Sequence[str]) -> str:
     from kbo_pipeline.core.errors import ExtractError
     from kbo_pipeline.core.extracts import BatchKey
 
-    ranges: list[tuple[list[str], int | None]] = []
-    for name in done:
+    def position(item: tuple[int, str]) -> int | str:
+        place, name = item
         try:
-            number = BatchKey.parse(name).number
+            return BatchKey.parse(name).number - place  # the same for consecutive batches
         except ExtractError:  # staging, publication
-            ranges.append(([name], None))
-            continue
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1] = ([*ranges[-1][0], name], number)
-        else:
-            ranges.append(([name], number))
+            return name
+
+    ranges = [[name for _, name in group] for _, group in groupby(enumerate(done), position)]
     return ", ".join(
-        f"{names[0]} to {names[-1]}" if len(names) > 2 else ", ".join(names) for names, _ in ranges
+        f"{names[0]} to {names[-1]}" if len(names) > 2 else ", ".join(names) for names in ranges
     )
 
 
@@ -167,18 +165,26 @@ def report_line() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def bar(description: str, total: int | None = 100) -> Iterator[Callable[[str, int, int], None]]:
+def bar(
+    description: str, total: int | None = 100
+) -> Iterator[Callable[[str, int, int | None], None]]:
     """Shows a bar; yields what moves it: its description, how much is done, of how much."""
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = terminal(errors=True)
     if not console.is_terminal:  # a bar would leave an empty line
         yield lambda description, done, total: None
         return
-    with Progress(console=console, transient=True) as shown:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(description, total=total)
 
-        def show(description: str, done: int, total: int) -> None:
+        def show(description: str, done: int, total: int | None) -> None:
             shown.update(task, description=description, completed=done, total=total)
 
         yield show
@@ -215,34 +221,19 @@ def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 @contextmanager
 def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[None]:
     """Shows the progress of an extract, as Dagster's records have it, during the block."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = terminal(errors=True)
-    if not console.is_terminal:
+    if not terminal(errors=True).is_terminal:
         yield
         return
     from kbo_pipeline.core.errors import NotReadyError
     from kbo_pipeline.operate.runs.status import read_status
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{key} staging", total=None)
+    with bar(f"{key} staging", None) as show:
 
         def follow(ended: threading.Event) -> None:
             while not ended.wait(0.5):
-                try:
+                with suppress(NotReadyError):  # the first run has not registered the extract yet
                     now = read_status(instance, key)
-                except NotReadyError:
-                    continue  # the first run has not registered the extract yet
-                total = now.total or None
-                bar.update(
-                    task, description=f"{key} {now.stage}", completed=now.completed, total=total
-                )
+                    show(f"{key} {now.stage}", now.completed, now.total or None)
 
         with _beside(follow):
             yield

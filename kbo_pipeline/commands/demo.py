@@ -12,14 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table as Grid
 
+from kbo_pipeline.commands.console import progress_bar, table, terminal
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import make_private
@@ -101,7 +99,7 @@ def _served() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _follow(keys: Sequence[ExtractKey], process: subprocess.Popen[bytes]) -> None:
-    """Shows a bar an extract until all are published.
+    """Shows a bar for each extract until it is published.
 
     Raises:
         ImportFailedError: one failed, `kbo start` has ended, or it takes too long.
@@ -110,59 +108,47 @@ def _follow(keys: Sequence[ExtractKey], process: subprocess.Popen[bytes]) -> Non
     from kbo_pipeline.operate.runs.status import read_status
 
     began = time.monotonic()
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    address = f"http://127.0.0.1:{load_settings().ui_port}"
-    console.print(f"Web UI, as long as this runs: {address}", highlight=False)
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as bars,
-        open_instance(load_settings()) as instance,
-    ):
-        tasks = {key: bars.add_task(f"{key} waiting", total=None) for key in keys}
-        while tasks:
-            if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
-                raise ImportFailedError(f"not all published; see {_DEMO_DIRECTORY / 'start.log'}")
-            for key, task in list(tasks.items())[:1]:  # they are published in order
-                try:
-                    now = read_status(instance, key)
-                except NotReadyError:
-                    continue  # the portal has not been asked yet
-                done, total = now.completed, now.total or None
-                bars.update(task, description=f"{key} {now.stage}", completed=done, total=total)
-                if now.status == "failed":
-                    raise ImportFailedError(f"{key}: {now.error}")
-                if now.status == "completed":
-                    del tasks[key]
-                    bars.stop_task(task)
-                    since = time.monotonic() - began
-                    bars.console.print(f"{key}: published, {since:.0f} s after the start")
-            time.sleep(1)
+    print(f"Web UI, as long as this runs: http://127.0.0.1:{load_settings().ui_port}", flush=True)
+    with open_instance(load_settings()) as instance:
+        for key in keys:
+            status = ""
+            with progress_bar(instance, key):
+                while status != "completed":
+                    if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
+                        log = _DEMO_DIRECTORY / "start.log"
+                        raise ImportFailedError(f"not all published; see {log}")
+                    time.sleep(1)
+                    with suppress(NotReadyError):  # the portal has not been asked yet
+                        now = read_status(instance, key)
+                        status = now.status
+                        if status == "failed":
+                            raise ImportFailedError(f"{key}: {now.error}")
+            seconds = time.monotonic() - began
+            print(f"{key}: published, {seconds:.0f} s after the start", flush=True)
 
 
 def _show(database: Path) -> None:
-    console = Console()
+    counts = table("table", "current rows", "versions", numbers=("current rows", "versions"))
+    names = table("enterprise_number", "primary_name")
     with duckdb.connect(str(database), read_only=True) as register:
-        (job,) = register.execute(
+        ((key, day),) = register.execute(
             "SELECT id, snapshot_date FROM import_jobs ORDER BY extract_number DESC LIMIT 1"
         ).fetchall()
-        counts = Grid("table", "current rows", "versions", box=None, pad_edge=False)
-        for table in sorted(ALL_TABLES, key=lambda table: table.name):
-            query = f"SELECT count(*) FILTER (_is_current), count(*) FROM main.{table.name}"
+        for name in sorted(each.name for each in ALL_TABLES):
+            query = f"SELECT count(*) FILTER (_is_current), count(*) FROM main.{name}"
             (row,) = register.execute(query).fetchall()
-            counts.add_row(table.name, *(f"{count:,}" for count in row))
-        names = Grid("enterprise_number", "primary_name", box=None, pad_edge=False)
+            counts.add_row(name, *(f"{count:,}" for count in row))
         for row in register.execute(
             "SELECT enterprise_number, left(primary_name, 60) FROM current.enterprise"
             " WHERE type_of_enterprise = '2' ORDER BY enterprise_number LIMIT 5"
         ).fetchall():
             names.add_row(*row)
-    console.print(f"\n[bold]In the register after {job[0]}[/bold] (made-up data of {job[1]})")
-    console.print(counts)
-    console.print(names)
-    shown = Path(os.path.relpath(database))
-    console.print(f"\nRegister: {shown}  (any DuckDB client from 1.4 on opens it)", highlight=False)
+    print(f"\nIn the register after {key} (made-up data of {day})", flush=True)
+    terminal().print(counts)
+    terminal().print(names)
     python = Path(os.path.relpath(sys.executable)).parent
-    console.print(f"Web UI:   KBO_DATA_DIR={_DEMO_DIRECTORY} {python}/kbo start", highlight=False)
+    print(f"\nRegister: {os.path.relpath(database)}  (any DuckDB client from 1.4 on opens it)")
+    print(f"Web UI:   KBO_DATA_DIR={_DEMO_DIRECTORY} {python}/kbo start")
 
 
 def practice() -> None:

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -210,13 +211,10 @@ def _wait_for_writer(instance: DagsterInstance) -> None:
 
 def _contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
     """Ranges of consecutive batches: a run takes a range of partitions, not a set."""
-    ranges: list[tuple[BatchKey, BatchKey]] = []
-    for key in map(BatchKey.parse, keys):
-        if ranges and ranges[-1][1].number + 1 == key.number:
-            ranges[-1] = (ranges[-1][0], key)
-        else:
-            ranges.append((key, key))
-    return [(str(first), str(last)) for first, last in ranges]
+    batches = enumerate(map(BatchKey.parse, keys))
+    groups = groupby(batches, key=lambda item: item[1].number - item[0])
+    ranges = [[str(batch) for _, batch in group] for _, group in groups]
+    return [(names[0], names[-1]) for names in ranges]
 
 
 def run_job(

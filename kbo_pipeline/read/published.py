@@ -12,12 +12,7 @@ from hashlib import sha256
 import duckdb
 
 from kbo_pipeline.core.database import Database, detach, is_damage
-from kbo_pipeline.core.errors import (
-    DamagedError,
-    NotReadyError,
-    RegisterError,
-    StorageError,
-)
+from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
 from kbo_pipeline.core.ledger import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.schema import (
@@ -31,10 +26,7 @@ from kbo_pipeline.core.schema import (
 )
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import state_sql
-from kbo_pipeline.read.state_sql import (
-    HIDDEN_BEFORE,
-    SHOWN,
-)
+from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
 from kbo_pipeline.read.views import create_views
 
 
