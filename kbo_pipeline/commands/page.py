@@ -4,6 +4,7 @@ All texts that come from KBO go through `sanitize` and into `Text`: they are dat
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,12 +16,9 @@ from rich.text import Text
 from kbo_pipeline.core.text import sanitize
 from kbo_pipeline.read.types import (
     Activity,
-    Address,
-    Contact,
     Enterprise,
     Entity,
     HistoryEvent,
-    Name,
     Term,
 )
 
@@ -43,17 +41,21 @@ def page(enterprise: Enterprise, most: int | None) -> Group:
 def _sections(enterprise: Enterprise, most: int | None) -> Iterator[RenderableType]:
     yield _header(enterprise)
     few = None if most is None else _ROWS_SHOWN
-    for title, rows, shown in (
-        ("Names", enterprise.names, _names),
-        ("Addresses", enterprise.addresses, _addresses),
-        ("Contacts", enterprise.contacts, _contacts),
-        ("Activities", enterprise.activities, _activities),
-    ):
-        yield from _section(title, _limited(rows, few, shown))
+    names = [(name.type, name.text, name.language) for name in enterprise.names]
+    addresses = [
+        (a.type, a, a.struck_off and f"struck off on {a.struck_off}") for a in enterprise.addresses
+    ]
+    contacts = [(contact.type, contact.value) for contact in enterprise.contacts]
+    yield from _section("Names", _limited(names, few))
+    yield from _section("Addresses", _limited(addresses, few))
+    yield from _section("Contacts", _limited(contacts, few))
+    yield from _section("Activities", _limited(enterprise.activities, few, _activities))
     units = enterprise.establishments
-    yield from _section(f"Establishment units ({len(units)})", _units(units, most))
-    yield from _section(f"Branches ({len(enterprise.branches)})", _units(enterprise.branches, most))
-    yield from _section("History", _history(enterprise.history, most))
+    show_units = partial(_units, few=few)
+    yield from _section(f"Establishment units ({len(units)})", _limited(units, most, show_units))
+    branches = enterprise.branches
+    yield from _section(f"Branches ({len(branches)})", _limited(branches, most, show_units))
+    yield from _section("History", _limited(enterprise.history, most, _history))
     yield Text(f"\n{sanitize(enterprise.extract.source)} ({enterprise.extract.key})", "dim")
 
 
@@ -96,24 +98,12 @@ def _cell(value: object) -> str:
 def _limited(
     rows: Sequence[Any],
     most: int | None,
-    shown: Callable[[Sequence[Any]], Iterator[RenderableType]],
+    shown: Callable[[Sequence[Any]], Iterator[RenderableType]] = _grid,
 ) -> Iterator[RenderableType]:
     """The first rows, and how many more there are: a row takes a terminal half a millisecond."""
     yield from shown(rows[:most])
     if most is not None and len(rows) > most:
         yield Text(f"  and {len(rows) - most:,} more: --all shows them", "dim")
-
-
-def _names(names: Sequence[Name]) -> Iterator[RenderableType]:
-    return _grid((name.type, name.text, name.language) for name in names)
-
-
-def _addresses(addresses: Sequence[Address]) -> Iterator[RenderableType]:
-    return _grid((a.type, a, a.struck_off and f"struck off on {a.struck_off}") for a in addresses)
-
-
-def _contacts(contacts: Sequence[Contact]) -> Iterator[RenderableType]:
-    return _grid((contact.type, contact.value) for contact in contacts)
 
 
 def _activities(activities: Iterable[Activity]) -> Iterator[RenderableType]:
@@ -128,8 +118,8 @@ def _meaning(term: Term | None) -> str | None:
     return None if term is None else term.text or "(not in the code list)"
 
 
-def _units(units: tuple[Entity, ...], most: int | None) -> Iterator[RenderableType]:
-    for unit in units[:most]:
+def _units(units: Sequence[Entity], few: int | None) -> Iterator[RenderableType]:
+    for unit in units:
         since = f"since {unit.start_date}" if unit.start_date else None
         name = unit.name if unit.name != unit.number else None
         title = Text("  ").append(unit.number, "cyan")
@@ -149,15 +139,11 @@ def _units(units: tuple[Entity, ...], most: int | None) -> Iterator[RenderableTy
             *((f"  {_cell(c.type)}", c.value) for c in unit.contacts),
             *((f"  {code}", text) for code, text in seen.items()),
         ]
-        yield from _limited(rows, None if most is None else _ROWS_SHOWN, _grid)
-    if most is not None and len(units) > most:
-        yield Text(f"  and {len(units) - most} more: --all shows them", "dim")
+        yield from _limited(rows, few)
 
 
-def _history(events: tuple[HistoryEvent, ...], most: int | None) -> Iterator[RenderableType]:
-    for (number, date), same in groupby(
-        events[:most], key=lambda e: (e.extract_number, e.snapshot_date)
-    ):
+def _history(events: Sequence[HistoryEvent]) -> Iterator[RenderableType]:
+    for (number, date), same in groupby(events, lambda e: (e.extract_number, e.snapshot_date)):
         yield Text(f"  {date}  extract {number}", "cyan")
         grid = Table.grid(padding=(0, 1))
         for event in same:
@@ -166,5 +152,3 @@ def _history(events: tuple[HistoryEvent, ...], most: int | None) -> Iterator[Ren
             words = " → ".join(text or "nothing" for text in texts)
             grid.add_row(Text(f"    {sign}", style), Text(event.table, "dim"), Text(words))
         yield grid
-    if most is not None and len(events) > most:
-        yield Text(f"  and {len(events) - most} more: --all shows them", "dim")
