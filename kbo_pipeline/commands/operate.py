@@ -181,7 +181,7 @@ def _sensors() -> "Iterable[SensorDefinition]":
 
 
 def _newest_published(settings: Settings) -> "PublishedExtract | None":
-    """The newest extract that readers have; None where they have none, which is a finding too."""
+    """The newest published extract; None without one, which is a finding too."""
     from kbo_pipeline.read.register import open_register
 
     try:
@@ -192,7 +192,7 @@ def _newest_published(settings: Settings) -> "PublishedExtract | None":
 
 
 def _print_findings(findings: "Iterable[Finding]") -> "list[Finding]":
-    """Prints a table that grows by a row a finding; returns the findings."""
+    """Prints a table that grows with each finding; returns the findings."""
     from rich.live import Live
     from rich.text import Text
 

@@ -83,12 +83,8 @@ def retry_extract(
 ) -> list[str]:
     """Runs what failed or is missing of an extract, and nothing else; returns what was run.
 
-    Args:
-        instance: where runs are recorded.
-        settings: say where everything is.
-        key: the extract.
-        accept_faults: set aside any number of its faulty rows; the run records the user.
-        accept_loss: let it remove many rows; the run records the user.
+    Faults accepted are set aside, however many; a loss accepted may be of any size. The run records
+    the user.
 
     Raises:
         ImportFailedError: a run failed again.
@@ -118,11 +114,7 @@ def publish_extract(
 ) -> bool:
     """Publishes an extract whose batches are all applied; False when it was published before.
 
-    Args:
-        instance: where runs are recorded.
-        settings: say where everything is.
-        key: the extract.
-        accept_loss: let it remove many rows; the run records the user.
+    It may remove many rows if the loss is accepted; the run records the user.
 
     Raises:
         OrderError: it does not follow what is published.

@@ -1,4 +1,4 @@
-"""Writes made-up extracts: Fulls and Updates, as ZIPs of CSV files written as KBO writes them."""
+"""Writes made-up extracts: Fulls and Updates, as ZIPs of CSV files in KBO's format."""
 
 import datetime
 import zipfile
@@ -30,7 +30,7 @@ class Sample:
         seed: the same seed gives the same bytes; 0 or more.
         first_number: number of the first Full; 1 or more.
         change_shares: share, 0 to 1, of the entities that each extract after the first one touches.
-        default_share: the share of the extracts beyond.
+        default_share: that of all further extracts.
     """
 
     enterprises: int = 2000
@@ -166,7 +166,7 @@ _ROW_TWICE_EVERY = {"activity": 50, "contact": 200, "denomination": 500}  # so m
 
 
 def columns_of(table: Table) -> tuple[Column, ...]:
-    """The columns that made-up rows have: those of before KBO's numbers of today, which go on."""
+    """The columns that made-up rows have: those that every extract has."""
     return tuple(column for column in table.columns if not isinstance(column.since, int))
 
 
@@ -176,11 +176,11 @@ def csv_header(columns: Iterable[Column]) -> str:
 
 
 def csv_rows(table: Table, keyed: Iterable[tuple[str, Rows]]) -> Iterator[str]:
-    """The lines of each key, which has rows; a few stand in a file twice, as in the real ones."""
+    """The lines of each key; a few stand in a file twice, as in the real ones."""
     fields = [_field_writer(column) for column in columns_of(table)[1:]]
 
     def tails(rows: Rows) -> list[str]:
-        """Rows as they stand in the file after their key."""
+        """Rows in the file, without their key."""
         return [f",{','.join(map(call, fields, values))}\n" for values in rows]
 
     tails_of_bundle = lru_cache(BUNDLES)(tails)
@@ -194,7 +194,7 @@ def csv_rows(table: Table, keyed: Iterable[tuple[str, Rows]]) -> Iterator[str]:
 
 
 def write_member(archive: zipfile.ZipFile, name: str, header: str, texts: Iterable[str]) -> None:
-    """Writes a member as its text comes; it gets no date, so that a seed gives the same bytes."""
+    """Writes a member as its text comes; without a date, so that a seed gives the same bytes."""
     with archive.open(name, "w", force_zip64=True) as stream:
         stream.write(header.encode())
         rest = iter(texts)

@@ -17,11 +17,11 @@ _Choice = TypeVar("_Choice")
 Value = str | datetime.date | None
 Values = tuple[Value, ...]
 Rows = Sequence[Values]
-"""Rows of one key, without it; as a tuple, they are one of `BUNDLES` that many keys share."""
+"""Rows of one key, without the key; a tuple is one of `BUNDLES`, which many keys share."""
 BUNDLES = 2048
 
 RowsOf = Callable[[Population, int, State, int], Rows]
-"""The rows in one table of an entity: its index, its state, its place if it is a part of one."""
+"""The rows of an entity in one table, by its index, its state, and its place if it is a unit."""
 
 CodeRow = tuple[str, str, str, str]
 
@@ -193,7 +193,7 @@ AWKWARD_CONTACTS = (  # type, value
 
 _BELGIAN_PLACES = tuple((None, None, *place, *street) for place in PLACES for street in STREETS)
 
-# What a role of an entity in its block means; see also the awkward values, which begin at role 0.
+# The meaning of an entity's role in its block; the awkward values begin at role 0.
 _LANGUAGE_OF_ROLE = {8: "0", 9: "1", 11: "3", 12: "4"}
 _NAMELESS_ROLE = 13
 _MANY_NAMES_ROLE = 14
@@ -202,12 +202,12 @@ _DATE_OF_ROLE = {5: datetime.date(1804, 3, 21), 6: FIRST_SNAPSHOT + datetime.tim
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of what has a number of its own.
+    """Enterprises, establishment units or branches.
 
     Attributes:
         indexes: the entities that can have some, in order.
-        places: those that an entity has.
-        number: the number of one of them.
+        places: the places of those that an entity has.
+        number: the number of the one at a place.
     """
 
     indexes: Callable[[Population], Iterable[int]]
@@ -216,7 +216,7 @@ class Kind:
 
 
 def keyed_rows(population: Population, table: str, number: int) -> Iterator[tuple[str, Rows]]:
-    """The rows of each key after an extract, in the order of keys: one pass for each kind."""
+    """The rows of each key after an extract, in the order of keys; one pass for each kind."""
     for kind, rows_of in _PASSES[table]:
         entities = population.entities(kind.indexes(population), number)
         yield from _rows_of_entities(population, kind, rows_of, entities)
@@ -376,7 +376,7 @@ def _establishment_activities(population: Population, index: int, state: State, 
 
 @lru_cache(BUNDLES)
 def _bundle(which: int) -> tuple[Values, ...]:
-    """One of the sets of activities that entities have; always with several MAIN ones."""
+    """A set of activities that entities share; always with several MAIN ones."""
     draws = Population(0, 0, 0, (), 0)
     rows: dict[Values, None] = {}
     for position in range(2 + draws.draw("size", which) % 17):
