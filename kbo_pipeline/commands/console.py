@@ -4,37 +4,33 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, NotReadyError
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey, key_or_none, zips_in
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.text import megabytes
+from kbo_pipeline.operate.markers import PAUSED, is_paused
+from kbo_pipeline.read.types import PublishedExtract, as_date
 
 if TYPE_CHECKING:
-    from datetime import date
-    from pathlib import Path
-
     from dagster import DagsterInstance
     from rich.console import Console
     from rich.table import Table
 
-    from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.core.settings import Settings
-    from kbo_pipeline.read.types import PublishedExtract
 
-
-def extract_key(text: str) -> "ExtractKey":
+def extract_key(text: str) -> ExtractKey:
     """The extract that an argument names: by its key, or one known here by its number or date.
 
     Raises:
         ExtractError: the text is no name of an extract.
         NotFoundError: none that is known here has that number or date, or two have.
     """
-    from kbo_pipeline.core.errors import NotFoundError
-    from kbo_pipeline.core.extracts import ExtractKey
-    from kbo_pipeline.read.types import as_date
-
     day = as_date(text)
     if day is None and not (text.isascii() and text.isdigit() and len(text) < 10):
         return ExtractKey.parse(text)
@@ -53,14 +49,11 @@ def extract_key(text: str) -> "ExtractKey":
     raise NotFoundError(f"{text}: no such extract is known here; name its key, such as 0141-update")
 
 
-def _known_extracts(*, with_dates: bool) -> "dict[ExtractKey, tuple[date | None, bool]]":
+def _known_extracts(*, with_dates: bool) -> dict[ExtractKey, tuple[date | None, bool]]:
     """What is published, staged, refused, or here as a ZIP: its date, and whether it is published.
 
     Anything unreadable is left out. Dates of ZIPs are read only if they are asked for.
     """
-    from kbo_pipeline.core.errors import KboError
-    from kbo_pipeline.core.extracts import ExtractKey, key_or_none, zips_in
-    from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.fetch.archive import read_snapshot_date
     from kbo_pipeline.read.register import open_register
 
@@ -93,8 +86,6 @@ def complete_extract(context: click.Context, argument: click.Parameter, text: st
 
 def in_ranges(done: Sequence[str]) -> str:
     """The names of what was run; more than two consecutive batches are a range."""
-    from kbo_pipeline.core.errors import ExtractError
-    from kbo_pipeline.core.extracts import BatchKey
 
     def position(item: tuple[int, str]) -> int | str:
         place, name = item
@@ -114,7 +105,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
-def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, Any]:
+def with_source(published: PublishedExtract | None, data: Any) -> dict[str, Any]:
     """What `--json` prints: data, and the published extract, if any, that it comes from."""
     source = published and {
         "extract": published.key,
@@ -124,7 +115,7 @@ def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, An
     return {"source": source, "data": data}
 
 
-def echo_file(file: "Path") -> None:
+def echo_file(file: Path) -> None:
     """Prints a file that was made, and its size."""
     click.echo(f"{file}  {megabytes(file.stat().st_size, 2)}")
 
@@ -191,9 +182,8 @@ def bar(
 
 
 @contextmanager
-def pause_reported(settings: "Settings") -> Iterator[None]:
+def pause_reported(settings: Settings) -> Iterator[None]:
     """Says once, during the block, that `kbo pause` makes it wait."""
-    from kbo_pipeline.operate.markers import PAUSED, is_paused
 
     def look(ended: threading.Event) -> None:
         while not is_paused(settings):
@@ -219,12 +209,11 @@ def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(instance: "DagsterInstance", key: "ExtractKey") -> Iterator[None]:
+def progress_bar(instance: "DagsterInstance", key: ExtractKey) -> Iterator[None]:
     """Shows the progress of an extract, as Dagster's records have it, during the block."""
     if not terminal(errors=True).is_terminal:
         yield
         return
-    from kbo_pipeline.core.errors import NotReadyError
     from kbo_pipeline.operate.runs.status import read_status
 
     with bar(f"{key} staging", None) as show:

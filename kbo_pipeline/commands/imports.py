@@ -24,14 +24,15 @@ from kbo_pipeline.commands.console import (
     terminal,
 )
 from kbo_pipeline.core import signals
+from kbo_pipeline.core.extracts import ExtractKey, import_order
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.text import counted, duration
+from kbo_pipeline.operate.markers import PAUSED, is_paused, read_poll
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
     from rich.console import Group, RenderableType
 
-    from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.operate.runs.status import ExtractStatus
 
 _LOOK_SECONDS = 1.0
@@ -47,7 +48,6 @@ _STYLES = {"completed": "green", "failed": "bold red", "processing": "yellow", "
 @click.argument("zips", metavar="ZIP...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def import_command(zips: tuple[Path, ...]) -> None:
     """Import extracts in number order, through the same jobs as the web UI."""
-    from kbo_pipeline.core.extracts import import_order
     from kbo_pipeline.fetch.archive import read_extract
     from kbo_pipeline.operate.processes.postgres import start_ahead
     from kbo_pipeline.read.published import published_state_of
@@ -219,9 +219,6 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
 
 def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> None:
     """Prints what concerns all extracts: a pause, and the result of the last portal poll."""
-    from kbo_pipeline.operate.markers import PAUSED, is_paused
-    from kbo_pipeline.operate.markers import read_poll
-
     if is_paused(settings):
         click.echo(PAUSED)
     poll = read_poll(instance)
@@ -230,7 +227,7 @@ def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> Non
         click.echo(f"portal, asked at {asked}: {poll}")
 
 
-def _watch(instance: "DagsterInstance", key: "ExtractKey", *, as_json: bool) -> "ExtractStatus":
+def _watch(instance: "DagsterInstance", key: ExtractKey, *, as_json: bool) -> "ExtractStatus":
     """Shows an extract until its import has ended; returns its last status."""
     from kbo_pipeline.operate.runs.status import is_over, read_status
 

@@ -22,16 +22,16 @@ from kbo_pipeline.commands.console import (
     with_source,
 )
 from kbo_pipeline.core.errors import KboError, NotReadyError, SettingsError
+from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate import markers
+from kbo_pipeline.read.types import PublishedExtract
 
 if TYPE_CHECKING:
     from dagster import SensorDefinition
 
-    from kbo_pipeline.core.extracts import ExtractKey
     from kbo_pipeline.operate.repair.findings import Finding
     from kbo_pipeline.operate.runtime import Part
-    from kbo_pipeline.read.types import PublishedExtract
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -57,7 +57,7 @@ def start(read_only: bool, only: "Part | None") -> None:
 
     settings = load_settings()
 
-    def recover(ended_at: float, is_start: bool) -> "ExtractKey | None":
+    def recover(ended_at: float, is_start: bool) -> ExtractKey | None:
         from kbo_pipeline.operate.repair.repair import watch
 
         return watch(settings, report, ended_at=ended_at, is_start=is_start)
@@ -112,7 +112,6 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
     settings = load_settings()
     from kbo_pipeline.commands.runs import retry_extract
     from kbo_pipeline.operate.instance import open_instance
-    from kbo_pipeline.operate.markers import drop_lost, read_lost
     from kbo_pipeline.operate.repair.repair import rebuild_from_zips, repair_installation
 
     is_changed = False
@@ -130,10 +129,10 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
                 first, last = rebuild_from_zips(instance, settings, report)
             say(f"recreated from the kept ZIPs, {first} to {last}; history begins with {first}")
         repair_installation(instance, settings, say)
-        for key in read_lost(settings):
+        for key in markers.read_lost(settings):
             with progress_bar(instance, key), pause_reported(settings):
                 done = retry_extract(instance, settings, key)
-            drop_lost(settings, key)
+            markers.drop_lost(settings, key)
             say(f"{key}: {in_ranges(done) or 'published'}")
     if not is_changed:
         click.echo("register, published file and Dagster agree: nothing to rebuild")
@@ -180,7 +179,7 @@ def _sensors() -> "Iterable[SensorDefinition]":
     return defs.sensors or ()
 
 
-def _newest_published(settings: Settings) -> "PublishedExtract | None":
+def _newest_published(settings: Settings) -> PublishedExtract | None:
     """The newest published extract; None without one, which is a finding too."""
     from kbo_pipeline.read.register import open_register
 

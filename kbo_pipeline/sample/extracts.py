@@ -166,7 +166,7 @@ _ROW_TWICE_EVERY = {"activity": 50, "contact": 200, "denomination": 500}  # so m
 
 
 def columns_of(table: Table) -> tuple[Column, ...]:
-    """The columns that made-up rows have: those that every extract has."""
+    """The columns that made-up rows have: all but those that KBO adds from an extract on."""
     return tuple(column for column in table.columns if not isinstance(column.since, int))
 
 
