@@ -68,7 +68,7 @@ def start(read_only: bool, only: "Part | None") -> None:
         return has_code_server(settings, socket)
 
     def report(line: str) -> None:
-        with suppress(OSError):  # the terminal has gone, and imports go on without it
+        with suppress(OSError):  # imports continue when the terminal has gone
             click.echo(line)
 
     if only not in ("daemon", "web"):

@@ -60,7 +60,7 @@ def import_extract(
         if state.has(extract):
             return False
         check_order(key, state.newest)
-        if not zip_file.is_file():  # from here on nobody else takes it: the extract is claimed
+        if not zip_file.is_file():  # the claim on the extract keeps it from now on
             raise NotReadyError(
                 f"{key}: {zip_file} has moved away meanwhile; if it lay in the inbox, kbo start"
                 f" imports it: see kbo status {key}"

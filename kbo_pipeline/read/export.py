@@ -88,7 +88,7 @@ def write_export(
         report: takes the name of the current table, how many are done, and of how many.
 
     Raises:
-        ExportError: something else lies in the directory.
+        ExportError: something else is in the directory.
         NotReadyError: nothing is published, or another extract is.
         RegisterError: the published file is no register.
         StorageError: another export is at work, or there is no room.
@@ -157,5 +157,5 @@ def _own_files(manifest: Path) -> set[str]:
         if content["format"] == FORMAT:
             return {MANIFEST, *(str(table["file"]) for table in content["tables"].values())}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no manifest of ours, whatever it is: its directory stays
+        pass  # not our manifest, so its directory is not replaced
     return set()

@@ -308,7 +308,7 @@ def _columns(table: Table) -> tuple[str, ...]:
 
 
 def _versions(table: Table, column: str, count: int) -> str:
-    """All row versions up to `$at` with one of so many values `$number0`, ... in a column.
+    """All row versions up to `$at` with one of the values `$number0`, ... in a column.
 
     DuckDB finds the rows of one value in half the time that it needs for a list of two, because it
     reads the other columns of a part of the table only where the first one matches.
@@ -331,7 +331,7 @@ WHERE {table.key} = $number
 
 
 def _shown(count: int) -> str:
-    """Those of so many keys `$number0`, ... that are shown, in a register that hides others."""
+    """Those of the keys `$number0`, ... that are shown, in a register that hides others."""
     return f"SELECT number\nFROM main.{SHOWN}\nWHERE number IN ({placeholders('number', count)})"
 
 
@@ -344,9 +344,9 @@ ORDER BY ALL"""
 
 
 _DESCRIPTIONS = f"SELECT {listed(CODE.column_names)}\nFROM {CODE.name}_at($at)"
-"""What all codes mean at `$at`."""
+"""The meanings of all codes at `$at`."""
 
 
 def _descriptions(count: int) -> str:
-    """What so many codes `$code0`, ... mean at `$at`, in all categories that have them."""
+    """The meanings of the codes `$code0`, ... at `$at`, in all categories that have them."""
     return f"{_DESCRIPTIONS}\nWHERE code IN ({placeholders('code', count)})"

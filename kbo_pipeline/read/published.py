@@ -1,7 +1,7 @@
 """What readers open: the published register, also one of an earlier version.
 
 It is a byte-by-byte copy of the register at work when it was published, unless `KBO_PRIVACY` has
-changed since: then its views were made anew.
+changed since: then its views are others.
 """
 
 import functools

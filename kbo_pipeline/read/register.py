@@ -66,7 +66,7 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
 
 
 def open_register(place: Place) -> "PublishedRegister":
-    """Opens what is published at a place, whoever is shown by its views; see `read_register`."""
+    """Opens the register at a place, whatever its views leave out; otherwise as `read_register`."""
     if not place.may_exist:
         raise NotFoundError(
             f"{place}: no published register there; kbo start or kbo import creates it"

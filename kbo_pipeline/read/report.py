@@ -332,8 +332,8 @@ def _rejected(report: ChangeReport) -> list[str]:
         return []
     return [
         "## Set aside",
-        f"{counted(report.rejected_count, 'row')} of the ZIP could not be read. What stood there is"
-        " not in the tables of the register, but in its table `rejected_row`. The first:",
+        f"{counted(report.rejected_count, 'row')} of the ZIP could not be read; see the table"
+        " `rejected_row` of the register. The first:",
         _table(
             "| file | line | column | reason |\n|---|---:|---|---|",
             [

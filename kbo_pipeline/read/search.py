@@ -156,8 +156,8 @@ def _find(words: int, values: Collection[str]) -> str:
     """Finds current enterprises: their numbers, the number with the name that matched, that name.
 
     Args:
-        words: so many words `$word0`, ... must be in the name, all of them `$phrase` when there
-            are any.
+        words: the number of words `$word0`, ... that must be in the name; together they are
+            `$phrase`.
         values: the names of the other values that are bound: `zipcode`, `nace` with
             `nace_version`, `status`; and always `limit`.
     """
@@ -228,7 +228,7 @@ LIMIT 1""",
 
 
 def _described(count: int) -> str:
-    """Name, status and seat of so many current enterprises `$number0`, ... that may be seen."""
+    """Name, status and seat of the current enterprises `$number0`, ..., which may be shown."""
     key, numbers = ENTERPRISE.key, placeholders("number", count)
     names = main_names(f"""(
     SELECT *

@@ -1,6 +1,6 @@
 """What readers get, as typed values, and how they name extracts and numbers. No I/O.
 
-All texts are KBO's, as they are in the data: whoever shows them escapes them.
+All texts are KBO's, as they are in the data: escape them where you show them.
 """
 
 import datetime
@@ -31,7 +31,7 @@ class PublishedExtract:
 
     @property
     def source(self) -> str:
-        """What whoever shows the data has to say."""
+        """The line to show with the data: where it is from, and of which day."""
         return f"{SOURCE}{self.snapshot_date}"
 
 
