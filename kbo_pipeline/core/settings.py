@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 from kbo_pipeline.core.environment import OURS, S3, read_env_file
@@ -18,12 +18,10 @@ from kbo_pipeline.core.places import (
     lake_files,
     shared_place,
 )
+from kbo_pipeline.core.tables import Privacy
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-Privacy = Literal["full", "legal-persons"]
-"""Who is in views and exports: all, or known legal persons and what belongs to them alone."""
 
 _OTHER_VARIABLES = {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}
 """The variables that do not begin with `KBO_`, by what they set."""

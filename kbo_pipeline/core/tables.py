@@ -331,6 +331,9 @@ def is_sent(since: Since, number: int, snapshot_date: datetime.date) -> bool:
     return number >= since if isinstance(since, int) else snapshot_date >= since
 
 
+Privacy = Literal["full", "legal-persons"]
+"""Who is in views and exports: all, or known legal persons and what belongs to them alone."""
+
 TABLES: tuple[Table, ...] = (
     ENTERPRISE,
     ESTABLISHMENT,

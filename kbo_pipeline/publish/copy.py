@@ -12,8 +12,7 @@ from kbo_pipeline.core.errors import NOTHING_PUBLISHED, NotReadyError, RegisterE
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.ledger import read_ledger_entries
 from kbo_pipeline.core.places import DuckDBFile, Place
-from kbo_pipeline.core.settings import Privacy
-from kbo_pipeline.core.tables import ALL_TABLES
+from kbo_pipeline.core.tables import ALL_TABLES, Privacy
 from kbo_pipeline.publish.publish import show
 from kbo_pipeline.read.published import content_hash, open_published
 

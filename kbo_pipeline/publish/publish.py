@@ -23,7 +23,8 @@ from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
 from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check, migrate
-from kbo_pipeline.core.settings import Privacy, Settings
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.tables import Privacy
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.published import _unreadable, published_state_of

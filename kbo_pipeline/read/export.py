@@ -18,8 +18,9 @@ from kbo_pipeline.core.database import connect
 from kbo_pipeline.core.disk_space import check_space_to_export
 from kbo_pipeline.core.errors import ExportError, NotReadyError
 from kbo_pipeline.core.files import exclusive_lock, replace_directory
-from kbo_pipeline.core.settings import Privacy, Settings
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.tables import Privacy
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.state_sql import fill_shown
 from kbo_pipeline.read.views import export_queries, source

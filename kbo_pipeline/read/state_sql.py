@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kbo_pipeline.core.database import Database
-from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import all_of, indented, listed, union_all, with_queries
 from kbo_pipeline.core.tables import (
     ADDRESS,
@@ -17,6 +16,7 @@ from kbo_pipeline.core.tables import (
     ENTERPRISE,
     ENTERPRISE_NUMBER,
     UNITS,
+    Privacy,
     Table,
 )
 

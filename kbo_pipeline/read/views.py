@@ -8,7 +8,6 @@ file under a name of their own: the register must be the default database when t
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from kbo_pipeline.core.settings import Privacy
 from kbo_pipeline.core.sql import listed, literal, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
@@ -21,6 +20,7 @@ from kbo_pipeline.core.tables import (
     ESTABLISHMENT_NUMBER,
     LEVELS,
     Column,
+    Privacy,
     divisions,
 )
 from kbo_pipeline.read.state_sql import (

@@ -10,8 +10,8 @@ import pytest
 from kbo_pipeline.apply.register import open_register
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.settings import Privacy, load_settings
-from kbo_pipeline.core.tables import ALL_TABLES, SECTIONS, TABLES, divisions
+from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.tables import ALL_TABLES, SECTIONS, TABLES, Privacy, divisions
 from kbo_pipeline.operate.repair.doctor import check_published
 from kbo_pipeline.publish.copy import copy_register
 from kbo_pipeline.publish.publish import has_views, register_has_views, renew_views

@@ -16,8 +16,8 @@ from kbo_pipeline.core.lake import attach_lake
 from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.places import DuckDBFile, Lake, Place
 from kbo_pipeline.core.schema import MIGRATIONS
-from kbo_pipeline.core.settings import Privacy, Settings, load_settings
-from kbo_pipeline.core.tables import Table
+from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.core.tables import Privacy, Table
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
 from kbo_pipeline.publish.checking import CheckResult
