@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import Extract
+from kbo_pipeline.core.shares import ShareReport, not_reported, steps_of
 from kbo_pipeline.core.sql import union_all
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.stage.staged import Staged
@@ -59,18 +60,21 @@ class Differences:
         return faults
 
     def find(
-        self, staged: Staged, *, is_adopted: bool = False
+        self, staged: Staged, *, is_adopted: bool = False, report: ShareReport = not_reported
     ) -> dict[tuple[str, int], Difference]:
         """Puts aside what an extract changes in the seven tables.
 
         Args:
             staged: the extract, attached as `staging`.
             is_adopted: the register was made from the extract just now.
+            report: takes how much is done.
 
         Returns:
             How much it is, by table name and batch; without those in which it is nothing.
         """
-        for table in TABLES:
+        sizes = [staged.table_records(table) + 1.0 for table in TABLES]
+        for table, report_table in zip(TABLES, steps_of(report, sizes), strict=True):
+            report_table(0.0, f"comparing {table.name} with the register")
             self.find_in(
                 table,
                 staged.extract,

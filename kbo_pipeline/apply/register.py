@@ -21,9 +21,13 @@ from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.places import WORK, DuckDBFile, Place
+from kbo_pipeline.core.shares import ShareReport, growing, not_reported, part_of
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.core.text import duration
 from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
+
+_ADOPTED = 0.8
+"""What is done of an import of a first Full before its batches, when it is the register."""
 
 _LEDGER = ("import_jobs", "import_job_batches")
 _KEPT = (*_LEDGER, "rejected_row")
@@ -151,10 +155,17 @@ class Register:
         return self.database.execute(register_sql.opened_rows(table), number=key.number, most=most)
 
     @contextmanager
-    def importing(self, staging_dir: Path, key: ExtractKey) -> Iterator[Staged]:
+    def importing(
+        self, staging_dir: Path, key: ExtractKey, report: ShareReport = not_reported
+    ) -> Iterator[Staged]:
         """Opens an extract to be applied: its staging file as `staging`, its job in the ledger.
 
         What it changes is found once, for all batches.
+
+        Args:
+            staging_dir: where staging files are.
+            key: the extract.
+            report: takes how much is done of finding what it changes.
 
         Raises:
             NotReadyError: it is not staged.
@@ -167,14 +178,14 @@ class Register:
         is_adopted = False
         file = self.place.file
         if file is not None and key.type == "full" and not self.ledger.has_applied():
-            self._adopt(staging_file(staging_dir, key), file)
-            is_adopted = True
+            self._adopt(staging_file(staging_dir, key), file, part_of(report, 0, _ADOPTED))
+            report, is_adopted = part_of(report, _ADOPTED, 1), True
         with open_staged(self.database.connection, staging_dir, key) as staged:
             self._faults = self._differences.find_faults(staged)
-            self._found = self._differences.find(staged, is_adopted=is_adopted)
+            self._found = self._differences.find(staged, is_adopted=is_adopted, report=report)
             yield staged
 
-    def _adopt(self, staged_full: Path, file: Path) -> None:
+    def _adopt(self, staged_full: Path, file: Path, report: ShareReport) -> None:
         """Makes a copy of a staged Full the register in a file, in which nothing is applied.
 
         Its batches then find their rows in place. Writing 47 million rows once more takes as long
@@ -187,9 +198,12 @@ class Register:
         detach(database.connection, "register")
         try:
             with replace_atomically(file) as temporary:
-                shutil.copyfile(staged_full, temporary)
+                length = staged_full.stat().st_size
+                with growing(temporary, length, part_of(report, 0, 0.5), "copying the Full"):
+                    shutil.copyfile(staged_full, temporary)
                 with _attached(database.connection, DuckDBFile(temporary)):
-                    for table in ALL_TABLES:
+                    for place, table in enumerate(ALL_TABLES):
+                        report(0.5 + 0.4 * place / len(ALL_TABLES), f"checking {table.name}")
                         database.execute(register_sql.drop_superseded(table))
                         for statement in register_sql.require_values(table):
                             database.execute(statement)
@@ -197,10 +211,15 @@ class Register:
                         database.execute(statement)
                     for name in _KEPT:
                         database.execute(f"INSERT INTO {name} BY NAME FROM temp.main.kept_{name}")
+                    report(0.9, "writing the register")
                     self.checkpoint()
         finally:
             self.place.attach_to_write(database.connection, "register")
             database.execute("USE register")
+
+    def found(self, batch: int) -> dict[str, Difference]:
+        """What a batch of the extract that is being imported changes, by table name."""
+        return {table: found for (table, number), found in self._found.items() if number == batch}
 
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
@@ -372,21 +391,18 @@ TALLY_COLUMNS = ("table", "batches", "of", "percent", "rows_closed", "rows_opene
 class Tally:
     """What the batches of a run have done so far, in all and by table."""
 
-    def __init__(self, total: int, started: float) -> None:
+    def __init__(self, total: int) -> None:
         """Begins at nothing.
 
         Args:
             total: batches that the run is to apply.
-            started: when it began, in seconds of any clock.
         """
-        self._total, self._started = total, started
-        self._done = self._fresh = 0
+        self._total, self._done = total, 0
         self._tables = {table.name: (0, 0, 0.0) for table in TABLES}
 
     def add(self, change: BatchChange) -> None:
         """Counts a batch that is committed."""
         self._done += 1
-        self._fresh += not change.already_applied
         for name, table in change.tables.items():
             closed, opened, seconds = self._tables[name]
             self._tables[name] = (
@@ -405,17 +421,13 @@ class Tally:
         """Share of the batches that is done, 0 to 100, with one decimal."""
         return round(100 * self._done / self._total, 1)
 
-    def seconds_left(self, now: float) -> float | None:
-        """How long the rest will take at the pace so far; None when there is none yet.
+    def line(self, change: BatchChange, left: float) -> str:
+        """The line of the log about the batch that was counted last, the largest change first.
 
-        Batches that were applied before the run took no time, and do not count.
+        Args:
+            change: what it did.
+            left: seconds until the extract is published.
         """
-        if not self._fresh:
-            return None
-        return (now - self._started) / self._fresh * (self._total - self._done)
-
-    def line(self, change: BatchChange, now: float) -> str:
-        """The line of the log about the batch that was counted last, the largest change first."""
         head = f"batch {self._done}/{self._total} ({self._done / self._total:.0%})"
         if change.already_applied:
             return f"{head} already applied"
@@ -427,8 +439,7 @@ class Tally:
             for name, table in tables
             if table.rows_closed or table.rows_opened
         ]
-        left = self.seconds_left(now)
-        rest = f", about {duration(left)} left" if left and not self.is_complete else ""
+        rest = "" if self.is_complete else f", about {duration(left)} left"
         return f"{head} {'; '.join(parts) or 'no change'}{rest}"
 
     def rows(self) -> list[tuple[str, int, int, float, int, int, float]]:

@@ -14,7 +14,7 @@ import click
 from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey, key_or_none, zips_in
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.core.text import megabytes
+from kbo_pipeline.core.text import duration, megabytes
 from kbo_pipeline.operate.markers import PAUSED, is_paused
 from kbo_pipeline.read.types import PublishedExtract, as_date
 
@@ -158,7 +158,7 @@ def report_line() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def bar(
     description: str, total: int | None = 100
-) -> Iterator[Callable[[str, int, int | None], None]]:
+) -> Iterator[Callable[[str, float, int | None], None]]:
     """Shows a bar; yields what moves it: its description, how much is done, of how much."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -175,7 +175,7 @@ def bar(
     with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(description, total=total)
 
-        def show(description: str, done: int, total: int | None) -> None:
+        def show(description: str, done: float, total: int | None) -> None:
             shown.update(task, description=description, completed=done, total=total)
 
         yield show
@@ -209,20 +209,24 @@ def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(instance: "DagsterInstance", key: ExtractKey) -> Iterator[None]:
-    """Shows the progress of an extract, as Dagster's records have it, during the block."""
+def progress_bar(
+    instance: "DagsterInstance", settings: Settings, key: ExtractKey
+) -> Iterator[None]:
+    """Shows the progress of an extract, as `kbo status` does, during the block."""
     if not terminal(errors=True).is_terminal:
         yield
         return
     from kbo_pipeline.operate.runs.status import read_status
 
-    with bar(f"{key} staging", None) as show:
+    with bar(f"{key} staging") as show:
 
         def follow(ended: threading.Event) -> None:
             while not ended.wait(0.5):
                 with suppress(NotReadyError):  # the first run has not registered the extract yet
-                    now = read_status(instance, key)
-                    show(f"{key} {now.stage}", now.completed, now.total or None)
+                    now = read_status(instance, settings, key)
+                    left = now.seconds_left
+                    rest = "" if left is None else f", about {duration(left)} left"
+                    show(f"{key} {now.words}{rest}", now.percentage, 100)
 
         with _beside(follow):
             yield

@@ -109,17 +109,18 @@ def _follow(keys: Sequence[ExtractKey], process: subprocess.Popen[bytes]) -> Non
 
     began = time.monotonic()
     print(f"Web UI, as long as this runs: http://127.0.0.1:{load_settings().ui_port}", flush=True)
-    with open_instance(load_settings()) as instance:
+    settings = load_settings()
+    with open_instance(settings) as instance:
         for key in keys:
             status = ""
-            with progress_bar(instance, key):
+            with progress_bar(instance, settings, key):
                 while status != "completed":
                     if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
                         log = _DEMO_DIRECTORY / "start.log"
                         raise ImportFailedError(f"not all published; see {log}")
                     time.sleep(1)
                     with suppress(NotReadyError):  # the portal has not been asked yet
-                        now = read_status(instance, key)
+                        now = read_status(instance, settings, key)
                         status = now.status
                         if status == "failed":
                             raise ImportFailedError(f"{key}: {now.error}")

@@ -52,7 +52,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
     from kbo_pipeline.operate.processes.postgres import start_ahead
     from kbo_pipeline.read.published import published_state_of
 
-    settings = load_settings()
+    settings, started = load_settings(), time.monotonic()
     extracts = [(zip_file, read_extract(zip_file)) for zip_file in zips]
     order = import_order(
         {extract.key for _, extract in extracts}, published_state_of(settings.database).newest
@@ -66,8 +66,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
 
     with open_instance(settings) as instance:
         for zip_file, extract in extracts:
-            started = time.monotonic()
-            with progress_bar(instance, extract.key), pause_reported(settings):
+            with progress_bar(instance, settings, extract.key), pause_reported(settings):
                 imported = import_extract(instance, settings, zip_file, extract)
             if not imported:
                 click.echo(f"{extract.key}: already published: nothing to do")
@@ -78,7 +77,7 @@ def import_command(zips: tuple[Path, ...]) -> None:
             rejected, aside = progress.rejected_rows(extract.key), ""
             if rejected:
                 aside = f"; {counted(rejected, 'row')} set aside, see the table rejected_row"
-            seconds = time.monotonic() - started
+            seconds, started = time.monotonic() - started, time.monotonic()
             click.echo(f"{extract.key}: published in {seconds:.1f} s{aside}")
 
 
@@ -117,7 +116,7 @@ def retry(extract: str | None, accept_faults: bool) -> None:
 
     with open_instance(settings) as instance:
         key = key or newest_extract(instance)
-        with progress_bar(instance, key), pause_reported(settings):
+        with progress_bar(instance, settings, key), pause_reported(settings):
             done = retry_extract(instance, settings, key, accept_faults=accept_faults)
     click.echo(f"{key}: {in_ranges(done)}" if done else f"{key}: published: nothing to retry")
 
@@ -203,15 +202,15 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
             _print_circumstances(instance, settings)
         key = key or newest_extract(instance)
         if not watch:
-            now = read_status(instance, key)
+            now = read_status(instance, settings, key)
             if as_json:
                 print_json(now.to_json())
             else:
                 terminal().print(_rendered(now))
             return
-        last = _watch(instance, key, as_json=as_json)
+        last = _watch(instance, settings, key, as_json=as_json)
     if last.status != "completed":
-        why = last.error or last.stage
+        why = last.error or last.words
         step = "" if "; kbo " in why else f"; kbo retry {key} continues it"
         click.echo(f"kbo: {key}: {last.status}: {why}{step}", err=True)
         sys.exit(1)
@@ -227,14 +226,16 @@ def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> Non
         click.echo(f"portal, asked at {asked}: {poll}")
 
 
-def _watch(instance: "DagsterInstance", key: ExtractKey, *, as_json: bool) -> "ExtractStatus":
+def _watch(
+    instance: "DagsterInstance", settings: Settings, key: ExtractKey, *, as_json: bool
+) -> "ExtractStatus":
     """Shows an extract until its import has ended; returns its last status."""
     from kbo_pipeline.operate.runs.status import is_over, read_status
 
     try:
         with _shower(as_json=as_json) as show:
             while True:
-                now = read_status(instance, key)
+                now = read_status(instance, settings, key)
                 show(now)
                 if is_over(instance, now):
                     return now
@@ -269,7 +270,7 @@ def _shower(*, as_json: bool) -> "Iterator[Callable[[ExtractStatus], None]]":
 def _headline(now: "ExtractStatus", *, with_time: bool = True) -> str:
     is_timed = with_time and now.seconds_left is not None
     left = f", about {duration(now.seconds_left or 0.0)} left" if is_timed else ""
-    return f"{now.job_id}: {now.status} ({now.stage}), {now.percentage}%{left}"
+    return f"{now.job_id}: {now.status} ({now.words}), {now.percentage}%{left}"
 
 
 def _rendered(now: "ExtractStatus") -> "Group":
@@ -294,6 +295,8 @@ def _rendered(now: "ExtractStatus") -> "Group":
         numbers = sorted({place.batch for place in now.failed_batches})
         named = ", ".join(map(str, numbers))
         parts.append(Text(f"failed batches: {named}; kbo retry {now.job_id}"))
+    if now.operation:
+        parts.append(Text(f"now: {now.operation}"))
     if now.rejected_rows:
         parts.append(Text(f"rows set aside: {now.rejected_rows:,}; see the table rejected_row"))
     if now.error:

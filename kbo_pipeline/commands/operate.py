@@ -130,7 +130,7 @@ def rebuild(from_zips: bool, dagster: bool) -> None:
             say(f"recreated from the kept ZIPs, {first} to {last}; history begins with {first}")
         repair_installation(instance, settings, say)
         for key in markers.read_lost(settings):
-            with progress_bar(instance, key), pause_reported(settings):
+            with progress_bar(instance, settings, key), pause_reported(settings):
                 done = retry_extract(instance, settings, key)
             markers.drop_lost(settings, key)
             say(f"{key}: {in_ranges(done) or 'published'}")

@@ -15,7 +15,7 @@ from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
-from kbo_pipeline.core.extracts import BatchKey, Extract, ExtractKey, check_order
+from kbo_pipeline.core.extracts import Extract, ExtractKey, check_order
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.instance import OF_WORK, patience
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claim
@@ -32,6 +32,7 @@ from kbo_pipeline.operate.runs.progress import (
     Progress,
 )
 from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
+from kbo_pipeline.operate.runs.retry import contiguous, due_runs
 from kbo_pipeline.operate.runs.status import failure_message
 from kbo_pipeline.publish.publish import check_rollback
 from kbo_pipeline.read.published import published_state_of
@@ -91,18 +92,17 @@ def retry_extract(
         NotReadyError: nothing is known of the extract.
         StorageError: another process is importing it.
     """
-    if key not in Progress(instance).known:
-        raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
+    due_runs(instance, settings, key)  # what is unknown is refused before anybody waits
     with claim(settings, key):
-        progress = Progress(instance)
-        if key in progress.published and key in progress.reported:
+        due = due_runs(instance, settings, key)
+        if not due:
             return []
         end_dead_runs_of_commands(instance, settings, key)
-        if key in progress.published:
+        if REPORTED in due[0].assets:
             run_job(instance, PUBLISH_JOB, key, partition_key=str(key), assets=[REPORTED])
             return ["change report"]
         done: list[str] = []
-        if key not in progress.staged or not is_staged(settings.staging_dir, key):
+        if due[0].job == "stage_extract":
             tags = _accepted(ACCEPT_FAULTS_TAG, accept_faults)
             run_job(instance, "stage_extract", key, tags, partition_key=str(key))
             done.append("staging")
@@ -173,7 +173,7 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
 def _finish(instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str]) -> list[str]:
     """Applies the missing batches of a staged extract and publishes it in a run with these tags."""
     missing = Progress(instance).missing_batches(key)
-    for first, last in _contiguous(missing):
+    for first, last in contiguous(missing):
         _wait_for_writer(instance)
         run_job(instance, "apply_batches", key, {RANGE_START_TAG: first, RANGE_END_TAG: last})
     _wait_for_writer(instance)
@@ -199,14 +199,6 @@ def _wait_for_writer(instance: DagsterInstance) -> None:
     """Waits while another run writes the register; a run that waits hears no Ctrl-C."""
     while instance.event_log_storage.get_concurrency_info(WRITER_POOL).claimed_slots:
         time.sleep(0.5)
-
-
-def _contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Ranges of consecutive batches: a run takes a range of partitions, not a set."""
-    batches = enumerate(map(BatchKey.parse, keys))
-    groups = groupby(batches, key=lambda item: item[1].number - item[0])
-    ranges = [[str(batch) for _, batch in group] for _, group in groups]
-    return [(names[0], names[-1]) for names in ranges]
 
 
 def run_job(

@@ -12,6 +12,7 @@ import duckdb
 
 from kbo_pipeline.core.errors import DamagedError, KboError
 from kbo_pipeline.core.files import make_private
+from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.text import first_line
 
@@ -218,7 +219,7 @@ _BLOCK_BYTES = 262_144
 _READ_BLOCKS = 32
 
 
-def check_blocks(file: Path) -> None:
+def check_blocks(file: Path, report: ShareReport = not_reported) -> None:
     """Makes sure that a DuckDB file is what DuckDB wrote; nobody may be writing it.
 
     A file of DuckDB 1.x is three headers of 4 KiB and blocks of 256 KiB; each begins with a
@@ -236,9 +237,11 @@ def check_blocks(file: Path) -> None:
             raise DamagedError(f"{file}: damaged: it ends after {len(headers)} bytes")
         buffer = bytearray(_READ_BLOCKS * _BLOCK_BYTES)
         place = len(headers)
+        whole = file.stat().st_size
         while length := content.readinto(buffer):
             _check_parts(file, memoryview(buffer)[:length], _BLOCK_BYTES, place)
             place += length
+            report(min(1.0, place / whole), "comparing the checksums of its blocks")
 
 
 def _check_parts(file: Path, content: bytes | memoryview, size: int, place: int) -> None:

@@ -9,6 +9,7 @@ from kbo_pipeline.core.lake import compact
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
+from kbo_pipeline.operate.runs.live import forget_live
 from kbo_pipeline.operate.runs.partitions import forget_extract, kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import (
     ACCEPT_LOSS_TAG,
@@ -107,6 +108,7 @@ def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
         done = rollback(connection, settings, key)
         forget_extract(context.instance, key)
         remove_report(settings, key)
+        forget_live(settings, key)
         dropped, reopened = sum(done.dropped.values()), sum(done.reopened.values())
         context.log.info(
             f"{key}: was rolled back already"

@@ -18,6 +18,7 @@ from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import move_into_place
+from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.fetch.archive import damage, read_extract
 from kbo_pipeline.fetch.http import BrokenError, Report, Web
@@ -42,13 +43,21 @@ class _Resumable:
 class Download:
     """One extract's ZIP on its way into a directory. The caller holds the file's lock."""
 
-    def __init__(self, web: Web, url: str, key: ExtractKey, target: Path, report: Report) -> None:
+    def __init__(
+        self,
+        web: Web,
+        url: str,
+        key: ExtractKey,
+        target: Path,
+        report: Report,
+        report_share: ShareReport = not_reported,
+    ) -> None:
         """Fetches nothing yet."""
         self._web = web
         self._url = url
         self._key = key
         self._target = target
-        self._report = report
+        self._report, self._report_share = report, report_share
         self._part = target.with_name(f"{target.name}.part")
         self._note = target.with_name(f"{target.name}.part.json")
 
@@ -173,6 +182,9 @@ class Download:
                 self._report(f"{self._target.name}: continues at {megabytes(start, 1)}")
             for chunk in chunks:
                 out.write(chunk)
+                if length:
+                    words = f"downloading {self._target.name}, {megabytes(length, 1)}"
+                    self._report_share(out.tell() / length, words)
                 if out.tell() - seen >= _ROOM_BYTES:
                     seen = out.tell()
                     self._check_length(seen)

@@ -31,6 +31,7 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import exclusive_lock, is_locked, replace_atomically, zip_lock
+from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.fetch.download import Download
 from kbo_pipeline.fetch.http import Limits, Page, Report, Web, same_server
 from kbo_pipeline.fetch.pages import read_page
@@ -147,7 +148,13 @@ class Portal:
                         return listing.offers
             return self._log_in()
 
-    def download(self, offer: Offer, directory: Path, report: Report) -> Path:
+    def download(
+        self,
+        offer: Offer,
+        directory: Path,
+        report: Report,
+        report_share: ShareReport = not_reported,
+    ) -> Path:
         """Puts the ZIP of an extract into a directory, complete and checked.
 
         A sound ZIP that lies there is not fetched again; what an earlier call began is continued.
@@ -167,7 +174,7 @@ class Portal:
                 f"{offer.file_name}: lies on another server, where no account of KBO's portal"
                 " belongs; fetch it with a browser and use kbo import"
             )
-        download = Download(self._web, url, offer.key, target, report)
+        download = Download(self._web, url, offer.key, target, report, report_share)
         lock = zip_lock(directory, offer.key)
         if is_locked(lock):
             report(f"{target.name}: another process fetches it; waiting")

@@ -11,6 +11,7 @@ from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name, zips_in
 from kbo_pipeline.core.files import exclusive_lock, replace_atomically, zip_lock
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.fetch.archive import damage, read_extract
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ def _refusals_file(settings: Settings) -> Path:
     return settings.work_dir / "portal-refused.json"
 
 
-def fetch_zip(settings: Settings, key: ExtractKey, report: Callable[[str], None]) -> Path:
+def fetch_zip(
+    settings: Settings,
+    key: ExtractKey,
+    report: Callable[[str], None],
+    report_share: ShareReport = not_reported,
+) -> Path:
     """The ZIP of an extract in the downloads directory: the sound one there, or a fetched one.
 
     Raises:
@@ -84,7 +90,7 @@ def fetch_zip(settings: Settings, key: ExtractKey, report: Callable[[str], None]
                 f"{key}: the portal does not list it, and no sound ZIP of it lies in"
                 f" {settings.downloads_dir}; put one there, or use kbo import"
             )
-        file = portal.download(offer, settings.downloads_dir, report)
+        file = portal.download(offer, settings.downloads_dir, report, report_share)
     _remove_others(settings, key, file)
     return file
 

@@ -289,6 +289,18 @@ INSIDES = (
         },
     ),
     Inside(
+        "batches of one extract",
+        ("runs.status",),
+        "The status of an extract is two queries, however many extracts there are.",
+        "The partitions of all extracts are read, table by table.",
+        {
+            f"{_SCHEMA}:DynamicPartitionsTable": "has partitions_def_name partition",
+            f"{_SCHEMA}:SqlEventLogStorageTable": "has id asset_key partition dagster_event_type"
+            " run_id",
+            "dagster._core.storage.event_log:SqlEventLogStorage": "has index_connection",
+        },
+    ),
+    Inside(
         "asking the code server",
         ("runs.recovery", "repair.repair"),
         "A silent code server is replaced; a run that no code server has is failed in seconds.",

@@ -18,6 +18,7 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.core.tables import TABLES, Table
 from kbo_pipeline.publish import checks_sql
 from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
@@ -73,6 +74,7 @@ def check_register(
     accept_loss: bool = False,
     everything: bool = False,
     only: Collection[tuple[str, str | None]] | None = None,
+    report: ShareReport = not_reported,
 ) -> list[CheckResult]:
     """Looks at the register that is the default database, after its newest extract.
 
@@ -85,6 +87,7 @@ def check_register(
         accept_loss: a larger loss is a warning only: somebody has accepted it.
         everything: looks at all rows, whatever the extract touches.
         only: names of checks with the names of their tables; None for all.
+        report: takes how much is done.
 
     Raises:
         RegisterError: the ledger does not know the extract.
@@ -98,7 +101,8 @@ def check_register(
     if not everything and _changed_rows(subject) <= CHANGED_AT_MOST:
         subject = replace(subject, touched=_gather_touched(database, key))
     results = []
-    for check in CHECKS:
+    for place, check in enumerate(CHECKS):
+        report(place / len(CHECKS), f"checking: {check.name}")
         severity: Severity = "warning" if check is LOSS and accept_loss else check.severity
         for table in check.tables:
             if only is None or (check.name, table.name if table else None) in only:

@@ -25,6 +25,7 @@ from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import Privacy
+from kbo_pipeline.core.shares import ShareReport, growing, not_reported, part_of
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.published import _unreadable, published_state_of
@@ -69,6 +70,10 @@ class Rollback:
     already_rolled_back: bool
 
 
+# What is done of a publication after each step, as measured.
+_COMPLETED, _CHECKED, _WRITTEN = 0.25, 0.8, 0.85
+
+
 def publish(
     connection: duckdb.DuckDBPyConnection,
     settings: Settings,
@@ -76,6 +81,7 @@ def publish(
     *,
     accept_loss: bool = False,
     report_checks: Callable[[Sequence[CheckResult]], None] = lambda results: None,
+    report_share: ShareReport = not_reported,
 ) -> Publication:
     """Publishes an extract whose batches are all applied; once, however often it is called.
 
@@ -88,6 +94,7 @@ def publish(
         key: the extract.
         accept_loss: a table may lose more.
         report_checks: takes what the checks found, before anything is decided.
+        report_share: takes how much is done.
 
     Raises:
         NotReadyError: it is not staged, or batches are missing.
@@ -103,6 +110,7 @@ def publish(
             max_loss_percent=settings.max_loss_percent,
             max_loss_percent_full=settings.max_loss_percent_full,
             accept_loss=accept_loss,
+            report=part_of(report_share, _COMPLETED, _CHECKED),
         )
         report_checks(results)
         return results
@@ -110,6 +118,7 @@ def publish(
     def check_staged() -> None:
         stop_on_errors(key, check(is_staged=True, accept_loss=accept_loss))
 
+    report_share(0.0, "completing the extract: codes and names")
     with open_register_to_copy(connection, settings.register) as attach:
         with attach() as opened:
             ledger = opened.ledger
@@ -124,9 +133,11 @@ def publish(
             elif (ledger.published(), ledger.half_applied()) == (key, None):
                 opened.migrate()
                 check(is_staged=False, accept_loss=True)  # to report: nothing stops it now
+            report_share(_CHECKED, "writing the register")
             opened.checkpoint()
             at_work, half_applied = ledger.standing(), ledger.half_applied()
-        _show(connection, settings, key, at_work, half_applied)
+        report_copy = part_of(report_share, _WRITTEN, 1)
+        _show(connection, settings, key, at_work, half_applied, report_copy)
     discard_staged(settings.staging_dir, at_work.published[0][0].number)
     return publication
 
@@ -177,6 +188,7 @@ def _show(
     key: ExtractKey,
     at_work: PublishedState,
     half_applied: ExtractKey | None,
+    report: ShareReport = not_reported,
 ) -> None:
     """Lets readers of a file see the register at work, which must be detached."""
     register, database = settings.register.file, settings.database.file
@@ -194,7 +206,7 @@ def _show(
                 link_or_copy(database, temporary)
         # Before the copy, so that it does not need more disk than in the end.
         _remove_kept(directory, at_work, keep)
-        show_to_readers(register, database, settings.privacy)
+        show_to_readers(register, database, settings.privacy, report)
     _remove_kept(directory, at_work, keep)
 
 
@@ -221,20 +233,25 @@ def _remove_staged(staging_dir: Path, key: ExtractKey) -> None:
     (staging_dir / f"{key}.lock").unlink(missing_ok=True)
 
 
-def show_to_readers(file: Path, database: Path, privacy: Privacy) -> None:
+def show_to_readers(
+    file: Path, database: Path, privacy: Privacy, report: ShareReport = not_reported
+) -> None:
     """Puts a copy of a register into its place for readers, with the views that it should have.
 
     Args:
         file: the register at work, which must be detached; or `database` itself.
         database: the file that readers open.
         privacy: who is in its views.
+        report: takes how much is done.
 
     Raises:
         DamagedError: the register is not what was written; readers keep what they have.
     """
-    check_blocks(file)
+    length = file.stat().st_size
+    check_blocks(file, part_of(report, 0, 0.5))
     with replace_atomically(database) as temporary:
-        shutil.copyfile(file, temporary)
+        with growing(temporary, length, part_of(report, 0.5, 1), "copying it for readers"):
+            shutil.copyfile(file, temporary)
         if has_views(temporary, privacy):
             return
         with duckdb.connect(str(temporary)) as connection:

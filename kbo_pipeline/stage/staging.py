@@ -25,6 +25,14 @@ from kbo_pipeline.core.extracts import (
 from kbo_pipeline.core.files import exclusive_lock, make_private, replace_atomically
 from kbo_pipeline.core.schema import CREATE_REJECTED, SCHEMA_VERSION
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.shares import (
+    ShareReport,
+    count_statements,
+    not_reported,
+    part_of,
+    steps_of,
+    watched,
+)
 from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted, one_line
@@ -52,6 +60,10 @@ _CREATE_NOTES = (
     staging_sql.CREATE_SUPERSEDED,
 )
 
+# What is done of the staging of a Full after each step, as measured.
+_UNPACKED, _LOADED, _CUT = 0.12, 0.85, 0.93
+_TABLE_LOADED = 0.75
+
 _ANY_NUMBER = 2**40
 _SHOWN_FAULTS = 5
 _ROWS_NOTED = 1000  # together; one by one, each takes 4 ms
@@ -77,6 +89,7 @@ def stage(
     *,
     max_faulty_rows: int | None,
     report: Callable[[str], None] = lambda line: None,
+    report_share: ShareReport = not_reported,
 ) -> Staged:
     """Makes the staging file of an extract: complete under its name, or not there at all.
 
@@ -92,6 +105,7 @@ def stage(
         max_faulty_rows: records that may be set aside at most, also of a large extract; None for
             any number: somebody has accepted that.
         report: takes a line of progress.
+        report_share: takes how much is done.
 
     Raises:
         ExtractError: the ZIP is not sound.
@@ -107,14 +121,24 @@ def stage(
         # A checkpoint would join groups of rows that are not full, and write many anew: what is
         # read two times is not worth that. Where a Full becomes the register, it is done then.
         connection.execute("SET max_vacuum_tasks = 0")
+        count_statements(connection)
         lock_down(connection, directory)
         try:
-            unpacked = unpack(zip_file, extract, unpacked_dir)
+            unpacked = unpack(zip_file, extract, unpacked_dir, part_of(report_share, 0, _UNPACKED))
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
-                warnings = _load(connection, extract, unpacked, settings.memory_mb, max_faulty_rows)
+                warnings = _load(
+                    connection,
+                    extract,
+                    unpacked,
+                    settings.memory_mb,
+                    max_faulty_rows,
+                    part_of(report_share, _UNPACKED, _LOADED),
+                )
+                report_share(_LOADED, "cutting the rows into batches")
                 _cut(connection, extract.key, settings.batch_rows, settings.max_batches)
                 _describe(connection, extract)
+                report_share(_CUT, "writing the staging file")
                 connection.execute("CHECKPOINT staging")
                 staged = read_staged(connection, warnings)
         finally:
@@ -141,6 +165,7 @@ def _load(
     unpacked: Unpacked,
     memory_mb: int,
     max_faulty_rows: int | None,
+    report: ShareReport = not_reported,
 ) -> list[str]:
     """Fills the staged tables, and makes sure that they hold what the files do; returns warnings.
 
@@ -162,11 +187,16 @@ def _load(
     most = _ANY_NUMBER if max_faulty_rows is None else max_faulty_rows
     records, warnings = 0, list(unpacked.warnings)
     set_aside: list[tuple[CsvFile, FaultyRecord]] = []
-    for table in ALL_TABLES:
+    sizes = [
+        sum(f.rows + 1.0 for (t, _), f in unpacked.files.items() if t is table)
+        for table in ALL_TABLES
+    ]
+    for table, report_table in zip(ALL_TABLES, steps_of(report, sizes), strict=True):
+        report_load = part_of(report_table, 0, _TABLE_LOADED)
         files = {o: file for (t, o), file in unpacked.files.items() if t is table}
         faulty: dict[Operation, list[FaultyRecord]] = {operation: [] for operation in files}
         try:
-            unusual = _load_table(connection, extract, table, files)
+            unusual = _load_table(connection, extract, table, files, report_load)
         except _UnsoundError as error:
             for operation, file in files.items():
                 first = islice(_faulty(file, table), most - len(set_aside) + 1)
@@ -179,7 +209,7 @@ def _load(
             if extract.key.type == "full" and not (table.may_be_empty or files["insert"].rows):
                 refuse(Fault(files["insert"].member, NO_ROWS))
             try:
-                unusual = _load_table(connection, extract, table, files)
+                unusual = _load_table(connection, extract, table, files, report_load)
             except _UnsoundError as again:
                 refuse(Fault("", str(again)))
         warnings += unusual
@@ -190,6 +220,7 @@ def _load(
                 refuse(Fault(file.member, "its records do not add up; report this as a defect"))
             _note_member(connection, table, operation, file, rejected)
             records += file.rows + rejected
+        report_table(_TABLE_LOADED, f"looking for rows that {table.name} has twice")
         _note_superseded(connection, table, extract.key.type, _rows_in(files), memory_mb)
     if max_faulty_rows is not None:
         refuse_more_than(min(most, max(FEW_FAULTY_ROWS, records // FAULTY_SHARE)))
@@ -223,6 +254,7 @@ def _load_table(
     extract: Extract,
     table: Table,
     files: Mapping[Operation, CsvFile],
+    report: ShareReport,
 ) -> list[str]:
     """Fills a staged table and counts along; returns what is unusual and does no harm.
 
@@ -237,7 +269,8 @@ def _load_table(
     if kind == "full":
         values |= {"date": extract.snapshot_date, "number": extract.key.number}
     try:
-        connection.execute(staging_sql.load_staged(table, kind, columns), values)
+        with watched(connection, report, f"loading {_rows_in(files):,} rows of {table.name}"):
+            connection.execute(staging_sql.load_staged(table, kind, columns), values)
     except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
         raise _UnsoundError(one_line(error)[:400]) from None
     for operation, file in files.items():

@@ -6,6 +6,7 @@ Nothing is named as in the ZIP: its names only say which of our tables a member 
 import codecs
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kbo_pipeline.core.extracts import Extract, ExtractKey, Operation
+from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, Column, Table, is_sent
 from kbo_pipeline.fetch.archive import CHUNK, Archive, Member, open_archive
 from kbo_pipeline.stage.faults import Fault, FaultyRecord, Header, read_header
@@ -106,7 +108,9 @@ def expected_columns(table: Table, operation: Operation) -> tuple[Column, ...]:
     return table.columns[:1] if operation == "delete" else table.columns
 
 
-def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
+def unpack(
+    zip_file: Path, extract: Extract, directory: Path, report_share: ShareReport = not_reported
+) -> Unpacked:
     """Inflates the CSV files of an extract and looks at their members, records and headers.
 
     Raises:
@@ -116,14 +120,20 @@ def unpack(zip_file: Path, extract: Extract, directory: Path) -> Unpacked:
     key = extract.key
     members, missing, warnings = _members(archive, extract)
     largest_first = sorted(members.items(), key=lambda item: -item[1].length)
+    length = sum(member.length for member in members.values()) or 1
+    lock, inflated_bytes = threading.Lock(), 0
 
     def inflate(item: tuple[Role, Member]) -> CsvFile:
+        nonlocal inflated_bytes
         (table, operation), member = item
         target = directory / f"{table.name}_{operation}.csv"
         counter = RecordCounter()
         with target.open("wb") as out:
             for chunk in counter.counted(made_ahead(archive.read(member))):
                 out.write(chunk)
+                with lock:
+                    inflated_bytes += len(chunk)
+                report_share(inflated_bytes / length, f"unpacking {member.name}")
         columns = expected_columns(table, operation)
         optional = [c for c in columns if not is_sent(c.since, key.number, extract.snapshot_date)]
         header = read_header(target, member.name, columns, optional)

@@ -18,6 +18,7 @@ import pytest
 
 from kbo_pipeline.cli import main
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.operate.runs.status import read_status
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample.extracts import Sample
@@ -134,7 +135,7 @@ def uninterrupted(
     It is read here: starting Python for each look would take longer than many batches do.
     """
     pipeline = Pipeline(tmp_path_factory.mktemp("whole"), MANY_BATCHES)
-    said = []
+    said, settings = [], load_settings(pipeline.environment)
     with pipeline.instance() as instance, Terminal() as terminal:
         process = subprocess.Popen(
             [sys.executable, "-m", "kbo_pipeline.cli", "import", str(big_zip)],
@@ -147,7 +148,7 @@ def uninterrupted(
         wait_until(lambda: instance.get_dynamic_partitions("kbo_extracts"), "the partition")
         while process.poll() is None:
             time.sleep(0.1)
-            said.append(read_status(instance, ExtractKey.parse(EXTRACT)).to_json())
+            said.append(read_status(instance, settings, ExtractKey.parse(EXTRACT)).to_json())
         said.append(json.loads(pipeline.kbo("status", "--json").stdout))
         out, _ = process.communicate()
     assert process.returncode == 0

@@ -152,7 +152,7 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
     assert isinstance(waits, dg.SkipReason)
     assert waits.skip_message == f"{UPDATE} is cancelled; kbo retry {UPDATE} continues it"
     assert not portal._is_startable(settings, progress, UPDATE)
-    found = read_status(instance, UPDATE)
+    found = read_status(instance, settings, UPDATE)
     assert (found.status, is_over(instance, found)) == ("cancelled", True)
     said = list(dagster_checks.check_extracts(Installation(settings, instance, None, tuple)))
     assert any(finding.text.startswith("cancelled: it waits") for finding in said)
@@ -220,7 +220,7 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
         dg.DagsterRun("__ASSET_JOB", status=STATUS.FAILURE, tags=tags, asset_selection=selection)
     )
     add_newer(instance, ROLLBACK_JOB)
-    assert read_status(instance, UPDATE).status == "failed"
+    assert read_status(instance, settings, UPDATE).status == "failed"
     (alert,) = due_alerts(instance, settings, 0.0)
     assert (alert.extract, alert.stage) == (str(UPDATE), "apply_batches")
     said = list(dagster_checks.check_failed_runs(Installation(settings, instance, None, tuple)))
@@ -240,8 +240,8 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
 
     add(instance, STATUS.SUCCESS, {EXTRACT_TAG: str(UPDATE)}, ROLLBACK_JOB)
     add_newer(instance)
-    found = read_status(instance, UPDATE)
-    assert found.stage == f"rolled back; kbo retry {UPDATE} imports it again"
+    found = read_status(instance, settings, UPDATE)
+    assert found.words == f"rolled back; kbo retry {UPDATE} imports it again"
 
 
 def alert_tick(instance: dg.DagsterInstance) -> str:

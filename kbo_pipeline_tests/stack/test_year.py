@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import requests
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import text
 
@@ -70,7 +71,8 @@ def measured(
         "apply_when_staged": seconds(lambda: evaluate(apply_when_staged, instance)),
         "publish_when_applied": seconds(lambda: evaluate(publish_when_applied, instance)),
         "Progress of kbo_extract_sensor": seconds(lambda: plan(instance)),
-        "read_status": seconds(lambda: read_status(instance, next_one)),
+        "read_status": seconds(lambda: read_status(instance, load_settings(), next_one)),
+        "page /kbo": seconds(lambda: requests.get(f"{server.address}/kbo", timeout=60)),
         "page of activity": seconds(page("activity")),
         "page of published_extract": seconds(page("published_extract")),
     }

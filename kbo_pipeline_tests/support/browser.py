@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
@@ -80,16 +81,25 @@ class Screen:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, name: str) -> Iterator[Screen]:
+def opened(
+    browser: Browser,
+    address: str,
+    name: str,
+    size: tuple[int, int] = _SIZE,
+    color: Literal["light", "dark"] = "light",
+) -> Iterator[Screen]:
     """Opens the UI; a failure inside says where the last picture is.
 
     Args:
         browser: where.
         address: of the UI.
         name: of that picture, after `failed-`.
+        size: of the window.
+        color: what the person prefers.
     """
     context = browser.new_context(
-        viewport={"width": _SIZE[0], "height": _SIZE[1]},
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme=color,
         device_scale_factor=1,
         locale="en-GB",
         timezone_id="Europe/Brussels",

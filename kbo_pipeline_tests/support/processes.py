@@ -135,11 +135,11 @@ def started(
 
 
 @contextmanager
-def web_server(pipeline: Pipeline) -> Iterator[tuple[Server, Started]]:
+def web_server(pipeline: Pipeline, *options: str) -> Iterator[tuple[Server, Started]]:
     """The web server of a pipeline alone: it knows no code."""
     workspace, port = pipeline.directory / "workspace.yaml", free_port()
     workspace.write_text("load_from: []")
-    arguments = ("--port", str(port), "--workspace", workspace)
+    arguments: list[str | Path] = ["--port", str(port), "--workspace", workspace, *options]
     server = Server(f"http://127.0.0.1:{port}")
     home = {"DAGSTER_HOME": str(pipeline.directory / "dagster_home")}
     with started(

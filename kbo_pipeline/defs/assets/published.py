@@ -24,6 +24,8 @@ from kbo_pipeline.defs.metadata import (
 )
 from kbo_pipeline.defs.step import AT_IMPORT, RETRIES, step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
+from kbo_pipeline.operate.runs.history import stages_metadata
+from kbo_pipeline.operate.runs.live import forget_live, reporting
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, ledger_metadata
 from kbo_pipeline.publish.checking import CheckResult
@@ -78,6 +80,7 @@ def publish_assets(
         step_guard(context) as settings,
         claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
+        reporting(settings, key, context.run.run_id, "publishing") as report_share,
     ):
 
         def report_checks(results: Sequence[CheckResult]) -> None:
@@ -95,6 +98,7 @@ def publish_assets(
             key,
             accept_loss=accepted_by is not None,
             report_checks=report_checks,
+            report_share=report_share,
         )
         again = "already published: nothing to do" if publication.already_published else "published"
         context.log.info(f"{key}: {again}")
@@ -114,10 +118,12 @@ def publish_assets(
             metadata={
                 **_where(settings.database),
                 "seconds": seconds,
+                **({} if publication.already_published else stages_metadata(report_share.spent)),
                 **accepted,
                 **_counts(publication),
             },
         )
+    forget_live(settings, key)
 
 
 def _counts(publication: Publication) -> dict[str, Any]:

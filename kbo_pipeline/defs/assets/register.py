@@ -1,6 +1,5 @@
 """The seven register assets: batches of extracts, applied in one run."""
 
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
@@ -18,6 +17,7 @@ from tenacity import (
     wait_random,
 )
 
+from kbo_pipeline.apply.differences import Difference
 from kbo_pipeline.apply.ledger import BatchChange
 from kbo_pipeline.apply.register import TALLY_COLUMNS, Register, Tally, open_register
 from kbo_pipeline.core import signals
@@ -25,6 +25,7 @@ from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.shares import ShareReport, part_of
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.defs.metadata import (
@@ -40,8 +41,12 @@ from kbo_pipeline.defs.step import is_canceling, message_of, step_guard, wait_wh
 from kbo_pipeline.operate.markers import mark_suspect
 from kbo_pipeline.operate.processes.storage import reported
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, WRITER_WAIT, claimed_for_step, is_own
+from kbo_pipeline.operate.runs.live import reporting
 from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
 from kbo_pipeline.stage.staged import Staged
+
+COMPARING_SHARE = 0.3
+"""What is done of applying an extract when its batches begin."""
 
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
@@ -129,7 +134,10 @@ def _apply_extract(
                 yield from reported(context, _materializations(key, change))
         return
     with (
-        register.importing(settings.staging_dir, extract) as staged,
+        reporting(settings, extract, context.run.run_id, "applying") as report_share,
+        register.importing(
+            settings.staging_dir, extract, part_of(report_share, 0, COMPARING_SHARE)
+        ) as staged,
         _cancel_noted(context, register, extract),
     ):
         numbers = {batch.number for batch in staged.batches}
@@ -137,11 +145,13 @@ def _apply_extract(
             if key.number not in numbers:
                 failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
         known = [key for key in keys if key.number in numbers]
-        tally = Tally(len(keys), time.monotonic())
-        with closing(_outcomes(context, settings, register, staged, known)) as outcomes:
+        tally = Tally(len(keys))
+        report = part_of(report_share, COMPARING_SHARE, 1)
+        with closing(_outcomes(context, settings, register, staged, known, report)) as outcomes:
             for done, (key, result) in enumerate(outcomes, start=1):
                 if not isinstance(result, BatchChange):
                     message = first_line(message_of(result))
+                    report_share.failed(str(key), message)
                     if is_damage(result):
                         mark_suspect(settings)
                     context.log.error(f"{key}: {message}")
@@ -150,7 +160,7 @@ def _apply_extract(
                 tally.add(result)
                 more = _batch_metadata(register, extract, tally, is_last=done == len(known))
                 yield from reported(context, _materializations(key, result, more))
-                context.log.info(tally.line(result, time.monotonic()))
+                context.log.info(tally.line(result, report_share.seconds_left))
 
 
 def _outcomes(
@@ -159,9 +169,14 @@ def _outcomes(
     register: Register,
     staged: Staged,
     keys: Sequence[BatchKey],
+    report: ShareReport,
 ) -> _Outcomes:
     """Applies batches one after the other; yields what became of each."""
-    for key in keys:
+    total = len(staged.batches)
+    missing = register.ledger.missing_batches(staged.extract.key)
+    for done, key in enumerate(keys):
+        words = f"batch {key.number} of {total}{_shown_change(register.found(key.number))}"
+        report(min(1.0, (total - missing + done) / total), words)
         wait_while_paused(context, settings)
         try:
             change, is_stopped = _apply_with_retries(context, register, staged, key)
@@ -171,6 +186,18 @@ def _outcomes(
         yield key, change
         if is_stopped:
             raise dg.DagsterExecutionInterruptedError
+
+
+def _shown_change(found: Mapping[str, Difference]) -> str:
+    """What a batch is about to do most of, such as `: closing 957 rows of address`."""
+    table, most = max(
+        found.items(), key=lambda item: item[1].closing + item[1].opening, default=("", None)
+    )
+    if most is None or not most.closing + most.opening:
+        return ""
+    counts = [("closing", most.closing), ("opening", most.opening)]
+    done = " and ".join(f"{verb} {count:,}" for verb, count in counts if count)
+    return f": {done} rows of {table}"
 
 
 @contextmanager

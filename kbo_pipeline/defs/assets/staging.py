@@ -23,6 +23,8 @@ from kbo_pipeline.defs.step import RETRIES, step_guard
 from kbo_pipeline.fetch.archive import open_archive, read_extract
 from kbo_pipeline.fetch.zips import fetch_zip, keep_zip, kept_zip, refused_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
+from kbo_pipeline.operate.runs.history import usual_seconds_of
+from kbo_pipeline.operate.runs.live import reporting
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_FAULTS_TAG, REJECTED_ROWS, WARNINGS
 from kbo_pipeline.read.published import published_state_of
@@ -63,15 +65,23 @@ def extract_zip(
     with (
         step_guard(context) as settings,
         claimed_partition(context, settings) as key,
+        reporting(
+            settings,
+            key,
+            context.run.run_id,
+            "downloading",
+            usual_seconds_of(context.instance, key.type),
+        ) as report_share,
     ):
         started = time.monotonic()
         source = Path(config.source_file) if config.source_file else None
         if source is None and ACCEPT_FAULTS_TAG in context.run.tags:
             source = refused_zip(settings, key)
         if source is not None:
+            report_share(0.0, f"copying {source.name}")
             file, extract = keep_zip(settings, key, source)
         else:
-            file = fetch_zip(settings, key, context.log.info)
+            file = fetch_zip(settings, key, context.log.info, report_share)
             extract = read_extract(file)
         context.log.info(f"{key}: {file.name}, {megabytes(file.stat().st_size, 1)}")
         return dg.MaterializeResult(
@@ -136,7 +146,10 @@ def import_staging(
         check_space_to_import(settings, key, zip_file)
         accepted_by = context.run.tags.get(ACCEPT_FAULTS_TAG)
         started = time.monotonic()
-        with reported(settings.rejected_dir / str(key), zip_file):
+        with (
+            reported(settings.rejected_dir / str(key), zip_file),
+            reporting(settings, key, context.run.run_id, "staging") as report_share,
+        ):
             staged = stage(
                 connection,
                 settings,
@@ -145,6 +158,7 @@ def import_staging(
                 settings.staging_dir,
                 max_faulty_rows=None if accepted_by else settings.max_faulty_rows,
                 report=lambda line: context.log.info(f"{key}: {line}"),
+                report_share=report_share,
             )
         for warning in staged.warnings:
             context.log.warning(f"{key}: {warning}")

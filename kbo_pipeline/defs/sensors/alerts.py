@@ -9,6 +9,7 @@ from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.operate.processes.children import alert_log
 from kbo_pipeline.operate.repair.alerts import Alert, due_alerts, post, write_down
+from kbo_pipeline.operate.runs.standing import store_alerts
 
 _MARK = "kbo/alert/"
 _LOGGED, _POSTED = "logged", "posted"
@@ -24,6 +25,7 @@ def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Sends each alert once; one that the webhook does not take is sent again at the next tick."""
     settings = load_settings()
     alerts = due_alerts(context.instance, settings, time.time())
+    store_alerts(context.instance, [alert.to_json() for alert in alerts])  # for the page /kbo
     marks = _marks(context.instance, alerts)
     fresh = [alert for alert in alerts if alert.event not in marks]
     problems = []

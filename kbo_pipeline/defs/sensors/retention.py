@@ -10,6 +10,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim
+from kbo_pipeline.operate.runs.live import forget_live
 from kbo_pipeline.operate.runs.partitions import batch_or_none, forget_extract
 from kbo_pipeline.operate.runs.progress import (
     NOT_FINISHED_STATUSES,
@@ -76,6 +77,7 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
             forget_extract(instance, key, with_zip=True)
             remove_report(settings, key)
             staging_file(settings.staging_dir, key).unlink(missing_ok=True)
+            forget_live(settings, key)
             instance.delete_dynamic_partition("kbo_extracts", str(key))
     except StorageError:
         return False

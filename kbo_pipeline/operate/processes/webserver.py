@@ -1,6 +1,6 @@
 """The web server of `kbo start`: Dagster's own, behind a guard against other pages of a browser.
 
-Besides what Dagster answers, it answers `/kbo/status`.
+Besides what Dagster answers, it answers `/kbo` and what is below it.
 
 `python -m kbo_pipeline.operate.processes.webserver --port PORT OPTION...` takes the options of
 `dagster-webserver`, and listens on 127.0.0.1 unless `--host` says otherwise. A browser that can
@@ -17,23 +17,18 @@ import uvicorn
 from dagster import DagsterInstance
 from graphql import GraphQLError, OperationDefinitionNode, OperationType
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kbo_pipeline.core.errors import ExtractError, NotReadyError
-from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.core.text import first_line
 from kbo_pipeline.operate import insides
+from kbo_pipeline.operate.processes.dashboard.routes import Answers
 from kbo_pipeline.operate.processes.query_limits import (
     CostlyQueryError,
     limited_webserver,
     read_query,
 )
-from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
-from kbo_pipeline.operate.runs.status import newest_extract, read_status
+from kbo_pipeline.operate.runtime import reached
 
 _HOST = "127.0.0.1"
 _NAMES = ("localhost", _HOST, "[::1]")
@@ -172,36 +167,6 @@ def _shown(text: str) -> str:
     return ascii(text[:_SHOWN])
 
 
-def status_routes(instance: DagsterInstance) -> Mount:
-    """What the web server answers below `/kbo`, by GET alone; it changes nothing.
-
-    An answer other than 200 is one line of text: 400 for what is no extract, 404 for an extract
-    that nothing is known of, 503 while PostgreSQL is away.
-
-    Args:
-        instance: of the web server, read in one of the server's threads at each request.
-    """
-
-    def answer(request: Request) -> Response:
-        text = request.path_params.get("extract")
-        try:
-            key = ExtractKey.parse(text) if text else newest_extract(instance)
-            return JSONResponse(read_status(instance, key).to_json(), headers=_FRESH)
-        except ExtractError as error:
-            return _refused(400, error)
-        except NotReadyError as error:
-            return _refused(404, error)
-        except POSTGRES_ERRORS as error:
-            reason = first_line(error.__cause__ or error)
-            return _refused(503, f"Dagster's storage: {reason}; ask again later")
-
-    return Mount("/kbo", routes=[Route("/status", answer), Route("/status/{extract}", answer)])
-
-
-def _refused(status: int, line: object) -> Response:
-    return PlainTextResponse(f"kbo_pipeline: {line}\n", status, _FRESH)
-
-
 def main() -> None:
     """Does what `dagster-webserver` does, behind the guard, until a signal comes.
 
@@ -211,13 +176,19 @@ def main() -> None:
     parser.add_argument("-h", "--host", default=_HOST)
     parser.add_argument("-p", "--port", type=int, required=True)
     known, options = parser.parse_known_args()
-    names = load_settings().ui_names
+    settings = load_settings()
     serve = uvicorn.run
 
     def serve_guarded(app: Any, **named: Any) -> None:
         with DagsterInstance.get() as instance:
-            app.router.routes.insert(0, status_routes(instance))  # Dagster's last takes any path
-            app.add_middleware(Guard, port=known.port, host=known.host, names=names)
+            answers = Answers(
+                instance,
+                settings,
+                address=f"http://{reached(known.host)}:{known.port}",
+                is_read_only="--read-only" in options,
+            )
+            app.router.routes[:0] = answers.routes()  # Dagster's last takes any path
+            app.add_middleware(Guard, port=known.port, host=known.host, names=settings.ui_names)
             serve(app, **named, limit_concurrency=MAX_CONNECTIONS)
 
     uvicorn.run = serve_guarded  # which Dagster's command calls, and has no option for

@@ -1,4 +1,4 @@
-"""The status of an extract, read from Dagster's storage; and errors of runs in one line."""
+"""Reads the status of an extract from Dagster's storage."""
 
 import time
 from collections.abc import Sequence
@@ -7,13 +7,26 @@ from typing import Any, Literal
 
 import dagster as dg
 from dagster import DagsterInstance
+from sqlalchemy import func, select
 
 from kbo_pipeline.core.errors import NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
-from kbo_pipeline.operate import insides
-from kbo_pipeline.operate.runs.partitions import kbo_batches
+from kbo_pipeline.operate import insides, markers
+from kbo_pipeline.operate.markers import PAUSED
+from kbo_pipeline.operate.runs.estimate import (
+    DEFAULT_SECONDS,
+    WORK_STAGES,
+    Stage,
+    WorkStage,
+    crept,
+    overall_share,
+    seconds_left,
+)
+from kbo_pipeline.operate.runs.live import read_live
+from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract, kbo_batches
 from kbo_pipeline.operate.runs.progress import (
     ROLLBACK_JOB,
     Progress,
@@ -21,8 +34,6 @@ from kbo_pipeline.operate.runs.progress import (
     job_of,
     runs_about,
 )
-
-_APPLYING = ("apply_batches", "materialize")
 
 State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
@@ -52,7 +63,10 @@ class ExtractStatus:
     Attributes:
         job_id: the extract's key.
         status: `completed` means published.
-        stage: what it is at, in words: `staging`, `applying`, `publishing`, ...
+        stage: what it is at, or where it stopped; `done` means published.
+        stage_percentage: how much of that stage is done, 0 to 100, with one decimal.
+        percentage: how much of the import is done: each stage counts as much as it usually takes.
+        operation: what is being done now, in words; None when nothing is at work.
         tables: by table name; empty before the extract is cut into batches.
         current_batch: where the running import is: the first batch, and in it the first table and
             operation, that is not committed; None when nothing runs.
@@ -61,12 +75,18 @@ class ExtractStatus:
         failed_batches: every table of every batch whose last attempt failed.
         error: why the last run of the extract failed; None when it did not.
         rejected_rows: records of the ZIP that are set aside, and not applied.
-        seconds_left: estimate from the pace so far; None when there is no pace yet.
+        seconds_left: until it is published; None when nothing is at work.
+        is_paused: everything waits for `kbo resume`.
+        is_rolled_back: somebody has undone it, and nobody has imported it again.
+        run_id: the run at work, or else the newest one; None when there is none.
     """
 
     job_id: str
     status: State
-    stage: str
+    stage: Stage
+    stage_percentage: float
+    percentage: float
+    operation: str | None
     tables: dict[str, TableProgress]
     current_batch: BatchPlace | None
     next_batch: BatchPlace | None
@@ -74,6 +94,14 @@ class ExtractStatus:
     error: str | None
     rejected_rows: int
     seconds_left: float | None
+    is_paused: bool
+    is_rolled_back: bool
+    run_id: str | None
+
+    @property
+    def extract(self) -> ExtractKey:
+        """The extract."""
+        return ExtractKey.parse(self.job_id)
 
     @property
     def completed(self) -> int:
@@ -86,20 +114,29 @@ class ExtractStatus:
         return sum(table.total for table in self.tables.values())
 
     @property
-    def percentage(self) -> float:
-        """Share of the batches that is committed, 0 to 100, with one decimal."""
-        return round(100 * self.completed / self.total, 1) if self.total else 0.0
+    def words(self) -> str:
+        """What it is at, for people."""
+        if self.is_rolled_back:
+            return f"rolled back; kbo retry {self.job_id} imports it again"
+        return "published" if self.stage == "done" else self.stage
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that programs rely on; see `kbo status --json` in the README."""
+        """The fields that programs rely on; docs/api.md lists them."""
+        left = None if self.seconds_left is None else round(self.seconds_left, 1)
         return {
             "job_id": self.job_id,
+            "extract_number": self.extract.number,
             "status": self.status,
+            "stage": self.stage,
+            "stage_percentage": self.stage_percentage,
             "overall": {
                 "completed": self.completed,
                 "total": self.total,
                 "percentage": self.percentage,
             },
+            "operation": self.operation,
+            "seconds_left": left,
+            "paused": self.is_paused,
             "tables": {name: asdict(table) for name, table in self.tables.items()},
             "current_batch": asdict(self.current_batch) if self.current_batch else None,
             "next_batch": asdict(self.next_batch) if self.next_batch else None,
@@ -109,13 +146,21 @@ class ExtractStatus:
         }
 
 
-def newest_extract(instance: DagsterInstance) -> ExtractKey:
+_APPLYING = ("apply_batches", "materialize")
+
+
+_FRESH_SECONDS = 30.0  # between two stages
+
+_QUEUED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+
+
+def newest_extract(instance: DagsterInstance, progress: Progress | None = None) -> ExtractKey:
     """The extract that people ask about: the one at work, or else the newest published one.
 
     Raises:
         NotReadyError: there is no extract yet.
     """
-    progress = Progress(instance)
+    progress = progress or Progress(instance)
     published = progress.newest_published
     waiting = [
         key
@@ -129,20 +174,32 @@ def newest_extract(instance: DagsterInstance) -> ExtractKey:
     return published
 
 
-def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
+def read_status(
+    instance: DagsterInstance,
+    settings: Settings,
+    key: ExtractKey,
+    progress: Progress | None = None,
+) -> ExtractStatus:
     """How far the import of an extract is.
+
+    Args:
+        instance: where runs are recorded.
+        settings: say where the process at work says how far it is, and whether all is paused.
+        key: the extract.
+        progress: what was read of the instance already.
 
     Raises:
         NotReadyError: nothing is known of the extract.
     """
-    progress = Progress(instance)
+    progress = progress or Progress(instance)
     if key not in progress.known:
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
-    applied = progress.applied(key)
-    batches = progress.batches.get(key, [])
     runs = runs_about(instance, [key])
-    running = next((run for run in runs if not run.is_finished), None)
-    failed = _failed(instance, batches)
+    batches = batches_of(instance, key)
+    applied, failed = _attempts(instance, runs, batches, progress.staged.get(key, 0))
+    unfinished = [run for run in runs if not run.is_finished]
+    started = [run for run in unfinished if run.status not in _QUEUED]
+    running = next(iter(started or unfinished), None)
     done = key in progress.published
     cancelled = running is None and key in progress.cancelled
     is_rolled_back = bool(runs) and runs[0].job_name == ROLLBACK_JOB and runs[0].is_success
@@ -156,7 +213,7 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
     }
     open_places = [
         _place(table.name, batch)
-        for batch in progress.missing_batches(key)
+        for batch in batches
         for table in TABLES
         if batch not in applied[table.name]
     ]
@@ -171,20 +228,108 @@ def read_status(instance: DagsterInstance, key: ExtractKey) -> ExtractStatus:
         status = "processing"
     elif cancelled:
         status = "cancelled"
+    is_staged = key in progress.staged and bool(batches)
+    is_paused = markers.is_paused(settings)
+    committed = sum(map(len, applied.values())) / (len(batches) * len(TABLES)) if batches else 0.0
+    position = _position(settings, key, {run.run_id for run in started}, is_staged, committed)
+    # Between two stages an extract has no run at work for some seconds.
+    is_waiting = not (started or position.is_fresh) and status in ("pending", "processing")
+    stage: Stage = "done" if done else "waiting" if is_waiting else position.stage
+    percentage = 100.0 if done else min(99.9, _percentage(position.overall))
     return ExtractStatus(
         job_id=str(key),
         status=status,
-        stage=_stage(progress, key, bool(places), status, is_rolled_back),
+        stage=stage,
+        stage_percentage=100.0 if done else _percentage(position.share),
+        percentage=0.0 if is_rolled_back else percentage,
+        operation=_operation(position, is_waiting=is_waiting, is_paused=is_paused)
+        if running is not None or (position.is_fresh and status == "pending")
+        else None,
         tables=tables,
         current_batch=places[0] if at_work else None,
         next_batch=next(iter(places[1:] if at_work else places), None),
         failed_batches=tuple(_place(name, b) for name, keys in failed.items() for b in keys),
         error=error_of_run(instance, runs[0]) if broken and runs else None,
         rejected_rows=progress.rejected_rows(key),
-        seconds_left=_seconds_left(instance, running, len(batches), len(places))
-        if at_work
+        seconds_left=position.seconds_left
+        if status in ("pending", "processing") and not is_paused
         else None,
+        is_paused=is_paused,
+        is_rolled_back=is_rolled_back and not done,
+        run_id=running.run_id if running else runs[0].run_id if runs else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Where an import is: the stage, how much of it is done, of all, and how long the rest takes.
+
+    Attributes:
+        words: what is being done; None when nobody says so.
+        is_fresh: whether the process at work has said so, or the one before it, just now.
+    """
+
+    stage: WorkStage
+    share: float
+    overall: float
+    seconds_left: float | None
+    words: str | None
+    is_fresh: bool
+
+
+def _position(
+    settings: Settings, key: ExtractKey, at_work: set[str], is_staged: bool, committed: float
+) -> _Position:
+    """Where an import is, by what is committed and by what the process at work says.
+
+    What was said of a stage stays true when its run has ended, so that nothing goes back.
+
+    Args:
+        settings: say where the process at work says how far it is.
+        key: the extract.
+        at_work: ids of the runs that have started and not ended.
+        is_staged: whether it is cut into batches.
+        committed: share of the batches that are.
+    """
+    stage: WorkStage = "downloading"
+    if is_staged:
+        stage = "publishing" if committed == 1 else "applying"
+    live = read_live(settings, key)
+    if live is None:
+        usual = DEFAULT_SECONDS[key.type]
+        share = committed if stage == "applying" else 0.0
+        return _Position(stage, share, overall_share(usual, stage, share), None, None, False)
+    if not is_staged and live.stage == "staging":
+        stage = "staging"
+    silent = max(0.0, time.time() - live.at)
+    is_alive, before = live.run_id in at_work, WORK_STAGES[: WORK_STAGES.index(stage)][-1:]
+    if live.stage == stage:
+        share = live.share
+    elif live.stage in before:
+        share = crept(silent)
+    else:  # of an import before this one
+        share = committed if stage == "applying" else 0.0
+    is_fresh = silent < _FRESH_SECONDS
+    left = None
+    if is_alive or is_fresh:
+        spent = dict(live.spent)
+        if live.stage == stage:
+            spent[stage] = live.spent.get(stage, 0.0) + silent
+        left = seconds_left(live.usual, stage, share, spent)
+    words = live.words if is_alive and live.stage == stage else None
+    return _Position(stage, share, overall_share(live.usual, stage, share), left, words, is_fresh)
+
+
+def _percentage(share: float) -> float:
+    return round(100 * share, 1)
+
+
+def _operation(position: _Position, *, is_waiting: bool, is_paused: bool) -> str:
+    if is_paused:
+        return PAUSED
+    if is_waiting:
+        return "waiting in the queue"
+    return position.words or f"{position.stage} is about to begin"
 
 
 def is_over(instance: DagsterInstance, status: ExtractStatus) -> bool:
@@ -266,16 +411,76 @@ def _first_of_each_batch(places: Sequence[BatchPlace]) -> list[BatchPlace]:
     return list(first.values())
 
 
-def _stage(
-    progress: Progress, key: ExtractKey, batches_open: bool, status: State, is_rolled_back: bool
-) -> str:
-    if status == "completed":
-        return "published"
-    if is_rolled_back:
-        return f"rolled back; kbo retry {key} imports it again"
-    if key not in progress.staged or key not in progress.batches:
-        return "staging"
-    return "applying" if batches_open else "publishing"
+def batches_of(instance: DagsterInstance, key: ExtractKey) -> list[str]:
+    """The batch keys of an extract, in number order."""
+    if not insides.are_tested():
+        return batches_by_extract(instance).get(key, [])
+    from dagster._core.storage.event_log import SqlEventLogStorage
+    from dagster._core.storage.event_log.schema import DynamicPartitionsTable
+
+    storage, partitions = instance.event_log_storage, DynamicPartitionsTable.c
+    assert isinstance(storage, SqlEventLogStorage)
+    query = select(partitions.partition).where(
+        partitions.partitions_def_name == kbo_batches.name, partitions.partition.like(f"{key}-%")
+    )
+    with storage.index_connection() as connection:
+        keys = [batch_or_none(text) for (text,) in connection.execute(query)]
+    return [str(batch) for batch in sorted(batch for batch in keys if batch is not None)]
+
+
+def _attempts(
+    instance: DagsterInstance, runs: Sequence[dg.DagsterRun], batches: Sequence[str], staged: int
+) -> tuple[dict[str, set[str]], dict[str, list[str]]]:
+    """Batches that are applied, and those whose last attempt failed, by table name.
+
+    Args:
+        instance: where it is recorded.
+        runs: about the extract.
+        batches: keys of its batches.
+        staged: storage id of its newest staging; what was applied before does not count.
+    """
+    if not batches:
+        return {table.name: set() for table in TABLES}, {}
+    if not insides.are_tested():
+        progress = Progress(instance)
+        applied = progress.applied(BatchKey.parse(batches[0]).extract)
+        return {name: set(ids) for name, ids in applied.items()}, _failed(instance, batches)
+    from dagster._core.storage.event_log import SqlEventLogStorage
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+
+    storage, events = instance.event_log_storage, SqlEventLogStorageTable.c
+    assert isinstance(storage, SqlEventLogStorage)
+    done = dg.DagsterEventType.ASSET_MATERIALIZATION.value
+    planned = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
+    names = {dg.AssetKey(table.name).to_string(): table.name for table in TABLES}
+    newest = (
+        select(func.max(events.id))
+        .where(
+            events.asset_key.in_(names),
+            events.dagster_event_type.in_([done, planned]),
+            events.partition.in_(batches),
+        )
+        .group_by(events.asset_key, events.dagster_event_type, events.partition)
+    )
+    query = select(
+        events.asset_key, events.partition, events.dagster_event_type, events.id, events.run_id
+    ).where(events.id.in_(newest))
+    found: dict[tuple[str, str, str], tuple[int, str]] = {}
+    with storage.index_connection() as connection:
+        for asset, batch, event_type, event_id, run_id in connection.execute(query):
+            found[names[asset], batch, event_type] = event_id, run_id
+    failures = {run.run_id for run in runs if run.is_failure}
+    nothing = (0, "")
+    applied_, failed = {table.name: set[str]() for table in TABLES}, dict[str, list[str]]()
+    for table in TABLES:
+        for batch in batches:
+            applied_id, _ = found.get((table.name, batch, done), nothing)
+            planned_id, run_id = found.get((table.name, batch, planned), nothing)
+            if applied_id > staged:
+                applied_[table.name].add(batch)
+            if planned_id > applied_id and run_id in failures:
+                failed.setdefault(table.name, []).append(batch)
+    return applied_, failed
 
 
 def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
@@ -289,12 +494,3 @@ def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list
         if names:
             failed[table.name] = [batch for batch in batches if batch in names]
     return failed
-
-
-def _seconds_left(
-    instance: DagsterInstance, run: dg.DagsterRun | None, total: int, missing: int
-) -> float | None:
-    record = instance.get_run_record_by_id(run.run_id) if run else None
-    if record is None or record.start_time is None or total == missing:
-        return None
-    return (time.time() - record.start_time) / (total - missing) * missing

@@ -1,0 +1,102 @@
+"""How much of a piece of work is done, told while it goes on. No Dagster.
+
+Who does the work takes a `ShareReport` and calls it as often as it likes; who listens decides how
+often that is worth a write.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
+ShareReport = Callable[[float, str], None]
+"""Takes the share that is done, 0 to 1, and in words what is being done."""
+
+_LOOK_SECONDS = 0.5
+
+_SHOW_NO_BAR = ("SET enable_progress_bar = true", "SET enable_progress_bar_print = false")
+
+
+def not_reported(share: float, words: str) -> None:
+    """A report that nobody wants."""
+
+
+def part_of(report: ShareReport, start: float, end: float) -> ShareReport:
+    """A report for a part of the work: from one share of the whole to another."""
+    if report is not_reported:
+        return report
+    return lambda share, words: report(start + (end - start) * share, words)
+
+
+def steps_of(report: ShareReport, sizes: Sequence[float]) -> Iterator[ShareReport]:
+    """A report for each step of the work, one after the other.
+
+    Args:
+        report: on the whole.
+        sizes: of the steps, in any unit.
+    """
+    whole, done = sum(sizes) or 1.0, 0.0
+    for size in sizes:
+        yield part_of(report, done / whole, (done + size) / whole)
+        done += size
+
+
+def count_statements(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Lets DuckDB note how far a statement is, for `watched`; before its settings are locked."""
+    for statement in _SHOW_NO_BAR:
+        connection.execute(statement)
+
+
+@contextmanager
+def watched(
+    connection: "duckdb.DuckDBPyConnection", report: ShareReport, words: str
+) -> Iterator[None]:
+    """Reports how far the statement in the block is, as DuckDB estimates it.
+
+    `count_statements` has to be called before.
+    """
+
+    def share() -> float:
+        return connection.query_progress() / 100  # -1 where it does not know
+
+    with _looked_at(share, report, words):
+        yield
+
+
+@contextmanager
+def growing(file: Path, length: int, report: ShareReport, words: str) -> Iterator[None]:
+    """Reports how much of a file of so many bytes the block has written."""
+
+    def share() -> float:
+        return file.stat().st_size / length if file.exists() and length else 0.0
+
+    with _looked_at(share, report, words):
+        yield
+
+
+@contextmanager
+def _looked_at(share: Callable[[], float], report: ShareReport, words: str) -> Iterator[None]:
+    """Reports a share that somebody else knows, twice a second until the block ends."""
+    if report is not_reported:
+        yield
+        return
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            if 0 <= (now := share()) <= 1:
+                report(now, words)
+
+    report(0.0, words)
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    report(1.0, words)

@@ -1,0 +1,264 @@
+"""What the page `/kbo` shows, read in one place: `read_page` makes it, the template renders it."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+import jinja2
+
+from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.text import clock, cut, duration, sanitize
+from kbo_pipeline.operate import markers
+from kbo_pipeline.operate.runs.history import PastImport, past_imports
+from kbo_pipeline.operate.runs.live import read_live
+from kbo_pipeline.operate.runs.poll import Poll, read_poll
+from kbo_pipeline.operate.runs.progress import Progress, job_of, runs_about
+from kbo_pipeline.operate.runs.standing import read_alerts
+from kbo_pipeline.operate.runs.status import (
+    ExtractStatus,
+    newest_extract,
+    read_status,
+    step_failure,
+)
+
+_MOST_QUEUED = 40
+_MOST_RUNS = 5  # failed ones whose reasons are read
+_LONGEST = 500  # characters of a text that somebody else has written
+_HISTORY_SECONDS = 60.0
+
+_JOBS = {
+    "stage_extract": "staging",
+    "apply_batches": "applying",
+    "publish_extract": "publishing",
+    "rollback_extract": "rolling back",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBatch:
+    """A batch whose last attempt failed: its key, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """An extract that comes after the one at work.
+
+    Attributes:
+        key: the extract.
+        words: what it waits for, or what is done with it.
+        run_id: its newest run; None when there is none.
+    """
+
+    key: str
+    words: str
+    run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that the page shows.
+
+    Attributes:
+        status: the extract at work, or the newest one; None when there is none.
+        failed: its batches that failed.
+        queue: the extracts after it.
+        past: the extracts that were published last, the newest first.
+        poll: what the portal said last; None when it never was asked.
+        is_polled: whether an account for the portal is set.
+        alerts: what stands, as the webhook gets it.
+        is_paused: everything waits.
+        inbox: where ZIPs may be put.
+        has_buttons: whether something can be done here.
+        why_no_buttons: what is said in their place.
+        message: what came of a button; None when none was pressed.
+        is_refused: whether that was a refusal.
+        read_at: seconds of the epoch.
+    """
+
+    status: ExtractStatus | None
+    failed: Sequence[FailedBatch]
+    queue: Sequence[Queued]
+    past: Sequence[PastImport]
+    poll: Poll | None
+    is_polled: bool
+    alerts: Sequence[Mapping[str, Any]]
+    is_paused: bool
+    inbox: str
+    has_buttons: bool
+    why_no_buttons: str
+    message: str | None
+    is_refused: bool
+    read_at: float
+
+
+class Reader:
+    """Reads the page, and keeps what does not change: refreshing it each second must cost little.
+
+    Used by many threads.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, settings: Settings) -> None:
+        """Reads nothing yet."""
+        self._instance, self._settings = instance, settings
+        self._lock = threading.Lock()
+        self._past: list[PastImport] = []
+        self._past_of: tuple[int, int] = (-1, -1)
+        self._past_at = 0.0
+        self._reasons: dict[str, Mapping[str, str]] = {}  # by run
+
+    def read(
+        self,
+        *,
+        has_buttons: bool = True,
+        why_no_buttons: str = "",
+        message: str | None = None,
+        is_refused: bool = False,
+    ) -> Page:
+        """The page as of now."""
+        instance, settings = self._instance, self._settings
+        progress = Progress(instance)
+        status = None
+        try:
+            key = newest_extract(instance, progress)
+            status = read_status(instance, settings, key, progress)
+        except NotReadyError:  # nothing was ever imported
+            pass
+        return Page(
+            status=status,
+            failed=self._failed(status),
+            queue=_queue(instance, progress, status),
+            past=self._read_past(progress),
+            poll=read_poll(instance),
+            is_polled=settings.has_account,
+            alerts=read_alerts(instance),
+            is_paused=markers.is_paused(settings),
+            inbox=str(settings.inbox_dir),
+            has_buttons=has_buttons,
+            why_no_buttons=why_no_buttons,
+            message=message,
+            is_refused=is_refused,
+            read_at=time.time(),
+        )
+
+    def _read_past(self, progress: Progress) -> list[PastImport]:
+        newest = (len(progress.published), max(progress.published.values(), default=0))
+        with self._lock:
+            if self._past_of != newest or time.monotonic() - self._past_at > _HISTORY_SECONDS:
+                self._past = past_imports(self._instance)
+                self._past_of, self._past_at = newest, time.monotonic()
+            return self._past
+
+    def _failed(self, status: ExtractStatus | None) -> list[FailedBatch]:
+        """The failed batches with their reasons, those of the run at work included."""
+        if status is None or status.stage == "done":
+            return []
+        key = status.extract
+        live = read_live(self._settings, key) if status.operation is not None else None
+        keys = {str(BatchKey(key, place.batch)) for place in status.failed_batches}
+        reasons = dict(live.failed) if live is not None and live.run_id == status.run_id else {}
+        missing = keys - reasons.keys()
+        keys |= reasons.keys()
+        if missing:
+            failures = runs_about(self._instance, [key], [dg.DagsterRunStatus.FAILURE])
+            for run in failures[:_MOST_RUNS]:
+                for batch, reason in self._reasons_of(run).items():
+                    reasons.setdefault(batch, reason)
+        return [
+            FailedBatch(batch, cut(sanitize(reasons.get(batch, "see its run")), _LONGEST))
+            for batch in sorted(keys)
+        ]
+
+    def _reasons_of(self, run: dg.DagsterRun) -> Mapping[str, str]:
+        """Why batches failed in a run that has ended."""
+        with self._lock:
+            if run.run_id in self._reasons:
+                return self._reasons[run.run_id]
+        event = step_failure(self._instance, run)
+        failure = event.step_failure_data.user_failure_data if event is not None else None
+        noted = failure.metadata.get("failed_batches") if failure is not None else None
+        value = noted.value if noted is not None else None
+        reasons = {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+        with self._lock:
+            self._reasons[run.run_id] = reasons
+        return reasons
+
+
+def _queue(
+    instance: dg.DagsterInstance, progress: Progress, status: ExtractStatus | None
+) -> list[Queued]:
+    """The extracts that come after the one at work."""
+    if status is None or status.stage == "done":
+        return []
+    after = sorted(
+        key for key in progress.known if key not in progress.published and key > status.extract
+    )[:_MOST_QUEUED]
+    newest: dict[str, dg.DagsterRun] = {}
+    keys = {str(key) for key in after}
+    for run in runs_about(instance, after):
+        text = next((t for t in (run.tags.get("kbo/extract"), _partition(run)) if t in keys), None)
+        if text is not None:
+            newest.setdefault(text, run)
+    return [
+        Queued(
+            str(key),
+            _waits(progress, key, newest.get(str(key)), status.extract),
+            newest[str(key)].run_id if str(key) in newest else None,
+        )
+        for key in after
+    ]
+
+
+def _partition(run: dg.DagsterRun) -> str | None:
+    return run.tags.get("dagster/partition")
+
+
+def _waits(
+    progress: Progress, key: ExtractKey, run: dg.DagsterRun | None, first: ExtractKey
+) -> str:
+    if run is not None and not run.is_finished:
+        is_queued = run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+        return "waiting in the queue" if is_queued else _JOBS.get(job_of(run), "at work")
+    if key in progress.cancelled:
+        return f"cancelled; kbo retry {key} continues it"
+    if run is not None and run.is_failure:
+        return f"failed; kbo retry {key} continues it"
+    return f"staged; waits for {first}" if key in progress.staged else f"waits for {first}"
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text is escaped."""
+    return _template().render(page=page, status=page.status)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kbo_pipeline.operate.processes.dashboard", "files"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "number": lambda value: f"{value:,}",
+        "clock": clock,
+        "iso": _iso,
+        "duration": duration,
+        "clean": lambda text: cut(sanitize(text), _LONGEST),
+        "in_address": lambda text: quote(str(text), safe=""),
+    }
+    return environment.get_template("page.html")
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

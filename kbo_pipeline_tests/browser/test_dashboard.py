@@ -1,0 +1,183 @@
+"""The page `/kbo` as an operator uses it, wide and on a phone: `make test-browser`."""
+
+import importlib.resources
+import itertools
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support.browser import Screen, opened, running_browser
+from kbo_pipeline_tests.support.pipeline import BAD, Pipeline
+from kbo_pipeline_tests.support.processes import wait_until
+from kbo_pipeline_tests.support.server import Server, running_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+FULL, UPDATE = "0140-full", "0141-update"
+SAMPLE = Sample(enterprises=20_000, seed=11, change_shares=(0.15,))
+WIDE, PHONE = (1440, 900), (390, 844)
+STILL_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    settings = {"KBO_BATCH_ROWS": "300", "KBO_MAX_BATCHES": "20"}
+    pipeline = Pipeline(tmp_path_factory.mktemp("dashboard"), settings)
+    zips = pipeline.directory / "zips"
+    SAMPLE.write_full(zips, 140)
+    SAMPLE.write_update(zips, 141)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def server(pipeline: Pipeline) -> Iterator[Server]:
+    with running_server(pipeline) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(params=[WIDE, PHONE], ids=["wide", "phone"])
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    found: tuple[int, int] = request.param
+    return found
+
+
+def drop(pipeline: Pipeline, extract: str) -> None:
+    """Puts the ZIP of an extract into the inbox."""
+    number = extract.split("-")[0]
+    (file,) = (pipeline.directory / "zips").glob(f"*_{number}_*")
+    (pipeline.directory / "inbox" / file.name).write_bytes(file.read_bytes())
+
+
+def check_access(page: Page) -> None:
+    """Makes sure that axe-core has nothing to say, and that nothing is wider than the screen."""
+    script = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
+    page.evaluate(script.read_text())
+    violations = page.evaluate("axe.run().then(found => found.violations)")
+    assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in violations] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def button(page: Page, name: str) -> None:
+    """Presses a button by keyboard."""
+    found = page.get_by_role("button", name=name, exact=True)
+    expect(found).to_be_visible()
+    found.press("Enter")
+
+
+def heading(page: Page, text: str | re.Pattern[str]) -> None:
+    expect(page.locator("#now-title")).to_contain_text(text)
+
+
+def test_a_full_is_watched_from_the_inbox_to_its_publication(
+    browser: Browser, server: Server, pipeline: Pipeline
+) -> None:
+    shares: list[tuple[float, float]] = []
+    with opened(browser, f"{server.address}/kbo", "watched") as screen:
+        page = screen.page
+        heading(page, "Nothing has been imported yet")
+        check_access(page)
+        drop(pipeline, FULL)
+        heading(page, FULL)
+        deadline = time.monotonic() + 300
+        while page.locator("#overall").count():
+            value = page.locator("#overall").get_attribute("value", timeout=2000)
+            shares.append((time.monotonic(), float(value or 0)))
+            assert time.monotonic() < deadline, shares[-1]
+            page.wait_for_timeout(250)
+        heading(page, "Up to date")
+        expect(page.locator("#past")).to_contain_text(FULL)
+        check_access(page)
+    values = [share for _, share in shares]
+    assert values == sorted(values)
+    moved = [next(group)[0] for _, group in itertools.groupby(shares, key=lambda one: one[1])]
+    still = max(later - before for before, later in itertools.pairwise(moved))
+    print(f"stood still for {still:.1f} s at most, {len(moved)} shares")
+    assert len(moved) > 10
+
+
+def test_failed_batches_say_why_and_are_retried_by_a_button(
+    browser: Browser, server: Server, pipeline: Pipeline
+) -> None:
+    with opened(browser, f"{server.address}/kbo", "retried") as screen:
+        page = screen.page
+        server.stop_sensor("apply_when_staged")
+        drop(pipeline, UPDATE)
+        wait_until(lambda: server.runs("stage_extract")[-1]["status"] == "SUCCESS", "staged")
+        heading(page, UPDATE)
+        staging_file = pipeline.directory / "staging" / f"{UPDATE}.duckdb"
+        wait_until(staging_file.exists, "the staging file")
+        sound = damage(staging_file, BAD)
+        server.start_sensor("apply_when_staged")
+        heading(page, re.compile(f"{UPDATE}.*failed"))
+        for number in BAD:
+            row = page.locator("#failed tr").filter(has_text=f"{UPDATE}-{number:04d}")
+            expect(row).to_contain_text("rows were staged")
+            expect(row.get_by_role("link")).to_have_attribute(
+                "href", f"/assets/enterprise?view=partitions&partition={UPDATE}-{number:04d}"
+            )
+        check_access(page)
+        screen.picture("dashboard-failed", shown=True)
+        sound.replace(staging_file)
+        button(page, "Retry")
+        expect(page.locator("#message")).to_contain_text(f"{UPDATE}: started 2 runs")
+        heading(page, "Up to date")
+        expect(page.locator("#past")).to_contain_text(UPDATE)
+
+
+def test_an_import_is_cancelled_resumed_paused_and_undone(
+    browser: Browser, server: Server, pipeline: Pipeline, size: tuple[int, int]
+) -> None:
+    pipeline.kbo("rollback", UPDATE)
+    with opened(browser, f"{server.address}/kbo", "cancelled", size=size) as screen:
+        page = screen.page
+        heading(page, "rolled back")
+        check_access(page)
+        button(page, "Pause all")
+        expect(page.locator("#paused")).to_contain_text("Everything is paused")
+        check_access(page)
+        button(page, "Import again")
+        expect(page.locator("#message")).to_contain_text("started 1 run of stage_extract")
+        heading(page, "processing")
+        button(page, "Cancel")
+        expect(page.locator("#message")).to_contain_text(f"{UPDATE}: cancelled")
+        heading(page, "cancelled")
+        check_access(page)
+        screen.picture(f"dashboard-cancelled-{size[0]}")
+        button(page, "Resume all")
+        expect(page.locator("#message")).to_contain_text("resumed")
+        expect(page.locator("#paused")).to_have_count(0)
+        heading(page, "cancelled")
+        button(page, "Resume")
+        expect(page.locator("#tables")).to_be_visible()
+        picture_of_work(screen, size)
+        heading(page, "Up to date")
+
+
+def picture_of_work(screen: Screen, size: tuple[int, int]) -> None:
+    """The page while batches are applied."""
+    expect(screen.page.locator(".stages .now")).to_contain_text("applying")
+    screen.picture("dashboard" if size == WIDE else "dashboard-phone", shown=True)
+
+
+def test_read_only_shows_everything_but_buttons(browser: Browser, pipeline: Pipeline) -> None:
+    other = Pipeline(pipeline.directory.with_name("read-only"), pipeline.settings | {})
+    other.settings["KBO_DATA_DIR"] = str(other.directory)
+    with (
+        running_server(other, "--read-only") as server,
+        opened(browser, f"{server.address}/kbo", "read-only", size=PHONE, color="dark") as screen,
+    ):
+        heading(screen.page, "Nothing has been imported yet")
+        expect(screen.page.get_by_text("read only: nothing can be started")).to_be_visible()
+        expect(screen.page.get_by_role("button")).to_have_count(0)
+        check_access(screen.page)
