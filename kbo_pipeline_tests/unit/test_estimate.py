@@ -73,9 +73,10 @@ def test_the_time_left_is_never_less_than_none(
 
 def test_a_slow_network_says_nothing_of_this_machine() -> None:
     usual = DEFAULT_SECONDS["full"]
-    quick = seconds_left(usual, "staging", 0.5, {"downloading": 1.0, "staging": 18.0})
-    slow = seconds_left(usual, "staging", 0.5, {"downloading": 600.0, "staging": 18.0})
-    assert quick == slow == pytest.approx(18 + 28 + 16)
+    quick = seconds_left(usual, "staging", 0.5, {"downloading": 1.0, "staging": 8.0})
+    slow = seconds_left(usual, "staging", 0.5, {"downloading": 600.0, "staging": 8.0})
+    assert quick == slow == pytest.approx(8 + 14 + 10)
+    assert seconds_left(usual, "staging", 0.5, {"staging": 8.0}, 5.0) == pytest.approx(quick + 10)
 
 
 def test_the_usual_time_is_the_median_of_the_last_five_of_a_type() -> None:

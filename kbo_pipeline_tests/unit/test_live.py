@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey
@@ -16,13 +17,17 @@ from kbo_pipeline.operate.runs.live import forget_live, read_live, reporting
 KEY = ExtractKey(140, "full")
 
 
+def run_of(run_id: str) -> dg.DagsterRun:
+    return dg.DagsterRun("stage_extract", run_id=run_id)
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings({"KBO_DATA_DIR": str(tmp_path)})
 
 
 def test_what_was_said_last_is_there_when_a_stage_ends(settings: Settings) -> None:
-    with reporting(settings, KEY, "run", "staging") as report:
+    with reporting(settings, KEY, run_of("run"), "staging") as report:
         report(0.25, "loading\nrows")
         report.failed("0140-full-0004", "no\x1b[31m row")
     live = read_live(settings, KEY)
@@ -36,15 +41,17 @@ def test_what_was_said_last_is_there_when_a_stage_ends(settings: Settings) -> No
 
 
 def test_a_share_never_goes_back_within_a_run_nor_where_batches_stay(settings: Settings) -> None:
-    with reporting(settings, KEY, "one", "applying") as report:
+    with reporting(settings, KEY, run_of("one"), "applying") as report:
         report(0.5, "a batch")
         report(0.2, "another one")
     for run_id in ("one", "two"):
-        with reporting(settings, KEY, run_id, "applying") as report:
+        with reporting(settings, KEY, run_of(run_id), "applying") as report:
             report(0.1, "begins")
         live = read_live(settings, KEY)
         assert live is not None and live.share >= 0.5
-    with reporting(settings, KEY, "three", "downloading", {**DEFAULT_SECONDS["full"]}) as report:
+    with reporting(
+        settings, KEY, run_of("three"), "downloading", {**DEFAULT_SECONDS["full"]}
+    ) as report:
         report(0.1, "again")
     live = read_live(settings, KEY)
     assert live is not None and live.share < 0.2 and live.spent.keys() == {"downloading"}
@@ -52,10 +59,10 @@ def test_a_share_never_goes_back_within_a_run_nor_where_batches_stay(settings: S
 
 def test_how_long_stages_usually_take_stays_for_the_whole_import(settings: Settings) -> None:
     usual = {stage: 2 * seconds for stage, seconds in DEFAULT_SECONDS["full"].items()}
-    with reporting(settings, KEY, "one", "downloading", usual):
+    with reporting(settings, KEY, run_of("one"), "downloading", usual):
         pass
     for stage in ("staging", "applying", "publishing"):
-        with reporting(settings, KEY, stage, stage) as report:
+        with reporting(settings, KEY, run_of(stage), stage) as report:
             report(1.0, "")
             spent = report.spent
     live = read_live(settings, KEY)
@@ -65,7 +72,7 @@ def test_how_long_stages_usually_take_stays_for_the_whole_import(settings: Setti
 
 def test_a_thousand_reports_are_few_writes_and_cost_little(settings: Settings) -> None:
     file = settings.work_dir / "progress" / f"{KEY}.json"
-    with reporting(settings, KEY, "run", "staging") as report:
+    with reporting(settings, KEY, run_of("run"), "staging") as report:
         report(0.0, "begins")
         written = file.stat().st_ino
         started = time.perf_counter()
@@ -89,7 +96,7 @@ def test_a_thousand_reports_are_few_writes_and_cost_little(settings: Settings) -
     "content", [b"", b"[]", b"{}", b'{"stage": "staging"}', b"\xff", b'{"share": 1'[:8], b"null"]
 )
 def test_a_file_that_says_nothing_is_none(settings: Settings, content: bytes) -> None:
-    with reporting(settings, KEY, "run", "staging"):
+    with reporting(settings, KEY, run_of("run"), "staging"):
         pass
     (settings.work_dir / "progress" / f"{KEY}.json").write_bytes(content)
     assert read_live(settings, KEY) is None

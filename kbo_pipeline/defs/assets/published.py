@@ -80,7 +80,7 @@ def publish_assets(
         step_guard(context) as settings,
         claimed_partition(context, settings) as key,
         duckdb.get_connection() as connection,
-        reporting(settings, key, context.run.run_id, "publishing") as report_share,
+        reporting(settings, key, context.run, "publishing") as report_share,
     ):
 
         def report_checks(results: Sequence[CheckResult]) -> None:

@@ -134,7 +134,7 @@ def _apply_extract(
                 yield from reported(context, _materializations(key, change))
         return
     with (
-        reporting(settings, extract, context.run.run_id, "applying") as report_share,
+        reporting(settings, extract, context.run, "applying") as report_share,
         register.importing(
             settings.staging_dir, extract, part_of(report_share, 0, COMPARING_SHARE)
         ) as staged,

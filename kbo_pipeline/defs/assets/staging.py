@@ -68,7 +68,7 @@ def extract_zip(
         reporting(
             settings,
             key,
-            context.run.run_id,
+            context.run,
             "downloading",
             usual_seconds_of(context.instance, key.type),
         ) as report_share,
@@ -148,7 +148,7 @@ def import_staging(
         started = time.monotonic()
         with (
             reported(settings.rejected_dir / str(key), zip_file),
-            reporting(settings, key, context.run.run_id, "staging") as report_share,
+            reporting(settings, key, context.run, "staging") as report_share,
         ):
             staged = stage(
                 connection,

@@ -19,15 +19,21 @@ Seconds = Mapping[WorkStage, float]
 """How long each stage takes."""
 
 # Measured on 2 cores, from a ZIP that lies here: a Full of 100,000 enterprises, and a day's Update
-# of a register of that size. The download is a guess: 2 MB/s.
+# of a register of that size. The download is a guess: 4 MB/s.
 DEFAULT_SECONDS: Mapping[ExtractType, Seconds] = {
-    "full": {"downloading": 10.0, "staging": 36.0, "applying": 28.0, "publishing": 16.0},
+    "full": {"downloading": 5.0, "staging": 16.0, "applying": 14.0, "publishing": 10.0},
     "update": {"downloading": 1.0, "staging": 3.0, "applying": 6.0, "publishing": 4.0},
 }
 """How long the stages take where nothing has been imported yet."""
 
 _LEARNED_FROM = 5
 """Extracts of a type whose times say how long the next one takes."""
+
+START_SECONDS = 5.0
+"""From the end of a stage to the begin of the next: a sensor looks, a run starts."""
+
+OWN_START_SECONDS = 0.5
+"""The same in a `kbo` command, which starts the runs itself."""
 
 _CREPT, _CREPT_SECONDS = 0.03, 20.0
 
@@ -72,7 +78,9 @@ def overall_share(usual: Seconds, stage: Stage, share: float) -> float:
     return done / sum(usual.values())
 
 
-def seconds_left(usual: Seconds, stage: WorkStage, share: float, spent: Seconds) -> float:
+def seconds_left(
+    usual: Seconds, stage: WorkStage, share: float, spent: Seconds, start_seconds: float = 0.0
+) -> float:
     """How long the rest of an import takes.
 
     What was measured of this import says how much slower or faster than usual it is; of the stage
@@ -83,10 +91,13 @@ def seconds_left(usual: Seconds, stage: WorkStage, share: float, spent: Seconds)
         stage: the one at work.
         share: how much of it is done, 0 to 1.
         spent: seconds that this import has taken for each stage so far.
+        start_seconds: it takes until applying begins, and publishing, when the stage before ends.
     """
     place = WORK_STAGES.index(stage)
     pace = _pace(usual, stage, share, spent)
-    later = sum(usual[name] for name in WORK_STAGES[place + 1 :]) * pace
+    following = WORK_STAGES[place + 1 :]
+    starts = sum(name in ("applying", "publishing") for name in following)
+    later = sum(usual[name] for name in following) * pace + starts * start_seconds
     from_usual = usual[stage] * pace * (1 - share)
     if share <= 0 or stage not in spent:
         return later + from_usual

@@ -13,12 +13,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import dagster as dg
+
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import sanitize
+from kbo_pipeline.operate.runs.claims import is_own
 from kbo_pipeline.operate.runs.estimate import (
     DEFAULT_SECONDS,
+    OWN_START_SECONDS,
+    START_SECONDS,
     WORK_STAGES,
     Seconds,
     WorkStage,
@@ -43,6 +48,7 @@ class Live:
         usual: how long each stage usually takes; the same for the whole import, so that it never
             goes back.
         spent: seconds that each stage has taken so far.
+        start_seconds: how long it takes until the next stage begins, when one ends.
         failed: batches that have failed in this run, each with its reason.
         at: when it was said, in seconds of the epoch.
     """
@@ -54,13 +60,17 @@ class Live:
     usual: Seconds
     spent: Seconds
     at: float
+    start_seconds: float
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reporter:
     """Takes how far a stage is, from any thread; `reporting` makes it."""
 
-    def __init__(self, file: Path, run_id: str, stage: WorkStage, before: Live) -> None:
+    def __init__(
+        self, file: Path, run_id: str, stage: WorkStage, before: Live, start_seconds: float
+    ) -> None:
+        self._start_seconds = start_seconds
         self._file, self._run_id, self._stage = file, run_id, stage
         self._lock = threading.Lock()
         self._usual, self._spent = before.usual, dict(before.spent)
@@ -107,7 +117,7 @@ class Reporter:
     @property
     def seconds_left(self) -> float:
         """Until the extract is published."""
-        return seconds_left(self._usual, self._stage, self._share, self.spent)
+        return seconds_left(self._usual, self._stage, self._share, self.spent, self._start_seconds)
 
     def end(self) -> None:
         """Writes what was said last."""
@@ -127,6 +137,7 @@ class Reporter:
             self._usual,
             {stage: round(seconds, 3) for stage, seconds in self.spent.items()},
             round(time.time(), 3),
+            self._start_seconds,
             self._failed,
         )
         unfinished = self._file.with_suffix(".new")
@@ -137,23 +148,29 @@ class Reporter:
 
 @contextmanager
 def reporting(
-    settings: Settings, key: ExtractKey, run_id: str, stage: WorkStage, usual: Seconds | None = None
+    settings: Settings,
+    key: ExtractKey,
+    run: dg.DagsterRun,
+    stage: WorkStage,
+    usual: Seconds | None = None,
 ) -> Iterator[Reporter]:
     """Yields what takes how far a stage of an extract is. The caller has claimed the extract.
 
     Args:
         settings: say where the file is.
         key: the extract.
-        run_id: the run at work.
+        run: the run at work.
         stage: what it does.
         usual: how long each stage usually takes, where an import begins; else that was noted then.
     """
     file = _file(settings, key)
     make_private(file.parent)
     before = read_live(settings, key)
-    if before is None or (usual is not None and before.run_id != run_id):
-        before = Live("", stage, 0.0, "", usual or DEFAULT_SECONDS[key.type], {}, 0.0)
-    reporter, ended = Reporter(file, run_id, stage, before), threading.Event()
+    if before is None or (usual is not None and before.run_id != run.run_id):
+        before = Live("", stage, 0.0, "", usual or DEFAULT_SECONDS[key.type], {}, 0.0, 0.0)
+    start_seconds = OWN_START_SECONDS if is_own(run) else START_SECONDS
+    reporter = Reporter(file, run.run_id, stage, before, start_seconds)
+    ended = threading.Event()
 
     def tick() -> None:
         while not ended.wait(_WRITE_SECONDS):

@@ -243,7 +243,7 @@ def read_status(
         stage_percentage=100.0 if done else _percentage(position.share),
         percentage=0.0 if is_rolled_back else percentage,
         operation=_operation(position, is_waiting=is_waiting, is_paused=is_paused)
-        if running is not None or (position.is_fresh and status == "pending")
+        if not done and (running is not None or (position.is_fresh and status == "pending"))
         else None,
         tables=tables,
         current_batch=places[0] if at_work else None,
@@ -312,10 +312,12 @@ def _position(
     is_fresh = silent < _FRESH_SECONDS
     left = None
     if is_alive or is_fresh:
-        spent = dict(live.spent)
+        spent, start = dict(live.spent), 0.0
         if live.stage == stage:
             spent[stage] = live.spent.get(stage, 0.0) + silent
-        left = seconds_left(live.usual, stage, share, spent)
+        else:
+            start = max(0.0, live.start_seconds - silent)
+        left = start + seconds_left(live.usual, stage, share, spent, live.start_seconds)
     words = live.words if is_alive and live.stage == stage else None
     return _Position(stage, share, overall_share(live.usual, stage, share), left, words, is_fresh)
 
