@@ -1,10 +1,10 @@
-"""What processes leave for each other: paused, a suspect register, lost extracts, the last poll."""
+"""What processes leave for each other: paused, suspect, lost extracts, the last poll, alerts."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import make_private, replace_atomically
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PAUSED = "paused; kbo resume continues"
 """Why everything waits while `kbo pause` holds."""
 
-_POLL = "kbo/poll"  # the key in Dagster's storage
+_POLL, _ALERTS = "kbo/poll", "kbo/standing_alerts"  # the keys in Dagster's storage
 
 
 def is_paused(settings: Settings) -> bool:
@@ -141,3 +141,21 @@ def _leaves(days: int) -> str:
     if days < 0:
         return "may leave the server any day"
     return f"leaves the server in {counted(days, 'day')}"
+
+
+def store_alerts(instance: "DagsterInstance", alerts: Sequence[dict[str, Any]]) -> None:
+    """Notes which alerts stand; nothing is written while these are the same.
+
+    Args:
+        instance: where.
+        alerts: as the webhook gets them.
+    """
+    text = json.dumps(alerts)
+    if instance.run_storage.get_cursor_values({_ALERTS}).get(_ALERTS, "[]") != text:
+        instance.run_storage.set_cursor_values({_ALERTS: text})
+
+
+def read_alerts(instance: "DagsterInstance") -> list[dict[str, Any]]:
+    """The alerts that stood when the sensor looked last."""
+    stored = instance.run_storage.get_cursor_values({_ALERTS}).get(_ALERTS, "[]")
+    return list(json.loads(stored))

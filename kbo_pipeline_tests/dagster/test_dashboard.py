@@ -13,11 +13,10 @@ from sqlalchemy import event
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.operate.markers import is_paused
+from kbo_pipeline.operate.markers import is_paused, store_alerts
 from kbo_pipeline.operate.processes.dashboard.page import Reader, render
 from kbo_pipeline.operate.runs.live import forget_live, reporting
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
-from kbo_pipeline.operate.runs.standing import store_alerts
 from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
 from kbo_pipeline_tests.support.processes import web_server
 from kbo_pipeline_tests.support.server import Server

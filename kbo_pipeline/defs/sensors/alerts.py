@@ -7,9 +7,9 @@ import dagster as dg
 
 from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.defs.step import load_settings
+from kbo_pipeline.operate.markers import store_alerts
 from kbo_pipeline.operate.processes.children import alert_log
 from kbo_pipeline.operate.repair.alerts import Alert, due_alerts, post, write_down
-from kbo_pipeline.operate.runs.standing import store_alerts
 
 _MARK = "kbo/alert/"
 _LOGGED, _POSTED = "logged", "posted"

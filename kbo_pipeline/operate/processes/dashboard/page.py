@@ -16,11 +16,10 @@ from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import clock, cut, duration, sanitize
 from kbo_pipeline.operate import markers
+from kbo_pipeline.operate.markers import Poll, read_alerts, read_poll
 from kbo_pipeline.operate.runs.history import PastImport, past_imports
 from kbo_pipeline.operate.runs.live import read_live
-from kbo_pipeline.operate.runs.poll import Poll, read_poll
 from kbo_pipeline.operate.runs.progress import Progress, job_of, runs_about
-from kbo_pipeline.operate.runs.standing import read_alerts
 from kbo_pipeline.operate.runs.status import (
     ExtractStatus,
     newest_extract,
