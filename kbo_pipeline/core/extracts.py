@@ -87,6 +87,7 @@ class Extract:
         return f"KboOpenData_{self.key.number:04d}_{self.timestamp:%Y_%m_%d}_{kind}.zip"
 
 
+@functools.lru_cache(maxsize=4096)  # a status asks for hundreds, again and again
 def key_or_none(text: str) -> ExtractKey | None:
     """The extract that a text is the key of; None for a text that is none."""
     try:

@@ -96,6 +96,10 @@ class Progress:
         """Storage id of the newest staging of each extract."""
         return _by_extract(self._materialized(STAGED))
 
+    def staged_among(self, keys: Collection[ExtractKey]) -> Mapping[ExtractKey, int]:
+        """What `staged` says of these extracts alone."""
+        return _by_extract(self._materialized(STAGED, set(map(str, keys)))) if keys else {}
+
     @cached_property
     def published(self) -> Mapping[ExtractKey, int]:
         """Storage id of the newest publication of each extract."""

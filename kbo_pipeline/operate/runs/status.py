@@ -196,7 +196,8 @@ def read_status(
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
     runs = runs_about(instance, [key])
     batches = batches_of(instance, key)
-    applied, failed = _attempts(instance, runs, batches, progress.staged.get(key, 0))
+    staged = progress.staged_among([key])
+    applied, failed = _attempts(instance, runs, batches, staged.get(key, 0))
     unfinished = [run for run in runs if not run.is_finished]
     started = [run for run in unfinished if run.status not in _QUEUED]
     running = next(iter(started or unfinished), None)
@@ -228,7 +229,7 @@ def read_status(
         status = "processing"
     elif cancelled:
         status = "cancelled"
-    is_staged = key in progress.staged and bool(batches)
+    is_staged = key in staged and bool(batches)
     is_paused = markers.is_paused(settings)
     committed = sum(map(len, applied.values())) / (len(batches) * len(TABLES)) if batches else 0.0
     position = _position(settings, key, {run.run_id for run in started}, is_staged, committed)

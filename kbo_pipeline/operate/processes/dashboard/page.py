@@ -201,6 +201,9 @@ def _queue(
     after = sorted(
         key for key in progress.known if key not in progress.published and key > status.extract
     )[:_MOST_QUEUED]
+    if not after:
+        return []
+    staged = progress.staged_among(after)
     newest: dict[str, dg.DagsterRun] = {}
     keys = {str(key) for key in after}
     for run in runs_about(instance, after):
@@ -210,7 +213,7 @@ def _queue(
     return [
         Queued(
             str(key),
-            _waits(progress, key, newest.get(str(key)), status.extract),
+            _waits(progress, key, newest.get(str(key)), status.extract, is_staged=key in staged),
             newest[str(key)].run_id if str(key) in newest else None,
         )
         for key in after
@@ -222,7 +225,12 @@ def _partition(run: dg.DagsterRun) -> str | None:
 
 
 def _waits(
-    progress: Progress, key: ExtractKey, run: dg.DagsterRun | None, first: ExtractKey
+    progress: Progress,
+    key: ExtractKey,
+    run: dg.DagsterRun | None,
+    first: ExtractKey,
+    *,
+    is_staged: bool,
 ) -> str:
     if run is not None and not run.is_finished:
         is_queued = run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
@@ -231,7 +239,7 @@ def _waits(
         return f"cancelled; kbo retry {key} continues it"
     if run is not None and run.is_failure:
         return f"failed; kbo retry {key} continues it"
-    return f"staged; waits for {first}" if key in progress.staged else f"waits for {first}"
+    return f"staged; waits for {first}" if is_staged else f"waits for {first}"
 
 
 def render(page: Page) -> str:
