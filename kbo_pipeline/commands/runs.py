@@ -6,7 +6,6 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 

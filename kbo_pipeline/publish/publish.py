@@ -24,8 +24,8 @@ from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
 from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.tables import Privacy
 from kbo_pipeline.core.shares import ShareReport, growing, not_reported, part_of
+from kbo_pipeline.core.tables import Privacy
 from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.published import _unreadable, published_state_of

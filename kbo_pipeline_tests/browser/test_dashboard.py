@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from kbo_pipeline.commands.practice import damage
+from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.browser import Screen, opened, running_browser
 from kbo_pipeline_tests.support.pipeline import BAD, Pipeline
