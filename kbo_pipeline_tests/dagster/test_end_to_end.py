@@ -220,8 +220,14 @@ def test_status_of_a_published_extract_has_the_promised_fields(pipeline: Pipelin
     found = json.loads(pipeline.kbo("status", "0140-full", "--json").stdout)
     assert list(found) == [
         "job_id",
+        "extract_number",
         "status",
+        "stage",
+        "stage_percentage",
         "overall",
+        "operation",
+        "seconds_left",
+        "paused",
         "tables",
         "current_batch",
         "next_batch",
@@ -229,8 +235,8 @@ def test_status_of_a_published_extract_has_the_promised_fields(pipeline: Pipelin
         "error",
         "rejected_rows",
     ]
-    assert found["job_id"] == "0140-full"
-    assert found["status"] == "completed"
+    assert (found["job_id"], found["extract_number"]) == ("0140-full", 140)
+    assert (found["status"], found["stage"]) == ("completed", "done")
     total = found["overall"]["total"]
     assert found["overall"] == {"completed": total, "total": total, "percentage": 100.0}
     assert total == 7 * found["tables"]["activity"]["total"]

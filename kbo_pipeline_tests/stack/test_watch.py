@@ -63,11 +63,11 @@ def test_who_leaves_by_ctrl_c_stops_nothing_and_a_failure_ends_it_with_1(
     with started(pipeline, *WATCH) as watching:
         wait_until(lambda: watching.says("pending"), "the first line", watching)
         assert watching.end(signal.SIGINT) == 130
-        assert watching.output() == f"{EXTRACT}: pending (staging), 0.0%\n"
+        assert watching.output() == f"{EXTRACT}: pending (waiting), 0.0%\n"
     pipeline.kbo("retry", EXTRACT, check=False)  # there is no ZIP of it
     failed = pipeline.kbo("status", EXTRACT, "--watch", check=False)
     assert failed.returncode == 1
-    assert failed.stdout == f"{EXTRACT}: failed (staging), 0.0%\n"
+    assert re.fullmatch(rf"{EXTRACT}: failed \(downloading\), 0\.\d%\n", failed.stdout)
     (line,) = failed.stderr.splitlines()
     assert line.startswith(f"kbo: {EXTRACT}: failed: {EXTRACT}: no sound ZIP of it in ")
     assert line.endswith(f"; kbo retry {EXTRACT} continues it")
