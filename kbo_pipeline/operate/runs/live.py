@@ -31,7 +31,7 @@ from kbo_pipeline.operate.runs.estimate import (
     seconds_left,
 )
 
-_WRITE_SECONDS = 0.5
+_WRITE_SECONDS, _TICK_SECONDS = 0.5, 0.25
 _MOST_BYTES = 20_000
 _FAILED_SHOWN = 20
 
@@ -173,7 +173,7 @@ def reporting(
     ended = threading.Event()
 
     def tick() -> None:
-        while not ended.wait(_WRITE_SECONDS):
+        while not ended.wait(_TICK_SECONDS):
             reporter.tick()
 
     ticker = threading.Thread(target=tick, daemon=True)
