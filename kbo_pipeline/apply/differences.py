@@ -1,8 +1,8 @@
-"""What an extract changes in the register: found before anything is written. No Dagster.
+"""What an extract changes in the register: computed before anything is written.
 
 Rows by which they differ are put aside in temporary tables, for all batches at once. No batch
-changes anything outside its own range, so what was found for one stays right whatever becomes of
-others, and whoever applies them.
+changes anything outside its own range, so what was computed for one stays right whatever happens to
+others.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class Difference:
     """How the rows of a table differ in a range.
 
     Attributes:
-        closing: rows to be closed.
-        opening: rows to be opened.
+        to_close: row versions to be closed.
+        to_open: row versions to be opened.
         opened: rows that were opened before, for the same extract.
     """
 
-    closing: int = 0
-    opening: int = 0
+    to_close: int = 0
+    to_open: int = 0
     opened: int = 0
 
 
@@ -37,7 +37,7 @@ class Differences:
     def __init__(self, database: Database, *, is_shared: bool) -> None:
         """Takes a connection with the register, and whether that is a shared one."""
         self._database = database
-        self._held = register_sql.unnoted_rows if is_shared else register_sql.current_rows
+        self._current_rows = register_sql.unnoted_rows if is_shared else register_sql.current_rows
 
     def find_faults(self, staged: Staged) -> dict[int, str]:
         """What is wrong with the rows of a batch in the staging file, by its number."""
@@ -46,16 +46,16 @@ class Differences:
         if all(totals[table.name] == staged.table_records(table) for table in TABLES):
             return {}
         rows = self._database.execute(register_sql.COUNT_STAGED_BY_BATCH).fetchall()
-        found = {(table, batch): count for table, batch, count in rows}
+        counted = {(table, batch): count for table, batch, count in rows}
         key, faults = staged.extract.key, {}
         for batch in staged.batches:
             for table in TABLES:
                 place = (table.name, batch.number)
                 expected = sum(staged.records.get((*place, o), 0) for o in key.operations)
-                if found.get(place, 0) != expected:
+                if counted.get(place, 0) != expected:
                     faults[batch.number] = (
                         f"{key}: batch {batch.number}: {table.name}: {expected} rows were staged,"
-                        f" {found.get(place, 0)} are there; stage {key} again"
+                        f" {counted.get(place, 0)} are there; stage {key} again"
                     )
         return faults
 
@@ -99,12 +99,12 @@ class Differences:
             is_whole: it holds all rows of the table.
             is_adopted: the register was made from it just now.
         """
-        kind, held = extract.key.type, self._held(table)
+        kind, current = extract.key.type, self._current_rows(table)
         if is_adopted:
             self._database.execute(register_sql.no_keys(table))
         else:
-            self._database.execute(register_sql.find_keys(table, kind, held, is_whole=is_whole))
-        for statement in register_sql.find_changes(table, kind, held, is_whole=is_whole):
+            self._database.execute(register_sql.find_keys(table, kind, current, is_whole=is_whole))
+        for statement in register_sql.find_changes(table, kind, current, is_whole=is_whole):
             self._database.execute(statement)
 
     def count_in(self, table: Table) -> Difference:
@@ -123,8 +123,8 @@ class Differences:
         elif key.type == "full":  # it may have been adopted before a crash
             rows = database.execute(register_sql.COUNT_OPENED_BY_BATCH, number=key.number)
             opened = {(table, batch): count for table, batch, count in rows.fetchall()}
-        found = {place: Difference(opened=count) for place, count in opened.items()}
+        differences = {place: Difference(opened=count) for place, count in opened.items()}
         counted = database.execute(register_sql.COUNT_CHANGES_BY_BATCH).fetchall()
-        for table, batch, closing, opening in counted:
-            found[table, batch] = Difference(closing, opening, opened.get((table, batch), 0))
-        return found
+        for table, batch, to_close, to_open in counted:
+            differences[table, batch] = Difference(to_close, to_open, opened.get((table, batch), 0))
+        return differences

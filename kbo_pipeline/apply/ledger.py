@@ -9,10 +9,13 @@ from typing import Any, cast
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import OrderError, RegisterError
-from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey, check_order
-from kbo_pipeline.core.ledger import (
+from kbo_pipeline.core.extracts import (
+    Batch,
+    Extract,
+    ExtractKey,
     LedgerEntry,
     PublishedState,
+    check_order,
     read_ledger_entries,
     read_published_state,
 )
@@ -97,13 +100,13 @@ class Ledger:
 
     def published(self) -> ExtractKey | None:
         """The newest published extract; None when there is none."""
-        return self.standing().newest
+        return self.published_state().newest
 
-    def standing(self) -> PublishedState:
-        """What readers are to be told: what is published, and what was rolled back."""
+    def published_state(self) -> PublishedState:
+        """What is published, and what was rolled back."""
         return read_published_state(self._database.connection)
 
-    def chain(self) -> tuple[LedgerEntry, ...]:
+    def entries(self) -> tuple[LedgerEntry, ...]:
         """The published extracts, each with a hash over all that came before."""
         return read_ledger_entries(self._database.connection)
 
@@ -115,7 +118,7 @@ class Ledger:
         return ExtractKey.parse(row[0]) if row else None
 
     def job_status(self, key: ExtractKey) -> str | None:
-        """What the ledger says of an extract; None when it does not know it."""
+        """The status of an extract in the ledger; None when it is not there."""
         row = self._database.row("SELECT status FROM import_jobs WHERE id = $id", id=str(key))
         return cast(str, row[0]) if row else None
 
@@ -151,8 +154,7 @@ class Ledger:
             """,
             id=str(key),
         ).fetchall()
-        found = dict(rows)
-        return {table.name: int(found.get(table.name, 0)) for table in TABLES}
+        return {table.name: 0 for table in TABLES} | dict(rows)
 
     def missing_batches(self, key: ExtractKey) -> int:
         """How many batches of an extract are not applied."""
@@ -161,11 +163,12 @@ class Ledger:
             SELECT (SELECT coalesce(sum(total_batches), 0) FROM import_jobs WHERE id = $id)
                 - count(*)
             FROM (
-            SELECT batch_number
-            FROM import_job_batches
-            WHERE job_id = $id
-            GROUP BY batch_number
-            HAVING bool_and(status = 'completed'))
+                SELECT batch_number
+                FROM import_job_batches
+                WHERE job_id = $id
+                GROUP BY batch_number
+                HAVING bool_and(status = 'completed')
+            )
             """,
             id=str(key),
         )
@@ -197,21 +200,18 @@ class Ledger:
         known = self._database.row(
             "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
         )
-        if known and not self._same_cut(staged):
+        is_same_cut = known == (extract.sha256, len(staged.batches)) and self._has_rows_of(staged)
+        if known and not is_same_cut:
             self._forget(extract, other_file=known[0] != extract.sha256)
-            known = None
-        if not known:
+        if not is_same_cut:
             self._insert_job(staged)
         elif self._is_shared:
             self._forget_unfinished(extract.key)
-        self._database.execute(
+        self._update_job(
+            extract.key,
             """
-            UPDATE import_jobs
-            SET status = 'processing', error_message = NULL,
-                started_at = coalesce(started_at, now())
-            WHERE id = $id
+            status = 'processing', error_message = NULL, started_at = coalesce(started_at, now())
             """,
-            id=str(extract.key),
         )
 
     def has_applied(self) -> bool:
@@ -260,11 +260,7 @@ class Ledger:
             self._forget_unfinished(extract.key, batch)
         complete = _APPEND_COMPLETED if self._is_shared else _UPDATE_COMPLETED
         done = self._database.count(
-            complete,
-            id=str(extract.key),
-            batch=batch.number,
-            attempts=attempt,
-            **columns,
+            complete, id=str(extract.key), batch=batch.number, attempts=attempt, **columns
         )
         if done != len(changes) * len(operations) or not self._is_open(staged):
             raise RegisterError(
@@ -295,22 +291,14 @@ class Ledger:
             attempts=attempt,
             message=message,
         )
-        self._database.execute(
-            "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
-            id=str(key),
-            message=f"batch {batch.number}: {message}",
-        )
+        self.fail_job(key, f"batch {batch.number}: {message}")
 
     def fail_job(self, key: ExtractKey, message: str) -> None:
-        """Notes in the ledger why an extract whose batches are applied cannot be published."""
-        self._database.execute(
-            "UPDATE import_jobs SET status = 'failed', error_message = $message WHERE id = $id",
-            id=str(key),
-            message=message,
-        )
+        """Notes in the ledger why an extract cannot be applied, or published."""
+        self._update_job(key, "status = 'failed', error_message = $message", message=message)
 
     def cancel_job(self, key: ExtractKey) -> None:
-        """Notes that somebody has stopped the import of an extract; without effect on others."""
+        """Notes that the import of an extract was stopped; without effect once it has ended."""
         self._database.execute(
             """
             UPDATE import_jobs
@@ -343,40 +331,40 @@ class Ledger:
 
     def roll_back_job(self, key: ExtractKey) -> None:
         """Marks an extract as rolled back, without batches; part of the caller's transaction."""
-        self._database.execute("DELETE FROM import_job_batches WHERE job_id = $id", id=str(key))
-        self._database.execute(
+        self._delete_batches(key)
+        self._update_job(
+            key,
             """
-            UPDATE import_jobs
-            SET status = 'rolled_back', names_resolved = NULL,
-                error_message = NULL, completed_at = now()
-            WHERE id = $id
+            status = 'rolled_back', names_resolved = NULL, error_message = NULL,
+            completed_at = now()
             """,
-            id=str(key),
         )
 
     def reopen_job(self, key: ExtractKey) -> None:
         """Marks an extract as not begun, without batches; part of the caller's transaction."""
-        self._database.execute("DELETE FROM import_job_batches WHERE job_id = $id", id=str(key))
-        self._database.execute(
-            "UPDATE import_jobs SET status = 'pending', error_message = NULL WHERE id = $id",
-            id=str(key),
-        )
+        self._delete_batches(key)
+        self._update_job(key, "status = 'pending', error_message = NULL")
 
     def complete_job(self, key: ExtractKey, names_resolved: int) -> None:
         """Marks an extract as published; part of the caller's transaction."""
-        self._database.execute(
+        self._update_job(
+            key,
             """
-            UPDATE import_jobs
-            SET status = 'completed', names_resolved = $names,
-                error_message = NULL, completed_at = now()
-            WHERE id = $id
+            status = 'completed', names_resolved = $names, error_message = NULL,
+            completed_at = now()
             """,
-            id=str(key),
             names=names_resolved,
         )
 
+    def _update_job(self, key: ExtractKey, assignments: str, **values: Any) -> None:
+        statement = f"UPDATE import_jobs\nSET {assignments.strip()}\nWHERE id = $id"
+        self._database.execute(statement, id=str(key), **values)
+
+    def _delete_batches(self, key: ExtractKey) -> None:
+        self._database.execute("DELETE FROM import_job_batches WHERE job_id = $id", id=str(key))
+
     def _is_open(self, staged: Staged) -> bool:
-        """Tells whether batches of this cut may be applied: nobody has ended its job."""
+        """Tells whether batches of this cut may be applied: its job has not ended."""
         row = self._database.row(
             """
             SELECT sha256, total_batches
@@ -388,23 +376,18 @@ class Ledger:
         )
         return row == (staged.extract.sha256, len(staged.batches))
 
-    def _same_cut(self, staged: Staged) -> bool:
+    def _has_rows_of(self, staged: Staged) -> bool:
         """Tells whether the ledger's rows are those of this staging file, batch by batch."""
-        extract = staged.extract
-        row = self._database.row(
-            "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
-        )
         rows = self._database.execute(
             """
             SELECT table_name, batch_number, operation, records_count
             FROM import_job_batches
             WHERE job_id = $id
             """,
-            id=str(extract.key),
+            id=str(staged.extract.key),
         ).fetchall()
         keys = _ledger_keys(staged, staged.batches)
-        is_same = {*rows} <= {*keys} if self._is_shared else sorted(rows) == sorted(keys)
-        return is_same and row == (extract.sha256, len(staged.batches))
+        return {*rows} <= {*keys} if self._is_shared else sorted(rows) == sorted(keys)
 
     def _forget_unfinished(self, key: ExtractKey, batch: Batch | None = None) -> None:
         """Removes rows of failed batches, or of one, from the ledger of a shared register."""
@@ -430,9 +413,7 @@ class Ledger:
                 f"{extract.key}: batches of another file with this key are applied; import that"
                 f" file to its end, or undo them: kbo rollback {extract.key}"
             )
-        self._database.execute(
-            "DELETE FROM import_job_batches WHERE job_id = $id", id=str(extract.key)
-        )
+        self._delete_batches(extract.key)
         self._database.execute("DELETE FROM import_jobs WHERE id = $id", id=str(extract.key))
 
     def _insert_job(self, staged: Staged) -> None:
@@ -458,18 +439,14 @@ class Ledger:
             self._append_open(staged, staged.batches)
 
     def _append_open(self, staged: Staged, batches: Sequence[Batch]) -> None:
-        """Appends the rows of batches that are not applied."""
+        """Appends the rows of batches that are not applied: all at once, as one file of a lake."""
         columns = ("table_name", "batch_number", "operation", "records_count")
-        values = zip(
-            *_ledger_keys(staged, batches), strict=True
-        )  # one statement: one file of a lake
-        unnested = listed(f"unnest(${name}) AS {name}" for name in columns)
+        values = zip(*_ledger_keys(staged, batches), strict=True)
         self._database.execute(
             f"""
             INSERT INTO import_job_batches BY NAME
-            SELECT $id AS job_id, 'pending' AS status,
-                0 AS attempts,
-                {unnested}
+            SELECT $id AS job_id, 'pending' AS status, 0 AS attempts,
+                {listed(f"unnest(${name}) AS {name}" for name in columns)}
             """,
             id=str(staged.extract.key),
             **{name: list(column) for name, column in zip(columns, values, strict=True)},

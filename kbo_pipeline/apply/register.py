@@ -1,4 +1,4 @@
-"""The register at work: applying batches, completing extracts. No Dagster.
+"""The register at work: applying batches, completing extracts.
 
 A batch is one transaction over all seven tables and its own ledger rows. Only what differs is
 written, so batches may come in any order, twice, or after a crash: the result is the same.
@@ -29,8 +29,7 @@ from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
 _ADOPTED = 0.8
 """What is done of an import of a first Full before its batches, when it is the register."""
 
-_LEDGER = ("import_jobs", "import_job_batches")
-_KEPT = (*_LEDGER, "rejected_row")
+_KEPT = ("import_jobs", "import_job_batches", "rejected_row")
 """What is kept where a staged Full takes the place of the rows."""
 
 
@@ -88,15 +87,15 @@ class Register:
         self.place = place
         self._name = "register"
         self._differences = Differences(self.database, is_shared=place.is_shared)
-        self._found: dict[tuple[str, int], Difference] = {}  # by table name and batch
+        self._difference_of: dict[tuple[str, int], Difference] = {}  # by table name and batch
         self._faults: dict[int, str] = {}  # by batch
         self.ledger = Ledger(self.database, is_shared=place.is_shared)
 
     def prepare(self, name: str) -> None:
-        """Makes the register the default, an empty one of today where there is none.
+        """Makes the register the default database, an empty one where there is none.
 
         Args:
-            name: what it is attached as.
+            name: the name it is attached as.
 
         Raises:
             RegisterError: it is newer than this program.
@@ -121,10 +120,10 @@ class Register:
                 self.database.execute(statement)
 
     def _migrate(self) -> None:
-        """Makes the register one of today; part of the transaction of the first write.
+        """Brings the register up to date; part of the transaction of the first write.
 
-        What is half applied was applied without the values of a new column: it is undone, and its
-        batches are to be applied again, from a ZIP that is staged anew.
+        A half applied extract was applied without the values of a new column: it is undone, and
+        its batches have to be applied again, from a ZIP that is staged again.
         """
         if not schema.migrate(self.database):
             return
@@ -134,7 +133,7 @@ class Register:
             self.ledger.reopen_job(half_applied)
 
     def migrate(self) -> None:
-        """Makes the register one of today now, for those who read it only."""
+        """Brings the register up to date now, for callers that only read it."""
         self.database.commit(lambda: None)
 
     @property
@@ -144,11 +143,10 @@ class Register:
 
     def row_counts(self) -> dict[str, int]:
         """Current rows by table name, all eight."""
-        counts = {}
-        for table in ALL_TABLES:
-            row = self.database.row(f"SELECT count(*) FROM {table.name} WHERE _is_current")
-            counts[table.name] = int(row[0]) if row else 0
-        return counts
+        return {
+            table.name: self.database.count(f"SELECT count(*) FROM {table.name} WHERE _is_current")
+            for table in ALL_TABLES
+        }
 
     def opened_rows(self, table: Table, key: ExtractKey, most: int) -> duckdb.DuckDBPyConnection:
         """A query for some row versions of a table that hold from an extract on."""
@@ -160,7 +158,7 @@ class Register:
     ) -> Iterator[Staged]:
         """Opens an extract to be applied: its staging file as `staging`, its job in the ledger.
 
-        What it changes is found once, for all batches.
+        What it changes is computed once, for all batches.
 
         Args:
             staging_dir: where staging files are.
@@ -182,7 +180,9 @@ class Register:
             report, is_adopted = part_of(report, _ADOPTED, 1), True
         with open_staged(self.database.connection, staging_dir, key) as staged:
             self._faults = self._differences.find_faults(staged)
-            self._found = self._differences.find(staged, is_adopted=is_adopted, report=report)
+            self._difference_of = self._differences.find(
+                staged, is_adopted=is_adopted, report=report
+            )
             yield staged
 
     def _adopt(self, staged_full: Path, file: Path, report: ShareReport) -> None:
@@ -217,9 +217,13 @@ class Register:
             self.place.attach_to_write(database.connection, "register")
             database.execute("USE register")
 
-    def found(self, batch: int) -> dict[str, Difference]:
+    def differences_in(self, batch: int) -> dict[str, Difference]:
         """What a batch of the extract that is being imported changes, by table name."""
-        return {table: found for (table, number), found in self._found.items() if number == batch}
+        return {
+            table: difference
+            for (table, number), difference in self._difference_of.items()
+            if number == batch
+        }
 
     def apply(self, staged: Staged, batch: Batch, *, attempt: int = 1) -> BatchChange:
         """Applies one batch, in one transaction with its ledger rows; once, however often called.
@@ -253,7 +257,7 @@ class Register:
                 table,
                 extract,
                 batch,
-                self._found.get((table.name, batch.number), Difference()),
+                self._difference_of.get((table.name, batch.number), Difference()),
                 {
                     operation: staged.records.get((table.name, batch.number, operation), 0)
                     for operation in extract.key.operations
@@ -270,7 +274,7 @@ class Register:
         table: Table,
         extract: Extract,
         batch: Batch | None,
-        found: Difference,
+        difference: Difference,
         records: Mapping[str, int],
         superseded: int,
     ) -> TableChange:
@@ -280,7 +284,7 @@ class Register:
             table: the table.
             extract: the extract, attached as `staging`.
             batch: the range; None for the whole table.
-            found: how they differ in the range.
+            difference: how they differ in the range.
             records: staged rows in the range by operation.
             superseded: how many of the inserted ones say nothing new.
         """
@@ -288,29 +292,31 @@ class Register:
         number = {"number": extract.key.number}
         bounds = register_sql.range_parameters(batch)
         closed = opened = 0
-        if found.closing:
+        if difference.to_close:
             if self.is_shared and batch is not None:
-                closed = self.database.count(register_sql.note_closing(table, batch), **bounds)
+                closed = self.database.count(
+                    register_sql.note_rows_to_close(table, batch), **bounds
+                )
             else:
                 close = register_sql.close_rows(table, batch)
                 closed = self.database.count(close, **number, **bounds)
-        if found.opening:
+        if difference.to_open:
             date = {"date": extract.snapshot_date}
             open_ = register_sql.open_rows(table, batch)
             opened = self.database.count(open_, **date, **number, **bounds)
-        unchanged = records.get("insert", 0) - superseded - found.opened - opened
-        if (closed, opened) != (found.closing, found.opening) or unchanged < 0:
+        unchanged = records.get("insert", 0) - superseded - difference.opened - opened
+        if (closed, opened) != (difference.to_close, difference.to_open) or unchanged < 0:
             raise RegisterError(
-                f"{extract.key}: {table.name}: {closed} rows closed of {found.closing}, {opened}"
-                f" opened of {found.opening}, {unchanged} unchanged; report this as a defect"
+                f"{extract.key}: {table.name}: {closed} rows closed of {difference.to_close},"
+                f" {opened} opened of {difference.to_open}, {unchanged} unchanged; report this as a"
+                " defect"
             )
+        opened += difference.opened
         seconds = time.monotonic() - started
-        return TableChange(
-            sum(records.values()), closed, found.opened + opened, unchanged, superseded, seconds
-        )
+        return TableChange(sum(records.values()), closed, opened, unchanged, superseded, seconds)
 
     def apply_rest(self, staged: Staged) -> TableChange:
-        """Applies what belongs to no batch: noted closings, `code`, the rows set aside.
+        """Applies what belongs to no batch: rows noted to be closed, `code`, the rows set aside.
 
         Part of the caller's transaction.
 
@@ -320,10 +326,10 @@ class Register:
         extract = staged.extract
         self._close_noted(extract.key)
         self._differences.find_in(CODE, extract, is_whole=True)
-        found = self._differences.count_in(CODE)
+        difference = self._differences.count_in(CODE)
         ((_, rows),) = self.database.execute(register_sql.count_staged(CODE)).fetchall()
         superseded = self.database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
-        code = self._change(CODE, extract, None, found, {"insert": rows}, superseded)
+        code = self._change(CODE, extract, None, difference, {"insert": rows}, superseded)
         self.database.execute(register_sql.FORGET_REJECTED, key=str(extract.key))
         self.database.execute(register_sql.KEEP_REJECTED, key=str(extract.key))
         return code
@@ -352,16 +358,15 @@ class Register:
             self.database.execute(register_sql.FORGET_NOTED)
 
     def undo(self, key: ExtractKey) -> tuple[dict[str, int], dict[str, int]]:
-        """Lets the rows be what they were before an extract; says how many it had changed."""
+        """Restores the rows as they were before an extract; returns how many it had changed."""
         dropped, reopened = {}, {}
         noted = self._noted()
         self.forget_noted()
+        number = {"number": key.number}
         for table in ALL_TABLES:
-            dropped[table.name] = self.database.count(
-                register_sql.drop_versions(table), number=key.number
-            )
+            dropped[table.name] = self.database.count(register_sql.drop_versions(table), **number)
             reopened[table.name] = noted.get(table.name, 0) + self.database.count(
-                register_sql.reopen_versions(table), number=key.number
+                register_sql.reopen_versions(table), **number
             )
         return dropped, reopened
 
@@ -372,7 +377,7 @@ class Register:
 
     @contextmanager
     def readers_schema(self) -> Iterator[None]:
-        """Lets names mean what readers see."""
+        """Makes what readers see the default schema."""
         self.database.execute(f"USE {self._name}")
         try:
             yield
@@ -380,7 +385,7 @@ class Register:
             self.use_work()
 
     def use_work(self) -> None:
-        """Lets names mean the register at work."""
+        """Makes the register at work the default schema."""
         self.database.execute(f"USE {self._name}.{self.place.schema_at_work}")
 
 
@@ -444,15 +449,10 @@ class Tally:
 
     def rows(self) -> list[tuple[str, int, int, float, int, int, float]]:
         """A row for each table, the last one for all, as `TALLY_COLUMNS` names them."""
-        return [self._row(name, counts) for name, counts in self._by_table().items()]
-
-    def _by_table(self) -> Mapping[str, tuple[int, int, float]]:
-        columns = list(zip(*self._tables.values(), strict=True))
-        in_all = (sum(columns[0]), sum(columns[1]), sum(columns[2]))
-        return {**self._tables, "all": in_all}
-
-    def _row(
-        self, name: str, counts: tuple[int, int, float]
-    ) -> tuple[str, int, int, float, int, int, float]:
-        closed, opened, seconds = counts
-        return name, self._done, self._total, self.percent, closed, opened, round(seconds, 3)
+        closed, opened, seconds = zip(*self._tables.values(), strict=True)
+        by_table = {**self._tables, "all": (sum(closed), sum(opened), sum(seconds))}
+        head = (self._done, self._total, self.percent)
+        return [
+            (name, *head, closed, opened, round(seconds, 3))
+            for name, (closed, opened, seconds) in by_table.items()
+        ]

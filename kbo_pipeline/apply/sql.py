@@ -31,12 +31,8 @@ def in_range(column: str, batch: Batch | None) -> str:
 
     Only the bounds that exist are written, so that DuckDB's zone maps can skip the rest.
     """
-    parts = []
-    if batch is not None and batch.first_number is not None:
-        parts.append(f"{column} >= $first")
-    if batch is not None and batch.next_number is not None:
-        parts.append(f"{column} < $next")
-    return " AND ".join(parts) or "true"
+    conditions = {"first": f"{column} >= $first", "next": f"{column} < $next"}
+    return " AND ".join(conditions[bound] for bound in range_parameters(batch)) or "true"
 
 
 def _same_row(table: Table) -> str:
@@ -46,11 +42,8 @@ def _same_row(table: Table) -> str:
 
 def row_hash(table: Table, alias: str) -> str:
     """The hash of the values of a row; of two that differ it is the same once in 2^64."""
-    return f"hash({_qualified(alias, table)})"
-
-
-def _qualified(alias: str, table: Table) -> str:
-    return listed((f"{alias}.{name}" for name in table.column_names), by=8)
+    values = listed((f"{alias}.{name}" for name in table.column_names), by=8)
+    return f"hash({values})"
 
 
 def incoming(table: Table, extract_type: ExtractType) -> str:
@@ -76,27 +69,27 @@ WHERE _is_current"""
 def find_keys(
     table: Table,
     extract_type: ExtractType,
-    held: str,
+    current: str,
     *,
     is_whole: bool,
 ) -> str:
-    """Makes `keys_of_<table>`: of the keys that an extract speaks for, those to be looked at.
+    """Makes `keys_of_<table>`: the keys whose rows an extract may change.
 
-    What is whole speaks for every key: those are looked at of which the number of rows, or the sum
-    of their hashes, is not that of the register. Two rows that differ have the same hash of 64 bits
-    in one case of 2^64.
+    An Update may change those that it names. What is whole may change every key: those are taken
+    whose number of rows, or sum of hashes, is not that of the register. Two rows that differ have
+    the same hash of 64 bits in one case of 2^64.
 
     Args:
         table: the table.
         extract_type: what the extract is.
-        held: the query for what the register holds: `current_rows` or `unnoted_rows`.
+        current: the query for what the register holds: `current_rows` or `unnoted_rows`.
         is_whole: the extract holds all rows of the table.
     """
     create = f"CREATE OR REPLACE TEMP TABLE keys_of_{table.name} AS"
     if not is_whole:
         staged = f"staging.main.{table.name}"
         return f"{create}\nSELECT DISTINCT {table.key} AS key\nFROM {staged}"
-    return f"{create}\n{differing_keys(table, incoming(table, extract_type), held)}"
+    return f"{create}\n{differing_keys(table, incoming(table, extract_type), current)}"
 
 
 def differing_keys(table: Table, new: str, old: str) -> str:
@@ -147,14 +140,14 @@ def no_keys(table: Table) -> str:
 def find_changes(
     table: Table,
     extract_type: ExtractType,
-    held: str,
+    current: str,
     *,
     is_whole: bool,
 ) -> tuple[str, ...]:
-    """Makes `closing_<table>` and `opening_<table>` from `keys_of_<table>`.
+    """Makes `to_close_<table>` and `to_open_<table>` from `keys_of_<table>`.
 
-    `closing_<table>` has the key, the rowid and the hash of each current row that the extract
-    removes; `opening_<table>` has the rows that it adds. An Update removes rows of the keys that it
+    `to_close_<table>` has the key, the rowid and the hash of each current row that the extract
+    removes; `to_open_<table>` has the rows that it adds. An Update removes rows of the keys that it
     deletes; where a key has one row at most, a new row replaces the old one also without a delete.
     Takes what `find_keys` takes.
     """
@@ -165,18 +158,18 @@ def find_changes(
         deleted = f"SELECT {key} FROM staging.main.{name} WHERE operation = 'delete'"
         removed = f"c.{key} IN ({deleted})"
     return (
-        f"CREATE OR REPLACE TEMP TABLE old_{name} AS\n{held}\n    AND {of_keys}",
+        f"CREATE OR REPLACE TEMP TABLE old_{name} AS\n{current}\n    AND {of_keys}",
         f"""CREATE OR REPLACE TEMP TABLE new_{name} AS
 {incoming(table, extract_type)}
     AND {of_keys}""",
-        f"""CREATE OR REPLACE TEMP TABLE closing_{name} AS
+        f"""CREATE OR REPLACE TEMP TABLE to_close_{name} AS
 SELECT c.{key} AS key, c.row_id,
     {row_hash(table, "c")} AS row_hash
 FROM temp.main.old_{name} c
 ANTI JOIN temp.main.new_{name} i
     ON {_same_row(table)}
 WHERE {removed}""",
-        f"""CREATE OR REPLACE TEMP TABLE opening_{name} AS
+        f"""CREATE OR REPLACE TEMP TABLE to_open_{name} AS
 SELECT i.*
 FROM temp.main.new_{name} i
 ANTI JOIN temp.main.old_{name} c
@@ -198,7 +191,7 @@ def drop_versions(table: Table) -> str:
 
 
 def reopen_versions(table: Table) -> str:
-    """Lets the row versions that an extract closed hold again; binds `$number`."""
+    """Reopens the row versions that an extract closed; binds `$number`."""
     return f"""UPDATE {table.name}
 SET _deleted_at_extract = NULL, _is_current = true
 WHERE _deleted_at_extract = $number"""
@@ -212,8 +205,8 @@ def count_staged(table: Table) -> str:
 def count_changes(table: Table) -> str:
     """Counts what is to be closed and to be opened."""
     return f"""SELECT
-    (SELECT count(*) FROM temp.main.closing_{table.name}),
-    (SELECT count(*) FROM temp.main.opening_{table.name})"""
+    (SELECT count(*) FROM temp.main.to_close_{table.name}),
+    (SELECT count(*) FROM temp.main.to_open_{table.name})"""
 
 
 def _by_batch(counted: Iterable[str]) -> str:
@@ -236,11 +229,11 @@ FROM staging.main.{table.name}"""
 """Counts the staged rows, deletes and inserts, by table and batch."""
 
 COUNT_CHANGES_BY_BATCH = _by_batch(
-    f"""SELECT '{table.name}' AS table_name, key AS entity_number, 1 AS closing, 0 AS opening
-FROM temp.main.closing_{table.name}
+    f"""SELECT '{table.name}' AS table_name, key AS entity_number, 1 AS to_close, 0 AS to_open
+FROM temp.main.to_close_{table.name}
 UNION ALL
 SELECT '{table.name}', {table.key}, 0, 1
-FROM temp.main.opening_{table.name}"""
+FROM temp.main.to_open_{table.name}"""
     for table in TABLES
 )
 """Counts what is to be closed and to be opened, by table and batch."""
@@ -264,7 +257,7 @@ def close_rows(table: Table, batch: Batch | None) -> str:
 SET _deleted_at_extract = $number, _is_current = false
 FROM (
     SELECT *
-    FROM temp.main.closing_{table.name}
+    FROM temp.main.to_close_{table.name}
     WHERE {in_range("key", batch)}
 ) o
 WHERE c.rowid = o.row_id AND c._is_current
@@ -275,12 +268,12 @@ WHERE c.rowid = o.row_id AND c._is_current
 def open_rows(table: Table, batch: Batch | None) -> str:
     """Opens in the range a version of each row found by `find_changes`; binds `$date`, `$number`.
 
-    In the order of their keys, so that DuckDB's zone maps can skip what nobody asks for.
+    In the order of their keys, so that DuckDB's zone maps can skip what is not asked for.
     """
     return f"""INSERT INTO {table.name} BY NAME
 SELECT *, $date::DATE AS _snapshot_date,
     $number::INTEGER AS _extract_number, true AS _is_current
-FROM temp.main.opening_{table.name}
+FROM temp.main.to_open_{table.name}
 WHERE {in_range(table.key, batch)}
 ORDER BY {table.key}"""
 
@@ -302,7 +295,7 @@ NOT_OF_THE_REGISTER = (
     ),
     "DELETE FROM rejected_row",
 )
-"""Drops from the copy of a staged Full what the register has not."""
+"""Drops from the copy of a staged Full what a register does not have."""
 
 
 def drop_superseded(table: Table) -> str:
@@ -312,7 +305,7 @@ WHERE rowid IN (SELECT row_id FROM superseded WHERE table_name = '{table.name}')
 
 
 def require_values(table: Table) -> list[str]:
-    """Lets the copy of a staged Full refuse NULL where the register does."""
+    """Makes the copy of a staged Full refuse NULL where the register does."""
     names = (table.key, "_snapshot_date", "_extract_number", "_is_current")
     return [f"ALTER TABLE {table.name} ALTER {name} SET NOT NULL" for name in names]
 
@@ -330,15 +323,15 @@ others, and stops.
 
 TAKE_WRITE_LOCK = f"UPDATE {_WRITE_LOCK} SET number = number + 1"
 
-CLOSING = "closing"
-"""What batches of the extract at work close, noted until its publication does it.
+_NOTED = "closing"
+"""The table of what batches of the extract at work close, noted until its publication does it.
 
-A batch only appends. By key and hash of the row, because DuckLake and MotherDuck write rows anew
+A batch only appends. By key and hash of the row, because DuckLake and MotherDuck rewrite rows
 when they compact them; a key has no row twice.
 """
 
 PREPARE = (
-    f"""CREATE TABLE IF NOT EXISTS {CLOSING} (
+    f"""CREATE TABLE IF NOT EXISTS {_NOTED} (
     table_name VARCHAR NOT NULL, key VARCHAR NOT NULL, row_hash UBIGINT NOT NULL
 )""",
     f"CREATE TABLE IF NOT EXISTS {_WRITE_LOCK} (number BIGINT NOT NULL)",
@@ -353,7 +346,7 @@ FROM duckdb_tables()
 WHERE database_name = current_database() AND schema_name = '{WORK}'
     AND starts_with(table_name, 'import_turn')
 """
-"""Whether a register has what `PREPARE` makes; NULL where there is nothing of that."""
+"""Whether a register has what `PREPARE` makes; NULL where there is nothing of it."""
 
 
 def unnoted_rows(table: Table) -> str:
@@ -361,17 +354,17 @@ def unnoted_rows(table: Table) -> str:
     return f"""{current_rows(table)}
     AND NOT EXISTS (
         SELECT 1
-        FROM {CLOSING} o
+        FROM {_NOTED} o
         WHERE o.table_name = '{table.name}' AND o.key = {table.name}.{table.key}
             AND o.row_hash = {row_hash(table, table.name)}
     )"""
 
 
-def note_closing(table: Table, batch: Batch | None) -> str:
+def note_rows_to_close(table: Table, batch: Batch | None) -> str:
     """Notes what `find_changes` found in a range to be closed."""
-    return f"""INSERT INTO {CLOSING}
+    return f"""INSERT INTO {_NOTED}
 SELECT '{table.name}', key, row_hash
-FROM temp.main.closing_{table.name}
+FROM temp.main.to_close_{table.name}
 WHERE {in_range("key", batch)}"""
 
 
@@ -379,13 +372,13 @@ def close_noted(table: Table) -> str:
     """Closes what is noted; binds `$number`."""
     return f"""UPDATE {table.name} c
 SET _deleted_at_extract = $number, _is_current = false
-FROM (SELECT key, row_hash FROM {CLOSING} WHERE table_name = '{table.name}') o
+FROM (SELECT key, row_hash FROM {_NOTED} WHERE table_name = '{table.name}') o
 WHERE c.{table.key} = o.key AND c._is_current AND c._extract_number < $number
     AND {row_hash(table, "c")} = o.row_hash"""
 
 
-COUNT_NOTED = f"SELECT table_name, count(*) FROM {CLOSING} GROUP BY ALL"
-FORGET_NOTED = f"DELETE FROM {CLOSING}"
+COUNT_NOTED = f"SELECT table_name, count(*) FROM {_NOTED} GROUP BY ALL"
+FORGET_NOTED = f"DELETE FROM {_NOTED}"
 
 _NEWEST = f"SELECT max(j.extract_number) FROM {WORK}.import_jobs j WHERE j.status = 'completed'"
 """The newest published extract; `j.` because a macro's parameter has that name too."""

@@ -19,20 +19,19 @@ from kbo_pipeline.core.text import first_line
 Result = TypeVar("Result")
 
 _ATTEMPTS = 30
-"""How often a writer tries to be the next to commit, where several write."""
+"""Attempts of a writer to be the next to commit, where several write."""
 
 _LONGEST_WAIT = 2.0
-"""Seconds that it waits at most between two attempts; at random, and longer each time."""
+"""The longest wait between two attempts, in seconds; random, and longer each time."""
 
 _BESIDE_MB = 460
-"""Megabytes that a process takes besides what DuckDB counts: Python, Dagster, fragments."""
+"""Megabytes that a process needs besides what DuckDB counts: Python, Dagster, fragments."""
 
 _MB_OF_THREAD = 512
-"""Megabytes without which one more thread of DuckDB is not worth it: each keeps rows of its own,
-which it cannot spill."""
+"""Megabytes for each thread of DuckDB: it keeps rows of its own, which it cannot spill."""
 
 SPILL_LIMIT = "20GB"
-"""What it spills at most; a hostile extract must not fill the disk."""
+"""The most that DuckDB spills; a hostile extract must not fill the disk."""
 
 _NO_EXTENSIONS = (
     "autoinstall_known_extensions",
@@ -45,7 +44,7 @@ STORAGE_VERSION = "v1.4.0"
 
 
 def new_file(file: Path) -> str:
-    """What ATTACH is told of a file that is made when it is not there."""
+    """The options of ATTACH for a file, which is made when it is not there."""
     return "" if file.exists() else f" (STORAGE_VERSION '{STORAGE_VERSION}')"
 
 
@@ -62,7 +61,7 @@ class Limits(Protocol):
 
 
 def limits(settings: Limits) -> dict[str, str | int]:
-    """The configuration of a DuckDB that does heavy work: what it takes at most, where it spills.
+    """The configuration of a DuckDB for heavy work: its memory, its threads, where it spills.
 
     Args:
         settings: say how much memory there is; the directory to spill to is made.
@@ -83,10 +82,10 @@ def connect(settings: Limits) -> duckdb.DuckDBPyConnection:
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
-    """Leaves a connection nothing but files below one directory, before it reads foreign ones.
+    """Restricts a connection to the files below one directory, before it reads foreign ones.
 
     No other file, no address, no extension, no change of any setting: whatever a value or a flaw
-    in the reader of CSV files might lead to. It holds for all cursors of its database, for good.
+    in the reader of CSV files might lead to. This is final, for all cursors of its database.
     """
     for name in _NO_EXTENSIONS:
         connection.execute(f"SET {name} = false")
@@ -108,11 +107,13 @@ def attach_file(connection: duckdb.DuckDBPyConnection, file: Path, name: str) ->
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        raise DamagedError(f"{file}: damaged ({first_line(error)}); kbo rebuild mends it") from None
+        raise DamagedError(
+            f"{file}: damaged ({first_line(error)}); kbo rebuild repairs it"
+        ) from None
     # Publishing checkpoints once; by default each batch of a Full would.
     connection.execute("SET wal_autocheckpoint = '4GB'")
-    # Of a table's rows, those of some hundred others are looked for before more of them is read;
-    # with more of them, looking takes longer than it saves.
+    # A join filters the other table by up to this many keys before it is read; with more, the
+    # filter takes longer than it saves.
     connection.execute("SET dynamic_or_filter_threshold = 1000")
 
 
@@ -194,13 +195,14 @@ _DAMAGE = (
     "Corrupt database file",
     "Failure while replaying WAL",
 )
-"""What DuckDB 1.5 says of a file that is not what it wrote."""
+"""How DuckDB 1.5 reports a file that is not what it wrote."""
 
 
 def is_damage(error: BaseException) -> bool:
-    """Tells whether a file could not be read because of what is in it; that does not pass."""
-    said = isinstance(error, duckdb.Error) and any(text in str(error) for text in _DAMAGE)
-    return said or isinstance(error, duckdb.SerializationException | DamagedError)
+    """Tells whether a file could not be read because of what is in it; another try cannot help."""
+    if isinstance(error, duckdb.SerializationException | DamagedError):
+        return True
+    return isinstance(error, duckdb.Error) and any(text in str(error) for text in _DAMAGE)
 
 
 def is_transient(error: Exception) -> bool:
@@ -220,7 +222,7 @@ _READ_BLOCKS = 32
 
 
 def check_blocks(file: Path, report: ShareReport = not_reported) -> None:
-    """Makes sure that a DuckDB file is what DuckDB wrote; nobody may be writing it.
+    """Makes sure that a DuckDB file is what DuckDB wrote; no process may be writing it.
 
     A file of DuckDB 1.x is three headers of 4 KiB and blocks of 256 KiB; each begins with a
     checksum of its rest. DuckDB compares it when it reads a block; all are compared here before a

@@ -1,4 +1,4 @@
-"""Room on disk: what an import will need, before it begins. No Dagster.
+"""Disk space: what an import will need, before it begins.
 
 The factors were measured with made-up extracts (a Full of 20,000 enterprises, an Update that
 touches 15% of them), the highest use of each directory while it was at work, and rounded up.
@@ -32,11 +32,11 @@ _SPARE = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """The room on one disk.
+    """The space on one disk.
 
     Attributes:
         directory: one that is on it.
-        needed: bytes, with what is spare.
+        needed: bytes, with some to spare.
         free: bytes.
     """
 
@@ -46,7 +46,7 @@ class DiskSpace:
 
     @property
     def missing(self) -> int:
-        """Bytes that are to be freed; not above zero when there is room enough."""
+        """Bytes that must be freed; zero or less when there is enough."""
         return self.needed - self.free
 
 
@@ -77,7 +77,7 @@ def check_space_to_export(directory: Path, database: Place, temporary_dir: Path)
     """
     length = database.length  # with its whole history, it is larger than what comes out
     if length is None:
-        return  # how much of it will come out, nobody knows before
+        return  # how large the export will be is unknown
     needs = {directory: length, temporary_dir: 0}
     needs[temporary_dir] += length
     _check(str(directory), _spaces(needs))
@@ -126,7 +126,7 @@ def _unpacked(zip_file: Path) -> int:
         with zipfile.ZipFile(zip_file) as archive:
             return sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError) as error:
-        raise ExtractError(f"{zip_file.name}: no sound ZIP ({error}); fetch it again") from None
+        raise ExtractError(f"{zip_file.name}: not a sound ZIP ({error}); fetch it again") from None
 
 
 def _spaces(needs: Mapping[Path, int]) -> list[DiskSpace]:

@@ -57,7 +57,7 @@ def _check(where: str, name: str, value: str, written: str) -> None:
     """Refuses what is meant for us and would be taken for something else."""
     upper = name.upper()
     if "KBO" in upper and not _NAME.fullmatch(name):
-        raise SettingsError(f"{where}: its name holds other characters than letters, digits and _")
+        raise SettingsError(f"{where}: its name may hold only letters, digits and _")
     if name != upper and upper.startswith(OURS):
         raise SettingsError(f"{where}: {name}: names are in capitals: {upper}")
     if not name.startswith(_READ):
@@ -144,7 +144,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that say so."""
+        """The variables that pass this on to another process."""
         values = {
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,

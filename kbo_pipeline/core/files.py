@@ -18,7 +18,7 @@ from kbo_pipeline.core.errors import StorageError
 def make_private(directory: Path) -> None:
     """Makes a directory, and those above it that are missing, with mode 0700.
 
-    What is there already keeps its mode: it is somebody's choice.
+    Directories that exist keep their mode: somebody chose it.
 
     Raises:
         OSError: it cannot be made, or something else lies there.
@@ -57,9 +57,9 @@ def replace_atomically(target: Path) -> Iterator[Path]:
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yields a new directory beside `target`; what was written there takes its place at the end.
 
-    Its files and folders are on disk before this returns. After an error nothing has changed. Who
-    is killed in the instant between the two renames leaves none under the name; the next call puts
-    the old one back before anything else.
+    Its files and folders are on disk before this returns. After an error nothing has changed. A
+    process killed in the instant between the two renames leaves none under the name; the next call
+    puts the old one back before anything else.
     One process at a time may do this for a target: callers hold a lock.
     """
     make_private(target.parent)
@@ -156,7 +156,7 @@ def is_locked(file: Path) -> bool:
 def hold_until_exit(file: Path) -> None:
     """Takes the lock that `file` stands for, which nobody has taken before, for good.
 
-    The file appears with its lock taken: who finds it free knows that its process has ended.
+    The file appears with its lock taken: once it is free, its process has ended.
     """
     make_private(file.parent)
     unfinished = file.with_suffix(f".{os.getpid()}")
@@ -175,7 +175,7 @@ def holder(file: Path) -> int | None:
 
 
 def zip_lock(directory: Path, extract: object) -> Path:
-    """The lock of those who bring the ZIP of an extract into a directory."""
+    """The lock of processes that bring the ZIP of an extract into a directory."""
     return directory / f".{extract}.lock"
 
 

@@ -30,7 +30,7 @@ _CATALOG_SCHEMA = "kbo"
 
 
 class LakePlace(Protocol):
-    """What is asked of a `places.Lake`; that module stands above this one."""
+    """What this module needs of a `places.Lake`; that module stands above this one."""
 
     @property
     def catalog(self) -> tuple[tuple[str, str], ...]:
@@ -50,7 +50,7 @@ class LakePlace(Protocol):
 
 
 class Compactable(Protocol):
-    """What is asked of a `places.Place` that is to be made small."""
+    """What this module needs of a `places.Place` that is to be compacted."""
 
     is_compacted: ClassVar[bool]
 
@@ -107,7 +107,7 @@ def _attach(
 
 
 def _make_secrets(connection: duckdb.DuckDBPyConnection, place: LakePlace, name: str) -> None:
-    """Tells the connection how the lake is reached; a password in ATTACH would be shown by it."""
+    """Stores how the lake is reached as secrets: a password in ATTACH would be shown by it."""
     for extension in ("postgres_scanner", "ducklake"):
         load_extension(connection, extension)
     if place.s3 is not None:
@@ -137,42 +137,45 @@ def _s3_secret(s3: S3, files: str, name: str) -> str:
         parts = urlsplit(s3.endpoint)
         values |= {"ENDPOINT": f"{parts.netloc}{parts.path}".rstrip("/"), "URL_STYLE": "path"}
         use_ssl = parts.scheme != "http"
-    said = "".join(f", {key} {literal(value)}" for key, value in values.items())
-    return f"CREATE OR REPLACE TEMPORARY SECRET kbo_files_{name} (TYPE s3{said}, USE_SSL {use_ssl})"
+    options = "".join(f", {key} {literal(value)}" for key, value in values.items())
+    options += f", USE_SSL {use_ssl}"
+    return f"CREATE OR REPLACE TEMPORARY SECRET kbo_files_{name} (TYPE s3{options})"
 
 
 def _connection_string(place: LakePlace) -> str:
-    """Libpq's connection string, quoted as it wants it; a silent server is not waited for."""
+    """The connection string, quoted as libpq wants it; with a time limit for a silent server."""
     values = {"connect_timeout": _CONNECT_SECONDS, **dict(place.catalog)}
     escaped = ((k, v.replace("\\", "\\\\").replace("'", "\\'")) for k, v in values.items())
     return " ".join(f"{key}='{value}'" for key, value in escaped)
 
 
 def _explained(place: object, error: duckdb.Error) -> Exception:
-    said = first_line(error)
-    if "Failed to initialize DuckLake" in said:
-        return _BeingMadeError(f"{place}: cannot be made ({said}); once more, or see PostgreSQL")
-    if "creating a new DuckLake is explicitly disabled" in said:
+    reason = first_line(error)
+    if "Failed to initialize DuckLake" in reason:
+        return _BeingMadeError(
+            f"{place}: cannot be created ({reason}); try again, or see PostgreSQL's log"
+        )
+    if "creating a new DuckLake is explicitly disabled" in reason:
         return NotReadyError(f"{place}: {NOTHING_PUBLISHED}")
-    if "DATA_PATH" in said:
+    if "DATA_PATH" in reason:
         return SettingsError(
-            f"KBO_DATABASE_FILES: not the files of the DuckLake at {place} ({said}); name those"
+            f"KBO_DATABASE_FILES: not the files of the DuckLake at {place} ({reason}); name those"
         )
     if isinstance(error, duckdb.IOException | duckdb.HTTPException):
-        return StorageError(f"{place}: does not answer ({said}); kbo doctor says more")
-    return RegisterError(f"{place}: {said}")
+        return StorageError(f"{place}: does not answer ({reason}); kbo doctor says more")
+    return RegisterError(f"{place}: {reason}")
 
 
 def files_unreachable(place: object, error: duckdb.Error) -> StorageError | None:
     """The error where the catalog of a lake answers, and its files cannot be read."""
     if not isinstance(error, duckdb.IOException):
         return None
-    said = first_line(error)
-    return StorageError(f"{place}: its files do not answer ({said}); kbo doctor says more")
+    reason = first_line(error)
+    return StorageError(f"{place}: its files do not answer ({reason}); kbo doctor says more")
 
 
 KEEP_DAYS = 7
-"""How long a reader may stay with the snapshot that it has opened."""
+"""Days for which a reader may use the snapshot that it has opened."""
 
 _REGISTER = "register"
 
@@ -208,11 +211,11 @@ class Compaction:
 def compact(
     connection: duckdb.DuckDBPyConnection, place: Compactable, *, keep_days: int = KEEP_DAYS
 ) -> Compaction:
-    """Makes a lake small; what readers see stays as it is.
+    """Compacts a lake; what readers see stays as it is.
 
-    Whoever reads a snapshot that is older than `keep_days` has to open the register again. Files of
-    killed writers go too, once they are as old. Another writer may be at work meanwhile: one of
-    both is tried again.
+    Readers of a snapshot older than `keep_days` have to open the register again. Files of killed
+    writers are removed too, once they are as old. Another writer may be at work meanwhile: one of
+    the two has to try again.
 
     Args:
         connection: an in-memory DuckDB.
@@ -225,7 +228,7 @@ def compact(
         duckdb.TransactionException: another writer has committed first.
     """
     if not place.is_compacted:
-        raise SettingsError(f"KBO_DATABASE: {place} is no DuckLake to compact")
+        raise SettingsError(f"KBO_DATABASE: {place} is not a DuckLake; only that is compacted")
     then = f"now() - INTERVAL {int(keep_days)} DAY"
     name = place.attach_to_write(connection, _REGISTER)
     try:
@@ -257,17 +260,17 @@ def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     try:
         connection.execute(f"LOAD {literal(file) if file is not None else name}")
     except duckdb.Error as error:
-        said = first_line(error)
+        reason = first_line(error)
         raise StorageError(
-            f"DuckDB {duckdb.__version__} cannot load its extension {name} ({said}); pip install"
+            f"DuckDB {duckdb.__version__} cannot load its extension {name} ({reason}); pip install"
             f" duckdb-extension-{name.replace('_', '-')}=={duckdb.__version__}"
         ) from None
 
 
 def _packaged(name: str) -> Path | None:
     """The file of an extension in its package, of the version of DuckDB that runs."""
-    found = find_spec(f"duckdb_extension_{name}")
-    for directory in (found.submodule_search_locations or []) if found is not None else []:
+    spec = find_spec(f"duckdb_extension_{name}")
+    for directory in (spec.submodule_search_locations or []) if spec is not None else []:
         version = f"v{duckdb.__version__}"
         file = Path(directory) / "extensions" / version / f"{name}.duckdb_extension"
         if file.is_file():

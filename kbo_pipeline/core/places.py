@@ -3,7 +3,7 @@
 A file has one writer, on a register of its own, and readers open a published copy. The other two
 are *shared*: writers and readers work in one database, and views show published extracts only.
 Each kind is a class here, and nothing else asks what kind a place is. DuckDB is loaded with the
-first connection only: whoever reads settings need not wait for it.
+first connection only, so that reading the settings stays quick.
 """
 
 import re
@@ -66,7 +66,7 @@ class Place(ABC):
 
     @property
     def length(self) -> int | None:
-        """Bytes of all that it holds; None where nobody knows."""
+        """Bytes of all that it holds; None where that is unknown."""
         return None
 
     @property
@@ -98,10 +98,10 @@ class Place(ABC):
 
         Args:
             connection: an in-memory DuckDB.
-            name: what it is to be called.
+            name: the name to attach it as.
 
         Returns:
-            What it is called: MotherDuck keeps its own name.
+            The name it is attached as: MotherDuck keeps its own.
 
         Raises:
             DamagedError: the file is not what was written.
@@ -111,7 +111,7 @@ class Place(ABC):
 
     @abstractmethod
     def attach_to_read(self, connection: "duckdb.DuckDBPyConnection", name: str) -> str:
-        """Attaches the register; it stays what it is while it is attached.
+        """Attaches the register, whose content stays the same while it is attached.
 
         Takes and returns what `attach_to_write` does.
 
@@ -123,11 +123,11 @@ class Place(ABC):
         """
 
     def no_register(self) -> KboError:
-        """What is wrong where it opens, and the tables are not there."""
+        """The error where the place opens, and has no tables of ours."""
         return NotReadyError(f"{self}: {NOTHING_PUBLISHED}")  # the first import is on its way
 
     def unreachable(self, error: "duckdb.Error") -> StorageError | None:
-        """What is wrong where it was opened, and its files cannot be read; None when they can."""
+        """The error where it was opened, and its files cannot be read; None when they can."""
         from kbo_pipeline.core import lake
 
         return lake.files_unreachable(self, error)
@@ -179,7 +179,7 @@ class DuckDBFile(Place):
 
     @property
     def lock(self) -> Path:
-        """The lock that stands for writing to a register at work, whoever does it."""
+        """The lock of whoever writes to a register at work."""
         return self.path.with_suffix(".lock")
 
     def register(self, file: Path) -> "DuckDBFile":
@@ -208,13 +208,13 @@ class DuckDBFile(Place):
         if not self.path.exists():
             raise NotReadyError(f"{self}: {NOTHING_PUBLISHED}")
         if not self.path.is_file():  # DuckDB would wait for a named pipe
-            raise RegisterError(f"{self}: no file; move it away")
+            raise RegisterError(f"{self}: not a file; move it away")
         # Without its type, DuckDB would fetch an extension for a file of another database.
         connection.execute(f"ATTACH {literal(self.path)} AS {name} (READ_ONLY, TYPE duckdb)")
         return name
 
     def no_register(self) -> KboError:
-        """It is the file of somebody else."""
+        """The file belongs to another program."""
         return RegisterError(
             f"{self}: a DuckDB file, but not a register of this pipeline; move it away"
         )
@@ -379,7 +379,7 @@ def lake_files(text: str, root: Path) -> str:
     parts = urlsplit(text)
     if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query:
         raise SettingsError(
-            "KBO_DATABASE_FILES: expected a directory or s3://BUCKET/PREFIX; keys belong into"
+            "KBO_DATABASE_FILES: expected a directory or s3://BUCKET/PREFIX; keys belong in"
             " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return text.rstrip("/") + "/"

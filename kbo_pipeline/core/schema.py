@@ -1,10 +1,10 @@
-"""The layout of a register: its SQL, which version one has, and bringing it up to date. No Dagster.
+"""The layout of a register: its SQL, which version one has, and bringing it up to date.
 
 A register counts in `schema_version` which numbered migrations it has had. Which columns of KBO's
 its tables lack is looked up, so that a new one needs a declaration and nothing else. A writer
 changes the layout together with what it writes first; a reader never does, and is shown an older
-register as if it were of today. The register is the default database of the connection; of a shared
-one its schema at work.
+register as if it were up to date. The register is the default database of the connection, or its
+schema at work where it is shared.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +14,6 @@ import duckdb
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import RegisterError
-from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import ALL_TABLES, Column, Table
 
 VERSION_TABLE = "schema_version"
@@ -72,13 +71,13 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("The register says which layout it has.", (_CREATE_VERSION,)),
     Migration("Rows that are set aside are kept.", (CREATE_REJECTED,)),
 )
-"""What made the layout of today of that of the first release; a new register has them all, too.
+"""The steps from the layout of the first release to the current one, also for a new register.
 
-Only ever appended to. Columns of KBO's tables are none of it: those come from their declarations.
+Only ever appended to. Columns of KBO's tables are not among them: they follow the declarations.
 """
 
 SCHEMA_VERSION = len(MIGRATIONS)
-"""The layout that this program writes; a register that says nothing of it has 0."""
+"""The version of the layout that this program writes; a register without a version has 0."""
 
 Layout = Mapping[str, Mapping[str, str]]
 """Types of columns, by the names of tables and columns, in their order."""
@@ -95,13 +94,13 @@ def _add_column(table: Table, column: Column) -> str:
 
 
 def show_older(name: str, source: str, columns: Mapping[str, str], there: Collection[str]) -> str:
-    """Shows a table of an older register with the columns of today.
+    """Shows a table of an older register with the current columns.
 
     Args:
         name: the table.
         source: the schema that it is in.
-        columns: types of today, by their names.
-        there: the names of those that it has; none when the table is not there.
+        columns: current types by column name.
+        there: names of the columns that it has; empty when the table is missing.
     """
     listed = ",\n    ".join(
         column if column in there else f"NULL::{kind} AS {column}"
@@ -174,15 +173,15 @@ CREATE TABLE import_job_batches (
 
 def layout_of(connection: duckdb.DuckDBPyConnection, database: str, schema: str) -> Layout:
     """The columns of the tables and views of a schema."""
-    found: dict[str, dict[str, str]] = {}
+    layout: dict[str, dict[str, str]] = {}
     values = {"database": database, "schema": schema}
     for table, column, kind in connection.execute(_COLUMNS, values).fetchall():
-        found.setdefault(table, {})[column] = kind
-    return found
+        layout.setdefault(table, {})[column] = kind
+    return layout
 
 
 def create(database: Database, *, has_keys: bool) -> None:
-    """Makes an empty register of today in the default schema; part of the caller's transaction."""
+    """Makes an empty register in the default schema; part of the caller's transaction."""
     for table in ALL_TABLES:
         database.execute(create_register_table(table))
     for statement in create_ledger(has_keys=has_keys):
@@ -196,10 +195,10 @@ def is_register(connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 def migrate(database: Database) -> bool:
-    """Makes the register in the default schema one of today; part of the caller's transaction.
+    """Brings the register in the default schema up to date; part of the caller's transaction.
 
     Returns:
-        Whether there is a table or column of KBO's that was not there.
+        Whether a table or column of KBO's was added.
     """
     layout = layout_of(database.connection, *_default(database.connection))
     _migrate(database, version_of(database.connection, layout))
@@ -214,8 +213,12 @@ def migrate(database: Database) -> bool:
     return is_widened
 
 
-def check(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
-    """Makes sure that this program knows all that the register in the default schema has.
+def check(connection: duckdb.DuckDBPyConnection, place: object) -> None:
+    """Makes sure that this program knows everything that is in the register in the default schema.
+
+    Args:
+        connection: has it as its default database.
+        place: where it is, for the error.
 
     Raises:
         RegisterError: it does not; says what to do.
@@ -244,8 +247,8 @@ def _migrate(database: Database, version: int) -> None:
         database.execute(_NOTE_VERSION, version=number, description=migration.description)
 
 
-def check_version(version: int, place: Place) -> None:
-    """Makes sure that this program knows the layouts up to this version.
+def check_version(version: int, place: object) -> None:
+    """Makes sure that this program knows a version of the layout; takes the place for the error.
 
     Raises:
         RegisterError: it does not; says what to do.

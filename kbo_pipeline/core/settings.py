@@ -37,7 +37,7 @@ _POSTGRES_URL = re.compile(r"postgres(ql)?(\+\w+)?://\S+")
 
 
 class _Reader:
-    """Takes values out of the environment, remembering which names are known."""
+    """Reads values from the environment, and remembers which names are known."""
 
     def __init__(self, values: Mapping[str, str], root: Path) -> None:
         self._values = values
@@ -227,24 +227,24 @@ class Settings:
     keep_extracts: int = _setting(_Reader.number, 60, 2, 10_000)
     """Extracts of which Dagster keeps partitions, runs and events."""
     keep_zips_days: int = _setting(_Reader.number, 40, 1, 36_500)
-    """How long ZIPs stay that are no longer needed."""
+    """Days for which ZIPs that are no longer needed are kept."""
     keep_logs_days: int = _setting(_Reader.number, 14, 1, 36_500)
-    """How long rotated logs stay, and what runs and sensors have printed."""
+    """Days for which rotated logs and the output of runs and sensors are kept."""
     max_loss_percent: float = _setting(_Reader.percent, 2.0)
-    """Share of a table's rows that an Update may remove and still be published unasked."""
+    """Share of a table's rows that an Update may remove without being accepted by hand."""
     max_loss_percent_full: float = _setting(_Reader.percent, 5.0)
     """The same for a Full that follows what is published."""
     max_faulty_rows: int = _setting(_Reader.number, 100, 0, 1_000_000)
-    """Records of an extract that may be set aside unasked."""
+    """Records of an extract that may be set aside without being accepted by hand."""
     stale_hours: int = _setting(_Reader.number, 48, 1, 8760)
-    """A register without a new extract for so long is stale."""
+    """Hours after which a register without a new extract is stale."""
     alert_webhook: str | None = _setting(_Reader.address_or_none)
     """Where alerts are posted, as JSON."""
     memory_mb: int = _setting(_Reader.number, 4096, 1024, 10_000_000)
-    """Megabytes that a process which imports may take."""
+    """Megabytes of memory for each process that imports."""
     privacy: Privacy = _setting(_Reader.privacy)
-    """Who is in views and exports. The tables below the views, and so the published file, hold
-    everything all the same."""
+    """Who is in views and exports. The tables below the views, and so the published file, always
+    hold everything."""
 
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, database={str(self.database)!r})"
@@ -297,7 +297,7 @@ class Settings:
 
     @property
     def rejected_dir(self) -> Path:
-        """Where it is told why extracts were refused, a directory each."""
+        """Reports of why extracts were refused, a directory each."""
         return self.data_dir / "rejected"
 
     @property
@@ -317,7 +317,7 @@ class Settings:
 
     @property
     def reports_dir(self) -> Path:
-        """Where it is told what each extract changed, a directory each."""
+        """Reports of what each extract changed, a directory each."""
         return self.data_dir / "reports"
 
     @property
@@ -338,7 +338,7 @@ class Settings:
             SettingsError: it is none.
         """
         if self.database.file is None:
-            raise SettingsError(f"KBO_DATABASE: {self.database} is no file; name one for this")
+            raise SettingsError(f"KBO_DATABASE: {self.database} is not a file; this needs one")
         return self.database.file
 
     @property
@@ -391,5 +391,5 @@ def variable_of(name: str) -> str:
 
 
 def _endings(names: Collection[str]) -> list[str]:
-    """What tells one name of ours from another: all begin alike."""
+    """The parts of our names in which they differ: all begin alike."""
     return [name.removeprefix("KBO_") for name in names if name.startswith("KBO_")]

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and their like, for commands that run Dagster's jobs in their own process.
 
 Dagster puts its own handlers in place while a job runs, and forgets a signal that comes between two
-of its steps. The kernel notes each signal in a pipe here, whoever handles it. No Dagster.
+of its steps. The kernel notes each signal in a pipe here, whoever handles it.
 """
 
 import os
@@ -25,11 +25,11 @@ _came = False
 def listen() -> None:
     """Lets SIGTERM, SIGHUP and SIGQUIT do what Ctrl-C does; for the main thread.
 
-    Also in a shell's background, where Ctrl-C is ignored. Who is told to ignore the end of the
-    terminal, as by `nohup`, goes on ignoring it.
+    Also in a shell's background, where Ctrl-C is ignored. A process that ignores the end of the
+    terminal, as below `nohup`, goes on ignoring it.
     """
     global _pipe
-    sys.unraisablehook = _tell_unless_stopped
+    sys.unraisablehook = _report_unless_stopped
     if _pipe is None:
         _pipe, written = os.pipe()
         os.set_blocking(_pipe, False)
@@ -62,7 +62,7 @@ def received() -> bool:
     return _came
 
 
-def _tell_unless_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
+def _report_unless_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
     """Does what Python does with what is raised in a destructor, but for what a signal raises.
 
     That it came is noted; a traceback among the lines of a command that is stopped says nothing.

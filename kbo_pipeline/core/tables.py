@@ -14,6 +14,9 @@ from typing import Literal
 
 ColumnType = Literal["VARCHAR", "DATE"]
 
+Privacy = Literal["full", "legal-persons"]
+"""Who is in views and exports: all, or known legal persons and what belongs to them alone."""
+
 Since = int | datetime.date | None
 """From when on KBO sends something: an extract number, or a snapshot date; None for always.
 
@@ -330,9 +333,6 @@ def is_sent(since: Since, number: int, snapshot_date: datetime.date) -> bool:
         return True
     return number >= since if isinstance(since, int) else snapshot_date >= since
 
-
-Privacy = Literal["full", "legal-persons"]
-"""Who is in views and exports: all, or known legal persons and what belongs to them alone."""
 
 TABLES: tuple[Table, ...] = (
     ENTERPRISE,

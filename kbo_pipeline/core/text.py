@@ -1,4 +1,4 @@
-"""Texts for people: in one line, shortened, safe on a terminal; numbers, sizes, errors. No Dagster.
+"""Texts for people: in one line, shortened, safe on a terminal; numbers, sizes, errors.
 
 Texts of others are shown, never obeyed: `sanitize` what comes from KBO or from a file's name.
 
@@ -13,8 +13,6 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-
-from kbo_pipeline.core.errors import KboError
 
 _BLANKS = {ord(blank): " " for blank in "\t\n\v\f\r\x85\u2028\u2029"}
 _JOINERS = "\u200c\u200d"  # parts of words and of emoji
@@ -54,12 +52,12 @@ def first_line(text: object) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """A text of at most so many characters; the last of them says that there was more."""
+    """A text cut to a number of characters; where it was longer, it ends in `…`."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def counted(number: int, noun: str, nouns: str | None = None) -> str:
-    """So many of what the noun names: `1 row`, `2,000 rows`."""
+    """A number with its noun: `1 row`, `2,000 rows`."""
     return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
@@ -113,13 +111,11 @@ _NEXT_STEPS = {
 }
 
 _LONGEST = 500
-"""Characters of what a library says that fit a line."""
+"""Characters of a library's message that fit a line."""
 
 
 def line_of(error: BaseException) -> str | None:
-    """What is said of an error, in one line; None for a fault of this program."""
-    if isinstance(error, KboError):
-        return one_line(error)
+    """An error as one line; None for a fault of this program."""
     for known in (_FOREIGN, _WRAPPERS):
         for link in _chain(error):
             for module, name, says in known:
@@ -155,16 +151,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _of_system(error: BaseException) -> str:
     assert isinstance(error, OSError)
-    said = error.strerror or cut(first_line(error), _LONGEST) or type(error).__name__
+    problem = error.strerror or cut(first_line(error), _LONGEST) or type(error).__name__
     step = _NEXT_STEPS.get(error.errno or 0, "kbo doctor says more")
     if error.filename is not None:
         place = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        return f"{place}: {said}; {step}"
+        return f"{place}: {problem}; {step}"
     if error.errno == errno.ENOENT and not _has_working_directory():
         return "the working directory is gone; cd to one that is there"
     if _is_of_printing(error):
-        return f"standard output: {said}; {step}"
-    return f"{said}; {step}"
+        return f"standard output: {problem}; {step}"
+    return f"{problem}; {step}"
 
 
 def _has_working_directory() -> bool:
@@ -227,11 +223,11 @@ _FOREIGN: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (
     ("builtins", "UnicodeDecodeError", _of_decoding),
     ("builtins", "OSError", _of_system),
 )
-"""Module, class and what is said of it; the first that fits, the outermost error first."""
+"""Module, class, and how it becomes a line; the first that fits counts, outermost error first."""
 
 _WRAPPERS: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (
     ("dagster", "DagsterError", _of_dagster),
     ("dagster_postgres.utils", "DagsterPostgresException", _of_postgres),
     ("dagster_shared.check", "CheckError", _of_dagster),
 )
-"""Those that mostly wrap another, which says more."""
+"""Errors that mostly wrap another, which says more."""

@@ -10,8 +10,8 @@ from kbo_pipeline.core.tables import Table
 from kbo_pipeline.defs.metadata import shown_table
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.progress import PUBLISHED
-from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
+from kbo_pipeline.publish.publish import CheckResult, check_published
 
 
 def _asset(table: Table | None) -> dg.AssetKey:

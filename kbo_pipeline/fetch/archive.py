@@ -3,7 +3,7 @@
 zipfile reads the directory; it accepts bytes before, between and after the parts, two members of
 one name, overlapping ones, and believes sizes. So that no two programs can see different things in
 one file, each byte of it has to belong to exactly one part (APPNOTE 4.3.6). A folder around all CSV
-files, and what a Mac adds when somebody packs them again, is passed over. No DuckDB, no Dagster.
+files, and what a Mac adds when somebody packs them again, is passed over. No DuckDB.
 """
 
 import csv
@@ -116,7 +116,7 @@ def open_archive(file: Path) -> Archive:
             _check_entries(file, entries)
             members = _by_name(file, _lay_out(file, stream, entries, directory_at))
     except _UNREADABLE as error:
-        raise _refused(file, f"no sound ZIP ({error})") from None
+        raise _refused(file, f"not a sound ZIP ({error})") from None
     return Archive(file, members)
 
 
@@ -127,7 +127,7 @@ def _find_directory(file: Path, stream: IO[bytes]) -> int:
     tail = stream.read()
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < _END_FIELDS.size:
-        raise _refused(file, "no sound ZIP (its end is missing)")
+        raise _refused(file, "not a sound ZIP (its end is missing)")
     end = size - len(tail) + at
     _, disk, first_disk, _, count, length, offset, comment = _END_FIELDS.unpack_from(tail, at)
     if end + _END_FIELDS.size + comment != size:
@@ -171,7 +171,7 @@ def _check_entries(file: Path, entries: list[zipfile.ZipInfo]) -> None:
         if drive or path.is_absolute() or ".." in path.parts:
             raise _refused(file, f"member {shown}: a name that leads elsewhere")
         if str(path).lower() in seen:
-            raise _refused(file, f"member {str(path).lower()} stands in it twice")
+            raise _refused(file, f"member {str(path).lower()} is in it twice")
         seen.add(str(path).lower())
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFDIR if _is_folder(name) else stat.S_IFREG):
@@ -238,7 +238,7 @@ def _lay_out(
             entry.compress_type == zipfile.ZIP_DEFLATED,
         )
     if at != directory_at:
-        raise _refused(file, "bytes that belong to no member, or a member that runs on too far")
+        raise _refused(file, "bytes that belong to no member, or a member that is too long")
     return members
 
 
@@ -373,7 +373,8 @@ def read_extract(zip_file: Path) -> Extract:
         version = meta["Version"]
         if snapshot_date > datetime.date.today() + datetime.timedelta(days=_DAYS_AHEAD):
             raise ValueError(
-                f"SnapshotDate {snapshot_date:%d-%m-%Y} is in the future; see the clock here"
+                f"SnapshotDate {snapshot_date:%d-%m-%Y} is in the future; check the clock of this"
+                " machine"
             )
     return Extract(key, snapshot_date, timestamp, version, zip_file.name, _sha256(zip_file))
 
@@ -406,13 +407,10 @@ def damage(file: Path) -> str | None:
 
 
 def _read_meta(zip_file: Path) -> Mapping[str, str]:
-    return _parse_meta(open_archive(zip_file))
-
-
-def _parse_meta(archive: Archive) -> Mapping[str, str]:
-    zip_file, member = archive.file, archive.members.get("meta.csv")
+    archive = open_archive(zip_file)
+    member = archive.members.get("meta.csv")
     if member is None:
-        raise ExtractError(f"{zip_file.name}: no meta.csv in it; this is no KBO extract")
+        raise ExtractError(f"{zip_file.name}: no meta.csv in it; this is not a KBO extract")
     if member.length > _MAX_META:
         raise ExtractError(f"{zip_file.name}: meta.csv: too long; fetch the ZIP again")
     try:
@@ -422,7 +420,7 @@ def _parse_meta(archive: Archive) -> Mapping[str, str]:
             raise ValueError("a line without exactly two fields")
         values = dict(rows)
         if len(values) != len(rows):
-            raise ValueError("a variable twice")
+            raise ValueError("a variable is there twice")
     except (ValueError, csv.Error) as error:
         reason = one_line(error)
         raise ExtractError(f"{zip_file.name}: meta.csv: {reason}; fetch the ZIP again") from None

@@ -28,7 +28,7 @@ _STRONG_ETAG = re.compile(r'"[!-~]{1,200}"')
 MAX_ZIP_BYTES = 4 << 30
 """What a ZIP may come to; a Full of KBO is 313 MB, with its members stored 2.2 GB."""
 
-_ROOM_BYTES = 8 << 20  # after so many it is seen whether there is room for more
+_ROOM_BYTES = 8 << 20  # between two checks of the disk space
 _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, [0-9A-Za-z: ]{10,40} GMT")
 
 
@@ -73,7 +73,7 @@ class Download:
             except ExtractError as error:
                 problem = str(error)
         if problem is not None:
-            self._report(f"{self._target.name}: not kept as it lies there ({problem})")
+            self._report(f"{self._target.name}: the file that is there is not kept ({problem})")
             return False
         self._forget_part()  # of a process that died right after the rename
         return True
@@ -100,7 +100,7 @@ class Download:
             self._check()
             move_into_place(self._part, self._target)
         except OSError as error:
-            with suppress(OSError):  # which is told below
+            with suppress(OSError):  # reported below
                 self._make_room()
             raise StorageError(
                 f"{self._part}: {error.strerror or error}; free disk space, see the permissions"
@@ -134,14 +134,14 @@ class Download:
                 if not head.startswith(b"PK"):
                     if _is_page(response, head):
                         return False  # the part stays: it is not its fault
-                    raise BrokenError(f"{self._target.name}: what came is no ZIP")
+                    raise BrokenError(f"{self._target.name}: the download is not a ZIP")
                 self._start_over(response, head, length)
             self._append(chunks, start, length)
         size = self._size()
         if length is not None and size != length:
             if size > length:
                 self._forget_part()
-            raise BrokenError(f"{self._target.name}: {size:,} bytes came of {length:,}")
+            raise BrokenError(f"{self._target.name}: {size:,} of {length:,} bytes arrived")
         return True
 
     def _start_over(self, response: requests.Response, head: bytes, length: int | None) -> None:
@@ -207,7 +207,7 @@ class Download:
         problem = damage(self._part)
         if problem is not None:
             self._forget_part()
-            raise BrokenError(f"{self._target.name}: what came is damaged ({problem})")
+            raise BrokenError(f"{self._target.name}: the download is damaged ({problem})")
         try:
             key = read_extract(self._part).key
         except ExtractError:

@@ -147,7 +147,7 @@ class Web:
 
     @contextmanager
     def within(self, seconds: float | None) -> Iterator[None]:
-        """Ends everything asked in this block after so many seconds; None: as the limits say.
+        """Ends every request of this block after this many seconds; None: as the limits say.
 
         Of downloads, only the headers must be there by then.
         """
@@ -253,7 +253,7 @@ class Web:
                     yield response
                     return
                 url = self._redirect_target(response)
-        raise PortalError(f"{place}: redirects without end; try again later")
+        raise PortalError(f"{place}: redirects endlessly; try again later")
 
     def chunks(self, response: requests.Response) -> Iterator[bytes]:
         """The body as it comes in, inflated if it was compressed for the way.
@@ -462,7 +462,7 @@ _deadline: ContextVar[float] = ContextVar("_deadline", default=math.inf)
 
 
 class _Timed(io.RawIOBase):
-    """What comes over a socket until the deadline: its own timeout starts anew with each byte."""
+    """The bytes of a socket until the deadline: its own timeout starts again with each byte."""
 
     def __init__(self, stream: io.RawIOBase, used: socket.socket) -> None:
         self._stream, self._socket = stream, used
@@ -544,8 +544,8 @@ class _Session(requests.Session):
 def decoded(chunks: Iterator[bytes], codings: str) -> Iterator[bytes]:
     """A body that was compressed for the way, in pieces of at most 256 KiB; some can be empty.
 
-    Codings other than gzip and deflate are passed on as they are, and so is what is not compressed
-    although it is said to be.
+    Codings other than gzip and deflate are passed on as they are, and so is a body that is not
+    compressed although its header says so.
 
     Args:
         chunks: the body as it comes in.
@@ -582,7 +582,7 @@ def _inflated(chunks: Iterator[bytes], coding: str) -> Iterator[bytes]:
         while rest or len(piece) == _CHUNK:
             if inflater.eof:
                 if form != _GZIP or not rest.startswith(b"\x1f\x8b"):
-                    return  # what follows is nobody's, as browsers see it
+                    return  # browsers ignore what follows, too
                 inflater = zlib.decompressobj(form)
             try:
                 piece = inflater.decompress(rest, _CHUNK)

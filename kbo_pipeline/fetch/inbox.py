@@ -1,7 +1,7 @@
 """The inbox: what people drop there is checked, claimed, and ends in done/ or rejected/.
 
 Nothing is remembered: the directories and the times of the files say what is due. A ZIP is claimed
-by its rename into processing/, which one process alone can win. No Dagster.
+by its rename into processing/, which one process alone can win.
 """
 
 import itertools
@@ -154,7 +154,7 @@ class Inbox:
             return _seen(_move(claimed.path, self.processing_dir) or claimed.path)
 
     def finish(self, dropped: InboxFile, note: str | None = None) -> bool:
-        """Moves a ZIP to done/, with a note beside it; False when somebody else has moved it.
+        """Moves a ZIP to done/, with a note beside it; False when another process has moved it.
 
         Raises:
             OSError: it cannot be moved.
@@ -162,7 +162,7 @@ class Inbox:
         return _move(dropped.path, self.done_dir, note) is not None
 
     def reject(self, dropped: InboxFile, reason: str, advice: str) -> bool:
-        """Moves a ZIP to rejected/, with a text beside it; False when somebody else has moved it.
+        """Moves a ZIP to rejected/, with a text beside it; False when another process has moved it.
 
         Raises:
             OSError: it cannot be moved.

@@ -82,7 +82,9 @@ class Offer:
 
     def __post_init__(self) -> None:
         if not self.file_name.isascii() or key_in_file_name(self.file_name) != self.key:
-            raise ExtractError(f"{self.file_name[:80]!r} is no file name of {self.key}; list again")
+            raise ExtractError(
+                f"{self.file_name[:80]!r} is not a file name of {self.key}; list again"
+            )
 
 
 class Portal:
@@ -197,7 +199,7 @@ class Portal:
         with self._refusals.locked(min(self._limits.lock_wait, self._limits.total)):
             next_at = self._refusals.next_at()
             if next_at is not None:
-                raise self._refused("it did when it was asked last", next_at)
+                raise self._refused("it did at the last attempt", next_at)
             self._web.forget_cookies()
             landing = self._web.post_form(self._web.url(_LOGIN), self._form)
             listing = self._list_after(landing)

@@ -1,4 +1,4 @@
-"""Fetch: an extract's ZIP comes into the downloads directory, from wherever it is. No Dagster."""
+"""Fetch: an extract's ZIP comes into the downloads directory, from wherever it is."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def fetch_zip(
         problem = damage(file)
         if problem is None and read_extract(file).key == key:
             return file
-        report(f"{file.name}: not used as it lies there ({problem or 'another extract'})")
+        report(f"{file.name}: the file that is there is not used ({problem or 'another extract'})")
     if not settings.has_account:
         raise NotReadyError(
             f"{key}: no sound ZIP of it in {settings.downloads_dir}; put one there, use kbo import,"

@@ -1,7 +1,7 @@
-"""The checks: what must hold of the register before readers see an extract. No Dagster.
+"""The checks: what must hold of the register before readers see an extract.
 
-A check that finds an error stops the publication; one that finds a warning tells of it, because KBO
-itself decides what it publishes. `CHECKS` declares all of them.
+An error stops the publication; a warning is only reported, because KBO itself decides what it
+publishes. `CHECKS` declares all of them.
 """
 
 import datetime
@@ -26,19 +26,19 @@ from kbo_pipeline.read.comparison import (
 Severity = Literal["error", "warning"]
 
 SAMPLE_ROWS = 10
-"""Offending rows that a result shows at most."""
+"""The most offending rows that a result shows."""
 
 FIRST_DATE = datetime.date(1750, 1, 1)
 DAYS_AHEAD = datetime.timedelta(days=400)
 
 LOSS_FROM_ROWS = 20
-"""A table must lose so many rows before a share of it says anything."""
+"""Losses of fewer rows are ignored: in a small table they quickly reach several percent."""
 
 MAX_LOSS: Mapping[ExtractType, str] = {
     "update": "KBO_MAX_LOSS_PERCENT",
     "full": "KBO_MAX_LOSS_PERCENT_FULL",
 }
-"""The settings that say how many percent of a table an extract may take away unasked."""
+"""The settings for the percentage of a table that an extract may remove without being accepted."""
 
 WEEKDAYS_COMPARED = 30
 """Updates of the same weekday that one is compared with, the newest."""
@@ -107,7 +107,7 @@ class Subject:
         """What is looked at of a table; all of one that holds no numbers of entities: `code`."""
         if self.touched is not None and checks_sql.number_columns(table):
             return checks_sql.part(table)
-        return checks_sql.whole(table)
+        return table.name
 
     def rows(self, table: Table) -> TableRows:
         """Counts the rows of a table, once."""
@@ -125,7 +125,7 @@ class Subject:
         text = f"{count:,} {what}" if count else f"no {what}"
         looked_at = (
             "all rows"
-            if self.source(table) == checks_sql.whole(table)
+            if self.source(table) == table.name
             else f"rows of the {self.touched:,} entities that {self.key} changes"
         )
         return Found(count, text, columns[:-2], tuple(row[:-2] for row in rows), looked_at)
@@ -174,7 +174,7 @@ def _unknown_codes(subject: Subject, table: Table) -> Found:
         checks_sql.CATEGORIES_WITH_LESS, number=subject.key.number
     ).fetchall()
     if any(checks_sql.uses_category(table, category) for (category,) in vanished):
-        subject = replace(subject, touched=None)  # rows that nobody touched may have that code
+        subject = replace(subject, touched=None)  # untouched rows may have that code
     return subject.offences(
         table,
         checks_sql.unknown_codes(table, subject.source(table)),
@@ -243,7 +243,7 @@ def _ledger_comparisons(subject: Subject) -> Iterator[tuple[str, str, int, int, 
             opened, closed = opened + changes[0], closed + changes[1]
             unchanged += changes[2]
         there = subject.rows(table)
-        # At least: batches that were applied, and staged again in another cut, open nothing anew.
+        # At most: batches that were applied, and staged again in another cut, open nothing again.
         yield table.name, "rows opened", opened, there.opened, opened <= there.opened
         yield table.name, "rows closed", closed, there.closed, closed <= there.closed
         if key.type == "full":
@@ -260,7 +260,7 @@ def _date_before(subject: Subject, table: None) -> Found:
     extract, date = before
     return Found(
         1,
-        f"data of {subject.snapshot_date}, and that of {extract} is of {date}: later",
+        f"data of {subject.snapshot_date}, but {extract} before it has data of {date}",
         ("extract", "snapshot_date"),
         ((extract, date),),
     )
@@ -319,7 +319,7 @@ def _loss(subject: Subject, table: Table) -> Found:
     rows = subject.rows(table)
     percent = 100 * rows.lost / rows.before if rows.before else 0.0
     if rows.lost <= 0:
-        return Found(0, f"{-rows.lost:,} rows more than before")
+        return Found(0, f"{-rows.lost:,} more rows than before")
     text = f"{rows.lost:,} of {rows.before:,} rows lost ({percent:.1f} %)"
     if percent <= subject.max_loss_percent or rows.lost < LOSS_FROM_ROWS:
         return Found(0, text)

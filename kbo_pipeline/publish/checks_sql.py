@@ -1,6 +1,7 @@
 """SQL that looks for rows of the register that contradict each other, or what KBO documents.
 
-A query for offences returns one row for each, at last `occurrences`: how many rows it stands for.
+A query for offences returns a row for each; its last column, `occurrences`, says how many rows of
+the table it stands for.
 `source` is what a query looks at: a table of the register, or the part of it that an extract
 touches.
 """
@@ -17,11 +18,6 @@ TOUCHED = "temp.main.touched"
 """The numbers of all entities of which an extract opened or closed a row, in any table."""
 
 _DIGITS_CHECKED = {*ENTERPRISE_NUMBER, *ESTABLISHMENT_NUMBER}
-
-
-def whole(table: Table) -> str:
-    """A table of the register, all of it."""
-    return table.name
 
 
 def part(table: Table) -> str:
@@ -53,7 +49,7 @@ def create_touched() -> str:
     """Makes `TOUCHED`; binds `$number`."""
     # Two scans rather than an OR: zone maps answer each.
     numbers = union_all(
-        f"SELECT {column.name} AS number FROM {whole(table)} WHERE {when} = $number"
+        f"SELECT {column.name} AS number FROM {table.name} WHERE {when} = $number"
         for table in TABLES
         for column in number_columns(table)
         for when in ("_extract_number", "_deleted_at_extract")
@@ -72,7 +68,7 @@ def create_part(table: Table) -> str:
     )
     return f"""CREATE OR REPLACE TEMP TABLE part_of_{table.name} AS
 SELECT *
-FROM {whole(table)}
+FROM {table.name}
 WHERE {touched}"""
 
 
@@ -158,7 +154,7 @@ WHERE c._is_current"""
 def _entities(column: Column, *, is_part: bool) -> str:
     """The current entities that a column may speak of."""
     return union_all(
-        f"SELECT {table.key} AS number FROM {part(table) if is_part else whole(table)}"
+        f"SELECT {table.key} AS number FROM {part(table) if is_part else table.name}"
         " WHERE _is_current"
         for table in TABLES
         if table.unique_key and {*table.columns[0].number} <= {*column.number}
@@ -275,9 +271,9 @@ LIMIT {sample}"""
 def count_rows(table: Table) -> str:
     """Current rows, and those that an extract opened and closed; binds `$number`."""
     return f"""SELECT
-    (SELECT count(*) FROM {whole(table)} WHERE _is_current),
-    (SELECT count(*) FROM {whole(table)} WHERE _extract_number = $number),
-    (SELECT count(*) FROM {whole(table)} WHERE _deleted_at_extract = $number)"""
+    (SELECT count(*) FROM {table.name} WHERE _is_current),
+    (SELECT count(*) FROM {table.name} WHERE _extract_number = $number),
+    (SELECT count(*) FROM {table.name} WHERE _deleted_at_extract = $number)"""
 
 
 PUBLISHED_BEFORE = """
@@ -305,7 +301,7 @@ def rows_of_extracts(table: Table, numbers: Sequence[int]) -> str:
     written = listed(str(int(number)) for number in numbers)  # no parameter: for the zone maps
     opened, closed = (
         f"""SELECT {column} AS n, count(*) AS rows_with
-FROM {whole(table)}
+FROM {table.name}
 WHERE {column} IN ({written})
 GROUP BY ALL"""
         for column in ("_extract_number", "_deleted_at_extract")

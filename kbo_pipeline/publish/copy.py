@@ -1,4 +1,4 @@
-"""From one place to another: all that is published in a register, compared by its hash. No Dagster.
+"""From one place to another: all that is published in a register, compared by its hash.
 
 A copy holds every row version and the ledger of what is published, so that it goes on from there.
 """
@@ -9,11 +9,11 @@ import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register
 from kbo_pipeline.core.errors import NOTHING_PUBLISHED, NotReadyError, RegisterError
+from kbo_pipeline.core.extracts import read_ledger_entries
 from kbo_pipeline.core.files import replace_atomically
-from kbo_pipeline.core.ledger import read_ledger_entries
 from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.tables import ALL_TABLES, Privacy
-from kbo_pipeline.publish.publish import show
+from kbo_pipeline.publish.views import show
 from kbo_pipeline.read.published import content_hash, open_published
 
 Report = Callable[[str], None]
@@ -62,7 +62,7 @@ def copy_register(
             temporary = DuckDBFile(path)
             try:
                 return _copy(connection, source, temporary, privacy, report, is_new=True)
-            finally:  # ours: nobody else knows the file yet
+            finally:  # ours: no other process knows the file yet
                 temporary.lock.unlink(missing_ok=True)
     return _copy(connection, source, target, privacy, report, is_new=True)
 
@@ -93,17 +93,19 @@ def _copy(
 ) -> str:
     with (
         open_register(connection, target) as register,
-        open_published(connection, source) as standing,
+        open_published(connection, source) as state,
     ):
-        if standing.newest is None:
+        if state.newest is None:
             raise NotReadyError(f"{source}: {NOTHING_PUBLISHED}")
         (row,) = connection.execute("SELECT current_database()").fetchall()
         expected = (content_hash(connection), read_ledger_entries(connection))
-        report(f"{source}: {standing.newest}, content {expected[0][:12]}")
+        report(f"{source}: {state.newest}, content {expected[0][:12]}")
 
         def check() -> None:
             if (content_hash(connection), read_ledger_entries(connection)) != expected:
-                raise RegisterError(f"{target}: not what {source} is; nothing is written; again")
+                raise RegisterError(
+                    f"{target}: differs from {source} after copying; nothing is written; try again"
+                )
 
         _take_over(register, str(row[0]), privacy, check, is_new=is_new)
         register.checkpoint()

@@ -1,13 +1,16 @@
-"""Publish and roll back: what readers see changes whole, at one instant. No Dagster.
+"""Publish and roll back: what readers see changes whole, at one instant.
 
 Each is one transaction with the ledger. With the commit, readers of a shared register see it; those
 of a file see it with the next copy. The newest published files stay: the one that readers open, and
 older ones as `published/<extract key>.duckdb` beside the register at work.
+
+Before readers see an extract, the register is checked. What the extract did not touch was checked
+before. So only the entities of which it opened or closed a row are looked at; for the first
+extract, everything is.
 """
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -15,22 +18,30 @@ import duckdb
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.apply.ledger import TableChange
 from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
-from kbo_pipeline.core.database import Database, check_blocks
-from kbo_pipeline.core.disk_space import check_space_to_keep
-from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
-from kbo_pipeline.core.extracts import ExtractKey, check_order, key_or_none
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.errors import (
+    NOTHING_PUBLISHED,
+    CheckFailedError,
+    NotReadyError,
+    RegisterError,
+)
+from kbo_pipeline.core.extracts import (
+    ExtractKey,
+    LedgerEntry,
+    PublishedState,
+    check_order,
+    key_or_none,
+)
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
-from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
-from kbo_pipeline.core.places import DuckDBFile, Place
-from kbo_pipeline.core.schema import check, migrate
+from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.shares import ShareReport, growing, not_reported, part_of
-from kbo_pipeline.core.tables import Privacy
-from kbo_pipeline.publish.checking import CheckResult, check_register, stop_on_errors
+from kbo_pipeline.core.shares import ShareReport, not_reported, part_of
+from kbo_pipeline.core.tables import TABLES, Privacy, Table
+from kbo_pipeline.publish import checks_sql
+from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
+from kbo_pipeline.publish.views import show, show_to_readers
 from kbo_pipeline.read import state_sql
-from kbo_pipeline.read.published import _unreadable, published_state_of
-from kbo_pipeline.read.state_sql import fill_shown
-from kbo_pipeline.read.views import READ_MARK, create_views, mark
+from kbo_pipeline.read.published import open_published, published_state_of
 from kbo_pipeline.stage.staged import Staged, discard_staged, open_staged, staging_file
 
 
@@ -40,7 +51,7 @@ class Publication:
 
     Attributes:
         code: the change of the `code` table.
-        names_resolved: entities whose primary name was resolved anew.
+        names_resolved: entities whose primary name was resolved again.
         row_counts: current rows by table name, all eight.
         rows_changed: row versions that the extract closed or opened, by table name, the seven.
         already_published: nothing was done now.
@@ -68,6 +79,155 @@ class Rollback:
     dropped: Mapping[str, int]
     reopened: Mapping[str, int]
     already_rolled_back: bool
+
+
+CHANGED_AT_MOST = 1_000_000
+"""Rows opened and closed by an extract above which checking everything is quicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        check: the check.
+        table: the table; None for the extract as a whole.
+        found: what it found.
+        severity: of what it found; an accepted loss is a warning.
+    """
+
+    check: Check
+    table: Table | None
+    found: Found
+    severity: Severity
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.found.count
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it stops publication."""
+        return not self.passed and self.severity == "error"
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it was accepted, and would stop publication otherwise."""
+        return not self.passed and self.severity != self.check.severity
+
+    def __str__(self) -> str:
+        name = self.table.name if self.table else "ledger"
+        return f"{name}: {self.found.text}"
+
+
+def check_register(
+    connection: duckdb.DuckDBPyConnection,
+    key: ExtractKey,
+    *,
+    is_staged: bool,
+    max_loss_percent: float,
+    max_loss_percent_full: float,
+    accept_loss: bool = False,
+    everything: bool = False,
+    only: Collection[tuple[str, str | None]] | None = None,
+    report: ShareReport = not_reported,
+) -> list[CheckResult]:
+    """Checks the register that is the default database, after its newest extract.
+
+    Args:
+        connection: an in-memory DuckDB with the register.
+        key: the newest extract, applied whole.
+        is_staged: its staging file is attached as `staging`.
+        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
+        max_loss_percent_full: rows of a table that a Full may take away.
+        accept_loss: a larger loss is only a warning.
+        everything: looks at all rows, not only at those that the extract touches.
+        only: names of checks with the names of their tables; None for all.
+        report: takes how much is done.
+
+    Raises:
+        RegisterError: the ledger does not know the extract.
+    """
+    database = Database(connection)
+    row = database.row("SELECT snapshot_date FROM import_jobs WHERE id = $id", id=str(key))
+    if row is None:
+        raise RegisterError(f"{key}: not in import_jobs; import it first")
+    may_lose = max_loss_percent_full if key.type == "full" else max_loss_percent
+    subject = Subject(database, key, row[0], None, is_staged, may_lose)
+    if not everything and _changed_rows(subject) <= CHANGED_AT_MOST:
+        subject = replace(subject, touched=_gather_touched(database, key))
+    results = []
+    for place, check in enumerate(CHECKS):
+        report(place / len(CHECKS), f"checking: {check.name}")
+        severity: Severity = "warning" if check is LOSS and accept_loss else check.severity
+        for table in check.tables:
+            if only is None or (check.name, table.name if table else None) in only:
+                found = check.look(subject, table)
+                results.append(CheckResult(check, table, found, severity))
+    return results
+
+
+def _changed_rows(subject: Subject) -> int:
+    """How many rows of the seven tables the newest extract opened and closed."""
+    return sum(rows.opened + rows.closed for rows in map(subject.rows, TABLES))
+
+
+def _gather_touched(database: Database, key: ExtractKey) -> int:
+    """Collects the rows of the entities that an extract touches; returns the number of entities."""
+    database.execute(checks_sql.create_touched(), number=key.number)
+    for table in TABLES:
+        database.execute(checks_sql.create_part(table))
+    return database.count(f"SELECT count(*) FROM {checks_sql.TOUCHED}")
+
+
+def check_published(
+    connection: duckdb.DuckDBPyConnection,
+    database: Place,
+    *,
+    max_loss_percent: float,
+    max_loss_percent_full: float,
+    only: Collection[tuple[str, str | None]] | None = None,
+) -> tuple[ExtractKey, list[CheckResult]]:
+    """Checks all rows that readers see.
+
+    Returns:
+        The newest extract in it, and what was found.
+
+    Raises:
+        NotReadyError: nothing is published.
+    """
+    with open_published(connection, database) as state:
+        key = state.newest
+        if key is None:
+            raise NotReadyError(f"{database}: {NOTHING_PUBLISHED}")
+        results = check_register(
+            connection,
+            key,
+            is_staged=False,
+            max_loss_percent=max_loss_percent,
+            max_loss_percent_full=max_loss_percent_full,
+            accept_loss=True,  # when it was published, it was accepted
+            everything=True,
+            only=only,
+        )
+    return key, results
+
+
+def stop_on_errors(key: ExtractKey, results: Sequence[CheckResult]) -> None:
+    """Makes sure that an extract may be published.
+
+    Raises:
+        CheckFailedError: it may not; names the first error, how many more there are, the next step.
+    """
+    blocking = [result for result in results if result.blocks]
+    if not blocking:
+        return
+    more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
+    undo = f"kbo rollback {key} undoes it"
+    if all(result.check is LOSS for result in blocking):
+        undo = f"kbo publish {key} --accept-loss publishes it, or {undo}"
+    raise CheckFailedError(f"{key}: not published: {blocking[0]}{more}; {undo}")
 
 
 # What is done of a publication after each step, as measured.
@@ -135,7 +295,7 @@ def publish(
                 check(is_staged=False, accept_loss=True)  # to report: nothing stops it now
             report_share(_CHECKED, "writing the register")
             opened.checkpoint()
-            at_work, half_applied = ledger.standing(), ledger.half_applied()
+            at_work, half_applied = ledger.published_state(), ledger.half_applied()
         report_copy = part_of(report_share, _WRITTEN, 1)
         _show(connection, settings, key, at_work, half_applied, report_copy)
     discard_staged(settings.staging_dir, at_work.published[0][0].number)
@@ -157,7 +317,7 @@ def rollback(
         with attach() as opened:
             done = roll_back(opened, key, settings.privacy)
             opened.checkpoint()
-            at_work, half_applied = opened.ledger.standing(), opened.ledger.half_applied()
+            at_work, half_applied = opened.ledger.published_state(), opened.ledger.half_applied()
         _show(connection, settings, key, at_work, half_applied)
     _remove_staged(settings.staging_dir, key)
     return done
@@ -190,7 +350,7 @@ def _show(
     half_applied: ExtractKey | None,
     report: ShareReport = not_reported,
 ) -> None:
-    """Lets readers of a file see the register at work, which must be detached."""
+    """Publishes the register at work, which must be detached, where readers open a file."""
     register, database = settings.register.file, settings.database.file
     keep = settings.keep_published - 1
     if register is None or database is None:
@@ -217,10 +377,10 @@ def kept_files(register_file: Path) -> list[Path]:
     return sorted(keys, key=lambda file: keys[file], reverse=True)
 
 
-def _remove_kept(directory: Path, standing: PublishedState, keep: int) -> None:
+def _remove_kept(directory: Path, state: PublishedState, keep: int) -> None:
     """Removes the kept files but the newest; those of extracts that were rolled back too."""
     kept = {file: key_or_none(file.stem) for file in directory.glob("*.duckdb")}
-    in_order = [key for key, _ in standing.published[1:] if key in kept.values()]
+    in_order = [key for key, _ in state.published[1:] if key in kept.values()]
     for file, key in kept.items():
         if key is not None and key not in in_order[:keep]:
             file.unlink(missing_ok=True)
@@ -231,70 +391,6 @@ def _remove_kept(directory: Path, standing: PublishedState, keep: int) -> None:
 def _remove_staged(staging_dir: Path, key: ExtractKey) -> None:
     staging_file(staging_dir, key).unlink(missing_ok=True)
     (staging_dir / f"{key}.lock").unlink(missing_ok=True)
-
-
-def show_to_readers(
-    file: Path, database: Path, privacy: Privacy, report: ShareReport = not_reported
-) -> None:
-    """Puts a copy of a register into its place for readers, with the views that it should have.
-
-    Args:
-        file: the register at work, which must be detached; or `database` itself.
-        database: the file that readers open.
-        privacy: who is in its views.
-        report: takes how much is done.
-
-    Raises:
-        DamagedError: the register is not what was written; readers keep what they have.
-    """
-    length = file.stat().st_size
-    check_blocks(file, part_of(report, 0, 0.5))
-    with replace_atomically(database) as temporary:
-        with growing(temporary, length, part_of(report, 0.5, 1), "copying it for readers"):
-            shutil.copyfile(file, temporary)
-        if has_views(temporary, privacy):
-            return
-        with duckdb.connect(str(temporary)) as connection:
-            check(connection, DuckDBFile(database))
-            opened = Database(connection)
-            with opened.transaction():
-                migrate(opened)
-                for statement in create_views(privacy):
-                    opened.execute(statement)
-            connection.execute("CHECKPOINT")
-
-
-def has_views(database: Path, privacy: Privacy) -> bool:
-    """Tells whether the views of a published file are those that would be made for it now.
-
-    Raises:
-        RegisterError: the file is no register, or somebody has it open for writing.
-    """
-    try:
-        with duckdb.connect(str(database), read_only=True) as connection:
-            return connection.execute(READ_MARK).fetchall() == [(mark(privacy),)]
-    except duckdb.Error as error:
-        raise _unreadable(DuckDBFile(database), error) from None
-
-
-def renew_views(database: Path, privacy: Privacy) -> bool:
-    """Makes the views of the published file anew, where they are not those that it should have.
-
-    They may be of another version, or made with another `KBO_PRIVACY`. The caller holds the lock of
-    the register at work.
-
-    Returns:
-        False when nothing had to be done.
-
-    Raises:
-        RegisterError: the file is no register, or somebody has it open for writing.
-        StorageError: there is no room for a second copy.
-    """
-    if not database.exists() or has_views(database, privacy):
-        return False
-    check_space_to_keep("views", database.parent, database.stat().st_size)
-    show_to_readers(database, database, privacy)
-    return True
 
 
 def complete(
@@ -343,7 +439,7 @@ def completed(register: Register, key: ExtractKey) -> Publication | None:
 def _publication(
     register: Register, key: ExtractKey, code: TableChange, names: int, *, already_published: bool
 ) -> Publication:
-    link = next(link for link in register.ledger.chain() if link.key == key)
+    link = next(link for link in register.ledger.entries() if link.key == key)
     changed = register.ledger.rows_changed(key)
     return Publication(code, names, register.row_counts(), changed, already_published, link)
 
@@ -370,38 +466,3 @@ def roll_back(register: Register, key: ExtractKey, privacy: Privacy = "full") ->
         register.ledger.roll_back_job(key)
         show(register, privacy)
     return Rollback(dropped, reopened, already_rolled_back=False)
-
-
-def show(register: Register, privacy: Privacy) -> None:
-    """Makes what readers see besides the rows: views, and who is left out of them.
-
-    Part of the caller's transaction. A copy for readers has them from there.
-    """
-    statements = fill_shown(privacy)
-    if not register_has_views(register, privacy):
-        statements = create_views(privacy, _below_views(register))
-    with register.readers_schema():
-        for statement in statements:
-            register.database.execute(statement)
-
-
-def register_has_views(register: Register, privacy: Privacy) -> bool:
-    """Tells whether the views of the register are those that would be made for it now."""
-    with register.readers_schema():
-        return register.database.row(READ_MARK) == (mark(privacy, _below_views(register)),)
-
-
-def renew_shared_views(register: Register, privacy: Privacy) -> bool:
-    """Makes the views of a shared register anew, where they are not those that it should have.
-
-    Returns:
-        False when nothing had to be done.
-    """
-    if register.ledger.published() is None or register_has_views(register, privacy):
-        return False
-    register.database.commit(lambda: show(register, privacy))
-    return True
-
-
-def _below_views(register: Register) -> tuple[str, ...]:
-    return tuple(register_sql.published_views()) if register.is_shared else ()

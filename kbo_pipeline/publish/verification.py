@@ -1,12 +1,12 @@
-"""Verify: the register as it was at some number against the Full of that number. No Dagster.
+"""Verify: the register as it was at some number against the Full of that number.
 
-The published file is read, and it alone; whoever imports meanwhile does not notice. Compared are
-the tables themselves, so that nobody is left out.
+Only the published file is read, so that an import at the same time is not disturbed. The tables
+themselves are compared, so that nobody is left out.
 """
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from kbo_pipeline.apply.sql import differing_keys, incoming
 from kbo_pipeline.core.database import Database, connect
 from kbo_pipeline.core.disk_space import check_space_to_verify
 from kbo_pipeline.core.errors import ExtractError, NotReadyError
-from kbo_pipeline.core.extracts import Extract, ExtractKey
+from kbo_pipeline.core.extracts import Extract, ExtractKey, PublishedState
 from kbo_pipeline.core.files import exclusive_lock
-from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import indented, listed, union_all
 from kbo_pipeline.core.tables import ALL_TABLES, Table
@@ -28,7 +27,7 @@ from kbo_pipeline.stage.staged import open_staged
 from kbo_pipeline.stage.staging import stage
 
 SAMPLES = 10
-"""Rows of a difference that are told."""
+"""The most rows of a difference that are shown."""
 
 IN_ZIP, IN_REGISTER = "ZIP", "register"
 
@@ -105,10 +104,7 @@ class Verification:
             "rejected_rows": self.rejected_rows,
             "tables": {
                 name: {
-                    "rows_in_zip": drift.rows_in_zip,
-                    "rows_in_register": drift.rows_in_register,
-                    "only_in_zip": drift.only_in_zip,
-                    "only_in_register": drift.only_in_register,
+                    **asdict(drift),
                     "samples": {
                         side: [[None if v is None else str(v) for v in row] for row in rows]
                         for side, rows in drift.samples.items()
@@ -146,8 +142,11 @@ def verify(
         raise ExtractError(f"{extract.key}: only a Full holds whole tables; name a Full")
     directory = settings.work_dir / "verifying"
     with exclusive_lock(settings.work_dir / "verifying.lock"):
-        with connect(settings) as connection:
-            _published(connection, settings, extract)  # before the work
+        with (
+            connect(settings) as connection,
+            open_published(connection, settings.database) as state,
+        ):
+            _same_number(state, extract.key)  # before the work
         check_space_to_verify(zip_file, directory)
         shutil.rmtree(directory, ignore_errors=True)  # of one that was killed
         try:
@@ -166,17 +165,10 @@ def verify(
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _published(
-    connection: duckdb.DuckDBPyConnection, settings: Settings, extract: Extract
-) -> ExtractKey:
-    with open_published(connection, settings.database) as standing:
-        return _same_number(standing, extract.key)
-
-
-def _same_number(standing: PublishedState, key: ExtractKey) -> ExtractKey:
-    published = standing.at(key.number)
+def _same_number(state: PublishedState, key: ExtractKey) -> ExtractKey:
+    published = state.at(key.number)
     if published is None:
-        known = ", ".join(str(other.number) for other, _ in standing.published[:5]) or "none"
+        known = ", ".join(str(other.number) for other, _ in state.published[:5]) or "none"
         raise NotReadyError(
             f"{key}: no extract of number {key.number} is published (the newest: {known}); name a"
             " Full of one that is"
@@ -192,10 +184,10 @@ def _compare(
     report: Callable[[str, int, int], None],
 ) -> Verification:
     with (
-        open_published(connection, settings.database) as standing,
+        open_published(connection, settings.database) as state,
         open_staged(connection, directory, extract.key) as staged,
     ):
-        published = _same_number(standing, extract.key)
+        published = _same_number(state, extract.key)
         tables = {}
         for done, table in enumerate(ALL_TABLES):
             report(table.name, done, len(ALL_TABLES))

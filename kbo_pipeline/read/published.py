@@ -13,7 +13,7 @@ import duckdb
 
 from kbo_pipeline.core.database import Database, detach, is_damage
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.ledger import PublishedState, read_published_state
+from kbo_pipeline.core.extracts import PublishedState, read_published_state
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.schema import (
     VERSION_TABLE,
@@ -67,7 +67,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, database: Place) -> str:
             raise StorageError(
                 f"{database}: another program has it open for writing; end that, then again"
             ) from None
-        raise _unreadable(database, error) from None
+        raise unreadable(database, error) from None
 
 
 @contextmanager
@@ -78,10 +78,11 @@ def _explained(database: Place) -> Iterator[None]:
     except (duckdb.CatalogException, duckdb.BinderException):
         raise database.no_register() from None
     except duckdb.IOException as error:
-        raise database.unreachable(error) or _unreadable(database, error) from None
+        raise database.unreachable(error) or unreadable(database, error) from None
 
 
-def _unreadable(database: Place, error: Exception) -> RegisterError:
+def unreadable(database: Place, error: Exception) -> RegisterError:
+    """The error where a published register cannot be read."""
     reason = f"{database}: {first_line(error)}"
     if is_damage(error):
         return DamagedError(f"{reason}; kbo rebuild repairs it; if it is no register, move it away")

@@ -313,7 +313,7 @@ def _number_or_key(name: int | str | datetime.date) -> tuple[int, str | None]:
         return key.number, name
     if isinstance(name, int | str):
         return int(name), None
-    raise ExtractError(f"{name!r} is no extract; expected a key such as 0141-update")
+    raise ExtractError(f"{name!r} is not an extract; expected a key such as 0141-update")
 
 
 def _known(extracts: Sequence[PublishedExtract]) -> str:

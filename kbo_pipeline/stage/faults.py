@@ -1,7 +1,7 @@
 """What is wrong with the CSV files of an extract: place, reason and bytes of each fault.
 
 The exact reading: only files that DuckDB or the counter refuse come here, so that their faulty
-records can be set aside one by one, or people learn of all of them at once. No DuckDB, no Dagster.
+records can be set aside one by one, or people learn of all of them at once. No DuckDB.
 """
 
 import csv
@@ -31,7 +31,7 @@ _EXCERPT = 60
 _WINDOW = 1 << 24  # bytes of a file that are looked at together
 _LONGEST_LINE = 1 << 26  # bytes; what is longer counts as several records
 _LINES_LOOKED_AT = 1000
-"""After so many lines, a record with broken quotes is taken to end with its first line."""
+"""Lines after which a record with broken quotes is taken to end with its first line."""
 
 _TEXT = rb'"(?:[^"\0]++|"")*+"'
 _BARE = rb'[^",\r\n\0]*+'

@@ -1,4 +1,4 @@
-"""The staging file of an extract: opening it, what it says of itself, removing it. No Dagster."""
+"""The staging file of an extract: opening it, what it says of itself, removing it."""
 
 import datetime
 import shutil
@@ -26,7 +26,7 @@ class Staged:
     """An extract that lies in its staging file, ready to be applied.
 
     Attributes:
-        extract: what it is.
+        extract: the extract.
         batches: its batches, in number order; their ranges cover the whole axis.
         records: rows by (table name, batch number, operation); absent where there are none.
         superseded: of those, by (table name, batch number), the inserted ones that say nothing
@@ -139,7 +139,7 @@ def read_staged(connection: duckdb.DuckDBPyConnection, warnings: Sequence[str] =
     """Reads what the attached staging file says of itself; the warnings are put with it."""
     row = connection.execute(staging_sql.READ_EXTRACT).fetchone()
     if row is None:
-        raise RegisterError("the staging file says nothing of its extract; stage it again")
+        raise RegisterError("the staging file does not say which extract it holds; stage it again")
     number, kind, snapshot_date, timestamp, version, source_file, sha256 = row
     extract = Extract(
         ExtractKey(number, cast(ExtractType, kind)),

@@ -1,4 +1,4 @@
-"""Stage: from a ZIP to the extract's own DuckDB file, typed and cut into batches. No Dagster."""
+"""Stage: from a ZIP to the extract's own DuckDB file, typed and cut into batches."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ KNOWN_VERSION = "1.0.0"
 
 FEW_FAULTY_ROWS = 10
 FAULTY_SHARE = 1000
-"""As many rows, or one in so many, may be set aside before somebody is asked."""
+"""This many rows, or one in `FAULTY_SHARE`, may be set aside without being accepted by hand."""
 
 _CREATE_NOTES = (
     staging_sql.CREATE_MEMBER,
@@ -103,7 +103,7 @@ def stage(
         extract: what the ZIP is, as `read_extract` says.
         directory: where staging files go.
         max_faulty_rows: records that may be set aside at most, also of a large extract; None for
-            any number: somebody has accepted that.
+            any number: it was accepted by hand.
         report: takes a line of progress.
         report_share: takes how much is done.
 
@@ -118,8 +118,8 @@ def stage(
     with exclusive_lock(directory / f"{extract.key}.lock"):
         shutil.rmtree(unpacked_dir, ignore_errors=True)
         make_private(unpacked_dir)
-        # A checkpoint would join groups of rows that are not full, and write many anew: what is
-        # read two times is not worth that. Where a Full becomes the register, it is done then.
+        # A checkpoint would join row groups that are not full, and rewrite many: not worth it for
+        # what is read twice. Where a Full becomes the register, it is done then.
         connection.execute("SET max_vacuum_tasks = 0")
         count_statements(connection)
         lock_down(connection, directory)
@@ -169,7 +169,7 @@ def _load(
 ) -> list[str]:
     """Fills the staged tables, and makes sure that they hold what the files do; returns warnings.
 
-    The fast ways only say that something is wrong; what it is, the exact reading finds.
+    The fast ways only say that something is wrong; the exact reading finds out what it is.
     """
 
     def refuse(*faults: Fault, accept: str = "") -> NoReturn:
@@ -221,15 +221,11 @@ def _load(
             _note_member(connection, table, operation, file, rejected)
             records += file.rows + rejected
         report_table(_TABLE_LOADED, f"looking for rows that {table.name} has twice")
-        _note_superseded(connection, table, extract.key.type, _rows_in(files), memory_mb)
+        _note_superseded(connection, table, extract.key.type, files, memory_mb)
     if max_faulty_rows is not None:
         refuse_more_than(min(most, max(FEW_FAULTY_ROWS, records // FAULTY_SHARE)))
     _note_rejected(connection, extract.key, set_aside)
-    return [*warnings, *_told(set_aside), *_odd(connection, extract)]
-
-
-def _rows_in(files: Mapping[Operation, CsvFile]) -> int:
-    return sum(file.rows for file in files.values())
+    return [*warnings, *_warnings_of_rejected(set_aside), *_oddities(connection, extract)]
 
 
 def _note_member(
@@ -269,7 +265,8 @@ def _load_table(
     if kind == "full":
         values |= {"date": extract.snapshot_date, "number": extract.key.number}
     try:
-        with watched(connection, report, f"loading {_rows_in(files):,} rows of {table.name}"):
+        rows = sum(file.rows for file in files.values())
+        with watched(connection, report, f"loading {rows:,} rows of {table.name}"):
             connection.execute(staging_sql.load_staged(table, kind, columns), values)
     except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
         raise _UnsoundError(one_line(error)[:400]) from None
@@ -287,7 +284,7 @@ def _load_table(
         if not (count := _count(connection, statement)):
             continue
         if _count(connection, staging_sql.unsound_numbers(table, kind, column)):
-            raise _UnsoundError(f"{table.name}: {column.csv_name}: a number that is none")
+            raise _UnsoundError(f"{table.name}: {column.csv_name}: an invalid number")
         unusual.append(f"{table.name}: {column.csv_name}: {count:,} numbers of an unusual kind")
     return unusual
 
@@ -322,8 +319,8 @@ def _note_rejected(
         connection.execute(staging_sql.NOTE_REJECTED, values)
 
 
-def _told(set_aside: Sequence[tuple[CsvFile, FaultyRecord]]) -> Iterator[str]:
-    """What is said of the records that are set aside: how many, and the first of them."""
+def _warnings_of_rejected(set_aside: Sequence[tuple[CsvFile, FaultyRecord]]) -> Iterator[str]:
+    """The warning about records that are set aside: how many, and the first of them."""
     if not set_aside:
         return
     first = "; ".join(str(record.faults[0]) for _, record in set_aside[:_SHOWN_FAULTS])
@@ -336,10 +333,11 @@ def _note_superseded(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
     kind: ExtractType,
-    rows: int,
+    files: Mapping[Operation, CsvFile],
     memory_mb: int,
 ) -> None:
     """Notes which rows are there twice; sorting hashes finds them ten times as fast as grouping."""
+    rows = sum(file.rows for file in files.values())
     parts = 1 + rows * _HASH_BYTES // (memory_mb * 2**20 // 8)
     several = [
         _several(_hashes(connection, table, kind, rows, part, parts), rows) for part in range(parts)
@@ -351,7 +349,7 @@ def _note_superseded(
 
 
 def _several(pieces: Iterator[NDArray[np.uint64]], rows: int) -> NDArray[np.uint64]:
-    """Of one part of the hashes of so many rows, piece by piece, those that several have."""
+    """The hashes that several rows share, of one part of the hashes of `rows` rows."""
     lanes = [np.empty(rows, np.uint64) for _ in range(_LANES)]  # takes memory where it is filled
     lengths = [0] * _LANES
     for hashes in made_ahead(pieces):
@@ -385,8 +383,8 @@ def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
-def _odd(connection: duckdb.DuckDBPyConnection, extract: Extract) -> Iterator[str]:
-    """What is odd in the rows, or in the extract as a whole, and does no harm."""
+def _oddities(connection: duckdb.DuckDBPyConnection, extract: Extract) -> Iterator[str]:
+    """Warnings about what is odd in the rows or the extract, and does no harm."""
     if extract.version != KNOWN_VERSION:
         yield f"meta.csv: Version {extract.version[:20]!r}; {KNOWN_VERSION} is what is known"
     if (day := odd_day(extract)) is not None:

@@ -67,7 +67,7 @@ class CsvFile:
 
     Attributes:
         path: where it lies now.
-        member: what it is called in the ZIP.
+        member: its name in the ZIP.
         header: its first line.
         counted: its records, header included, and the commas between their fields.
     """
@@ -184,7 +184,8 @@ def _copy(source: IO[bytes], out: IO[bytes], length: int) -> None:
 def made_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """The same chunks, each made while its taker is at work on the one before.
 
-    Three quarters of a Full are one member: without that, a single core works at it at last.
+    Three quarters of a Full are one member: without this, a single core would work on it in the
+    end.
     """
     with ThreadPoolExecutor(max_workers=1) as maker:
         following = maker.submit(next, chunks, None)

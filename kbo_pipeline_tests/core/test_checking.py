@@ -13,8 +13,8 @@ from kbo_pipeline.core.errors import CheckFailedError, NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
-from kbo_pipeline.publish.checking import CheckResult, check_published
 from kbo_pipeline.publish.checks import CHECKS
+from kbo_pipeline.publish.publish import CheckResult, check_published
 from kbo_pipeline.read.comparison import is_anomalous
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support import REPOSITORY
@@ -585,7 +585,7 @@ def test_data_of_an_earlier_day_than_what_is_published_is_a_warning(
     found = result_of(published, "date_in_order", None).found
     if warns:
         assert found.text == (
-            f"data of {day}, and that of 0140-full is of {snapshot_date(140)}: later"
+            f"data of {day}, but 0140-full before it has data of {snapshot_date(140)}"
         )
 
 

@@ -18,8 +18,8 @@ from kbo_pipeline.core.errors import (
     SettingsError,
     StorageError,
 )
+from kbo_pipeline.core.extracts import read_ledger_entries
 from kbo_pipeline.core.lake import compact, load_extension
-from kbo_pipeline.core.ledger import read_ledger_entries
 from kbo_pipeline.core.places import DuckDBFile, Lake, Place
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.processes.postgres import server_pid

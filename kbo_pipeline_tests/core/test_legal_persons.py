@@ -15,7 +15,7 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.publish.publish import renew_views
+from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.read.export import write_export
 from kbo_pipeline.read.published import show_to_reader
 from kbo_pipeline.read.register import read_register

@@ -82,7 +82,7 @@ def test_what_is_no_register_is_an_error_of_one_line(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # DuckDB waits there for ever
     for file in (text, other, tmp_path, pipe):
-        said = "no file; move it away" if file in (tmp_path, pipe) else "cannot be read"
+        said = "not a file; move it away" if file in (tmp_path, pipe) else "cannot be read"
         with pytest.raises(RegisterError, match=f"^{re.escape(str(file))}: {said}") as caught:
             read_register(file)
         assert "\n" not in str(caught.value)

@@ -660,7 +660,7 @@ def test_a_file_that_is_no_register_is_refused_and_left_as_it_is(
 @pytest.mark.file_only("a lake is no file")
 def test_a_directory_in_the_place_of_the_register_is_refused(core: Core, full: Path) -> None:
     core.database.mkdir(parents=True)
-    with pytest.raises(RegisterError, match="no file; move it away"):
+    with pytest.raises(RegisterError, match="not a file; move it away"):
         core.import_zip(full)
     assert list(core.database.iterdir()) == []
 

@@ -16,8 +16,8 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, damaged_staging
 from kbo_pipeline.publish.copy import copy_register
-from kbo_pipeline.publish.publish import renew_views
 from kbo_pipeline.publish.verification import verify
+from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.stage.staged import is_staged, staging_file

@@ -13,10 +13,10 @@ import pytest
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.publish.checking import check_published
 from kbo_pipeline.publish.copy import copy_register
-from kbo_pipeline.publish.publish import renew_views
+from kbo_pipeline.publish.publish import check_published
 from kbo_pipeline.publish.verification import verify
+from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.read.export import write_export
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.read.report import make_report
@@ -96,7 +96,7 @@ def test_every_table_is_staged_applied_and_read(statements: list[str]) -> None:
     every = "\n".join(statements)
     for part in (
         "CREATE OR REPLACE TABLE enterprise AS",  # stage/sql.py
-        "closing_enterprise",  # apply/sql.py
+        "to_close_enterprise",  # apply/sql.py
         "legal_person_number",  # read/state_sql.py
         "enterprise_profile_at",  # read/views.py
         "come_or_gone",  # read/changes_sql.py

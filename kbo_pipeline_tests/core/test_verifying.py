@@ -16,8 +16,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
-from kbo_pipeline.publish.publish import renew_views
 from kbo_pipeline.publish.verification import IN_REGISTER, IN_ZIP, Verification, verify
+from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.stage.faults import RejectedError
 from kbo_pipeline_tests.support.core import Core, publication_of
 from kbo_pipeline_tests.support.zips import Row, rows_for, write_extract

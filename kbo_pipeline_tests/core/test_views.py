@@ -14,7 +14,7 @@ from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, SECTIONS, TABLES, Privacy, divisions
 from kbo_pipeline.operate.repair.doctor import check_published
 from kbo_pipeline.publish.copy import copy_register
-from kbo_pipeline.publish.publish import has_views, register_has_views, renew_views
+from kbo_pipeline.publish.views import has_views, register_has_views, renew_views
 from kbo_pipeline.read.views import macro_queries, view_queries
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core

@@ -102,7 +102,7 @@ def test_a_partition_that_is_no_extract_does_nothing(key: str, bench: Bench) -> 
             )
             assert not result.success
             failures = [e for e in result.all_events if e.is_step_failure]
-            assert "is no extract; expected a key such as 0141-update" in str(
+            assert "is not an extract; expected a key such as 0141-update" in str(
                 failures[0].step_failure_data.error_display_string
             )
         instance.delete_dynamic_partition("kbo_extracts", key)

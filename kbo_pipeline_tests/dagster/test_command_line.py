@@ -75,9 +75,9 @@ NO_ZIP = "no-zip.zip"
     [
         (("import", "gone.zip"), {}, "gone.zip"),
         (("import", NO_ZIP), {}, NO_ZIP),
-        (("status", "0140_full"), {}, "'0140_full' is no extract"),
-        (("status", "140-full"), {}, "'140-full' is no extract"),
-        (("retry", "0140-full-0001"), {}, "'0140-full-0001' is no extract"),
+        (("status", "0140_full"), {}, "'0140_full' is not an extract"),
+        (("status", "140-full"), {}, "'140-full' is not an extract"),
+        (("retry", "0140-full-0001"), {}, "'0140-full-0001' is not an extract"),
         (("status",), {"KBO_BATCH_ROWS": "many"}, "KBO_BATCH_ROWS"),
         (("start",), {"KBO_UI_PORT": "70000"}, "KBO_UI_PORT"),
         (("import", NO_ZIP), {"KBO_BATCHROWS": "10"}, "did you mean KBO_BATCH_ROWS?"),

@@ -229,7 +229,7 @@ def test_a_button_refuses_with_the_line_of_its_command(
     said = pipeline.kbo(action, extract, check=False)
     line = (said.stderr.removeprefix("kbo: ") or said.stdout).strip()
     if extract == "140-full" and action:  # a command also takes a number that it knows
-        line = "'140-full' is no extract; expected a key such as 0141-update"
+        line = "'140-full' is not an extract; expected a key such as 0141-update"
     assert message(answer) == line
     assert answer.status_code == (409 if said.returncode else 200)
 

@@ -74,7 +74,7 @@ def test_fetch_brings_the_extract_that_is_named(world: World) -> None:
     ("arguments", "settings", "message"),
     [
         (["0139-full"], {}, "kbo: 0139-full: the portal does not list it, and no sound ZIP of it"),
-        (["full"], {}, "kbo: 'full' is no extract; expected a key such as 0141-update"),
+        (["full"], {}, "kbo: 'full' is not an extract; expected a key such as 0141-update"),
         (["latest"], {"KBO_PASSWORD": ""}, "kbo: KBO_PASSWORD: not set, so the portal"),
         (["0140-full"], {"KBO_PASSWORD": ""}, "kbo: 0140-full: no sound ZIP of it in "),
         (["latest"], {"KBO_PASSWORD": "no"}, "kbo: POST /kbo-open-data/static/j_spring_security"),

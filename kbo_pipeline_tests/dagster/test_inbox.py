@@ -151,9 +151,9 @@ def _unreadable_meta(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("drop", "reason"),
     [
-        (_no_zip, "no sound ZIP"),
-        (_empty, "no sound ZIP"),
-        (_half, "no sound ZIP"),
+        (_no_zip, "not a sound ZIP"),
+        (_empty, "not a sound ZIP"),
+        (_half, "not a sound ZIP"),
         (_crc, "damaged"),
         (_name_of_another, "meta.csv says 0140-full, the file name says 0150-full"),
         (_no_meta, "no meta.csv in it"),
@@ -188,7 +188,7 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(inbox: Inbox) -> None
     assert taken is not None
     assert inbox.read(taken).key == FULL
     os.utime(taken.path)
-    with pytest.raises(ExtractError, match="no sound ZIP"):
+    with pytest.raises(ExtractError, match="not a sound ZIP"):
         inbox.read(only(claimed(inbox)))
 
 
@@ -411,6 +411,6 @@ def test_zips_thrown_in_at_random_are_imported_in_order_and_once(tmp_path: Path)
     assert {f"{file.name}.txt" for file in (bad, worse)} == {
         file.name for file in inbox.rejected_dir.glob("*.txt")
     }
-    assert "no sound ZIP" in (inbox.rejected_dir / f"{bad.name}.txt").read_text()
+    assert "not a sound ZIP" in (inbox.rejected_dir / f"{bad.name}.txt").read_text()
     assert "damaged" in (inbox.rejected_dir / f"{worse.name}.txt").read_text()
     assert noise_in_logs(pipeline.directory) == {}

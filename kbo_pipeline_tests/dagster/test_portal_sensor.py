@@ -241,7 +241,7 @@ def test_a_refused_account_is_told_and_not_asked_for_again(world: World) -> None
         started, said = world.tick()
         assert started == []
         assert "the portal refuses the account: the login leads to /kbo-open-data/login;" in (
-            said.replace("it did when it was asked last", "the login leads to /kbo-open-data/login")
+            said.replace("it did at the last attempt", "the login leads to /kbo-open-data/login")
         )
         world.let_time_pass()
         world.start_again()

@@ -9,8 +9,7 @@ import pytest
 from sqlalchemy import make_url
 
 from kbo_pipeline.core.errors import DamagedError, NotReadyError
-from kbo_pipeline.core.extracts import ExtractKey
-from kbo_pipeline.core.ledger import read_ledger_entries
+from kbo_pipeline.core.extracts import ExtractKey, read_ledger_entries
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.operate.processes.postgres import _programs, embedded_server_url

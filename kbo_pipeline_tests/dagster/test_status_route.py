@@ -41,9 +41,9 @@ def instance(alone: Pipeline) -> Iterator[dg.DagsterInstance]:
     [
         ("", 404, "no extract yet; start with kbo import ZIP"),
         ("/0999-update", 404, "0999-update: no such extract; see kbo status for the one at work"),
-        ("/0140_full", 400, "'0140_full' is no extract; expected a key such as 0141-update"),
-        ("/140-full", 400, "'140-full' is no extract; expected a key such as 0141-update"),
-        ("/%C3%A9%09", 400, r"'é\t' is no extract; expected a key such as 0141-update"),
+        ("/0140_full", 400, "'0140_full' is not an extract; expected a key such as 0141-update"),
+        ("/140-full", 400, "'140-full' is not an extract; expected a key such as 0141-update"),
+        ("/%C3%A9%09", 400, r"'é\t' is not an extract; expected a key such as 0141-update"),
     ],
 )
 def test_what_cannot_be_told_is_one_line(server: Server, path: str, status: int, line: str) -> None:

@@ -11,17 +11,15 @@ from unittest.mock import patch
 import duckdb
 
 from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey, LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.lake import attach_lake
-from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.places import DuckDBFile, Lake, Place
 from kbo_pipeline.core.schema import MIGRATIONS
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import Privacy, Table
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
-from kbo_pipeline.publish.checking import CheckResult
-from kbo_pipeline.publish.publish import Publication, Rollback, publish, rollback
+from kbo_pipeline.publish.publish import CheckResult, Publication, Rollback, publish, rollback
 from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline.read.register import PublishedRegister, read_register
 from kbo_pipeline.stage.staged import Staged, open_staged

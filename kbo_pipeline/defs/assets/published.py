@@ -28,8 +28,7 @@ from kbo_pipeline.operate.runs.history import stages_metadata
 from kbo_pipeline.operate.runs.live import forget_live, reporting
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
 from kbo_pipeline.operate.runs.progress import ACCEPT_LOSS_TAG, PUBLISHED, ledger_metadata
-from kbo_pipeline.publish.checking import CheckResult
-from kbo_pipeline.publish.publish import Publication, publish
+from kbo_pipeline.publish.publish import CheckResult, Publication, publish
 from kbo_pipeline.read.published import open_published
 
 

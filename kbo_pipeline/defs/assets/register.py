@@ -175,7 +175,7 @@ def _outcomes(
     total = len(staged.batches)
     missing = register.ledger.missing_batches(staged.extract.key)
     for done, key in enumerate(keys):
-        words = f"batch {key.number} of {total}{_shown_change(register.found(key.number))}"
+        words = f"batch {key.number} of {total}{_shown_change(register.differences_in(key.number))}"
         report(min(1.0, (total - missing + done) / total), words)
         wait_while_paused(context, settings)
         try:
@@ -188,14 +188,14 @@ def _outcomes(
             raise dg.DagsterExecutionInterruptedError
 
 
-def _shown_change(found: Mapping[str, Difference]) -> str:
+def _shown_change(differences: Mapping[str, Difference]) -> str:
     """What a batch is about to do most of, such as `: closing 957 rows of address`."""
     table, most = max(
-        found.items(), key=lambda item: item[1].closing + item[1].opening, default=("", None)
+        differences.items(), key=lambda item: item[1].to_close + item[1].to_open, default=("", None)
     )
-    if most is None or not most.closing + most.opening:
+    if most is None or not most.to_close + most.to_open:
         return ""
-    counts = [("closing", most.closing), ("opening", most.opening)]
+    counts = [("closing", most.to_close), ("opening", most.to_open)]
     done = " and ".join(f"{verb} {count:,}" for verb, count in counts if count)
     return f": {done} rows of {table}"
 

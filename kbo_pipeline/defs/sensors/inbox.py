@@ -9,9 +9,8 @@ from pathlib import Path
 import dagster as dg
 
 from kbo_pipeline.core.errors import ExtractError, KboError, OrderError, StorageError
-from kbo_pipeline.core.extracts import Extract, ExtractKey, check_order
+from kbo_pipeline.core.extracts import Extract, ExtractKey, PublishedState, check_order
 from kbo_pipeline.core.files import exclusive_lock, is_locked
-from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import listed, printable
 from kbo_pipeline.defs.jobs import stage_extract

@@ -10,9 +10,8 @@ import dagster as dg
 import psutil
 
 from kbo_pipeline.core.errors import RegisterError
-from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.extracts import ExtractKey, PublishedState, key_or_none
 from kbo_pipeline.core.files import is_locked
-from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import clock, counted, first_line
 from kbo_pipeline.operate.markers import Poll, is_paused, read_poll

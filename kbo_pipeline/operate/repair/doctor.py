@@ -20,9 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from kbo_pipeline.core.disk_space import DiskSpace, existing, space_now, space_to_import
 from kbo_pipeline.core.environment import open_secrets
 from kbo_pipeline.core.errors import ExtractError, KboError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import key_or_none, zips_in
+from kbo_pipeline.core.extracts import PublishedState, key_or_none, zips_in
 from kbo_pipeline.core.files import holder
-from kbo_pipeline.core.ledger import PublishedState
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
@@ -38,7 +37,7 @@ from kbo_pipeline.operate.repair.dagster_checks import Installation, Sensors
 from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
 from kbo_pipeline.operate.repair.repair import plan_of
 from kbo_pipeline.operate.runtime import ui_address
-from kbo_pipeline.publish.publish import has_views
+from kbo_pipeline.publish.views import has_views
 from kbo_pipeline.read.published import published_state_of
 
 _T = TypeVar("_T")

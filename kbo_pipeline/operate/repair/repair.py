@@ -59,7 +59,8 @@ from kbo_pipeline.operate.runs.recovery import (
 )
 from kbo_pipeline.operate.runtime import reached
 from kbo_pipeline.publish.copy import replace_shared
-from kbo_pipeline.publish.publish import complete, renew_shared_views, renew_views, show_to_readers
+from kbo_pipeline.publish.publish import complete
+from kbo_pipeline.publish.views import renew_shared_views, renew_views, show_to_readers
 from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staging import stage
 

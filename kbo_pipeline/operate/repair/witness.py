@@ -16,15 +16,21 @@ import duckdb
 from kbo_pipeline.apply.register import Register
 from kbo_pipeline.core.database import check_blocks, detach, is_damage, is_duckdb
 from kbo_pipeline.core.errors import DamagedError, NotReadyError, RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey, key_or_none
+from kbo_pipeline.core.extracts import (
+    ExtractKey,
+    LedgerEntry,
+    key_or_none,
+    read_ledger_entries,
+    read_published_state,
+)
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
-from kbo_pipeline.core.ledger import LedgerEntry, read_ledger_entries, read_published_state
 from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.publish.publish import kept_files, roll_back, show_to_readers
+from kbo_pipeline.publish.publish import kept_files, roll_back
+from kbo_pipeline.publish.views import show_to_readers
 from kbo_pipeline.stage.staged import is_staged
 
 

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from sqlalchemy import or_, select
 
-from kbo_pipeline.core.extracts import ExtractKey, key_or_none, next_to_apply
-from kbo_pipeline.core.ledger import LedgerEntry, PublishedState
+from kbo_pipeline.core.extracts import (
+    ExtractKey,
+    LedgerEntry,
+    PublishedState,
+    key_or_none,
+    next_to_apply,
+)
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, ENTERPRISE, TABLES
 from kbo_pipeline.operate import insides
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract

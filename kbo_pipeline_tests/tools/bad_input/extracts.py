@@ -62,7 +62,7 @@ def _metas() -> list[Case]:
         "a quote that is not closed": meta() + '"a","b\n',
         "UTF-16": meta().encode("utf-16"),
         "no UTF-8": meta().encode() + b'"a","\xff"\n',
-        "a variable twice": meta() + '"ExtractNumber","141"\n',
+        "a variable is there twice": meta() + '"ExtractNumber","141"\n',
         "100 kB long": meta() + '"a","' + "x" * 100_000 + '"\n',
         **{f"no {name}": meta(**{name: None}) for name in _META},
         **{
