@@ -14,7 +14,7 @@ from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, DENOMINATION, ENTERPRISE, Table
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import rows_of, sorted_rows
-from kbo_pipeline_tests.support.pipeline import Pipeline, fetch
+from kbo_pipeline_tests.support.pipeline import Pipeline, fetch, stale_partitions
 from kbo_pipeline_tests.support.state_page import unnamed
 from kbo_pipeline_tests.support.zips import Row
 
@@ -94,6 +94,8 @@ def test_each_extract_leads_to_the_true_state_while_a_reader_reads(
     last = out.splitlines()[-1]  # DuckDB takes `python -c` for a person, who wants to see a bar
     assert sorted(set(json.loads(last))) == numbers
     assert unnamed(pipeline.directory) == []  # docs/state.md
+    with pipeline.instance() as instance:
+        assert stale_partitions(instance) == {}
 
 
 @pytest.mark.long

@@ -12,7 +12,13 @@ from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.lakes import ASKED_FOR
-from kbo_pipeline_tests.support.pipeline import BAD, Pipeline, materializations, partition_states
+from kbo_pipeline_tests.support.pipeline import (
+    BAD,
+    Pipeline,
+    materializations,
+    partition_states,
+    stale_partitions,
+)
 from kbo_pipeline_tests.support.server import running_server
 
 EXTRACT = "0140-full"
@@ -106,6 +112,10 @@ def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pip
         with pipeline.instance() as instance:
             for name in TABLE_NAMES:
                 assert set(materializations(instance, name).values()) == {1}, name
+        server.launch("stage_extract", EXTRACT)  # which is published: nothing is done
+        server.wait_for_run("stage_extract", "SUCCESS", count=2)
+        with pipeline.instance() as instance:
+            assert stale_partitions(instance) == {}
     assert pipeline.is_published
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.runs import SqlRunStorage
 from sqlalchemy import text
 
@@ -154,6 +156,23 @@ def materializations(instance: dg.DagsterInstance, asset: str) -> Mapping[str, i
         partition = str(record.partition_key)
         counts[partition] = counts.get(partition, 0) + 1
     return counts
+
+
+def stale_partitions(instance: dg.DagsterInstance) -> dict[str, list[str]]:
+    """The partitions that the UI calls out of sync, each with why; by asset and partition."""
+    from kbo_pipeline.definitions import defs
+
+    graph = defs.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    stale = {}
+    for asset in graph.get_all_asset_keys():
+        partitions = graph.get(asset).partitions_def
+        assert partitions is not None
+        for partition in partitions.get_partition_keys(dynamic_partitions_store=instance):
+            if resolver.get_status(asset, partition).value == "STALE":
+                causes = resolver.get_stale_causes(asset, partition)
+                stale[f"{asset.to_user_string()} {partition}"] = [cause.reason for cause in causes]
+    return stale
 
 
 def run_status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:

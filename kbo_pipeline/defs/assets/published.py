@@ -10,7 +10,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.tables import CODE, TABLES
-from kbo_pipeline.defs.assets.register import every_partition
+from kbo_pipeline.defs.assets.register import lineage_only
 from kbo_pipeline.defs.checks import evaluated
 from kbo_pipeline.defs.metadata import (
     OWNERS,
@@ -50,7 +50,7 @@ from kbo_pipeline.read.published import open_published
             PUBLISHED,
             deps=[
                 CODE.name,
-                *(dg.AssetDep(table.name, partition_mapping=every_partition) for table in TABLES),
+                *(dg.AssetDep(table.name, partition_mapping=lineage_only) for table in TABLES),
             ],
             partitions_def=kbo_extracts,
             group_name="publish",

@@ -54,8 +54,13 @@ BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
 _Outcomes = Generator[tuple[BatchKey, BatchChange | Exception], None, None]
 """Batches, each with what it did, or why its last attempt failed."""
 
-every_partition = dg.AllPartitionMapping()
-"""For lineage only: the key of a batch holds that of its extract."""
+lineage_only = dg.SpecificPartitionsPartitionMapping([])
+"""Between batches and extracts: the arrow in the UI, and no partition that depends on another.
+
+Which batches belong to an extract is in their keys, which no mapping of Dagster's can read. With
+`AllPartitionMapping` each batch depends on all extracts, and Dagster calls it out of sync as soon
+as another one is staged.
+"""
 
 
 @dg.multi_asset(
@@ -63,7 +68,7 @@ every_partition = dg.AllPartitionMapping()
     specs=[
         dg.AssetSpec(
             table.name,
-            deps=[dg.AssetDep(staging_asset(table), partition_mapping=every_partition)],
+            deps=[dg.AssetDep(staging_asset(table), partition_mapping=lineage_only)],
             partitions_def=kbo_batches,
             group_name="register",
             kinds={"duckdb"},

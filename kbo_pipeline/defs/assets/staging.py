@@ -140,7 +140,9 @@ def import_staging(
             context.log.info(f"{key}: already published: nothing to do")
             for table in ALL_TABLES:
                 yield dg.MaterializeResult(
-                    asset_key=staging_asset(table), metadata={"already_published": True}
+                    asset_key=staging_asset(table),
+                    metadata={"already_published": True},
+                    data_version=dg.DataVersion(extract.sha256),
                 )
             return
         check_space_to_import(settings, key, zip_file)
