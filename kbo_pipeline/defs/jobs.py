@@ -138,8 +138,8 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
     name=ROLLBACK_JOB,
     partitions_def=kbo_extracts,
     description="Undoes the newest extract, published or partly applied: readers see the state"
-    " before it, its partitions are missing again, and those of its batches are deleted until it"
-    " is staged again. Materialize it, or run kbo retry, to import it again.",
+    " before it, and its partitions and those of its batches are missing again. To import it again,"
+    " launch stage_extract for its partition, and the rest follows by itself; or run kbo retry.",
 )
 def rollback_extract() -> None:
     """Undoes one extract."""

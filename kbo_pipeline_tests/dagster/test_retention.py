@@ -16,7 +16,12 @@ from kbo_pipeline.defs.sensors import retention
 from kbo_pipeline.defs.sensors.retention import old_extracts, remove_extract, retention_sensor
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim_file
-from kbo_pipeline.operate.runs.partitions import forget_extract, kbo_batches, kbo_extracts
+from kbo_pipeline.operate.runs.partitions import (
+    forget_extract,
+    kbo_batches,
+    kbo_extracts,
+    mistyped_partitions,
+)
 from kbo_pipeline.operate.runs.progress import (
     ASSETS_OF_JOBS,
     RANGE_END_TAG,
@@ -163,6 +168,25 @@ def test_a_tick_ends_in_time_and_the_next_goes_on(
         *(f"removed: {key}" for key in KEYS[:4]),
         "nothing is too old",
     ]
+
+
+def test_partitions_under_wrong_names_are_removed_but_not_from_a_run_that_is_to_say_so(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    instance.add_dynamic_partitions("kbo_extracts", ["140", "0140-ful"])
+    instance.add_dynamic_partitions("kbo_batches", ["0001", "0999-full-0001"])
+    queued = instance.add_run(
+        dg.DagsterRun(
+            job_name="stage_extract",
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags={"dagster/partition": "140"},
+        )
+    )
+    assert tick(instance).startswith("removed: 0140-ful, 0001, 0999-full-0001")
+    assert "140" in instance.get_dynamic_partitions("kbo_extracts")
+    instance.report_run_failed(queued)
+    assert tick(instance).startswith("removed: 140")
+    assert mistyped_partitions(instance) == []
 
 
 def test_killed_in_the_middle_the_next_tick_goes_on(

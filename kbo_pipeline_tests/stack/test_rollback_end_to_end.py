@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -11,13 +12,21 @@ import pytest
 
 from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES
-from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches
+from kbo_pipeline.operate.repair.alerts import due_alerts
+from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import Progress
 from kbo_pipeline.read.published import content_hash
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import READER
-from kbo_pipeline_tests.support.pipeline import BAD, Pipeline, materializations, partition_states
+from kbo_pipeline_tests.support.pipeline import (
+    BAD,
+    Pipeline,
+    materializations,
+    partition_states,
+    stale_partitions,
+)
 from kbo_pipeline_tests.support.server import Server, running_server
 
 FULL, UPDATE = "0140-full", "0141-update"
@@ -52,8 +61,7 @@ def states(instance: dg.DagsterInstance) -> dict[str, str]:
 def assert_missing(instance: dg.DagsterInstance, batches: list[str]) -> None:
     """Nothing but the ZIP is known of the Update, also when its batches are added again."""
     key = ExtractKey.parse(UPDATE)
-    assert [k for k in instance.get_dynamic_partitions("kbo_batches") if UPDATE in k] == []
-    register_batches(instance, key, batches)
+    assert [k for k in instance.get_dynamic_partitions("kbo_batches") if UPDATE in k] == batches
     for table, found in partition_states(instance, UPDATE).items():
         assert found == dict.fromkeys(batches, "MISSING"), table
     for name in TABLE_NAMES:
@@ -65,7 +73,7 @@ def assert_missing(instance: dg.DagsterInstance, batches: list[str]) -> None:
     progress = Progress(instance)
     assert set(progress.staged) == set(progress.published) == {ExtractKey.parse(FULL)}
     assert progress.missing_batches(key) == batches
-    register_batches(instance, key, [])
+    assert stale_partitions(instance) == {}
 
 
 def assert_green(instance: dg.DagsterInstance, batches: list[str]) -> None:
@@ -73,6 +81,7 @@ def assert_green(instance: dg.DagsterInstance, batches: list[str]) -> None:
         assert found == dict.fromkeys(batches, "MATERIALIZED"), table
         assert {materializations(instance, table)[key] for key in batches} == {1}
     assert set(states(instance).values()) == {"MATERIALIZED"}
+    assert stale_partitions(instance) == {}
 
 
 def test_kbo_rollback_and_kbo_retry_while_a_reader_reads(
@@ -159,16 +168,23 @@ def test_the_job_in_the_ui_and_its_partitions_in_the_ui(
         for name, keys in green.items():
             left = {key for key in keys if not key.startswith(UPDATE)}
             assert shown(server, name) == left, name
-            missing = 0 if name in TABLE_NAMES else 1
+            missing = len(keys - left)
             assert counts(server, name) == {
                 "numMaterialized": len(left),
                 "numFailed": 0,
                 "numMaterializing": 0,
                 "numPartitions": len(left) + missing,
             }, name
-        # Nothing comes back by itself.
+        # Nothing comes back by itself, and a wrong name leaves nothing.
+        server.add_partition("141")
+        server.launch("stage_extract", "141")
+        server.wait_for_run("stage_extract", "FAILURE")
         server.wait_for_ticks(2, "apply_when_staged", "publish_when_applied")
-        assert [len(server.runs(job)) for job in JOBS] == [2, 2, 2]
+        assert [len(server.runs(job)) for job in JOBS] == [3, 2, 2]
+        assert instance.get_dynamic_partitions("kbo_extracts") == [FULL, UPDATE]
+        assert {counts(server, name)["numFailed"] for name in ["extract_zip", *green]} == {0}
+        assert stale_partitions(instance) == {}
+        assert due_alerts(instance, load_settings(pipeline.environment), time.time()) == []
 
         server.launch("stage_extract", UPDATE)
         server.wait_for_run("publish_extract", "SUCCESS", count=3)
@@ -196,8 +212,7 @@ def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) 
         batches = instance.get_dynamic_partitions("kbo_batches")
 
         pipeline.kbo("rollback", FULL)
-        assert instance.get_dynamic_partitions("kbo_batches") == []
-        register_batches(instance, ExtractKey.parse(FULL), batches)
+        assert instance.get_dynamic_partitions("kbo_batches") == batches
         for found in partition_states(instance, FULL).values():
             assert found == {}  # as of an asset that nobody has materialized yet
         assert Progress(instance).staged == {}

@@ -24,7 +24,7 @@ from kbo_pipeline.defs.metadata import (
 )
 from kbo_pipeline.defs.step import RETRIES, step_guard
 from kbo_pipeline.fetch.zips import kept_zip
-from kbo_pipeline.operate.runs.claims import claimed_partition
+from kbo_pipeline.operate.runs.claims import claimed_partition, extract_of_partition
 from kbo_pipeline.operate.runs.partitions import kbo_extracts
 from kbo_pipeline.operate.runs.progress import PUBLISHED
 from kbo_pipeline.publish.verification import Verification, verify
@@ -122,7 +122,7 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
         export = write_export(
             settings,
             settings.export_dir,
-            extract=context.partition_key,
+            extract=str(extract_of_partition(context)),
             report=lambda name, done, total: context.log.info(f"{name}: {done + 1} of {total}"),
         )
         return dg.MaterializeResult(
@@ -170,7 +170,7 @@ def full_verification(
     once.
     """
     with step_guard(context) as settings:
-        key = ExtractKey.parse(context.partition_key)
+        key = extract_of_partition(context)
         zip_file = kept_zip(settings, ExtractKey(key.number, "full"))
         logged: set[str] = set()
 

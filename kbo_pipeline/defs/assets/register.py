@@ -42,7 +42,12 @@ from kbo_pipeline.operate.markers import mark_suspect
 from kbo_pipeline.operate.processes.storage import reported
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, WRITER_WAIT, claimed_for_step, is_own
 from kbo_pipeline.operate.runs.live import reporting
-from kbo_pipeline.operate.runs.partitions import kbo_batches, staging_asset
+from kbo_pipeline.operate.runs.partitions import (
+    batch_or_none,
+    kbo_batches,
+    remove_partition,
+    staging_asset,
+)
 from kbo_pipeline.stage.staged import Staged
 
 COMPARING_SHARE = 0.3
@@ -53,6 +58,8 @@ BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
 
 _Outcomes = Generator[tuple[BatchKey, BatchChange | Exception], None, None]
 """Batches, each with what it did, or why its last attempt failed."""
+
+_NO_BATCH = "{} is no batch; its partition is removed"
 
 lineage_only = dg.SpecificPartitionsPartitionMapping([])
 """Between batches and extracts: the arrow in the UI, and no partition that depends on another.
@@ -91,7 +98,9 @@ def apply_to_register(
     """Applies batches, each once and in one transaction; a failed one does not stop the rest."""
     failures: dict[str, str] = {}
     with step_guard(context) as settings:
-        keys = sorted(BatchKey.parse(text) for text in context.partition_keys)
+        names = context.partition_keys
+        keys = sorted(key for name in names if (key := batch_or_none(name)) is not None)
+        failures |= {name: _NO_BATCH.format(name) for name in names if batch_or_none(name) is None}
         with duckdb.get_connection() as connection:
             for extract, group in groupby(keys, key=lambda key: key.extract):
                 batch_keys = list(group)
@@ -110,11 +119,14 @@ def apply_to_register(
                         mark_suspect(settings)
                     context.log.error(str(error))
                     failures.update({str(key): str(error) for key in batch_keys})
+        for name, message in failures.items():
+            if message == _NO_BATCH.format(name):
+                remove_partition(context.instance, kbo_batches, name)
     if failures:
         first, message = next(iter(failures.items()))
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise dg.Failure(
-            description=f"{len(failures)} of {len(keys)} batches failed: {first}: {message}{more}",
+            description=f"{len(failures)} of {len(names)} batches failed: {first}: {message}{more}",
             metadata={"failed_batches": dg.MetadataValue.json(failures)},
             allow_retries=False,
         )
@@ -134,7 +146,7 @@ def _apply_extract(
         for key in keys:
             change = register.ledger.applied_change(extract, key.number)
             if change is None:
-                failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
+                failures[str(key)] = _NO_BATCH.format(key)
             else:
                 yield from reported(context, _materializations(key, change))
         return
@@ -148,7 +160,7 @@ def _apply_extract(
         numbers = {batch.number for batch in staged.batches}
         for key in keys:
             if key.number not in numbers:
-                failures[str(key)] = f"{key}: {extract} has no such batch; delete the partition"
+                failures[str(key)] = _NO_BATCH.format(key)
         known = [key for key in keys if key.number in numbers]
         tally = Tally(len(keys))
         report = part_of(report_share, COMPARING_SHARE, 1)

@@ -58,9 +58,14 @@ def extract_zip(
 ) -> dg.MaterializeResult[None]:
     """One extract of KBO Open Data as the government publishes it: a ZIP of CSV files.
 
-    A Full holds the whole register, an Update what changed since the extract before. The ZIP is
-    downloaded from the portal unless it is here already, and is kept, so that the register can be
-    rebuilt from it.
+    A Full holds the whole register, an Update what changed since the extract before.
+
+    A partition is called after the extract's number, with at least four digits, and its type:
+    `0140-full`, `0141-update`. One with another name is refused and removed again.
+
+    The ZIP is looked for in the directory `downloads` of the data directory, under the name that
+    KBO gives it; if it is not there, it is downloaded from the portal. `source_file` in the run
+    config names another place. The ZIP is kept, so that the register can be rebuilt from it.
     """
     with (
         step_guard(context) as settings,

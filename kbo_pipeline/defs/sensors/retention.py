@@ -11,7 +11,12 @@ from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim
 from kbo_pipeline.operate.runs.live import forget_live
-from kbo_pipeline.operate.runs.partitions import batch_or_none, forget_extract
+from kbo_pipeline.operate.runs.partitions import (
+    batch_or_none,
+    forget_extract,
+    mistyped_partitions,
+    remove_partition,
+)
 from kbo_pipeline.operate.runs.progress import (
     NOT_FINISHED_STATUSES,
     RANGE_END_TAG,
@@ -30,12 +35,13 @@ _SECONDS_A_TICK = 20.0
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Removes partitions, runs, events and reports of old extracts (KBO_KEEP_EXTRACTS),"
-    " and old ZIPs (KBO_KEEP_ZIPS_DAYS). The register and its ledger keep their whole history.",
+    " old ZIPs (KBO_KEEP_ZIPS_DAYS), and partitions that were added under a name that is none. The"
+    " register and its ledger keep their whole history.",
 )
 def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Removes what is too old, for some seconds at most; its reason lists it."""
     settings = load_settings()
-    removed = []
+    removed = remove_mistyped(context.instance)
     deadline = time.monotonic() + _SECONDS_A_TICK
     for key in old_extracts(Progress(context.instance), settings.keep_extracts):
         if remove_extract(context.instance, settings, key):
@@ -48,6 +54,16 @@ def retention_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         return dg.SkipReason(str(error))
     removed += [file.name for file in remove_old_zips(settings, published, time.time())]
     return dg.SkipReason(f"removed: {', '.join(removed)}" if removed else "nothing is too old")
+
+
+def remove_mistyped(instance: dg.DagsterInstance) -> list[str]:
+    """Removes the partitions under wrong names, but those of a run that will say so itself."""
+    runs = Progress(instance).unfinished_runs
+    awaited = {value for run in runs for value in run.tags.values()}
+    mistyped = [found for found in mistyped_partitions(instance) if found[1] not in awaited]
+    for partitions, name in mistyped:
+        remove_partition(instance, partitions, name)
+    return [name for _, name in mistyped]
 
 
 def old_extracts(progress: Progress, keep: int) -> list[ExtractKey]:
@@ -74,7 +90,7 @@ def remove_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
                 if not _is_about_later(run, key):
                     instance.compute_log_manager.delete_logs(prefix=[run.run_id])
                     instance.delete_run(run.run_id)
-            forget_extract(instance, key, with_zip=True)
+            forget_extract(instance, key, is_whole=True)
             remove_report(settings, key)
             staging_file(settings.staging_dir, key).unlink(missing_ok=True)
             forget_live(settings, key)

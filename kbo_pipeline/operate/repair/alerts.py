@@ -11,7 +11,7 @@ import dagster as dg
 
 from kbo_pipeline.core.environment import is_own
 from kbo_pipeline.core.errors import RegisterError, StorageError
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate.markers import Poll, read_poll
@@ -134,7 +134,7 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     alerts: dict[str, Alert] = {}
     for run in runs:
         extract, job = extract_of(run), job_of(run)
-        if job not in _JOBS or is_retried(instance, run):
+        if job not in _JOBS or is_retried(instance, run) or _is_mistyped(run):
             continue
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
@@ -151,6 +151,15 @@ def what_helps(run: dg.DagsterRun) -> str:
     if INBOX_TAG in run.tags and job_of(run) == "stage_extract":
         return "see inbox/rejected, and drop a corrected ZIP into the inbox"
     return f"fix the cause, then kbo retry {extract}" if extract else "see the run in the web UI"
+
+
+def _is_mistyped(run: dg.DagsterRun) -> bool:
+    """Whether a run has failed of a partition that somebody has added under a wrong name.
+
+    The partition is removed, and nothing is left to be done.
+    """
+    extract = extract_of(run)
+    return extract is not None and key_or_none(extract) is None
 
 
 def alerts_of_portal(poll: Poll) -> list[Alert]:

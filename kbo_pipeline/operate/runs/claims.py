@@ -6,10 +6,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.operate.runs.partitions import kbo_extracts, remove_partition
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
 
 OWN_RUN = {"kbo/started_by": "kbo"}
@@ -79,12 +80,25 @@ def claimed_partition(context: StepContext, settings: Settings) -> Iterator[Extr
     """The extract of a step's partition, which is claimed until the block ends.
 
     Raises:
-        ExtractError: the partition is no extract.
+        ExtractError: the partition is no extract, and is removed.
         StorageError: another process works on it; names its process id.
     """
-    key = ExtractKey.parse(context.partition_key)
+    key = extract_of_partition(context)
     with claimed_for_step(context, settings, key):
         yield key
+
+
+def extract_of_partition(context: StepContext) -> ExtractKey:
+    """The extract of a step's partition.
+
+    Raises:
+        ExtractError: the partition is no extract, and is removed.
+    """
+    try:
+        return ExtractKey.parse(context.partition_key)
+    except ExtractError as error:
+        remove_partition(context.instance, kbo_extracts, context.partition_key)
+        raise ExtractError(f"{error}; the partition is removed: add it under its name") from None
 
 
 def queue_tags(key: ExtractKey, *, is_staged: bool) -> dict[str, str]:

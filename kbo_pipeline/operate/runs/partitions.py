@@ -8,7 +8,7 @@ import dagster as dg
 from sqlalchemy import Connection, and_, or_, select
 
 from kbo_pipeline.core.errors import ExtractError
-from kbo_pipeline.core.extracts import BatchKey, ExtractKey
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey, key_or_none
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 
 kbo_extracts = dg.DynamicPartitionsDefinition(name="kbo_extracts")
@@ -23,11 +23,13 @@ def staging_asset(table: Table) -> str:
     return f"import_staging_{table.name}"
 
 
+_ZIP = dg.AssetKey("extract_zip")
+
 _BY_EXTRACT = [
     dg.AssetKey(name)
     for name in (
-        *("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
         *(staging_asset(table) for table in ALL_TABLES),
+        *("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
     )
 ]
 
@@ -54,9 +56,10 @@ def register_batches(
     All are added in one call: a run over a range takes them in the order of their arrival.
     """
     known = batches_by_extract(instance).get(key, [])
-    for stale in set(known) - set(batch_keys):
-        instance.delete_dynamic_partition("kbo_batches", stale)
-    instance.add_dynamic_partitions("kbo_batches", list(batch_keys))
+    if known != list(batch_keys):
+        for batch in known:
+            instance.delete_dynamic_partition("kbo_batches", batch)
+        instance.add_dynamic_partitions("kbo_batches", list(batch_keys))
 
 
 def batches_by_extract(instance: dg.DagsterInstance) -> dict[ExtractKey, list[str]]:
@@ -78,23 +81,58 @@ def batch_or_none(text: str) -> BatchKey | None:
 
 
 def forget_extract(
-    instance: dg.DagsterInstance, key: ExtractKey, *, with_zip: bool = False
+    instance: dg.DagsterInstance, key: ExtractKey, *, is_whole: bool = False
 ) -> None:
-    """Makes all partitions of an extract missing, however often called.
+    """Makes all partitions of an extract missing, also those of its batches, however often called.
 
-    Its batches are no partitions any more. Their events go too: Dagster would show partitions that
-    are added again under the same names as materialized. The partition of `extract_zip` stays,
-    unless `with_zip`.
+    Their events go: Dagster shows a partition as materialized as long as it has them. With
+    `is_whole` that of `extract_zip` is missing too, and its batches are no partitions any more.
     """
-    assets = [*_BY_BATCH, *_BY_EXTRACT, *([dg.AssetKey("extract_zip")] if with_zip else [])]
-    # First: without batches no sensor takes the extract for one that is to be applied.
-    for batch in instance.get_dynamic_partitions("kbo_batches"):
-        if batch.startswith(f"{key}-"):
-            instance.delete_dynamic_partition("kbo_batches", batch)
-    for asset, partitions in _partitions_with_events(instance, assets, str(key)).items():
-        instance.wipe_asset_partitions(asset, partitions)
+    assets = [*_BY_EXTRACT, *_BY_BATCH, *([_ZIP] if is_whole else [])]
+    known = _partitions_with_events(instance, assets, str(key))
+    for asset in assets:  # staging first: without it no sensor takes the extract for one to apply
+        if asset in known:
+            instance.wipe_asset_partitions(asset, known[asset])
+    if is_whole:
+        for batch in instance.get_dynamic_partitions("kbo_batches"):
+            if batch.startswith(f"{key}-"):
+                instance.delete_dynamic_partition("kbo_batches", batch)
     # Once more: a web server that read the events a moment ago may have cached their status.
     instance.wipe_asset_cached_status(assets)
+
+
+def remove_partition(
+    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, name: str
+) -> None:
+    """Removes a partition that somebody has added under a wrong name; the web UI cannot.
+
+    Args:
+        instance: where it is recorded.
+        partitions: `kbo_extracts` or `kbo_batches`.
+        name: its name.
+    """
+    assets = _BY_BATCH if partitions is kbo_batches else [_ZIP, *_BY_EXTRACT]
+    instance.delete_dynamic_partition(str(partitions.name), name)
+    for asset in assets:
+        instance.wipe_asset_partitions(asset, [name])
+    instance.wipe_asset_cached_status(assets)
+
+
+def mistyped_partitions(
+    instance: dg.DagsterInstance,
+) -> list[tuple[dg.DynamicPartitionsDefinition, str]]:
+    """The partitions that are neither an extract nor a batch of one that has a partition."""
+    extracts = instance.get_dynamic_partitions("kbo_extracts")
+    batches = instance.get_dynamic_partitions("kbo_batches")
+    known = {key for key in map(key_or_none, extracts) if key is not None}
+    return [
+        *((kbo_extracts, name) for name in extracts if key_or_none(name) is None),
+        *(
+            (kbo_batches, name)
+            for name in batches
+            if (batch := batch_or_none(name)) is None or batch.extract not in known
+        ),
+    ]
 
 
 def forget_batches(instance: dg.DagsterInstance, batches: list[str]) -> None:
