@@ -18,7 +18,7 @@ from kbo_pipeline.apply.ledger import BatchChange, Ledger, TableChange
 from kbo_pipeline.core import schema
 from kbo_pipeline.core.database import Database, detach
 from kbo_pipeline.core.errors import RegisterError
-from kbo_pipeline.core.extracts import Batch, Extract, ExtractKey
+from kbo_pipeline.core.extracts import Batch, BatchKey, Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.places import WORK, DuckDBFile, Place
 from kbo_pipeline.core.shares import ShareReport, growing, not_reported, part_of
@@ -402,7 +402,8 @@ class Tally:
         Args:
             total: batches that the run is to apply.
         """
-        self._total, self._done = total, 0
+        self._total = total
+        self._done = self._failed = 0
         self._tables = {table.name: (0, 0, 0.0) for table in TABLES}
 
     def add(self, change: BatchChange) -> None:
@@ -416,31 +417,41 @@ class Tally:
                 seconds + table.seconds,
             )
 
+    def add_failed(self) -> None:
+        """Counts a batch that has failed."""
+        self._failed += 1
+
+    @property
+    def place(self) -> str:
+        """Which batch of the run was counted last: `3 of 48`."""
+        return f"{self._done + self._failed} of {self._total}"
+
     @property
     def is_complete(self) -> bool:
         """Whether all batches are counted."""
-        return self._done == self._total
+        return self._done + self._failed == self._total
 
     @property
     def percent(self) -> float:
         """Share of the batches that is done, 0 to 100, with one decimal."""
         return round(100 * self._done / self._total, 1)
 
-    def line(self, change: BatchChange, left: float) -> str:
+    def line(self, batch: BatchKey, change: BatchChange, left: float) -> str:
         """The line of the log about the batch that was counted last, the largest change first.
 
         Args:
+            batch: the batch.
             change: what it did.
             left: seconds until the extract is published.
         """
-        head = f"batch {self._done}/{self._total} ({self._done / self._total:.0%})"
+        head = f"{batch}, {self.place} ({self.percent:.0f} %):"
         if change.already_applied:
-            return f"{head} already applied"
+            return f"{head} was applied before"
         tables = sorted(
             change.tables.items(), key=lambda item: -(item[1].rows_closed + item[1].rows_opened)
         )
         parts = [
-            f"{name} {table.rows_closed} closed, {table.rows_opened} opened"
+            f"{name} {table.rows_closed:,} closed, {table.rows_opened:,} opened"
             for name, table in tables
             if table.rows_closed or table.rows_opened
         ]

@@ -10,7 +10,7 @@ from dagster_duckdb import DuckDBResource
 from kbo_pipeline.core import settings as core_settings
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.database import is_damage, is_transient, limits
-from kbo_pipeline.core.errors import KboError, SettingsError
+from kbo_pipeline.core.errors import KboError, NotReadyError, SettingsError
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
 from kbo_pipeline.defs.metadata import fault_table
@@ -82,7 +82,7 @@ def step_guard(context: StepContext) -> Iterator[Settings]:
         raise
     except dg.DagsterExecutionInterruptedError:
         if _is_stopped(context):
-            raise dg.Failure(description="stopped", allow_retries=False) from None
+            raise _stopped(context) from None
         raise
     except POSTGRES_ERRORS as error:
         # As interrupted, and not as failed: failed steps are not retried after a crash.
@@ -90,7 +90,7 @@ def step_guard(context: StepContext) -> Iterator[Settings]:
     except Exception as error:  # each goes on: as an interruption, to be retried, or as a failure
         if isinstance(error.__cause__, dg.DagsterExecutionInterruptedError):  # DuckDB wraps it
             if _is_stopped(context):
-                raise dg.Failure(description="stopped", allow_retries=False) from None
+                raise _stopped(context) from None
             raise error.__cause__ from None
         if is_damage(error):
             mark_suspect(settings)
@@ -122,11 +122,20 @@ def wait_while_paused(context: StepContext, settings: Settings) -> None:
         if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
             raise dg.DagsterExecutionInterruptedError
         if not is_paused(settings):
+            if is_logged:
+                context.log.info("resumed")
             return
         if not is_logged:
-            context.log.info(PAUSED)
+            context.log.warning(PAUSED)
             is_logged = True
         time.sleep(_LOOK_SECONDS)
+
+
+def _stopped(context: StepContext) -> dg.DagsterError:
+    """What a step ends with that a person has stopped: one line, without frames."""
+    extract = extract_of(context.run)
+    again = f"; kbo retry {extract} continues it" if extract else ""
+    return in_one_line(NotReadyError(f"{extract or 'the run'}: stopped{again}"))
 
 
 def is_canceling(context: StepContext) -> bool:

@@ -270,8 +270,8 @@ INSIDES = (
     Inside(
         "errors in one line",
         ("runs.status",),
-        "A wrong setting is one line in the web UI.",
-        "It is shown with Dagster's own frames.",
+        "A wrong setting, and a run that a person has stopped, are one line in the web UI.",
+        "They are shown with Dagster's own frames.",
         {
             "dagster._core.errors:DagsterUserCodeProcessError.__init__": "args kwargs",
             "dagster_shared.error:SerializableErrorInfo": "has message stack cls_name cause",

@@ -32,6 +32,7 @@ from kbo_pipeline.operate.markers import PAUSED
 from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelled
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, Progress
+from kbo_pipeline.operate.runs.status import failure_message, step_failure
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core, open_at_work
 from kbo_pipeline_tests.support.disturbed import (
@@ -122,6 +123,10 @@ def test_an_import_of_kbo_start_is_cancelled_and_goes_on_with_retry(
             wait_until(lambda: not at_work(instance), "the end of the run", process)
         print(f"{way}: took {time.monotonic() - began_at:.1f} s")
         assert run_status(instance, run.run_id) == dg.DagsterRunStatus.CANCELED
+        event = step_failure(instance, run)
+        assert event is not None and event.step_failure_data.error is not None
+        assert event.step_failure_data.error.stack == []
+        assert failure_message(event) == f"{EXTRACT}: stopped; kbo retry {EXTRACT} continues it"
         before = check_cancelled(pipeline, instance)
         wait_until(
             lambda: (

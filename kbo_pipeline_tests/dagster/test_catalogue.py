@@ -150,15 +150,20 @@ def test_the_report_is_a_page_with_its_plot_in_it(imported: dg.DagsterInstance) 
     assert "preview" not in first
 
 
-def test_the_newest_batch_tells_how_far_all_tables_are(imported: dg.DagsterInstance) -> None:
+def test_each_batch_has_four_numbers_and_the_last_one_what_the_run_did(
+    imported: dg.DagsterInstance,
+) -> None:
     batches = sorted(k for k in imported.get_dynamic_partitions("kbo_batches") if "full" in k)
     assert len(batches) == 3
-    for done, batch in enumerate(batches, start=1):
-        records = newest(imported, TABLES[0].name, batch)["progress"].records
-        assert [r.data["table"] for r in records] == [*(t.name for t in TABLES), "all"]
-        assert {(r.data["batches"], r.data["of"]) for r in records} == {(done, 3)}
-    counted = {r.data["table"]: r.data["rows_opened"] for r in records}
     published = newest(imported, "published_extract", "0140-full")
+    numbers = {"percent", "records", "rows_changed", "seconds"}
+    for table in TABLES:
+        *first, last = [newest(imported, table.name, batch) for batch in batches]
+        assert [found.keys() for found in first] == [numbers, numbers]
+        assert [found["percent"] for found in (*first, last)] == [33.3, 66.7, 100.0]
+        assert last["dagster/row_count"] == published[f"rows/{table.name}"]
+    records = newest(imported, TABLES[0].name, batches[-1])["progress"].records
+    counted = {r.data["table"]: r.data["rows_opened"] for r in records}
     assert counted == {
         **{table.name: published[f"rows/{table.name}"] for table in TABLES},
         "all": sum(published[f"rows/{table.name}"] for table in TABLES),
@@ -172,10 +177,10 @@ def test_each_batch_has_a_line_in_the_log_and_no_event_more(imported: dg.Dagster
         if UPDATE in run.tags["kbo/extract"]
     ]
     logs = imported.all_logs(run.run_id)
-    lines = [log.user_message for log in logs if log.user_message.startswith("batch ")]
     batches = [k for k in imported.get_dynamic_partitions("kbo_batches") if UPDATE in k]
-    assert [line.split(" ")[1] for line in lines] == [
-        f"{n}/{len(batches)}" for n in range(1, len(batches) + 1)
+    lines = [log.user_message for log in logs if re.match(rf"{UPDATE}-\d", log.user_message)]
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"{batch}, {n} of {len(batches)}" for n, batch in enumerate(batches, start=1)
     ]
     events = [
         log for log in logs if log.dagster_event and log.dagster_event.is_step_materialization

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from kbo_pipeline.commands.demo import damage
@@ -57,13 +58,20 @@ def test_exactly_the_failed_batches_are_failed_and_retried_then_published(
 
     failed = pipeline.kbo("retry", EXTRACT, check=False)
     assert failed.returncode == 1
-    assert "2 of 6 batches failed" in failed.stderr
+    assert f"2 of 6 batches failed: {', '.join(BAD_KEYS)}; the first one: " in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
     assert not pipeline.is_published
     with pipeline.instance() as instance:
         for name, states in partition_states(instance, EXTRACT).items():
             assert [k for k, s in states.items() if s == "FAILED"] == BAD_KEYS, name
             assert sum(s == "MATERIALIZED" for s in states.values()) == 4, name
+            wanted = dg.AssetRecordsFilter(dg.AssetKey(name), asset_partitions=[BAD_KEYS[0]])
+            (seen,) = instance.fetch_observations(wanted, limit=2).records
+            assert seen.asset_observation is not None
+            found = {n: v.value for n, v in seen.asset_observation.metadata.items()}
+            assert "rows were staged" in str(found["error"])
+            assert found["batch"] == "2 of 6"
+            assert str(found["first_number"]) < str(found["next_number"])
     status = json.loads(pipeline.kbo("status", EXTRACT, "--json").stdout)
     assert status["status"] == "failed"
     overall = status["overall"]

@@ -4,9 +4,11 @@ import pytest
 
 from kbo_pipeline.apply.ledger import BatchChange, TableChange
 from kbo_pipeline.apply.register import TALLY_COLUMNS, Tally
+from kbo_pipeline.core.extracts import BatchKey
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import duration
 
+KEY = BatchKey.parse("0140-full-0023")
 NOTHING = TableChange(0, 0, 0, 0, 0, 0.0)
 
 
@@ -24,16 +26,16 @@ def test_a_line_names_the_largest_change_first_and_the_time_left() -> None:
         tally.add(change())
     batch = change(activity=(957, 1012), enterprise=(0, 1), address=(2, 3))
     tally.add(batch)
-    assert tally.line(batch, 144.0) == (
-        "batch 23/50 (46%) activity 957 closed, 1012 opened; address 2 closed, 3 opened;"
-        " enterprise 0 closed, 1 opened, about 2 min left"
+    assert tally.line(KEY, batch, 144.0) == (
+        "0140-full-0023, 23 of 50 (46 %): activity 957 closed, 1,012 opened;"
+        " address 2 closed, 3 opened; enterprise 0 closed, 1 opened, about 2 min left"
     )
 
 
 def test_the_last_line_says_nothing_of_time_left() -> None:
     tally = Tally(1)
     tally.add(change())
-    assert tally.line(change(), 0.0) == "batch 1/1 (100%) no change"
+    assert tally.line(KEY, change(), 0.0) == "0140-full-0023, 1 of 1 (100 %): no change"
     assert tally.is_complete
 
 
@@ -42,7 +44,18 @@ def test_a_batch_that_was_applied_before_is_said_to_be() -> None:
     done = change(already_applied=True, activity=(1, 1))
     for _ in range(8):
         tally.add(done)
-    assert tally.line(done, 1.0) == "batch 8/10 (80%) already applied"
+    assert tally.line(KEY, done, 1.0) == "0140-full-0023, 8 of 10 (80 %): was applied before"
+
+
+def test_a_failed_batch_has_its_place_and_is_not_done() -> None:
+    tally = Tally(4)
+    tally.add(change())
+    tally.add_failed()
+    assert (tally.place, tally.percent) == ("2 of 4", 25.0)
+    tally.add(change())
+    assert tally.line(KEY, change(), 4.0).startswith("0140-full-0023, 3 of 4 (50 %): no change")
+    tally.add_failed()
+    assert tally.is_complete
 
 
 def test_the_table_counts_each_table_and_all() -> None:

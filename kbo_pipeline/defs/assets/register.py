@@ -3,7 +3,6 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import groupby
-from types import MappingProxyType
 
 import dagster as dg
 import duckdb
@@ -27,11 +26,10 @@ from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.shares import ShareReport, part_of
 from kbo_pipeline.core.tables import TABLES
-from kbo_pipeline.core.text import first_line
+from kbo_pipeline.core.text import first_line, listed
 from kbo_pipeline.defs.metadata import (
     OWNERS,
     PREVIEW_ROWS,
-    change_metadata,
     preview,
     register_metadata,
     shown_table,
@@ -55,6 +53,8 @@ COMPARING_SHARE = 0.3
 
 BATCH_ATTEMPTS = 5
 BATCH_FIRST_WAIT = 2.0  # seconds; doubles each time, with jitter on top
+
+_Event = dg.DagsterEvent | dg.AssetMaterialization | dg.AssetObservation
 
 _Outcomes = Generator[tuple[BatchKey, BatchChange | Exception], None, None]
 """Batches, each with what it did, or why its last attempt failed."""
@@ -94,7 +94,7 @@ as another one is staged.
 )
 def apply_to_register(
     context: dg.AssetExecutionContext, duckdb: DuckDBResource
-) -> Iterator[dg.DagsterEvent | dg.AssetMaterialization]:
+) -> Iterator[_Event]:
     """Applies batches, each once and in one transaction; a failed one does not stop the rest."""
     failures: dict[str, str] = {}
     with step_guard(context) as settings:
@@ -124,9 +124,9 @@ def apply_to_register(
                 remove_partition(context.instance, kbo_batches, name)
     if failures:
         first, message = next(iter(failures.items()))
-        more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        which = f"{listed(failures, 3)}; the first one" if len(failures) > 1 else first
         raise dg.Failure(
-            description=f"{len(failures)} of {len(names)} batches failed: {first}: {message}{more}",
+            description=f"{len(failures)} of {len(names)} batches failed: {which}: {message}",
             metadata={"failed_batches": dg.MetadataValue.json(failures)},
             allow_retries=False,
         )
@@ -139,7 +139,7 @@ def _apply_extract(
     extract: ExtractKey,
     keys: Sequence[BatchKey],
     failures: dict[str, str],
-) -> Iterator[dg.DagsterEvent | dg.AssetMaterialization]:
+) -> Iterator[_Event]:
     """Applies the batches of one extract; notes in `failures` those that failed."""
     if register.ledger.job_status(extract) == "completed":
         context.log.info(f"{extract}: already published: nothing to do")
@@ -148,7 +148,7 @@ def _apply_extract(
             if change is None:
                 failures[str(key)] = _NO_BATCH.format(key)
             else:
-                yield from reported(context, _materializations(key, change))
+                yield from reported(context, _materializations(key, change, 100.0, {}))
         return
     with (
         reporting(settings, extract, context.run, "applying") as report_share,
@@ -171,13 +171,15 @@ def _apply_extract(
                     report_share.failed(str(key), message)
                     if is_damage(result):
                         mark_suspect(settings)
-                    context.log.error(f"{key}: {message}")
+                    tally.add_failed()
+                    context.log.error(f"{key}, {tally.place}: failed: {message}")
                     failures[str(key)] = message
+                    yield from _observations(key, staged, tally.place, message)
                     continue
                 tally.add(result)
-                more = _batch_metadata(register, extract, tally, is_last=done == len(known))
-                yield from reported(context, _materializations(key, result, more))
-                context.log.info(tally.line(result, report_share.seconds_left))
+                more = _last_metadata(register, extract, tally) if done == len(known) else {}
+                yield from reported(context, _materializations(key, result, tally.percent, more))
+                context.log.info(tally.line(key, result, report_share.seconds_left))
 
 
 def _outcomes(
@@ -272,18 +274,22 @@ def _apply_with_retries(
         raise
 
 
-def _batch_metadata(
-    register: Register, extract: ExtractKey, tally: Tally, *, is_last: bool
+def _last_metadata(
+    register: Register, extract: ExtractKey, tally: Tally
 ) -> dict[str, dict[str, dg.MetadataValue]]:
-    """What is shown beside the numbers of a batch, by table: kept small, 64 times an extract.
+    """What the last batch of a run shows beside its numbers, by table.
 
-    The first table shows the progress of all; the last batch shows some rows of each.
+    Each table has its count of current rows and some of the extract's; the first one shows what
+    the run did to all of them.
     """
-    metadata: dict[str, dict[str, dg.MetadataValue]] = {table.name: {} for table in TABLES}
-    if is_last:
-        for table in TABLES:
-            rows = register.opened_rows(table, extract, PREVIEW_ROWS)
-            metadata[table.name]["preview"] = preview(rows)
+    counts = register.row_counts()
+    metadata: dict[str, dict[str, dg.MetadataValue]] = {
+        table.name: {
+            "dagster/row_count": dg.MetadataValue.int(counts[table.name]),
+            "preview": preview(register.opened_rows(table, extract, PREVIEW_ROWS)),
+        }
+        for table in TABLES
+    }
     metadata[TABLES[0].name]["progress"] = shown_table(TALLY_COLUMNS, tally.rows())
     return metadata
 
@@ -291,19 +297,53 @@ def _batch_metadata(
 def _materializations(
     key: BatchKey,
     change: BatchChange,
-    more: Mapping[str, Mapping[str, dg.MetadataValue]] = MappingProxyType({}),
+    percent: float,
+    more: Mapping[str, Mapping[str, dg.MetadataValue]],
 ) -> list[dg.AssetMaterialization]:
-    """The seven events of a batch, with its numbers and what else is shown, by table."""
+    """The seven events of a batch, kept small: a run has up to 448.
+
+    Args:
+        key: the batch.
+        change: what it did.
+        percent: share of the run's batches that is applied, 0 to 100.
+        more: what else is shown, by table.
+    """
     return [
         dg.AssetMaterialization(
             name,
             partition=str(key),
             metadata={
+                "percent": percent,
                 "records": table.records,
-                **change_metadata(table),
-                "already_applied": change.already_applied,
+                "rows_changed": table.rows_closed + table.rows_opened,
+                "seconds": round(table.seconds, 3),
                 **more.get(name, {}),
             },
         )
         for name, table in change.tables.items()
     ]
+
+
+def _observations(
+    key: BatchKey, staged: Staged, place: str, error: str
+) -> Iterator[dg.AssetObservation]:
+    """Why a batch has failed, for its partition of each table."""
+    batch = next(batch for batch in staged.batches if batch.number == key.number)
+    for table in TABLES:
+        of_table = (
+            staged.records.get((table.name, batch.number, operation), 0)
+            for operation in key.extract.operations
+        )
+        yield dg.AssetObservation(
+            table.name,
+            partition=str(key),
+            description=f"Batch failed: {error}",
+            metadata={
+                "error": error,
+                "batch": place,
+                "records": sum(of_table),
+                "first_number": batch.first_number or "the lowest",
+                "next_number": batch.next_number or "none",
+                "what_helps": f"fix the cause, then kbo retry {key.extract}, or Materialize here",
+            },
+        )

@@ -9,7 +9,7 @@ import dagster as dg
 from dagster import DagsterInstance
 from sqlalchemy import func, select
 
-from kbo_pipeline.core.errors import NotReadyError, SettingsError
+from kbo_pipeline.core.errors import KboError, NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES
@@ -378,8 +378,8 @@ def error_of_run(instance: DagsterInstance, run: dg.DagsterRun) -> str:
     return f"run {run.run_id} ended without a failed step; see it in the UI"
 
 
-def in_one_line(error: SettingsError) -> dg.DagsterError:
-    """Stands for an error of another process, which the web UI shows without its own frames."""
+def in_one_line(error: KboError) -> dg.DagsterError:
+    """An error that the web UI shows without frames, and no retry policy takes up."""
     if not insides.are_tested():
         return dg.DagsterInvalidDefinitionError(str(error))
     from dagster._core.errors import DagsterUserCodeProcessError
