@@ -7,6 +7,7 @@ from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import compact
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
+from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.live import forget_live
@@ -71,7 +72,7 @@ def compact_files(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> Non
     ):
         done = compact(connection, settings.database)
         counts = ", ".join(f"{step} {count}" for step, count in done.counts.items())
-        context.log.info(f"{counts}; {done.files} files, {done.bytes} bytes")
+        context.log.info(f"{counts}; {done.files:,} files, {megabytes(done.bytes)}")
 
 
 @dg.job(
@@ -113,7 +114,7 @@ def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
         context.log.info(
             f"{key}: was rolled back already"
             if done.already_rolled_back
-            else f"{key}: rolled back: {dropped} row versions dropped, {reopened} hold again"
+            else f"{key}: rolled back: {dropped:,} row versions dropped, {reopened:,} valid again"
         )
 
 

@@ -55,9 +55,15 @@ what is wrong with them.
 """
 
 
-def duckdb_resource(settings: Settings) -> DuckDBResource:
-    """An in-memory DuckDB; the core attaches the register and staging files to it."""
-    return DuckDBResource(database=":memory:", connection_config=limits(settings))
+def duckdb_resource(settings: Settings) -> dg.ResourceDefinition:
+    """An in-memory DuckDB; the core attaches the register and staging files to it.
+
+    It has no run config: what limits it are settings, and a launchpad would begin with them.
+    """
+    resource = DuckDBResource(database=":memory:", connection_config=limits(settings))
+    return dg.ResourceDefinition.hardcoded_resource(
+        resource, description="DuckDB in memory, limited by KBO_MEMORY_MB."
+    )
 
 
 @contextmanager

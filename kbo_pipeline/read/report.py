@@ -391,9 +391,9 @@ class Bars:
 
 def _bars(report: ChangeReport) -> Bars:
     days = [*report.before, report.day]
+    others = f" and {counted(len(report.before), 'extract')} before it" if report.before else ""
     return Bars(
-        title=f"{report.day.key} against extracts before: {len(report.before)}"
-        f" (KBO Open Data, {report.day.snapshot_date})",
+        title=f"{report.day.key}{others} (KBO Open Data, {report.day.snapshot_date})",
         labels=[str(day.key.number) for day in days],
         totals=[day.total for day in days],
         tables={table.name: [day.of_table(table.name) for day in days] for table in TABLES},

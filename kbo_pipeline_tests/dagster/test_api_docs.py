@@ -142,7 +142,7 @@ def test_each_command_and_the_program_do_what_they_say(tmp_path: Path) -> None:
         assert (run["jobName"], run["status"]) == ("apply_batches", "STARTED")
         logged = api.call("Log lines", RUN=run["runId"], CURSOR="null")["logsForRun"]
         said = [line["message"] for line in logged["events"] if line["eventType"] is None]
-        assert any(line.startswith("batch 1/") for line in said), said
+        assert any(line.startswith(f"{FULL}-0001, 1 of ") for line in said), said
         later = api.call("Log lines", CURSOR=json.dumps(logged["cursor"]))["logsForRun"]["events"]
         assert not {line["message"] for line in later} & set(said)
         api.call("Cancel")

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.definitions import defs
@@ -78,6 +79,14 @@ def test_groups_follow_each_other_from_left_to_right() -> None:
         for dep in spec.deps:
             before = SPECS[dep.asset_key.to_user_string()]
             assert GROUPS.index(str(before.group_name)) <= GROUPS.index(str(spec.group_name))
+
+
+def test_a_launchpad_begins_without_config() -> None:
+    for job in defs.get_repository_def().get_all_jobs():
+        snap = job.get_job_snapshot()
+        types = snap.config_schema_snapshot
+        root = types.get_config_snap(str(snap.mode_def_snaps[0].root_config_key))
+        assert "config" not in default_values_yaml_from_type_snap(types, root), job.name
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from dagster_duckdb import DuckDBResource
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.sql import literal
+from kbo_pipeline.core.text import counted
 from kbo_pipeline.defs.metadata import (
     DRIFT_COLUMNS,
     OWNERS,
@@ -68,7 +69,9 @@ def change_report(
         page, plot, changes = (
             report_directory(settings, key) / name for name in (PAGE_FILE, PLOT_FILE, CHANGES_FILE)
         )
-        context.log.info(f"{key}: {report.entities} entities changed; see {page}")
+        changed = counted(report.entities, "entity", "entities")
+        what = "all of it is new" if report.is_first else f"{changed} changed"
+        context.log.info(f"{key}: {what}; see {page}")
         list_metadata: dict[str, Any] = {}
         if not report.is_first:
             list_metadata = {

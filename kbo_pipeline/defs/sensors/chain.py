@@ -10,6 +10,7 @@ import dagster as dg
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey, zips_in
 from kbo_pipeline.core.files import is_locked
+from kbo_pipeline.core.text import counted, listed
 from kbo_pipeline.defs.jobs import apply_batches, export_parquet, publish_extract, verify_full
 from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.zips import kept_zips
@@ -35,6 +36,7 @@ def apply_when_staged(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg
     if isinstance(key, dg.SkipReason):
         return key
     batches = progress.batches[key]
+    context.log.info(f"{key} is staged: {counted(len(batches), 'batch', 'batches')} to apply")
     return dg.RunRequest(
         run_key=f"apply:{key}:{progress.staged[key]}",
         tags={
@@ -61,6 +63,7 @@ def publish_when_applied(context: dg.SensorEvaluationContext) -> dg.RunRequest |
     if missing:
         total = len(progress.batches[key])
         return dg.SkipReason(f"{key}: {len(missing)} of {total} batches are not applied")
+    context.log.info(f"{key}: all batches are applied: to be published")
     newest = max(max(ids.values()) for ids in progress.applied(key).values())
     return dg.RunRequest(
         run_key=f"publish:{key}:{newest}",
@@ -104,6 +107,7 @@ def export_when_published(context: dg.SensorEvaluationContext) -> dg.RunRequest 
     published = Progress(context.instance).published
     if key is None or key not in published:
         return dg.SkipReason("nothing is published")
+    context.log.info(f"{key} is published: to be exported")
     return dg.RunRequest(
         run_key=f"export:{key}:{published[key]}:{settings.privacy}",
         partition_key=str(key),
@@ -138,6 +142,10 @@ def verify_when_at_hand(context: dg.SensorEvaluationContext) -> dg.SensorResult 
     if not wanted:
         return dg.SkipReason("no Full is at hand whose number was published as an Update")
     known = Progress(context.instance).published  # older extracts are forgotten
+    due = [(key, full) for key, full in wanted if key in known]
+    if not due:
+        return dg.SkipReason("the Fulls at hand are of extracts that the web UI no longer lists")
+    context.log.info(f"to be compared: {listed((f'{key} with {full}' for key, full in due), 3)}")
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
@@ -145,8 +153,7 @@ def verify_when_at_hand(context: dg.SensorEvaluationContext) -> dg.SensorResult 
                 partition_key=str(key),
                 tags=last_in_queue(key),
             )
-            for key, full in wanted
-            if key in known
+            for key, full in due
             for stat in [file.stat() for file in kept_zips(settings, full)[:1]]
         ]
     )
