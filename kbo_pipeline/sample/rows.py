@@ -74,6 +74,7 @@ _LISTS: dict[str, tuple[tuple[str, str, str], ...]] = {  # category: code, Frenc
 
 
 JURIDICAL_FORMS = ("014", "015", "017", "116", "416", "610", "612", "706")
+CAC_FORM = "616"
 FOREIGN_FORM = "030"
 JURIDICAL_SITUATIONS = ("000", "001", "012", "050", "091")
 NACE_VERSIONS = ("2003", "2008", "2025")
@@ -99,7 +100,7 @@ def code_rows(number: int) -> list[CodeRow]:
         for row in ((category, code, "FR", french), (category, code, "NL", dutch))
     ]
     for category, codes in (
-        ("JuridicalForm", (*JURIDICAL_FORMS, FOREIGN_FORM)),
+        ("JuridicalForm", (*JURIDICAL_FORMS, CAC_FORM, FOREIGN_FORM)),
         ("JuridicalSituation", JURIDICAL_SITUATIONS),
     ):
         words = (("DE", "Begriff"), ("FR", "Notion"), ("NL", "Begrip"))
@@ -258,7 +259,7 @@ def _enterprise(population: Population, index: int, state: State, _: int) -> Row
     if population.is_person(index):
         return [("AC", situation, "1", None, None, date)]
     form = FOREIGN_FORM if population.is_foreign(index) else _pick(JURIDICAL_FORMS, draw)
-    return [("AC", situation, "2", form, "616" if form == "706" else None, date)]
+    return [("AC", situation, "2", form, CAC_FORM if form == "706" else None, date)]
 
 
 def _situation(population: Population, index: int, state: State) -> str:

@@ -144,6 +144,12 @@ def test_each_materialization_has_numbers_to_plot_and_a_preview(
         assert changed[f"rows_changed/{table.name}"] == sum(by_batch), table.name
 
 
+def test_made_up_enterprises_have_known_codes(imported: dg.DagsterInstance) -> None:
+    check = dg.AssetCheckKey(dg.AssetKey(TABLES[0].name), "codes_known")
+    found = imported.event_log_storage.get_asset_check_execution_history(check, limit=5)
+    assert [execution.status.value for execution in found] == ["SUCCEEDED", "SUCCEEDED"]
+
+
 def test_the_report_is_a_page_with_its_plot_in_it(imported: dg.DagsterInstance) -> None:
     found = newest(imported, "change_report", UPDATE)
     page = Path(found["file"]).read_text()
