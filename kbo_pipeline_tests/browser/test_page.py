@@ -108,7 +108,8 @@ def test_a_full_is_watched_from_the_inbox_to_its_publication(
     moved = [next(group)[0] for _, group in itertools.groupby(shares, key=lambda one: one[1])]
     still = max(later - before for before, later in itertools.pairwise(moved))
     print(f"stood still for {still:.1f} s at most, {len(moved)} shares")
-    assert len(moved) > 10
+    assert len(moved) >= 5
+    assert still < 10  # on a quiet machine half of that
 
 
 def test_failed_batches_say_why_and_are_retried_by_a_button(
