@@ -37,7 +37,7 @@ SEEN = 8
 BAD_KEYS = [f"{UPDATE}-{number:04d}" for number in BAD]
 TABLE_NAMES = [table.name for table in TABLES]
 RED, GREEN = "red", "green"
-BATCH_LINE = re.compile(r"^batch \d+/\d+ \(\d+%\) .* opened")
+BATCH_LINE = re.compile(r"^0140-full-\d{4}, \d+ of \d+ \(\d+ %\): .* opened")
 
 # A company with one establishment unit that the Update moves: its page has something of everything.
 MOVED = """
@@ -180,6 +180,7 @@ def materialize_extract(screen: Screen, extract: str) -> None:
     expect(page.get_by_text("Partition name")).to_have_count(0)
     # The UI chooses the new partition by itself, but forgets that now and then.
     choose(screen, "Missing", "1 partition")
+    screen.picture("materialize", shown=extract == FULL)
     page.get_by_role("button", name="Launch 1 run").click()
     expect(page.get_by_text("Launched run")).to_be_visible()
 
@@ -260,7 +261,7 @@ def materialize_failed(screen: Screen) -> None:
     expect(page.get_by_text("Additional assets will be materialized")).to_be_visible()
     page.get_by_role("button", name="Confirm").click()
     choose(screen, "Failed", "2 partitions")
-    screen.picture("materialize-failed")
+    screen.picture("materialize-failed", shown=True)
     page.get_by_role("button", name="Launch backfill").click()
     expect(page.get_by_text("Created backfill")).to_be_visible()
 
