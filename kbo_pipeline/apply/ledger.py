@@ -58,6 +58,7 @@ class BatchChange:
     already_applied: bool
 
 
+# A value for each table and operation of a batch, bound as lists.
 _OF_OPERATION = (
     *("table_name", "operation", "records", "started", "completed"),
     *("closed", "opened", "unchanged", "duplicates"),

@@ -27,10 +27,10 @@ from kbo_pipeline.core.text import duration
 from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
 
 _ADOPTED = 0.8
-"""What is done of an import of a first Full before its batches, when it is the register."""
+"""Share of applying a first Full that adopting its staging file as the register takes."""
 
 _KEPT = ("import_jobs", "import_job_batches", "rejected_row")
-"""What is kept where a staged Full takes the place of the rows."""
+"""Tables that are carried over when a staged Full becomes the register file."""
 
 
 @contextmanager

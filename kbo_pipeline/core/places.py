@@ -44,7 +44,7 @@ class Place(ABC):
     """A place where a register is, or will be."""
 
     is_shared: ClassVar[bool] = True
-    """Whether writers and readers work in one database, which has no keys and no checks then."""
+    """Whether writers and readers work in one database, without PRIMARY KEY and CHECK."""
 
     is_compacted: ClassVar[bool] = False
     """Whether `lake.compact` makes it small."""
@@ -80,7 +80,7 @@ class Place(ABC):
         return WORK
 
     def register(self, file: Path) -> "Place":
-        """The register at work of a published one: `file` where readers open a copy of it."""
+        """Where the register at work is: `file`, if readers open a copy of it."""
         return self
 
     @contextmanager

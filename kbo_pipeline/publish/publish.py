@@ -6,7 +6,7 @@ older ones as `published/<extract key>.duckdb` beside the register at work.
 
 Before readers see an extract, the register is checked. What the extract did not touch was checked
 before. So only the entities of which it opened or closed a row are looked at; for the first
-extract, everything is.
+extract, and one that changes more than a million rows, everything is.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -9,7 +9,7 @@ late: each is asked what costs it nothing, and counts as silent after a minute.
 A log that has become large is packed into a file of its own, and emptied; whoever writes it holds
 it open all the while, to append. What is put aside is limited in number and age, too.
 
-No Dagster.
+Imports no Dagster.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""`kbo start`: code location, daemon and web UI as children of one process. No Dagster here.
+"""`kbo start`: code location, daemon and web UI as children of one process. Imports no Dagster.
 
 Or one of the three, for processes on several hosts: then they talk over TCP, and PostgreSQL is a
 server that all reach. The host of the code location has the data directory: what looks after the

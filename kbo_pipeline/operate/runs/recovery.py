@@ -65,13 +65,22 @@ def is_dead(
 ) -> bool:
     """Tells whether the worker of an unfinished run has certainly ended.
 
-    A run without a lock has not come to its first step, or is on another machine. The code server
-    watches the former itself, so that it is dead when the code server is; and one that the code
-    server does not have never began: the daemon died while it launched it. Where the daemon has a
-    clock of its own, only the latter counts. Dagster watches runs of other launchers, such as
-    Kubernetes'.
+    A worker takes the lock of its run at its first step. A run with a lock is dead when the lock is
+    free. One without:
 
-    No worker lives that `kbo start` launched before `ended_at`, in seconds of the epoch.
+    - is not judged when it was launched by anything but `kbo start`; Dagster watches runs of other
+      launchers, such as Kubernetes'.
+    - is dead when it was launched before `ended_at`, unless the daemon is on another host, whose
+      clock may differ.
+    - is dead when the code server does not know it 10 s after its launch: the daemon died while it
+      launched it.
+
+    Args:
+        instance: has the run.
+        settings: say where the locks are.
+        run: an unfinished one.
+        ended_at: seconds of the epoch; the caller knows that every worker that `kbo start` launched
+            before has ended.
     """
     lock = _lock(settings, run.run_id)
     if lock.exists():
@@ -135,7 +144,8 @@ def end_dead_runs(
     A run that was being ended is canceled instead, so that it is not retried. Its slots in pools
     are freed. Runs on other machines and of commands are left alone.
 
-    No worker lives that `kbo start` launched before `ended_at`, in seconds of the epoch.
+    The caller knows that every worker that `kbo start` launched before `ended_at`, in seconds of
+    the epoch, has ended.
 
     Returns:
         The ids of the runs.
