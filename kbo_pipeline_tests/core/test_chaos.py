@@ -12,7 +12,8 @@ from kbo_pipeline_tests.tools.chaos.outcomes import Outcome, Record, Row
 from kbo_pipeline_tests.tools.chaos.plan import rows
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_nothing_is_lost_or_doubled_whatever_dies() -> None:
     command = [sys.executable, "-m", "kbo_pipeline_tests.tools.chaos", "--short", "--core"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

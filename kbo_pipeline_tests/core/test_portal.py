@@ -187,7 +187,7 @@ def test_of_two_files_of_one_extract_the_latest_is_offered() -> None:
 
 @pytest.mark.parametrize("name", ["../KboOpenData_0141_2025_10_06_Update.zip", "x.zip", ""])
 def test_an_offer_holds_no_other_name(name: str) -> None:
-    with pytest.raises(ExtractError, match="no file name of 0141-update"):
+    with pytest.raises(ExtractError, match="is not a file name of 0141-update"):
         Offer(UPDATE, name)
 
 
