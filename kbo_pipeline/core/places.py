@@ -319,7 +319,7 @@ def shared_place(
         if not _MOTHERDUCK_NAME.fullmatch(text[3:]):
             raise SettingsError(
                 f"{name}: expected md:NAME, a name of letters, digits and _; the token belongs"
-                " into MOTHERDUCK_TOKEN"
+                " in MOTHERDUCK_TOKEN"
             )
         return MotherDuck(text[3:])
     known = _postgres_keywords(name, text.removeprefix(_LAKE_PREFIX))

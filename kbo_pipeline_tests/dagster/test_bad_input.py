@@ -95,8 +95,8 @@ def test_a_partition_that_is_no_extract_does_nothing(key: str, bench: Bench) -> 
 
     before = bench.contents()
     with bench.filled.instance() as instance:
-        instance.add_dynamic_partitions("kbo_extracts", [key])
         for job in ("stage_extract", "publish_extract", "rollback_extract"):
+            instance.add_dynamic_partitions("kbo_extracts", [key])
             result = defs.resolve_job_def(job).execute_in_process(
                 instance=instance, partition_key=key, raise_on_error=False
             )
@@ -105,5 +105,5 @@ def test_a_partition_that_is_no_extract_does_nothing(key: str, bench: Bench) -> 
             assert "is not an extract; expected a key such as 0141-update" in str(
                 failures[0].step_failure_data.error_display_string
             )
-        instance.delete_dynamic_partition("kbo_extracts", key)
+            assert key not in instance.get_dynamic_partitions("kbo_extracts"), job
     assert bench.contents() == before

@@ -31,7 +31,11 @@ GROUPS = {
     "Commands and settings": command_cases,
 }
 _WATCHED = ("downloads", "staging", "work", "inbox", "exports", "kbo.duckdb")
-"""What must stay as it is; Dagster's records of the refusal and `rejected/` may come."""
+"""What must stay as it is; records of the refusal and `rejected/` may come.
+
+Records are Dagster's, and `work/progress`: how far the extract came.
+"""
+_PROGRESS = Path("work", "progress")
 
 _ZLIBS = re.compile(r"\b[0-9a-f]{12}\b|(?<=bytes out of )[0-9,]+")
 """Parts of messages that depend on how a zlib compresses."""
@@ -161,7 +165,11 @@ def _contents(directory: Path) -> Iterator[tuple[str, str]]:
             if file == directory / "work" / "register.duckdb":
                 with duckdb.connect(str(file), read_only=True) as connection:
                     yield str(file.relative_to(directory)), content_hash(connection)
-            elif file.is_file() and file.suffix not in (".lock", ".wal"):
+            elif (
+                file.is_file()
+                and file.suffix not in (".lock", ".wal")
+                and file.parent != directory / _PROGRESS
+            ):
                 digest = hashlib.sha256(file.read_bytes()).hexdigest()
                 yield str(file.relative_to(directory)), digest
 
