@@ -33,6 +33,7 @@ def assert_published(pipeline: Pipeline, number: int) -> None:
             assert rows_of(connection, table, f"current.{table.name}") == truth
 
 
+@pytest.mark.rare
 def test_commands_import_the_true_state_of_each_extract(stock: Pipeline, tmp_path: Path) -> None:
     with stock.instance():
         stock.kbo("import", SAMPLE.write_full(tmp_path, 140))
