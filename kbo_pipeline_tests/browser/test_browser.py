@@ -4,7 +4,6 @@ One `kbo start` serves all of it. The pictures that the docs show are taken here
 """
 
 import re
-from collections.abc import Iterator
 
 import dagster as dg
 import pytest
@@ -19,13 +18,12 @@ from kbo_pipeline_tests.support.browser import (
     COLUMNS,
     Screen,
     opened,
-    running_browser,
     terminal_picture,
 )
 from kbo_pipeline_tests.support.core import current_rows, sorted_rows
 from kbo_pipeline_tests.support.pipeline import BAD, Pipeline, fetch, materializations
 from kbo_pipeline_tests.support.processes import wait_until
-from kbo_pipeline_tests.support.server import Server, running_server
+from kbo_pipeline_tests.support.server import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -56,18 +54,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     SAMPLE.write_full(pipeline.directory / "downloads", 140)
     SAMPLE.write_update(pipeline.directory / "downloads", 141)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def server(pipeline: Pipeline) -> Iterator[Server]:
-    with running_server(pipeline) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
 
 
 def test_an_extract_materialized_in_the_ui_shows_its_progress_and_is_published(

@@ -4,14 +4,13 @@ import importlib.resources
 import itertools
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.sample.extracts import Sample
-from kbo_pipeline_tests.support.browser import Screen, opened, running_browser
+from kbo_pipeline_tests.support.browser import Screen, opened
 from kbo_pipeline_tests.support.pipeline import BAD, Pipeline
 from kbo_pipeline_tests.support.processes import wait_until
 from kbo_pipeline_tests.support.server import Server, running_server
@@ -32,18 +31,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     SAMPLE.write_full(zips, 140)
     SAMPLE.write_update(zips, 141)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def server(pipeline: Pipeline) -> Iterator[Server]:
-    with running_server(pipeline) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(params=[WIDE, PHONE], ids=["wide", "phone"])
