@@ -5,10 +5,11 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 LONG ?= long
 # What speaks of the import and of reading what came of it.
-LAKE := core/register core/register_property core/rollback core/views core/reading core/reading_commands \
-	core/searching core/changes core/verifying core/ducklake dagster/end_to_end stack/checks_end_to_end \
+LAKE := core/register core/register_property core/rollback core/repairing core/deltas core/views core/reading core/reading_commands \
+	core/searching core/changes core/feed core/verifying core/proof core/ducklake dagster/end_to_end stack/checks_end_to_end \
 	dagster/cancel_and_pause stack/failed_batches stack/rollback_end_to_end stack/lake_end_to_end stack/lake_s3
-# A file is done by one process: its tests may share what is costly to make.
+# A file is done by one process: its tests may share what is costly to make. In the order given, long ones
+# come first: no process is left alone with one at the end.
 PYTEST := $(RUN)/python -m pytest --dist loadfile
 TESTS := kbo_pipeline_tests
 AUDIT := build/audit
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONSAFEPATH = 1
 
 .PHONY: help setup demo practice start test test-unit test-core test-dagster test-newest test-long test-lake test-browser chromium chaos soak year bench bench-small \
-	bench-lake fuzz check audit clean
+	bench-lake bench-search fuzz check audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,7 +65,7 @@ test-newest: ## run the tests with the newest of everything that pyproject.toml 
 	$(MAKE) test VENV=$(NEWEST)
 
 test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come back
-	$(PYTEST) -n 3 -m "$(LONG)"
+	$(PYTEST) -n 3 --no-loadscope-reorder -m "$(LONG)" $(TESTS)/core $(TESTS)/stack $(TESTS)/dagster
 
 test-lake: $(READY) ## run the tests of the import with the register in a DuckLake
 	TEST_DATABASE=ducklake $(PYTEST) -n 2 --timeout 1800 $(foreach t,$(LAKE),$(TESTS)/$(dir $(t))test_$(notdir $(t)).py)
@@ -101,6 +102,9 @@ bench-small: $(READY) ## measure a hundredth of it, and fail when it got slower
 
 bench-lake: $(READY) ## measure a DuckLake; writes into docs/scale.md
 	$(RUN)/python -m kbo_pipeline_tests.tools.bench.lake --write docs/scale.md $(BENCH)
+
+bench-search: $(READY) ## 10,000 misspelt queries with known answers; fails if too few find theirs: SEARCH="--enterprises 50000"
+	$(RUN)/python -m kbo_pipeline_tests.tools.bench.search $(SEARCH)
 
 fuzz: $(READY) ## look for bytes that ZIP and CSV reading stumble over: FUZZ="zip --runs 1000000"
 	$(RUN)/pip install --quiet --constraint constraints.txt atheris

@@ -3,7 +3,6 @@
 What its commands do is in `commands/`, a module a subject.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,20 +11,29 @@ from typing import Any
 
 import click
 
-from kbo_pipeline.commands import imports, operate, read
+from kbo_pipeline.commands import agents, imports, operate, read, search, serve
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.text import line_of, one_line
 
 _TASKS = {
-    "Read": ("show", "find", "changes", "export"),
+    "Read": ("show", "find", "match", "changes", "export", "apply-delta", "serve", "mcp"),
     "Import": ("start", "import", "fetch", "status", "sample"),
-    "Operate": ("pause", "resume", "cancel", "publish", "rollback", "verify", "copy-register"),
-    "Repair": ("doctor", "retry", "rebuild"),
+    "Operate": (
+        "pause",
+        "resume",
+        "cancel",
+        "publish",
+        "rollback",
+        "verify",
+        "copy-register",
+        "index",
+    ),
+    "Repair": ("doctor", "retry", "repair", "rebuild"),
 }
 """Commands by what people want to do, in the order of the help; others come last."""
 
 
-_AT_WORK = ("import", "retry", "publish", "rollback", "rebuild")
+_AT_WORK = ("import", "retry", "publish", "rollback", "repair", "rebuild")
 """Commands whose progress `kbo status` shows when they are stopped."""
 
 
@@ -86,6 +94,8 @@ class Commands(click.Group):
         """
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib
+
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.UsageError(f"no command {name!r}{hint}", ctx)
@@ -150,9 +160,19 @@ def main() -> None:
 
 
 for _command in (
-    *(read.show, read.find, read.changes, read.export, read.verify, read.copy_register),
+    *(read.show, read.find, read.changes, read.export, read.apply_delta, read.verify),
+    *(read.copy_register, search.index, search.match_command),
+    serve.serve,
+    agents.mcp,
     *(imports.import_command, imports.fetch, imports.retry, imports.publish, imports.cancel),
-    *(imports.rollback, imports.status, operate.start, operate.pause, operate.resume),
+    *(
+        imports.rollback,
+        imports.repair,
+        imports.status,
+        operate.start,
+        operate.pause,
+        operate.resume,
+    ),
     *(operate.doctor, operate.rebuild, operate.sample),
 ):
     main.add_command(_command)

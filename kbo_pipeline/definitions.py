@@ -2,17 +2,19 @@
 
 import dagster as dg
 
-from kbo_pipeline.defs.assets.after_publication import (
+from kbo_pipeline.defs.assets.published import (
     change_report,
+    check_published_register,
     full_verification,
     parquet_export,
+    publish_assets,
+    search_index,
 )
-from kbo_pipeline.defs.assets.published import publish_assets
 from kbo_pipeline.defs.assets.register import apply_to_register
 from kbo_pipeline.defs.assets.staging import extract_zip, import_staging
-from kbo_pipeline.defs.checks import check_published_register
 from kbo_pipeline.defs.jobs import (
     apply_batches,
+    build_search_index,
     compact_lake,
     compact_weekly,
     export_parquet,
@@ -21,16 +23,17 @@ from kbo_pipeline.defs.jobs import (
     stage_extract,
     verify_full,
 )
-from kbo_pipeline.defs.sensors.alerts import alert_sensor
-from kbo_pipeline.defs.sensors.chain import (
+from kbo_pipeline.defs.sensors.due import (
     apply_when_staged,
     export_when_published,
+    index_when_published,
+    kbo_extract_sensor,
+    proof_sensor,
     publish_when_applied,
     verify_when_at_hand,
 )
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
-from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
-from kbo_pipeline.defs.sensors.retention import retention_sensor
+from kbo_pipeline.defs.sensors.upkeep import alert_sensor, retention_sensor
 from kbo_pipeline.defs.step import AT_IMPORT, duckdb_resource
 
 defs = dg.Definitions(
@@ -41,6 +44,7 @@ defs = dg.Definitions(
         publish_assets,
         change_report,
         parquet_export,
+        search_index,
         full_verification,
     ],
     asset_checks=[check_published_register],
@@ -50,6 +54,7 @@ defs = dg.Definitions(
         publish_extract,
         rollback_extract,
         export_parquet,
+        build_search_index,
         verify_full,
         *([compact_lake] if AT_IMPORT.database.is_compacted else []),
     ],
@@ -62,6 +67,8 @@ defs = dg.Definitions(
         alert_sensor,
         retention_sensor,
         export_when_published,
+        index_when_published,
+        proof_sensor,
         verify_when_at_hand,
     ],
     resources={"duckdb": duckdb_resource(AT_IMPORT)},

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from kbo_pipeline.core import signals
+from kbo_pipeline_tests.support import core
 from kbo_pipeline_tests.support.lakes import ASKED_FOR
 from kbo_pipeline_tests.support.pipeline import Pipeline
 
 # A job that Dagster has executed in a process leaves SIGTERM there with what SIGINT had: ignored,
 # by whatever it starts later too, where a shell without job control runs us in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Such a shell has the second ignored too, and nohup the first: what tests send must be seen.
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(ignored, signal.SIG_DFL)
+
+core.THREADS = 1
 
 _MARKED = {"stack": "long", "browser": "browser"}
 
@@ -28,7 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what is about a file as such, where registers are lakes."""
+    """Skips what is about a file as such, where registers are lakes.
+
+    A signal that an earlier test has sent to this process does not stop an import of the next one.
+    """
+    signals.received()  # empties its pipe
+    signals._came = False
     marker = item.get_closest_marker("file_only")
     if ASKED_FOR and marker is not None:
         pytest.skip(str(marker.args[0]))

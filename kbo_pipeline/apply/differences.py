@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.extracts import Extract
-from kbo_pipeline.core.shares import ShareReport, not_reported, steps_of
-from kbo_pipeline.core.sql import union_all
+from kbo_pipeline.core.progress import ProgressReport, not_reported, steps_of
 from kbo_pipeline.core.tables import TABLES, Table
-from kbo_pipeline.stage.staged import Staged
+from kbo_pipeline.stage.staged import Staged, has_all_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,15 @@ class Difference:
     opened: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """How many rows of a table were staged in a range, and how many are there."""
+
+    table: Table
+    expected: int
+    there: int
+
+
 class Differences:
     """Finds and counts what an extract changes in the register that is the default database."""
 
@@ -39,28 +47,24 @@ class Differences:
         self._database = database
         self._current_rows = register_sql.unnoted_rows if is_shared else register_sql.current_rows
 
-    def find_faults(self, staged: Staged) -> dict[int, str]:
-        """What is wrong with the rows of a batch in the staging file, by its number."""
-        counts = union_all(register_sql.count_staged(table) for table in TABLES)
-        totals = dict(self._database.execute(counts).fetchall())
-        if all(totals[table.name] == staged.table_records(table) for table in TABLES):
+    def find_incomplete(self, staged: Staged) -> dict[int, Incomplete]:
+        """Batches of which the staging file does not hold what was staged, by number."""
+        if has_all_rows(self._database.connection, staged):
             return {}
         rows = self._database.execute(register_sql.COUNT_STAGED_BY_BATCH).fetchall()
         counted = {(table, batch): count for table, batch, count in rows}
-        key, faults = staged.extract.key, {}
+        key, found = staged.extract.key, {}
         for batch in staged.batches:
             for table in TABLES:
                 place = (table.name, batch.number)
                 expected = sum(staged.records.get((*place, o), 0) for o in key.operations)
-                if counted.get(place, 0) != expected:
-                    faults[batch.number] = (
-                        f"{key}: batch {batch.number}: {table.name}: {expected} rows were staged,"
-                        f" {counted.get(place, 0)} are there; stage {key} again"
-                    )
-        return faults
+                there = counted.get(place, 0)
+                if there != expected:
+                    found[batch.number] = Incomplete(table, expected, there)
+        return found
 
     def find(
-        self, staged: Staged, *, is_adopted: bool = False, report: ShareReport = not_reported
+        self, staged: Staged, *, is_adopted: bool = False, report: ProgressReport = not_reported
     ) -> dict[tuple[str, int], Difference]:
         """Puts aside what an extract changes in the seven tables.
 

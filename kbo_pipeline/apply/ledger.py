@@ -190,20 +190,25 @@ class Ledger:
             RegisterError: batches of another file of the same key are applied.
         """
         extract = staged.extract
-        check_order(extract.key, self.published())
         half_applied = self.half_applied()
-        if half_applied not in (None, extract.key):
-            raise OrderError(f"{extract.key}: {half_applied} is half applied; finish it first")
-        self._database.commit(lambda: self._open_job(staged))
+        is_other = half_applied not in (None, extract.key)
+        unfinished = OrderError(f"{extract.key}: {half_applied} is half applied; finish it first")
+        if is_other and half_applied is not None and half_applied.number < extract.key.number:
+            raise unfinished
+        check_order(extract.key, self.published())
+        if is_other:
+            raise unfinished
+        self._database.commit(lambda: self.begin_job(staged))
 
-    def _open_job(self, staged: Staged) -> None:
+    def begin_job(self, staged: Staged) -> None:
+        """`open_job` as part of the caller's transaction, which has seen to the order."""
         extract = staged.extract
-        known = self._database.row(
+        noted = self._database.row(
             "SELECT sha256, total_batches FROM import_jobs WHERE id = $id", id=str(extract.key)
         )
-        is_same_cut = known == (extract.sha256, len(staged.batches)) and self._has_rows_of(staged)
-        if known and not is_same_cut:
-            self._forget(extract, other_file=known[0] != extract.sha256)
+        is_same_cut = noted == (extract.sha256, len(staged.batches)) and self._has_rows_of(staged)
+        if noted and not is_same_cut:
+            self._forget(extract, other_file=noted[0] != extract.sha256)
         if not is_same_cut:
             self._insert_job(staged)
         elif self._is_shared:

@@ -1,4 +1,4 @@
-"""The register at work: applying batches, completing extracts.
+"""The register at work: opened, filled batch by batch, undone; `publish` completes extracts.
 
 A batch is one transaction over all seven tables and its own ledger rows. Only what differs is
 written, so batches may come in any order, twice, or after a crash: the result is the same.
@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from kbo_pipeline.apply import sql as register_sql
-from kbo_pipeline.apply.differences import Difference, Differences
+from kbo_pipeline.apply.differences import Difference, Differences, Incomplete
 from kbo_pipeline.apply.ledger import BatchChange, Ledger, TableChange
 from kbo_pipeline.core import schema
 from kbo_pipeline.core.database import Database, detach
@@ -21,20 +21,21 @@ from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import Batch, BatchKey, Extract, ExtractKey
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.places import WORK, DuckDBFile, Place
-from kbo_pipeline.core.shares import ShareReport, growing, not_reported, part_of
+from kbo_pipeline.core.progress import ProgressReport, growing, not_reported, part_of
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Table
 from kbo_pipeline.core.text import duration
+from kbo_pipeline.stage import sql as staging_sql
 from kbo_pipeline.stage.staged import Staged, open_staged, staging_file
 
 _ADOPTED = 0.8
 """Share of applying a first Full that adopting its staging file as the register takes."""
 
-_KEPT = ("import_jobs", "import_job_batches", "rejected_row")
+_KEPT = ("import_jobs", "import_job_batches", "rejected_row", "proof", "correction")
 """Tables that are carried over when a staged Full becomes the register file."""
 
 
 @contextmanager
-def open_register(
+def open_register_to_write(
     connection: duckdb.DuckDBPyConnection, place: Place, *, lock_timeout: float = 60.0
 ) -> Iterator["Register"]:
     """Attaches the register at work, made when it is not there; a file for one process at a time.
@@ -78,7 +79,7 @@ def _attached(connection: duckdb.DuckDBPyConnection, place: Place) -> Iterator["
 
 
 class Register:
-    """The register at work on an open connection; `open_register` makes it."""
+    """The register at work on an open connection; `open_register_to_write` makes it."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, place: Place) -> None:
         """Takes a connection on which the register is attached: the default database."""
@@ -88,7 +89,7 @@ class Register:
         self._name = "register"
         self._differences = Differences(self.database, is_shared=place.is_shared)
         self._difference_of: dict[tuple[str, int], Difference] = {}  # by table name and batch
-        self._faults: dict[int, str] = {}  # by batch
+        self._incomplete: dict[int, Incomplete] = {}  # by batch
         self.ledger = Ledger(self.database, is_shared=place.is_shared)
 
     def prepare(self, name: str) -> None:
@@ -154,7 +155,7 @@ class Register:
 
     @contextmanager
     def importing(
-        self, staging_dir: Path, key: ExtractKey, report: ShareReport = not_reported
+        self, staging_dir: Path, key: ExtractKey, report: ProgressReport = not_reported
     ) -> Iterator[Staged]:
         """Opens an extract to be applied: its staging file as `staging`, its job in the ledger.
 
@@ -179,13 +180,13 @@ class Register:
             self._adopt(staging_file(staging_dir, key), file, part_of(report, 0, _ADOPTED))
             report, is_adopted = part_of(report, _ADOPTED, 1), True
         with open_staged(self.database.connection, staging_dir, key) as staged:
-            self._faults = self._differences.find_faults(staged)
+            self._incomplete = self._differences.find_incomplete(staged)
             self._difference_of = self._differences.find(
                 staged, is_adopted=is_adopted, report=report
             )
             yield staged
 
-    def _adopt(self, staged_full: Path, file: Path, report: ShareReport) -> None:
+    def _adopt(self, staged_full: Path, file: Path, report: ProgressReport) -> None:
         """Makes a copy of a staged Full the register in a file, in which nothing is applied.
 
         Its batches then find their rows in place. Writing 47 million rows once more takes as long
@@ -240,8 +241,13 @@ class Register:
         applied = self.ledger.applied_change(staged.extract.key, batch.number)
         if applied is not None:
             return applied
-        if batch.number in self._faults:
-            raise RegisterError(self._faults[batch.number])
+        if incomplete := self._incomplete.get(batch.number):
+            key = staged.extract.key
+            raise RegisterError(
+                f"{key}: batch {batch.number}: {incomplete.table.name}:"
+                f" {incomplete.expected:,} rows were staged, {incomplete.there:,} are there;"
+                f" kbo retry {key} stages it again"
+            )
         return self.database.commit(lambda: self._apply(staged, batch, attempt))
 
     def _apply(self, staged: Staged, batch: Batch, attempt: int) -> BatchChange:
@@ -327,7 +333,7 @@ class Register:
         self._close_noted(extract.key)
         self._differences.find_in(CODE, extract, is_whole=True)
         difference = self._differences.count_in(CODE)
-        ((_, rows),) = self.database.execute(register_sql.count_staged(CODE)).fetchall()
+        ((_, rows),) = self.database.execute(staging_sql.count_staged(CODE)).fetchall()
         superseded = self.database.count(register_sql.COUNT_SUPERSEDED, table=CODE.name)
         code = self._change(CODE, extract, None, difference, {"insert": rows}, superseded)
         self.database.execute(register_sql.FORGET_REJECTED, key=str(extract.key))

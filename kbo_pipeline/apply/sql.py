@@ -197,11 +197,6 @@ SET _deleted_at_extract = NULL, _is_current = true
 WHERE _deleted_at_extract = $number"""
 
 
-def count_staged(table: Table) -> str:
-    """Counts the staged rows, deletes and inserts."""
-    return f"SELECT '{table.name}', count(*) FROM staging.main.{table.name}"
-
-
 def count_changes(table: Table) -> str:
     """Counts what is to be closed and to be opened."""
     return f"""SELECT
@@ -279,6 +274,17 @@ ORDER BY {table.key}"""
 
 
 FORGET_REJECTED = "DELETE FROM rejected_row WHERE extract = $key"
+
+FORGET_PROOF = "DELETE FROM proof WHERE extract_number = $number"
+
+FORGET_CORRECTIONS = "DELETE FROM correction WHERE extract_number = $number"
+
+KEEP_PROOF = """
+INSERT INTO proof BY NAME
+SELECT $number AS extract_number, $verified_at::TIMESTAMPTZ AS verified_at, $is_equal AS is_equal,
+    $rows_compared AS rows_compared, $rows_differing AS rows_differing,
+    $full_sha256 AS full_sha256, $content_hash AS content_hash
+"""
 
 KEEP_REJECTED = (
     "INSERT INTO rejected_row BY NAME FROM staging.main.rejected_row WHERE extract = $key"
@@ -398,6 +404,13 @@ WHERE j.status IN {_SHOWN}"""
 SELECT r.*
 FROM {WORK}.rejected_row r
 SEMI JOIN {WORK}.import_jobs j ON j.id = r.extract AND j.status = 'completed'"""
+    yield f"CREATE OR REPLACE VIEW main.proof AS\nSELECT *\nFROM {WORK}.proof"
+    yield f"""CREATE OR REPLACE VIEW main.correction AS
+SELECT c.*
+FROM {WORK}.correction c
+WHERE c.extract_number <= (
+    {_NEWEST}
+)"""
     yield f"""CREATE OR REPLACE VIEW main.import_job_batches AS
 SELECT b.*
 FROM {WORK}.import_job_batches b

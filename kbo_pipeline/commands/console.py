@@ -13,15 +13,17 @@ import click
 
 from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey, key_or_none, zips_in
+from kbo_pipeline.core.progress import beside
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.text import duration, megabytes
 from kbo_pipeline.operate.markers import PAUSED, is_paused
-from kbo_pipeline.read.types import PublishedExtract, as_date
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
     from rich.console import Console
     from rich.table import Table
+
+    from kbo_pipeline.read.types import PublishedExtract
 
 
 def extract_key(text: str) -> ExtractKey:
@@ -31,6 +33,8 @@ def extract_key(text: str) -> ExtractKey:
         ExtractError: the text is no name of an extract.
         NotFoundError: none that is known here has that number or date, or two have.
     """
+    from kbo_pipeline.read.types import as_date
+
     day = as_date(text)
     if day is None and not (text.isascii() and text.isdigit() and len(text) < 10):
         return ExtractKey.parse(text)
@@ -57,22 +61,22 @@ def _known_extracts(*, with_dates: bool) -> dict[ExtractKey, tuple[date | None, 
     from kbo_pipeline.fetch.archive import read_snapshot_date
     from kbo_pipeline.read.register import open_register
 
-    known: dict[ExtractKey, tuple[date | None, bool]] = {}
+    extracts: dict[ExtractKey, tuple[date | None, bool]] = {}
     with suppress(KboError, OSError):
         settings = load_settings()
         staged, refused = settings.staging_dir.glob("*.duckdb"), settings.rejected_dir.glob("*")
         for name in (*(file.stem for file in staged), *(place.name for place in refused)):
             if (key := key_or_none(name)) is not None:
-                known[key] = (None, False)
+                extracts[key] = (None, False)
         for key, file in zips_in(settings.downloads_dir):
-            known[key] = (None, False)
+            extracts[key] = (None, False)
             if with_dates:
                 with suppress(KboError):
-                    known[key] = (read_snapshot_date(file), False)
+                    extracts[key] = (read_snapshot_date(file), False)
     with suppress(KboError, OSError), open_register(load_settings().database) as register:
         for extract in register.extracts:
-            known[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
-    return known
+            extracts[ExtractKey.parse(extract.key)] = (extract.snapshot_date, True)
+    return extracts
 
 
 def complete_extract(context: click.Context, argument: click.Parameter, text: str) -> list[str]:
@@ -105,7 +109,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
-def with_source(published: PublishedExtract | None, data: Any) -> dict[str, Any]:
+def with_source(published: "PublishedExtract | None", data: Any) -> dict[str, Any]:
     """What `--json` prints: data, and the published extract, if any, that it comes from."""
     source = published and {
         "extract": published.key,
@@ -157,9 +161,15 @@ def report_line() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def bar(
-    description: str, total: int | None = 100
+    description: str, total: int | None = 100, *, has_clock: bool = True
 ) -> Iterator[Callable[[str, float, int | None], None]]:
-    """Shows a bar; yields what moves it: its description, how much is done, of how much."""
+    """Shows a bar; yields what moves it: its description, how much is done, of how much.
+
+    Args:
+        description: what it says until it is moved.
+        total: how much is to be done; None while that is not known.
+        has_clock: whether the time that has passed is beside it.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = terminal(errors=True)
@@ -170,7 +180,7 @@ def bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
+        *([TimeElapsedColumn()] if has_clock else []),
     )
     with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(description, total=total)
@@ -191,21 +201,8 @@ def pause_reported(settings: Settings) -> Iterator[None]:
                 return
         click.echo(f"kbo: {PAUSED}", err=True)
 
-    with _beside(look):
+    with beside(look):
         yield
-
-
-@contextmanager
-def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Runs work in a thread beside the block; the event tells it to end."""
-    ended = threading.Event()
-    thread = threading.Thread(target=work, args=(ended,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager
@@ -218,7 +215,7 @@ def progress_bar(
         return
     from kbo_pipeline.operate.runs.status import read_status
 
-    with bar(f"{key} staging") as show:
+    with bar(f"{key} staging", has_clock=False) as show:
 
         def follow(ended: threading.Event) -> None:
             while not ended.wait(0.5):
@@ -228,5 +225,5 @@ def progress_bar(
                     rest = "" if left is None else f", about {duration(left)} left"
                     show(f"{key} {now.words}{rest}", now.percentage, 100)
 
-        with _beside(follow):
+        with beside(follow):
             yield

@@ -82,7 +82,6 @@ def _settings(portal_url: str) -> dict[str, str]:
 
 @contextmanager
 def _served() -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `kbo start` until the block ends."""
     with (_DEMO_DIRECTORY / "start.log").open("wb") as log:
         process = subprocess.Popen(
             die_with_parent_command("kbo_pipeline.cli", "start"),
@@ -154,7 +153,7 @@ def _show(database: Path) -> None:
 
 def practice() -> None:
     """Imports a made-up Full into a directory of its own, and damages its staging file."""
-    from kbo_pipeline.commands.runs import retry_extract, run_job
+    from kbo_pipeline.commands.runs import finish_extract, run_job
     from kbo_pipeline.operate.instance import open_instance
     from kbo_pipeline.operate.runs.partitions import register_extract
 
@@ -169,9 +168,9 @@ def practice() -> None:
         register_extract(instance, _KEY)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
         run_job(instance, "stage_extract", _KEY, partition_key=str(_KEY), run_config=source)
-        sound = damage(staging_file(settings.staging_dir, _KEY), _DAMAGED)
+        damage(staging_file(settings.staging_dir, _KEY), _DAMAGED)
         try:
-            retry_extract(instance, settings, _KEY)
+            finish_extract(instance, _KEY, {})
         except ImportFailedError as error:
             print(error)
         else:
@@ -179,10 +178,9 @@ def practice() -> None:
     staged = staging_file(_PRACTICE_DIRECTORY / "staging", _KEY)
     print(
         f"\nTwo batches have failed: rows are missing in {staged}.\n"
-        "Look at it, fix it, continue:\n\n"
+        "Look at it, then run them again, for which the ZIP is staged again:\n\n"
         f"  export KBO_DATA_DIR={_PRACTICE_DIRECTORY}\n"
         "  .venv/bin/kbo status\n"
-        f"  mv {sound.relative_to(Path.cwd())} {staged}\n"
         f"  .venv/bin/kbo retry {_KEY}"
     )
 

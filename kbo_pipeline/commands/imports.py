@@ -1,4 +1,4 @@
-"""`kbo import`, `fetch`, `retry`, `publish`, `cancel`, `rollback` and `status`: one extract."""
+"""`kbo import`, `fetch`, `retry`, `publish`, `cancel`, `rollback`, `repair` and `status`."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kbo_pipeline.commands.console import (
+    bar,
     complete_extract,
     echo_file,
     extract_key,
@@ -24,6 +25,7 @@ from kbo_pipeline.commands.console import (
     terminal,
 )
 from kbo_pipeline.core import signals
+from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey, import_order
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.text import counted, duration
@@ -79,6 +81,18 @@ def import_command(zips: tuple[Path, ...]) -> None:
                 aside = f"; {counted(rejected, 'row')} set aside, see the table rejected_row"
             seconds, started = time.monotonic() - started, time.monotonic()
             click.echo(f"{extract.key}: published in {seconds:.1f} s{aside}")
+    _build_index(settings)
+
+
+def _build_index(settings: Settings) -> None:
+    """Makes the search index; readers have the extracts, even if that fails."""
+    from kbo_pipeline.read.index import build_index
+
+    try:
+        with bar("search index", None) as report:
+            build_index(settings, report=report)
+    except KboError as error:
+        click.echo(f"kbo: warning: no search index: {error}; then kbo index", err=True)
 
 
 @click.command()
@@ -178,6 +192,44 @@ def rollback(extract: str) -> None:
 
 
 @click.command()
+@click.argument("extract", shell_complete=complete_extract)
+@click.option("--accept-faults", is_flag=True, help="Set faulty rows of the Full aside.")
+def repair(extract: str, accept_faults: bool) -> None:
+    """Close what kbo verify has found different, by the Full of that number.
+
+    EXTRACT is the newest published one, of which the last comparison must have found a difference.
+    Its Full is imported in its place: what differs is closed by versions dated with its number,
+    which are changes of the kind corrected. kbo rollback undoes it like any other. Then both are
+    compared again. Exits with 0 only if they are equal.
+    """
+    settings = load_settings()
+    key = extract_key(extract)
+    full = ExtractKey(key.number, "full")
+    from kbo_pipeline.commands.runs import repair_extract
+    from kbo_pipeline.operate.instance import open_instance
+
+    with (
+        open_instance(settings) as instance,
+        progress_bar(instance, settings, full),
+        pause_reported(settings),
+    ):
+        proof = repair_extract(
+            instance,
+            settings,
+            key,
+            accept_faults=accept_faults,
+            report=lambda line: click.echo(line, err=True),
+        )
+    click.echo(str(proof))
+    if not proof.is_equal:
+        click.echo(
+            f"kbo: {proof.published}: still differs; kbo rebuild --from-zips makes it anew",
+            err=True,
+        )
+        sys.exit(1)
+
+
+@click.command()
 @click.argument("extract", required=False, shell_complete=complete_extract)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -217,13 +269,18 @@ def status(extract: str | None, as_json: bool, watch: bool) -> None:
 
 
 def _print_circumstances(instance: "DagsterInstance", settings: Settings) -> None:
-    """Prints what concerns all extracts: a pause, and the result of the last portal poll."""
+    """Prints what concerns all extracts: a pause, the last portal poll, the last proof."""
+    from kbo_pipeline.read.published import last_proof
+
     if is_paused(settings):
         click.echo(PAUSED)
     poll = read_poll(instance)
     if poll is not None:
         asked = datetime.fromtimestamp(poll.asked_at).strftime("%Y-%m-%d %H:%M:%S")
         click.echo(f"portal, asked at {asked}: {poll}")
+    proof = last_proof(settings)
+    if proof is not None:
+        click.echo(f"proof: {proof}")
 
 
 def _watch(
@@ -274,7 +331,6 @@ def _headline(now: "ExtractStatus", *, with_time: bool = True) -> str:
 
 
 def _rendered(now: "ExtractStatus") -> "Group":
-    """All that is known of an extract, for rich."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text

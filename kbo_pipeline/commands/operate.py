@@ -25,13 +25,13 @@ from kbo_pipeline.core.errors import KboError, NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.operate import markers
-from kbo_pipeline.read.types import PublishedExtract
 
 if TYPE_CHECKING:
     from dagster import SensorDefinition
 
     from kbo_pipeline.operate.repair.findings import Finding
     from kbo_pipeline.operate.runtime import Part
+    from kbo_pipeline.read.types import PublishedExtract
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -179,7 +179,7 @@ def _sensors() -> "Iterable[SensorDefinition]":
     return defs.sensors or ()
 
 
-def _newest_published(settings: Settings) -> PublishedExtract | None:
+def _newest_published(settings: Settings) -> "PublishedExtract | None":
     """The newest published extract; None without one, which is a finding too."""
     from kbo_pipeline.read.register import open_register
 

@@ -5,7 +5,9 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from kbo_pipeline.core import signals
 from kbo_pipeline.core.errors import ImportFailedError, NotReadyError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, check_order
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.fetch.zips import full_to_compare, refused_zip
 from kbo_pipeline.operate.instance import OF_WORK, patience
 from kbo_pipeline.operate.runs.claims import OWN_RUN, WRITER_POOL, WRITER_WAIT, claim
-from kbo_pipeline.operate.runs.partitions import register_extract
+from kbo_pipeline.operate.runs.partitions import forget_extract, register_extract
 from kbo_pipeline.operate.runs.progress import (
     ACCEPT_FAULTS_TAG,
     ACCEPT_LOSS_TAG,
@@ -26,15 +29,18 @@ from kbo_pipeline.operate.runs.progress import (
     PUBLISH_JOB,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    REPAIR_TAG,
     REPORTED,
     ROLLBACK_JOB,
+    VERIFY_JOB,
     Progress,
 )
-from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
-from kbo_pipeline.operate.runs.retry import contiguous, due_runs
+from kbo_pipeline.operate.runs.recovery import contiguous, due_runs, end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.status import failure_message
+from kbo_pipeline.publish.correction import check_repair, repair_status
 from kbo_pipeline.publish.publish import check_rollback
-from kbo_pipeline.read.published import published_state_of
+from kbo_pipeline.read.published import Proof, published_state_of, read_proofs
+from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staged import is_staged
 
 _logger = logging.getLogger("kbo_pipeline")
@@ -69,7 +75,7 @@ def import_extract(
         end_dead_runs_of_commands(instance, settings, key)
         source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
         run_job(instance, "stage_extract", key, partition_key=str(key), run_config=source)
-        _finish(instance, key, {})
+        finish_extract(instance, key, {})
         return True
 
 
@@ -93,6 +99,7 @@ def retry_extract(
     """
     due_runs(instance, settings, key)  # what is unknown is refused before anybody waits
     with claim(settings, key):
+        _forget_undone(instance, settings, key)
         due = due_runs(instance, settings, key)
         if not due:
             return []
@@ -105,7 +112,7 @@ def retry_extract(
             tags = _accepted(ACCEPT_FAULTS_TAG, accept_faults)
             run_job(instance, "stage_extract", key, tags, partition_key=str(key))
             done.append("staging")
-        return done + _finish(instance, key, _accepted(ACCEPT_LOSS_TAG, accept_loss))
+        return done + finish_extract(instance, key, _accepted(ACCEPT_LOSS_TAG, accept_loss))
 
 
 def publish_extract(
@@ -122,13 +129,19 @@ def publish_extract(
         ImportFailedError: the run failed; names the run's error and the next step.
     """
     with claim(settings, key):
-        progress, state = Progress(instance), published_state_of(settings.database)
-        if key in progress.published or key in dict(state.published):
+        _forget_undone(instance, settings, key)
+        progress = Progress(instance)
+        if key in progress.published:
             return False
-        check_order(key, state.newest)
-        if key not in progress.staged or not is_staged(settings.staging_dir, key):
-            raise NotReadyError(f"{key}: not staged; kbo import ZIP or kbo retry {key} does it")
+        is_ready = key in progress.staged and is_staged(settings.staging_dir, key)
         missing = progress.missing_batches(key)
+        if missing or not is_ready:  # what is applied has its turn, as the register knows
+            state = published_state_of(settings.database)
+            if key in dict(state.published):
+                return False
+            check_order(key, state.newest)
+        if not is_ready:
+            raise NotReadyError(f"{key}: not staged; kbo import ZIP or kbo retry {key} does it")
         if missing:
             raise NotReadyError(
                 f"{key}: {len(missing)} of {len(progress.batches[key])} batches are not applied;"
@@ -169,8 +182,114 @@ def rollback_extract(instance: DagsterInstance, settings: Settings, key: Extract
         run_job(instance, ROLLBACK_JOB, key, partition_key=str(key), again="rollback")
 
 
-def _finish(instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str]) -> list[str]:
-    """Applies the missing batches of a staged extract and publishes it in a run with these tags."""
+def repair_extract(
+    instance: DagsterInstance,
+    settings: Settings,
+    key: ExtractKey,
+    *,
+    accept_faults: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Proof:
+    """Closes the differences of the newest number by its Full; returns how they compare then.
+
+    A repair that was begun and did not come to its end goes on where it is.
+
+    Args:
+        instance: where runs are recorded.
+        settings: say where everything is.
+        key: an extract of that number.
+        accept_faults: any number of faulty rows of the Full is set aside.
+        report: takes a line about the download of the Full.
+
+    Raises:
+        NotReadyError: no proof says that it differs, or its Full is nowhere to be had.
+        OrderError: it is not the newest number.
+        StorageError: another process works on it.
+        ImportFailedError: a run failed; names the run's error and the next step.
+    """
+    full = ExtractKey(key.number, "full")
+    with ExitStack() as claims, duckdb.connect(":memory:") as connection:
+        for other in (ExtractKey(key.number, "update"), full):
+            claims.enter_context(claim(settings, other))
+            end_dead_runs_of_commands(instance, settings, other)
+        status_of = partial(repair_status, connection, settings, full, lock_timeout=WRITER_WAIT)
+        status, progress = status_of(), Progress(instance)
+        recorded = next((k for k in progress.published if k.number == full.number), None)
+        is_done = status is None or (status == "completed" and recorded == full)
+        replaced = check_repair(settings, key) if is_done else recorded
+        is_ready = full in progress.staged and is_staged(settings.staging_dir, full)
+        if is_done or not (is_ready or status == "completed"):
+            _stage_to_repair(instance, settings, full, report, accept_faults=accept_faults)
+        if replaced is not None:
+            _wait_for_writer(instance)
+            register_extract(instance, replaced)
+            tags = {REPAIR_TAG: str(full)}
+            run_job(instance, ROLLBACK_JOB, replaced, tags, str(replaced), again="repair")
+        newest = replaced
+        if status_of() is not None and full not in Progress(instance).published:
+            _finish_repair(instance, full)
+            newest = full
+        newest = newest or full
+        run_job(instance, VERIFY_JOB, newest, partition_key=str(newest), again="repair")
+        return read_proofs(settings)[str(newest)]
+
+
+def _forget_undone(instance: DagsterInstance, settings: Settings, full: ExtractKey) -> None:
+    """Lets Dagster forget what a repair has undone, where it was killed before it did so itself."""
+    undone = [key for key in Progress(instance).published if key.number == full.number]
+    if full.type != "full" or not undone:
+        return
+    with duckdb.connect(":memory:") as connection:
+        status = repair_status(connection, settings, full, lock_timeout=WRITER_WAIT)
+    if status not in (None, "completed"):
+        for key in undone:
+            forget_extract(instance, key, is_staged=key == full)
+            remove_report(settings, key)
+
+
+def _stage_to_repair(
+    instance: DagsterInstance,
+    settings: Settings,
+    full: ExtractKey,
+    report: Callable[[str], None],
+    *,
+    accept_faults: bool,
+) -> None:
+    """Stages a Full beside the published extract of its number.
+
+    Where its faults are accepted, that is the one that was refused for them.
+    """
+    tags = {REPAIR_TAG: str(full), **_accepted(ACCEPT_FAULTS_TAG, accept_faults)}
+    refused = refused_zip(settings, full) if accept_faults else None
+    with ExitStack() as fetched:
+        zip_file = refused or fetched.enter_context(full_to_compare(settings, full.number, report))
+        register_extract(instance, full)
+        source = {"ops": {"extract_zip": {"config": {"source_file": str(zip_file.absolute())}}}}
+        run_job(instance, "stage_extract", full, tags, str(full), source, again="repair")
+
+
+def _finish_repair(instance: DagsterInstance, full: ExtractKey) -> None:
+    """Applies and publishes the Full of a repair that is begun."""
+    try:
+        finish_extract(instance, full, {})
+    except ImportFailedError as error:
+        raise ImportFailedError(
+            f"{error}; kbo repair {full} continues it; if that does not help, kbo rebuild"
+            " --from-zips makes the register anew"
+        ) from None
+
+
+def finish_extract(
+    instance: DagsterInstance, key: ExtractKey, tags: Mapping[str, str]
+) -> list[str]:
+    """Applies the missing batches of a staged extract and publishes it in a run with these tags.
+
+    Returns:
+        The batches, and `publication`.
+
+    Raises:
+        ImportFailedError: a run failed; names the run's error and the next step.
+    """
     missing = Progress(instance).missing_batches(key)
     for first, last in contiguous(missing):
         _wait_for_writer(instance)

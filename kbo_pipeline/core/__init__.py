@@ -1,4 +1,4 @@
 """What KBO publishes and where it is kept: tables, keys and order as data, settings, errors, files.
 
-Nothing here knows an extract's ZIP, Dagster, or what is done with a register.
+No other folder is imported here. What is inside a ZIP is read in `fetch` and `stage`.
 """

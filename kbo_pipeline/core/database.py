@@ -12,7 +12,7 @@ import duckdb
 
 from kbo_pipeline.core.errors import DamagedError, KboError
 from kbo_pipeline.core.files import make_private
-from kbo_pipeline.core.shares import ShareReport, not_reported
+from kbo_pipeline.core.progress import ProgressReport, not_reported
 from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.text import first_line
 
@@ -217,14 +217,15 @@ def is_transient(error: Exception) -> bool:
 
 _HEADERS = 3
 _HEADER_BYTES = 4096
-_BLOCK_BYTES = 262_144
-_READ_BLOCKS = 32
+_BLOCK_BYTES_AT = _HEADER_BYTES + 40
+"""Where the second and the third header say how many bytes a block has."""
+_READ_BYTES = 8_388_608
 
 
-def check_blocks(file: Path, report: ShareReport = not_reported) -> None:
+def check_blocks(file: Path, report: ProgressReport = not_reported) -> None:
     """Makes sure that a DuckDB file is what DuckDB wrote; no process may be writing it.
 
-    A file of DuckDB 1.x is three headers of 4 KiB and blocks of 256 KiB; each begins with a
+    A file of DuckDB 1.x is three headers of 4 KiB and blocks of equal size; each begins with a
     checksum of its rest. DuckDB compares it when it reads a block; all are compared here before a
     file is copied over another one, so that damage is never handed on.
 
@@ -237,11 +238,12 @@ def check_blocks(file: Path, report: ShareReport = not_reported) -> None:
         _check_parts(file, headers, _HEADER_BYTES, 0)
         if len(headers) < _HEADERS * _HEADER_BYTES:
             raise DamagedError(f"{file}: damaged: it ends after {len(headers)} bytes")
-        buffer = bytearray(_READ_BLOCKS * _BLOCK_BYTES)
+        block = int.from_bytes(headers[_BLOCK_BYTES_AT : _BLOCK_BYTES_AT + 8], "little")
+        buffer = bytearray(_READ_BYTES // block * block)
         place = len(headers)
         whole = file.stat().st_size
         while length := content.readinto(buffer):
-            _check_parts(file, memoryview(buffer)[:length], _BLOCK_BYTES, place)
+            _check_parts(file, memoryview(buffer)[:length], block, place)
             place += length
             report(min(1.0, place / whole), "comparing the checksums of its blocks")
 

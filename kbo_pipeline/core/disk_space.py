@@ -121,7 +121,6 @@ def space_now(settings: Settings) -> list[DiskSpace]:
 
 
 def _unpacked(zip_file: Path) -> int:
-    """The length of all that is in a ZIP."""
     try:
         with zipfile.ZipFile(zip_file) as archive:
             return sum(member.file_size for member in archive.infolist())
@@ -144,11 +143,11 @@ def _spaces(needs: Mapping[Path, int]) -> list[DiskSpace]:
 
 
 def _check(what: str, needs: Iterable[DiskSpace]) -> None:
-    for room in needs:
-        if room.missing > 0:
+    for space in needs:
+        if space.missing > 0:
             raise StorageError(
-                f"{what}: needs about {megabytes(room.needed)} on the disk of {room.directory},"
-                f" where {megabytes(room.free)} are free; free {megabytes(room.missing)} more, or"
+                f"{what}: needs about {megabytes(space.needed)} on the disk of {space.directory},"
+                f" where {megabytes(space.free)} are free; free {megabytes(space.missing)} more, or"
                 " move KBO_DATA_DIR, then retry"
             )
 

@@ -108,7 +108,7 @@ def open_secrets(root: Path | None = None) -> str | None:
     return f"{file}: other users can read {names} in it; chmod 600 {file}" if names else None
 
 
-def is_own(host: str | None) -> bool:
+def is_this_machine(host: str | None) -> bool:
     """Tells whether a host, as an address names it, is this machine itself."""
     if host is None or host == "localhost" or host.endswith(".localhost"):
         return host is not None
@@ -122,7 +122,7 @@ def is_direct(host: str | None) -> bool:
     """Tells whether a host is asked without the proxy: it is this machine, or in `no_proxy`."""
     from requests.utils import should_bypass_proxies  # which imports much
 
-    return is_own(host) or bool(should_bypass_proxies(f"http://{host}", no_proxy=None))
+    return is_this_machine(host) or bool(should_bypass_proxies(f"http://{host}", no_proxy=None))
 
 
 @dataclass(frozen=True, slots=True)

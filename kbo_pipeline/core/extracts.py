@@ -18,12 +18,11 @@ import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from kbo_pipeline.core.errors import ExtractError, OrderError
+from kbo_pipeline.core.errors import ExtractError, NotReadyError, OrderError
 
 if TYPE_CHECKING:
     import duckdb
@@ -326,10 +325,12 @@ class PublishedState:
     Attributes:
         published: the published extracts and the sha256 of their ZIPs, the newest first.
         rolled_back: the extracts that were rolled back and not imported since.
+        published_at: when the newest one was completed; None when there is none.
     """
 
     published: tuple[tuple[ExtractKey, str], ...] = ()
     rolled_back: frozenset[ExtractKey] = frozenset()
+    published_at: datetime.datetime | None = None
 
     @property
     def newest(self) -> ExtractKey | None:
@@ -363,7 +364,7 @@ def read_published_state(connection: "duckdb.DuckDBPyConnection") -> PublishedSt
     """What the register that is the default database of the connection says of its extracts."""
     published = connection.execute(
         """
-        SELECT extract_number, extract_type, sha256
+        SELECT extract_number, extract_type, sha256, completed_at
         FROM import_jobs
         WHERE status = 'completed'
         ORDER BY extract_number DESC, completed_at DESC
@@ -374,8 +375,9 @@ def read_published_state(connection: "duckdb.DuckDBPyConnection") -> PublishedSt
     ).fetchall()
     rolled_back = frozenset(ExtractKey(number, kind) for number, kind in rows)
     return PublishedState(
-        tuple((ExtractKey(number, kind), zip_hash) for number, kind, zip_hash in published),
+        tuple((ExtractKey(number, kind), zip_hash) for number, kind, zip_hash, _ in published),
         rolled_back,
+        published[0][3] if published else None,
     )
 
 
@@ -404,6 +406,8 @@ def read_ledger_entries(connection: "duckdb.DuckDBPyConnection") -> tuple[Ledger
     Two registers with the same newest hash have applied the same batches with the same effect, in
     all extracts. Times and attempts are not in it.
     """
+    from hashlib import sha256  # loads OpenSSL, for which kbo --help would wait
+
     rows = connection.execute(
         """
         SELECT j.extract_number, j.extract_type, j.sha256, j.total_batches,
@@ -427,3 +431,32 @@ def read_ledger_entries(connection: "duckdb.DuckDBPyConnection") -> tuple[Ledger
             LedgerEntry(key, zip_hash, batches, records, sha256(text.encode()).hexdigest())
         )
     return tuple(chain)
+
+
+def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> list[ExtractKey]:
+    """The extracts from which a register is rebuilt, in order: as long a history as there is.
+
+    Args:
+        kept: the extracts whose ZIPs are there.
+        newest: the newest published one; None when nobody knows it, for all that follow.
+
+    Raises:
+        NotReadyError: no line of ZIPs leads there; names one that is missing.
+    """
+    line: list[ExtractKey] = []
+    for key in sorted(kept):
+        if newest is not None and key.number > newest.number:
+            break
+        last = line[-1].number if line else None
+        if key.number != last and (key.type == "full" or key.number - 1 == last):
+            line.append(key)
+    if not line:
+        missing = str(newest) if newest is not None and newest.type == "full" else "a Full"
+        raise NotReadyError(f"no ZIP of {missing} is kept to begin with; kbo fetch downloads one")
+    if newest is not None and line[-1].number != newest.number:
+        missing = str(ExtractKey(line[-1].number + 1, "update"))
+        raise NotReadyError(
+            f"{newest}: the kept ZIPs reach only to {line[-1]}; kbo fetch {missing}, or put"
+            " that ZIP into downloads"
+        )
+    return line

@@ -64,8 +64,8 @@ def replace_directory(target: Path) -> Iterator[Path]:
     """
     make_private(target.parent)
     new = target.with_name(f".{target.name}.unfinished")
-    old = target.with_name(f".{target.name}.replaced")
-    _put_back(old, target)
+    old = _replaced(target)
+    put_back(target)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(mode=0o700)
@@ -78,14 +78,20 @@ def replace_directory(target: Path) -> Iterator[Path]:
         os.rename(new, target)
         _sync(target.parent)
     finally:
-        _put_back(old, target)
+        put_back(target)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _put_back(old: Path, target: Path) -> None:
+def put_back(target: Path) -> None:
+    """Puts back the old directory that a killed `replace_directory` has left under another name."""
+    old = _replaced(target)
     if old.exists() and not target.exists():
         os.rename(old, target)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
 
 
 def link_or_copy(file: Path, target: Path) -> None:

@@ -128,7 +128,6 @@ def _make_secrets(connection: duckdb.DuckDBPyConnection, place: LakePlace, name:
 
 
 def _s3_secret(s3: S3, files: str, name: str) -> str:
-    """The statement that tells DuckDB how the files are reached."""
     values = {"KEY_ID": s3.key, "SECRET": s3.secret, "REGION": s3.region, "SCOPE": files}
     if s3.token is not None:
         values["SESSION_TOKEN"] = s3.token

@@ -65,6 +65,11 @@ class Place(ABC):
         return None
 
     @property
+    def search_dir(self) -> Path | None:
+        """The directory of its search index, beside it; None where it is no file."""
+        return None
+
+    @property
     def length(self) -> int | None:
         """Bytes of all that it holds; None where that is unknown."""
         return None
@@ -161,6 +166,11 @@ class DuckDBFile(Place):
     def directory(self) -> Path:
         """Where it is."""
         return self.path.parent
+
+    @property
+    def search_dir(self) -> Path:
+        """`kbo.search` beside `kbo.duckdb`."""
+        return self.path.with_name(f"{self.path.name.removesuffix('.duckdb')}.search")
 
     @property
     def length(self) -> int:
@@ -322,12 +332,12 @@ def shared_place(
                 " in MOTHERDUCK_TOKEN"
             )
         return MotherDuck(text[3:])
-    known = _postgres_keywords(name, text.removeprefix(_LAKE_PREFIX))
+    keywords = _postgres_keywords(name, text.removeprefix(_LAKE_PREFIX))
     if files is None:
         raise SettingsError(
             "KBO_DATABASE_FILES: a DuckLake needs a directory or s3://BUCKET/PREFIX for its files"
         )
-    password = known.pop("password", None)
+    password = keywords.pop("password", None)
     is_s3 = files.startswith("s3://")
     if is_s3 and s3 is None:
         raise SettingsError(
@@ -335,7 +345,7 @@ def shared_place(
         )
     if is_s3 and s3 is not None and not _is_web_server(s3.endpoint):
         raise SettingsError("AWS_ENDPOINT_URL: expected https://HOST:PORT or http://HOST:PORT")
-    return Lake(tuple(sorted(known.items())), password, files, text, s3 if is_s3 else None)
+    return Lake(tuple(sorted(keywords.items())), password, files, text, s3 if is_s3 else None)
 
 
 def _is_web_server(endpoint: str | None) -> bool:

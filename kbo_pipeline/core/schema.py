@@ -14,7 +14,7 @@ import duckdb
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import RegisterError
-from kbo_pipeline.core.tables import ALL_TABLES, Column, Table
+from kbo_pipeline.core.tables import ALL_TABLES, Table
 
 VERSION_TABLE = "schema_version"
 
@@ -54,6 +54,24 @@ In a staging file, and likewise in the register, which gets them from there when
 """
 
 
+_CREATE_PROOF = """
+CREATE TABLE proof (
+    extract_number INTEGER NOT NULL, verified_at TIMESTAMPTZ NOT NULL, is_equal BOOLEAN NOT NULL,
+    rows_compared BIGINT NOT NULL, rows_differing BIGINT NOT NULL, full_sha256 VARCHAR NOT NULL,
+    content_hash VARCHAR NOT NULL
+)
+"""
+"""How the state at an extract compared with the Full of its number, the last time that it was."""
+
+
+_CREATE_CORRECTION = """
+CREATE TABLE correction (
+    extract_number INTEGER NOT NULL, table_name VARCHAR NOT NULL, key VARCHAR NOT NULL
+)
+"""
+"""The keys whose rows were not those of the Full by which the number of an extract was repaired."""
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """One numbered step from a layout to the next; its number is its place in `MIGRATIONS`.
@@ -70,6 +88,8 @@ class Migration:
 MIGRATIONS: tuple[Migration, ...] = (
     Migration("The register says which layout it has.", (_CREATE_VERSION,)),
     Migration("Rows that are set aside are kept.", (CREATE_REJECTED,)),
+    Migration("Comparisons with a Full are kept.", (_CREATE_PROOF,)),
+    Migration("Corrected keys are kept.", (_CREATE_CORRECTION,)),
 )
 """The steps from the layout of the first release to the current one, also for a new register.
 
@@ -88,13 +108,11 @@ WHERE database_name = $database AND schema_name = $schema ORDER BY table_name, c
 """
 
 
-def _add_column(table: Table, column: Column) -> str:
-    """Adds a column without values to a table of the register."""
-    return f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type}"
-
-
 def show_older(name: str, source: str, columns: Mapping[str, str], there: Collection[str]) -> str:
     """Shows a table of an older register with the current columns.
+
+    They are qualified, because DuckDB takes a bare one for an argument of a macro that reads the
+    view, if that is called so.
 
     Args:
         name: the table.
@@ -103,10 +121,10 @@ def show_older(name: str, source: str, columns: Mapping[str, str], there: Collec
         there: names of the columns that it has; empty when the table is missing.
     """
     listed = ",\n    ".join(
-        column if column in there else f"NULL::{kind} AS {column}"
+        f"older.{column}" if column in there else f"NULL::{kind} AS {column}"
         for column, kind in columns.items()
     )
-    rows = f"FROM {source}.{name}" if there else "WHERE false"
+    rows = f"FROM {source}.{name} older" if there else "WHERE false"
     return f"CREATE VIEW main.{name} AS\nSELECT {listed}\n{rows}"
 
 
@@ -208,7 +226,7 @@ def migrate(database: Database) -> bool:
         there = layout.get(table.name)
         missing = [c for c in table.columns if there is not None and c.name not in there]
         for column in missing:
-            database.execute(_add_column(table, column))
+            database.execute(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type}")
         is_widened |= bool(missing) or there is None
     return is_widened
 
@@ -226,8 +244,8 @@ def check(connection: duckdb.DuckDBPyConnection, place: object) -> None:
     layout = layout_of(connection, *_default(connection))
     check_version(version_of(connection, layout), place)
     for table in ALL_TABLES:
-        known = {*table.column_names, *OWN_COLUMNS}
-        unknown = [name for name in layout.get(table.name, ()) if name not in known]
+        declared = {*table.column_names, *OWN_COLUMNS}
+        unknown = [name for name in layout.get(table.name, ()) if name not in declared]
         if unknown:
             raise RegisterError(
                 f"{place}: {table.name} has {', '.join(unknown)}, which this kbo_pipeline does not"
@@ -276,7 +294,6 @@ def version_of(connection: duckdb.DuckDBPyConnection, layout: Layout, schema: st
 
 
 def _default(connection: duckdb.DuckDBPyConnection) -> tuple[str, str]:
-    """The names of the default database and of its default schema."""
     ((database, schema),) = connection.execute(
         "SELECT current_database(), current_schema()"
     ).fetchall()

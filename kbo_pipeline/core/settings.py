@@ -1,6 +1,5 @@
 """The settings: read once from the environment, with defaults for the rest."""
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -68,6 +67,9 @@ class _Reader:
             raise SettingsError(f"{name}: DuckDB takes no path with a '?', found {path!r}")
         return Path(path)
 
+    def path_or_none(self, name: str) -> Path | None:
+        return None if self.text(name) is None else self.path(name, "")
+
     def address(self, name: str, default: str) -> str:
         return self.address_or_none(name) or default
 
@@ -90,6 +92,30 @@ class _Reader:
             )
         return text.rstrip("/")
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """What stands between commas, without blanks and in small letters."""
+        words = (word.strip().lower() for word in (self.text(name) or "").split(","))
+        return tuple(word for word in words if word)
+
+    def hashes(self, name: str) -> tuple[str, ...]:
+        words = self.words(name)
+        if not all(re.fullmatch(r"[0-9a-f]{64}", word) for word in words):
+            raise SettingsError(  # it may be a key instead of its hash: it is not repeated
+                f"{name}: expected SHA-256 hashes of keys, 64 hexadecimal digits each, with commas"
+                " between them; docs/http.md shows how to make one"
+            )
+        return words
+
+    def origins(self, name: str) -> tuple[str, ...]:
+        words = self.words(name)
+        for word in words:
+            if not re.fullmatch(rf"https?://{_HOST}(:[0-9]{{1,5}})?", word):
+                raise SettingsError(
+                    f"{name}: expected origins such as https://crm.example, with commas between"
+                    f" them, found {word!r}"
+                )
+        return words
+
     def host(self, name: str) -> str | None:
         """A name or an IPv4 address: Dagster's addresses are `host:port`."""
         text = self.text(name)
@@ -102,8 +128,7 @@ class _Reader:
 
     def host_names(self, name: str) -> tuple[str, ...]:
         """Names with or without a port, with commas between them."""
-        names = [word.strip().lower() for word in (self.text(name) or "").split(",")]
-        hosts = tuple(word for word in names if word)
+        hosts = self.words(name)
         for word in hosts:
             if not re.fullmatch(rf"{_HOST}(:[0-9]{{1,5}})?", word):
                 raise SettingsError(
@@ -164,15 +189,17 @@ class _Reader:
         return DuckDBFile(self.path(name, "kbo.duckdb"))
 
     def refuse_unknown(self) -> None:
-        known = self._known | {*_OTHER_VARIABLES.values()}
+        names = self._known | {*_OTHER_VARIABLES.values()}
         listed = "docs/operating.md, 'Settings', lists all"
         for name in sorted(self._values):
-            if name != name.upper() and name.upper() in known and name.upper().startswith(OURS):
+            if name != name.upper() and name.upper() in names and name.upper().startswith(OURS):
                 raise SettingsError(f"{name}: names of settings are in capitals: {name.upper()}")
             if name in _GONE:
                 raise SettingsError(f"{name}: {_GONE[name]}")
-            if name.startswith("KBO_") and name not in known:
-                close = difflib.get_close_matches(name.removeprefix("KBO_"), _endings(known), n=1)
+            if name.startswith("KBO_") and name not in names:
+                import difflib  # a mistake may take longer than kbo --help
+
+                close = difflib.get_close_matches(name.removeprefix("KBO_"), _endings(names), n=1)
                 hint = f"did you mean KBO_{close[0]}?" if close else listed
                 raise SettingsError(f"{name}: unknown setting; {hint}")
 
@@ -218,6 +245,11 @@ class Settings:
     ui_port: int = _setting(_Reader.number, 3000, 1, 65_535)
     ui_names: tuple[str, ...] = _setting(_Reader.host_names)
     """Other names by which browsers may call the web UI, as they send them in `Host`."""
+    api_keys: tuple[str, ...] = _setting(_Reader.hashes)
+    """SHA-256 of the keys with which programs may read over HTTP; anybody may where there is none.
+    """
+    api_origins: tuple[str, ...] = _setting(_Reader.origins)
+    """Pages of other servers that may read from `kbo serve`."""
     code_host: str | None = _setting(_Reader.host)
     """Where the code location is, for processes on several hosts; None while all are on this
     machine, and talk over a Unix socket."""
@@ -238,6 +270,10 @@ class Settings:
     """Records of an extract that may be set aside without being accepted by hand."""
     stale_hours: int = _setting(_Reader.number, 48, 1, 8760)
     """Hours after which a register without a new extract is stale."""
+    prove_days: int = _setting(_Reader.number, 7, 0, 365)
+    """Days after which the register is compared with a Full again; 0 for never by itself."""
+    signing_key: Path | None = _setting(_Reader.path_or_none)
+    """The SSH key with which proofs are signed; None to leave them unsigned."""
     alert_webhook: str | None = _setting(_Reader.address_or_none)
     """Where alerts are posted, as JSON."""
     memory_mb: int = _setting(_Reader.number, 4096, 1024, 10_000_000)
@@ -296,6 +332,16 @@ class Settings:
         return self.data_dir / "exports" / "current"
 
     @property
+    def deltas_dir(self) -> Path:
+        """Where it puts the deltas that lead there, a directory each."""
+        return self.data_dir / "exports" / "deltas"
+
+    @property
+    def search_dir(self) -> Path:
+        """The search index: beside the published file, or in the data directory."""
+        return self.database.search_dir or self.data_dir / "kbo.search"
+
+    @property
     def rejected_dir(self) -> Path:
         """Reports of why extracts were refused, a directory each."""
         return self.data_dir / "rejected"
@@ -319,6 +365,11 @@ class Settings:
     def reports_dir(self) -> Path:
         """Reports of what each extract changed, a directory each."""
         return self.data_dir / "reports"
+
+    @property
+    def proofs_dir(self) -> Path:
+        """What comparing with Fulls has found, a file for each number."""
+        return self.data_dir / "proofs"
 
     @property
     def work_dir(self) -> Path:

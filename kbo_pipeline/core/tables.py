@@ -10,6 +10,7 @@ import datetime
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 ColumnType = Literal["VARCHAR", "DATE"]
@@ -44,6 +45,11 @@ def number_pattern(digits: tuple[str, ...]) -> str:
     return "|".join(shape for first, shape in shapes.items() if first)
 
 
+@cache  # a look-up asks for hundreds of names
+def _snake_case(csv_name: str) -> str:
+    return _WORD_START.sub("_", csv_name).lower()
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a KBO file.
@@ -75,7 +81,7 @@ class Column:
     @property
     def name(self) -> str:
         """The column's name in the register: `csv_name` in snake_case."""
-        return _WORD_START.sub("_", self.csv_name).lower()
+        return _snake_case(self.csv_name)
 
     @property
     def usual_number(self) -> str:
@@ -86,6 +92,11 @@ class Column:
     def allowed_number(self) -> str:
         """A regular expression, for Python and DuckDB, of the numbers that the column may hold."""
         return ANY_NUMBER if self.takes_any_number else self.usual_number
+
+
+@cache
+def _names(columns: tuple[Column, ...]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +130,7 @@ class Table:
     @property
     def column_names(self) -> tuple[str, ...]:
         """The names of all columns, in order."""
-        return tuple(column.name for column in self.columns)
+        return _names(self.columns)
 
 
 ENTERPRISE = Table(

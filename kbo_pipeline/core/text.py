@@ -116,9 +116,9 @@ _LONGEST = 500
 
 def line_of(error: BaseException) -> str | None:
     """An error as one line; None for a fault of this program."""
-    for known in (_FOREIGN, _WRAPPERS):
+    for table in (_FOREIGN, _WRAPPERS):
         for link in _chain(error):
-            for module, name, says in known:
+            for module, name, says in table:
                 # What has not been imported cannot have been raised.
                 kind = getattr(sys.modules.get(module), name, None)
                 if isinstance(kind, type) and isinstance(link, kind):
@@ -142,7 +142,6 @@ def run(name: str, program: Callable[[], None]) -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, then what it was raised from."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -204,19 +203,15 @@ def _of_postgres(error: BaseException) -> str:
     return f"PostgreSQL: {cut(first_line(cause), _LONGEST)}; {step}"
 
 
-def _of_duckdb(error: BaseException) -> str:
-    return f"DuckDB: {cut(first_line(error), _LONGEST)}; kbo doctor says more"
-
-
-def _of_dagster(error: BaseException) -> str:
-    return f"Dagster: {cut(first_line(error), _LONGEST)}; kbo doctor says more"
+def _of(library: str) -> Callable[[BaseException], str]:
+    return lambda error: f"{library}: {cut(first_line(error), _LONGEST)}; kbo doctor says more"
 
 
 _FOREIGN: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (
     ("kbo_pipeline.core.errors", "KboError", str),
     ("builtins", "MemoryError", lambda error: OUT_OF_MEMORY),
     ("duckdb", "OutOfMemoryException", lambda error: OUT_OF_MEMORY),
-    ("duckdb", "Error", _of_duckdb),
+    ("duckdb", "Error", _of("DuckDB")),
     ("sqlalchemy.exc", "SQLAlchemyError", _of_postgres),
     ("psycopg2", "Error", _of_postgres),
     ("builtins", "UnicodeEncodeError", _of_encoding),
@@ -226,8 +221,8 @@ _FOREIGN: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (
 """Module, class, and how it becomes a line; the first that fits counts, outermost error first."""
 
 _WRAPPERS: tuple[tuple[str, str, Callable[[BaseException], str]], ...] = (
-    ("dagster", "DagsterError", _of_dagster),
+    ("dagster", "DagsterError", _of("Dagster")),
     ("dagster_postgres.utils", "DagsterPostgresException", _of_postgres),
-    ("dagster_shared.check", "CheckError", _of_dagster),
+    ("dagster_shared.check", "CheckError", _of("Dagster")),
 )
 """Errors that mostly wrap another, which says more."""

@@ -2,27 +2,40 @@
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
+from duckdb import DuckDBPyConnection
 
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.lake import compact
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES
-from kbo_pipeline.core.text import megabytes
+from kbo_pipeline.core.text import counted, megabytes
 from kbo_pipeline.defs.step import step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition
 from kbo_pipeline.operate.runs.live import forget_live
-from kbo_pipeline.operate.runs.partitions import forget_extract, kbo_extracts, staging_asset
+from kbo_pipeline.operate.runs.partitions import (
+    forget_extract,
+    kbo_extracts,
+    remove_partition,
+    staging_asset,
+)
 from kbo_pipeline.operate.runs.progress import (
     ACCEPT_LOSS_TAG,
+    EXPORT_JOB,
     EXTRACT_TAG,
     PUBLISHED,
+    REPAIR_TAG,
     REPORTED,
     ROLLBACK_JOB,
+    SEARCH_JOB,
+    VERIFY_JOB,
     job_of,
 )
 from kbo_pipeline.operate.runs.recovery import WAITING_STATUSES, unfinished_runs
+from kbo_pipeline.publish.correction import begin_repair
 from kbo_pipeline.publish.publish import check_rollback, rollback
 from kbo_pipeline.read.report import remove_report
+from kbo_pipeline.stage.staged import staging_file
 
 stage_extract = dg.define_asset_job(
     "stage_extract",
@@ -46,13 +59,19 @@ publish_extract = dg.define_asset_job(
 )
 
 export_parquet = dg.define_asset_job(
-    "export_parquet",
+    EXPORT_JOB,
     selection=["parquet_export"],
     description="Writes the current tables of the newest published extract as Parquet.",
 )
 
+build_search_index = dg.define_asset_job(
+    SEARCH_JOB,
+    selection=["search_index"],
+    description="Makes the search index of what is published, or brings it up to date.",
+)
+
 verify_full = dg.define_asset_job(
-    "verify_full",
+    VERIFY_JOB,
     selection=["full_verification"],
     description="Compares the register, as it was at an extract, with the Full of its number, which"
     " has to be in the downloads directory.",
@@ -97,7 +116,10 @@ compact_weekly = dg.ScheduleDefinition(
 
 @dg.op(name="rollback", pool=WRITER_POOL, out=dg.Out(dg.Nothing))
 def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
-    """Undoes the extract in one transaction, publishes the state before, forgets its partitions."""
+    """Undoes the extract in one transaction, publishes the state before, forgets its partitions.
+
+    Where `kbo repair` started it, readers keep what they have until the Full is published.
+    """
     with (
         step_guard(context) as settings,
         claimed_partition(context, settings) as key,
@@ -106,6 +128,9 @@ def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
         context.instance.add_run_tags(context.run.run_id, {EXTRACT_TAG: str(key)})
         check_rollback(connection, key, settings.register)
         _end_waiting_runs(context, key)
+        if REPAIR_TAG in context.run.tags:
+            _begin_repair(context, connection, settings, key)
+            return
         done = rollback(connection, settings, key)
         forget_extract(context.instance, key)
         remove_report(settings, key)
@@ -118,6 +143,27 @@ def rollback_op(context: dg.OpExecutionContext, duckdb: DuckDBResource) -> None:
         )
 
 
+def _begin_repair(
+    context: dg.OpExecutionContext,
+    connection: DuckDBPyConnection,
+    settings: Settings,
+    key: ExtractKey,
+) -> None:
+    """Undoes an extract for the staged Full that the tag of the run names."""
+    instance, full = context.instance, ExtractKey.parse(context.run.tags[REPAIR_TAG])
+    begun = begin_repair(connection, settings, full)
+    if begun.keys:
+        forget_extract(instance, key, is_staged=key == full)
+        remove_report(settings, key)
+        context.log.info(f"{key}: undone for {full}: {counted(begun.keys, 'key')} differ")
+        return
+    staging_file(settings.staging_dir, full).unlink(missing_ok=True)
+    if key != full:
+        forget_extract(instance, full, is_whole=True)
+        remove_partition(instance, kbo_extracts, str(full))
+    context.log.info(f"{key}: equal to {full} in the register at work: readers have it again")
+
+
 def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
     """Cancels the runs in the queue that would import the extract again at once.
 
@@ -125,7 +171,7 @@ def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
         NotReadyError: such a run is at work.
     """
     for run in unfinished_runs(context.instance, key):
-        if run.job_name == ROLLBACK_JOB:
+        if run.job_name in (ROLLBACK_JOB, SEARCH_JOB):
             continue
         if run.status not in WAITING_STATUSES:
             raise NotReadyError(

@@ -40,6 +40,14 @@ _DRIFT = (
     dg.TableColumn("only_in_zip", "BIGINT", "Rows that the register lacks."),
     dg.TableColumn("only_in_register", "BIGINT", "Rows that the Full lacks."),
 )
+_SEARCH = (
+    ("number", "Number of the enterprise or of one of its units."),
+    ("name", "A name of any of them: without accents, capitals, punctuation and legal form."),
+    ("place", "Postcodes and municipalities where it is; of few addresses the streets, too."),
+    ("address", "A valid address of any of them, in one language."),
+    ("zipcode", "Postcode of a valid address."),
+    ("status", "KBO's code of its status."),
+)
 DRIFT_COLUMNS = tuple(column.name for column in _DRIFT)
 _CHANGES = (
     ("table_name", "The table in which the change is seen."),
@@ -110,6 +118,11 @@ def export_metadata() -> dict[str, Any]:
     """The columns of the files of an export, but for the profile."""
     columns = [_in_table(t, _column(column)) for t in ALL_TABLES for column in t.columns]
     return _columns(columns, [(c.name, PUBLISHED.to_user_string(), c.name) for c in columns])
+
+
+def search_metadata() -> dict[str, Any]:
+    """What is looked for in the search index, as columns of its documents."""
+    return _columns(dg.TableColumn(name, "VARCHAR", text) for name, text in _SEARCH)
 
 
 def verification_metadata() -> dict[str, Any]:

@@ -16,14 +16,13 @@ from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_l
 from kbo_pipeline.defs.metadata import fault_table
 from kbo_pipeline.operate.markers import PAUSED, is_paused, mark_suspect
 from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
+from kbo_pipeline.operate.runs.claims import StepContext
 from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of
 from kbo_pipeline.operate.runs.recovery import cancel_waiting_runs, hold_run
 from kbo_pipeline.operate.runs.status import in_one_line
 from kbo_pipeline.stage.faults import RejectedError
 
 _LOOK_SECONDS = 1.0  # between two looks at whether `kbo pause` still holds
-
-StepContext = dg.AssetExecutionContext | dg.OpExecutionContext
 
 RETRIES = dg.RetryPolicy(
     max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS

@@ -18,7 +18,7 @@ from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import move_into_place
-from kbo_pipeline.core.shares import ShareReport, not_reported
+from kbo_pipeline.core.progress import ProgressReport, not_reported
 from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.fetch.archive import damage, read_extract
 from kbo_pipeline.fetch.http import BrokenError, Report, Web
@@ -50,14 +50,14 @@ class Download:
         key: ExtractKey,
         target: Path,
         report: Report,
-        report_share: ShareReport = not_reported,
+        report_progress: ProgressReport = not_reported,
     ) -> None:
         """Fetches nothing yet."""
         self._web = web
         self._url = url
         self._key = key
         self._target = target
-        self._report, self._report_share = report, report_share
+        self._report, self._report_progress = report, report_progress
         self._part = target.with_name(f"{target.name}.part")
         self._note = target.with_name(f"{target.name}.part.json")
 
@@ -132,7 +132,8 @@ class Download:
                     if len(head) >= 4:
                         break
                 if not head.startswith(b"PK"):
-                    if _is_page(response, head):
+                    kind = response.headers.get("Content-Type", "").lower()
+                    if "html" in kind or head.startswith(b"<"):
                         return False  # the part stays: it is not its fault
                     raise BrokenError(f"{self._target.name}: the download is not a ZIP")
                 self._start_over(response, head, length)
@@ -184,7 +185,7 @@ class Download:
                 out.write(chunk)
                 if length:
                     words = f"downloading {self._target.name}, {megabytes(length, 1)}"
-                    self._report_share(out.tell() / length, words)
+                    self._report_progress(out.tell() / length, words)
                 if out.tell() - seen >= _ROOM_BYTES:
                     seen = out.tell()
                     self._check_length(seen)
@@ -275,7 +276,3 @@ def _content_length(response: requests.Response) -> int | None:
 def _is_coded(response: requests.Response) -> bool:
     """Whether what is sent is not what the ZIP holds: its length and ranges are of no use then."""
     return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
-
-
-def _is_page(response: requests.Response, head: bytes) -> bool:
-    return "html" in response.headers.get("Content-Type", "").lower() or head[:1] == b"<"

@@ -26,7 +26,7 @@ import requests.adapters
 import urllib3
 import urllib3.connection
 
-from kbo_pipeline.core.environment import is_own
+from kbo_pipeline.core.environment import is_this_machine
 from kbo_pipeline.core.errors import PortalError, PortalRefusedError, SettingsError
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ class Web:
             raise SettingsError("KBO_PORTAL_URL: expected an http or https address with a host")
         self.base_path = urlsplit(self._base_url).path
         self._session = _Session()
-        self._session.trust_env = not is_own(server[1])
+        self._session.trust_env = not is_this_machine(server[1])
 
     def url(self, path: str) -> str:
         """The address of a path below the base address."""

@@ -214,7 +214,6 @@ def _key_of(file: Path) -> ExtractKey | None:
 
 
 def _check(file: Path, *, is_sound: bool) -> Extract | str:
-    """The extract, or why it is none."""
     try:
         read_key(file)
         problem = None if is_sound else damage(file)

@@ -31,7 +31,7 @@ from kbo_pipeline.core.errors import (
 )
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.files import exclusive_lock, is_locked, replace_atomically, zip_lock
-from kbo_pipeline.core.shares import ShareReport, not_reported
+from kbo_pipeline.core.progress import ProgressReport, not_reported
 from kbo_pipeline.fetch.download import Download
 from kbo_pipeline.fetch.http import Limits, Page, Report, Web, same_server
 from kbo_pipeline.fetch.pages import read_page
@@ -155,7 +155,7 @@ class Portal:
         offer: Offer,
         directory: Path,
         report: Report,
-        report_share: ShareReport = not_reported,
+        report_progress: ProgressReport = not_reported,
     ) -> Path:
         """Puts the ZIP of an extract into a directory, complete and checked.
 
@@ -169,14 +169,14 @@ class Portal:
             StorageError: the disk is full, or another process holds the file for too long.
         """
         target = directory / offer.file_name
-        known = self._web.url(_FILES + offer.file_name)
-        url = known if offer.url is None else same_server(self._base_url, offer.url)
+        usual_url = self._web.url(_FILES + offer.file_name)
+        url = usual_url if offer.url is None else same_server(self._base_url, offer.url)
         if url is None:
             raise PortalRefusedError(
                 f"{offer.file_name}: lies on another server, where no account of KBO's portal"
                 " belongs; fetch it with a browser and use kbo import"
             )
-        download = Download(self._web, url, offer.key, target, report, report_share)
+        download = Download(self._web, url, offer.key, target, report, report_progress)
         lock = zip_lock(directory, offer.key)
         if is_locked(lock):
             report(f"{target.name}: another process fetches it; waiting")

@@ -1,8 +1,8 @@
 """Fetch: an extract's ZIP comes into the downloads directory, from wherever it is."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
 from kbo_pipeline.core.extracts import Extract, ExtractKey, key_in_file_name, zips_in
 from kbo_pipeline.core.files import exclusive_lock, replace_atomically, zip_lock
+from kbo_pipeline.core.progress import ProgressReport, not_reported
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.shares import ShareReport, not_reported
 from kbo_pipeline.fetch.archive import damage, read_extract
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def fetch_zip(
     settings: Settings,
     key: ExtractKey,
     report: Callable[[str], None],
-    report_share: ShareReport = not_reported,
+    report_progress: ProgressReport = not_reported,
 ) -> Path:
     """The ZIP of an extract in the downloads directory: the sound one there, or a fetched one.
 
@@ -84,15 +84,25 @@ def fetch_zip(
             " or set KBO_USERNAME and KBO_PASSWORD to have it fetched"
         )
     with open_portal(settings) as portal:
-        offer = next((offer for offer in portal.list_extracts() if offer.key == key), None)
-        if offer is None:
-            raise NotReadyError(
-                f"{key}: the portal does not list it, and no sound ZIP of it lies in"
-                f" {settings.downloads_dir}; put one there, or use kbo import"
-            )
-        file = portal.download(offer, settings.downloads_dir, report, report_share)
+        file = _download(portal, key, settings.downloads_dir, report, report_progress)
     _remove_others(settings, key, file)
     return file
+
+
+def _download(
+    portal: "Portal",
+    key: ExtractKey,
+    directory: Path,
+    report: Callable[[str], None],
+    report_progress: ProgressReport,
+) -> Path:
+    offer = next((offer for offer in portal.list_extracts() if offer.key == key), None)
+    if offer is None:
+        raise NotReadyError(
+            f"{key}: the portal does not list it, and no sound ZIP of it lies in downloads; put one"
+            " there, or use kbo import"
+        )
+    return portal.download(offer, directory, report, report_progress)
 
 
 def latest_key(settings: Settings) -> ExtractKey:
@@ -127,6 +137,37 @@ def kept_zip(settings: Settings, key: ExtractKey) -> Path:
         names = ", ".join(file.name for file in files)
         raise ExtractError(f"{key}: several ZIPs of it: {names}; keep the one that is right")
     return files[0]
+
+
+@contextmanager
+def full_to_compare(
+    settings: Settings,
+    number: int,
+    report: Callable[[str], None] = lambda line: None,
+    report_progress: ProgressReport = not_reported,
+) -> Iterator[Path]:
+    """The Full of a number: the one in the downloads directory, or a fetched one, gone afterwards.
+
+    Raises:
+        NotReadyError: it is not there, and the portal does not list it or cannot be asked.
+        PortalError: the portal does not give it.
+        StorageError: it cannot be written.
+    """
+    key = ExtractKey(number, "full")
+    if kept_zips(settings, key):
+        yield kept_zip(settings, key)
+        return
+    if not settings.has_account:
+        raise NotReadyError(
+            f"{key}: no ZIP of it in {settings.downloads_dir}, and {settings.account_not_set} not"
+            " set; put it there, or name its file: kbo verify FULL_ZIP"
+        )
+    aside = settings.work_dir / "proving"  # where nothing takes it for one to import
+    try:
+        with open_portal(settings) as portal:
+            yield _download(portal, key, aside, report, report_progress)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def refused_zip(settings: Settings, key: ExtractKey) -> Path | None:

@@ -6,6 +6,7 @@ libpq waits for ever for a server that takes a connection and then says nothing:
 stopped, or its machine is gone. psycopg2 lets us wait in its place, with a limit.
 """
 
+import glob
 import os
 import select
 import shutil
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import extensions
 
+from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.files import make_private
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.operate import insides
@@ -49,8 +51,16 @@ def prepare_dagster_home(settings: Settings) -> Path:
     """Makes sure that the Dagster home has a configuration; one of the user's own is kept.
 
     In the home under the data directory the file is ours and follows the version of the package.
+
+    Raises:
+        SettingsError: Dagster would not find it, and silently use SQLite (1.13.27).
     """
     home = settings.dagster_home
+    if glob.has_magic(str(home)):
+        raise SettingsError(
+            f"{home}: Dagster does not find its configuration in a directory with * or [ in its"
+            " path; choose another KBO_DATA_DIR, or DAGSTER_HOME"
+        )
     make_private(home)
     target = home / "dagster.yaml"
     ours = home == settings.data_dir / "dagster_home"

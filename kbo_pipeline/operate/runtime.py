@@ -239,14 +239,14 @@ def _identity(settings: Settings) -> str:
     make_private(settings.work_dir)
     place: list[str | int] = [settings.work_dir.stat().st_ino, str(settings.work_dir.resolve())]
     with exclusive_lock(settings.work_dir / "identity.lock", timeout=10):
-        known = _identities(settings)
-        for identity, *where in reversed(known):
+        identities = _identities(settings)
+        for identity, *where in reversed(identities):
             if where == place:
                 return str(identity)
-        known.append([uuid.uuid4().hex[:12], *place])
+        identities.append([uuid.uuid4().hex[:12], *place])
         with replace_atomically(settings.work_dir / "identity") as unfinished:
-            unfinished.write_text("".join(f"{json.dumps(one)}\n" for one in known))
-        return str(known[-1][0])
+            unfinished.write_text("".join(f"{json.dumps(one)}\n" for one in identities))
+        return str(identities[-1][0])
 
 
 def _identities(settings: Settings) -> list[list[str | int]]:

@@ -1,7 +1,8 @@
 """The checks: what must hold of the register before readers see an extract.
 
 An error stops the publication; a warning is only reported, because KBO itself decides what it
-publishes. `CHECKS` declares all of them.
+publishes. `CHECKS` declares all of them; `check_register` and `stop_on_errors` in `publish.publish`
+run and judge them, before the commit.
 """
 
 import datetime
@@ -300,7 +301,7 @@ def _unusual_change(subject: Subject, table: Table) -> Found:
         return Found(0, f"{len(numbers)} Updates of this weekday: not enough to compare")
     past = database.execute(checks_sql.rows_of_extracts(table, numbers)).fetchall()
     now = subject.rows(table)
-    unusual = tuple(
+    anomalies = tuple(
         (what, count, int(statistics.median(before)), len(before))
         for what, count, before in (
             ("opened", now.opened, [opened for opened, _ in past]),
@@ -309,10 +310,10 @@ def _unusual_change(subject: Subject, table: Table) -> Found:
         if is_anomalous(count, before)
     )
     text = ", ".join(
-        f"{count:,} rows {what}, usual are {usual:,}" for what, count, usual, _ in unusual
+        f"{count:,} rows {what}, usual are {usual:,}" for what, count, usual, _ in anomalies
     )
     columns = ("what", "rows", "usual", "updates_compared")
-    return Found(len(unusual), text or "as usual", columns, unusual)
+    return Found(len(anomalies), text or "as usual", columns, anomalies)
 
 
 def _loss(subject: Subject, table: Table) -> Found:

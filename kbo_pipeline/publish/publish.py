@@ -9,15 +9,17 @@ before. So only the entities of which it opened or closed a row are looked at; f
 extract, and one that changes more than a million rows, everything is.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import duckdb
 
 from kbo_pipeline.apply import sql as register_sql
 from kbo_pipeline.apply.ledger import TableChange
-from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
+from kbo_pipeline.apply.register import Register, open_register_to_copy, open_register_to_write
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import (
     NOTHING_PUBLISHED,
@@ -34,12 +36,12 @@ from kbo_pipeline.core.extracts import (
 )
 from kbo_pipeline.core.files import link_or_copy, replace_atomically
 from kbo_pipeline.core.places import Place
+from kbo_pipeline.core.progress import ProgressReport, not_reported, part_of
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.shares import ShareReport, not_reported, part_of
 from kbo_pipeline.core.tables import TABLES, Privacy, Table
 from kbo_pipeline.publish import checks_sql
 from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
-from kbo_pipeline.publish.views import show, show_to_readers
+from kbo_pipeline.publish.copy import show, show_to_readers
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.published import open_published, published_state_of
 from kbo_pipeline.stage.staged import Staged, discard_staged, open_staged, staging_file
@@ -55,7 +57,7 @@ class Publication:
         row_counts: current rows by table name, all eight.
         rows_changed: row versions that the extract closed or opened, by table name, the seven.
         already_published: nothing was done now.
-        link: the extract in the chain of the ledger.
+        entry: the extract in the ledger.
     """
 
     code: TableChange
@@ -63,7 +65,7 @@ class Publication:
     row_counts: Mapping[str, int]
     rows_changed: Mapping[str, int]
     already_published: bool
-    link: LedgerEntry
+    entry: LedgerEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +126,21 @@ class CheckResult:
 def check_register(
     connection: duckdb.DuckDBPyConnection,
     key: ExtractKey,
+    max_loss_percent: float,
     *,
     is_staged: bool,
-    max_loss_percent: float,
-    max_loss_percent_full: float,
     accept_loss: bool = False,
     everything: bool = False,
     only: Collection[tuple[str, str | None]] | None = None,
-    report: ShareReport = not_reported,
+    report: ProgressReport = not_reported,
 ) -> list[CheckResult]:
     """Checks the register that is the default database, after its newest extract.
 
     Args:
         connection: an in-memory DuckDB with the register.
         key: the newest extract, applied whole.
+        max_loss_percent: rows of a table that the extract may take away, 0 to 100.
         is_staged: its staging file is attached as `staging`.
-        max_loss_percent: rows of a table that an Update may take away, 0 to 100.
-        max_loss_percent_full: rows of a table that a Full may take away.
         accept_loss: a larger loss is only a warning.
         everything: looks at all rows, not only at those that the extract touches.
         only: names of checks with the names of their tables; None for all.
@@ -153,8 +153,7 @@ def check_register(
     row = database.row("SELECT snapshot_date FROM import_jobs WHERE id = $id", id=str(key))
     if row is None:
         raise RegisterError(f"{key}: not in import_jobs; import it first")
-    may_lose = max_loss_percent_full if key.type == "full" else max_loss_percent
-    subject = Subject(database, key, row[0], None, is_staged, may_lose)
+    subject = Subject(database, key, row[0], None, is_staged, max_loss_percent)
     if not everything and _changed_rows(subject) <= CHANGED_AT_MOST:
         subject = replace(subject, touched=_gather_touched(database, key))
     results = []
@@ -204,9 +203,8 @@ def check_published(
         results = check_register(
             connection,
             key,
+            max_loss_percent_full if key.type == "full" else max_loss_percent,
             is_staged=False,
-            max_loss_percent=max_loss_percent,
-            max_loss_percent_full=max_loss_percent_full,
             accept_loss=True,  # when it was published, it was accepted
             everything=True,
             only=only,
@@ -241,12 +239,13 @@ def publish(
     *,
     accept_loss: bool = False,
     report_checks: Callable[[Sequence[CheckResult]], None] = lambda results: None,
-    report_share: ShareReport = not_reported,
+    report_progress: ProgressReport = not_reported,
 ) -> Publication:
     """Publishes an extract whose batches are all applied; once, however often it is called.
 
     A file that readers open is replaced at one instant; a shared register changes in one
-    transaction. Staging files of this extract and of those before it are removed at the end.
+    transaction. Staging files of this extract and of those before it are removed at the end, and a
+    proof of its number that was made before.
 
     Args:
         connection: an in-memory DuckDB.
@@ -254,31 +253,23 @@ def publish(
         key: the extract.
         accept_loss: a table may lose more.
         report_checks: takes what the checks found, before anything is decided.
-        report_share: takes how much is done.
+        report_progress: takes how much is done.
 
     Raises:
         NotReadyError: it is not staged, or batches are missing.
         OrderError: it does not follow what is published.
         CheckFailedError: readers must not see it; its batches stay applied, the ledger says why.
     """
-
-    def check(*, is_staged: bool, accept_loss: bool) -> list[CheckResult]:
-        results = check_register(
-            connection,
-            key,
-            is_staged=is_staged,
-            max_loss_percent=settings.max_loss_percent,
-            max_loss_percent_full=settings.max_loss_percent_full,
-            accept_loss=accept_loss,
-            report=part_of(report_share, _COMPLETED, _CHECKED),
-        )
-        report_checks(results)
-        return results
+    max_loss = settings.max_loss_percent_full if key.type == "full" else settings.max_loss_percent
+    report = part_of(report_progress, _COMPLETED, _CHECKED)
+    check = partial(check_register, connection, key, max_loss, report=report)
 
     def check_staged() -> None:
-        stop_on_errors(key, check(is_staged=True, accept_loss=accept_loss))
+        results = check(is_staged=True, accept_loss=accept_loss)
+        report_checks(results)
+        stop_on_errors(key, results)
 
-    report_share(0.0, "completing the extract: codes and names")
+    report_progress(0.0, "completing the extract: codes and names")
     with open_register_to_copy(connection, settings.register) as attach:
         with attach() as opened:
             ledger = opened.ledger
@@ -292,12 +283,14 @@ def publish(
                         raise
             elif (ledger.published(), ledger.half_applied()) == (key, None):
                 opened.migrate()
-                check(is_staged=False, accept_loss=True)  # to report: nothing stops it now
-            report_share(_CHECKED, "writing the register")
+                report_checks(check(is_staged=False, accept_loss=True))  # nothing stops it now
+            report_progress(_CHECKED, "writing the register")
             opened.checkpoint()
             at_work, half_applied = ledger.published_state(), ledger.half_applied()
-        report_copy = part_of(report_share, _WRITTEN, 1)
+        report_copy = part_of(report_progress, _WRITTEN, 1)
         _show(connection, settings, key, at_work, half_applied, report_copy)
+    if at_work.newest == key and at_work.published_at is not None:
+        _remove_proof(settings, key, at_work.published_at.timestamp())
     discard_staged(settings.staging_dir, at_work.published[0][0].number)
     return publication
 
@@ -308,7 +301,7 @@ def rollback(
     """Undoes the newest extract, published or half applied; readers see the state before it.
 
     Calling it again after a crash does what is left. When nothing is published any more, readers
-    get an empty register. The staging file of the extract is removed at the end.
+    get an empty register. The staging file of the extract and its proof are removed at the end.
 
     Raises:
         OrderError: another extract is the newest; names it.
@@ -319,8 +312,18 @@ def rollback(
             opened.checkpoint()
             at_work, half_applied = opened.ledger.published_state(), opened.ledger.half_applied()
         _show(connection, settings, key, at_work, half_applied)
-    _remove_staged(settings.staging_dir, key)
+    staged = (staging_file(settings.staging_dir, key), settings.staging_dir / f"{key}.lock")
+    for file in staged:
+        file.unlink(missing_ok=True)
+    _remove_proof(settings, key)
     return done
+
+
+def _remove_proof(settings: Settings, key: ExtractKey, before: float = math.inf) -> None:
+    """Removes the proof of an extract, if it is of before a moment, in seconds of the epoch."""
+    for file in settings.proofs_dir.glob(f"{key.number:04d}.json*"):
+        if file.stat().st_mtime < before:
+            file.unlink(missing_ok=True)
 
 
 def check_rollback(
@@ -332,13 +335,13 @@ def check_rollback(
 ) -> None:
     """Makes sure that an extract may be rolled back; changes nothing.
 
-    Takes what `open_register` takes.
+    Takes what `open_register_to_write` takes.
 
     Raises:
         OrderError: another extract is the newest; names it.
         StorageError: another process keeps the register.
     """
-    with open_register(connection, register, lock_timeout=lock_timeout) as opened:
+    with open_register_to_write(connection, register, lock_timeout=lock_timeout) as opened:
         opened.ledger.check_rollback(key)
 
 
@@ -348,7 +351,7 @@ def _show(
     key: ExtractKey,
     at_work: PublishedState,
     half_applied: ExtractKey | None,
-    report: ShareReport = not_reported,
+    report: ProgressReport = not_reported,
 ) -> None:
     """Publishes the register at work, which must be detached, where readers open a file."""
     register, database = settings.register.file, settings.database.file
@@ -388,11 +391,6 @@ def _remove_kept(directory: Path, state: PublishedState, keep: int) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _remove_staged(staging_dir: Path, key: ExtractKey) -> None:
-    staging_file(staging_dir, key).unlink(missing_ok=True)
-    (staging_dir / f"{key}.lock").unlink(missing_ok=True)
-
-
 def complete(
     register: Register,
     staged: Staged,
@@ -420,6 +418,8 @@ def complete(
         )
     with register.database.transaction():
         code = register.apply_rest(staged)
+        if key.type == "update":  # in place of the Full by which a repair began
+            register.database.execute(register_sql.FORGET_CORRECTIONS, number=key.number)
         names = register.database.count(state_sql.COUNT_NAMES_RESOLVED, number=key.number)
         ledger.complete_job(key, names)
         check()
@@ -439,9 +439,9 @@ def completed(register: Register, key: ExtractKey) -> Publication | None:
 def _publication(
     register: Register, key: ExtractKey, code: TableChange, names: int, *, already_published: bool
 ) -> Publication:
-    link = next(link for link in register.ledger.entries() if link.key == key)
+    entry = next(entry for entry in register.ledger.entries() if entry.key == key)
     changed = register.ledger.rows_changed(key)
-    return Publication(code, names, register.row_counts(), changed, already_published, link)
+    return Publication(code, names, register.row_counts(), changed, already_published, entry)
 
 
 def roll_back(register: Register, key: ExtractKey, privacy: Privacy = "full") -> Rollback:
@@ -463,6 +463,8 @@ def roll_back(register: Register, key: ExtractKey, privacy: Privacy = "full") ->
     with register.database.transaction():
         dropped, reopened = register.undo(key)
         register.database.execute(register_sql.FORGET_REJECTED, key=str(key))
+        register.database.execute(register_sql.FORGET_PROOF, number=key.number)
+        register.database.execute(register_sql.FORGET_CORRECTIONS, number=key.number)
         register.ledger.roll_back_job(key)
         show(register, privacy)
     return Rollback(dropped, reopened, already_rolled_back=False)

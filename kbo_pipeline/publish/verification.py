@@ -1,30 +1,57 @@
 """Verify: the register as it was at some number against the Full of that number.
 
+What was found is kept as a proof: in the table `proof` of the register, which readers get with it,
+and as a file that can be signed. Nothing else is changed, whatever was found.
+
 Only the published file is read, so that an import at the same time is not disturbed. The tables
 themselves are compared, so that nobody is left out.
 """
 
+import json
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from kbo_pipeline.apply import sql as register_sql
+from kbo_pipeline.apply.register import Register, open_register_to_copy
 from kbo_pipeline.apply.sql import differing_keys, incoming
 from kbo_pipeline.core.database import Database, connect
 from kbo_pipeline.core.disk_space import check_space_to_verify
-from kbo_pipeline.core.errors import ExtractError, NotReadyError
-from kbo_pipeline.core.extracts import Extract, ExtractKey, PublishedState
-from kbo_pipeline.core.files import exclusive_lock
+from kbo_pipeline.core.errors import ExtractError, NotReadyError, SettingsError
+from kbo_pipeline.core.extracts import (
+    Extract,
+    ExtractKey,
+    PublishedState,
+    plan_rebuild,
+    zips_in,
+)
+from kbo_pipeline.core.files import exclusive_lock, replace_atomically
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import indented, listed, union_all
 from kbo_pipeline.core.tables import ALL_TABLES, Table
+from kbo_pipeline.core.text import first_line
 from kbo_pipeline.fetch.archive import read_extract
-from kbo_pipeline.read.published import open_published
+from kbo_pipeline.fetch.zips import full_to_compare, keep_zip
+from kbo_pipeline.publish.copy import show_to_readers
+from kbo_pipeline.read.published import hash_of_state, open_published, published_state_of
+from kbo_pipeline.read.state_sql import state_at, state_now
 from kbo_pipeline.stage.staged import open_staged
 from kbo_pipeline.stage.staging import stage
+
+PROOF_FORMAT = "kbo_pipeline proof 1"
+
+NAMESPACE = "kbo-proof"
+"""What a signature is for, as `ssh-keygen -Y verify` asks."""
+
+_WAIT = 900.0
+"""Seconds to wait for the register: an import may be at work."""
 
 SAMPLES = 10
 """The most rows of a difference that are shown."""
@@ -63,12 +90,18 @@ class Verification:
         full: the Full.
         published: the extract of the same number that was published.
         tables: what was found, by table name, all eight.
+        verified_at: when.
+        full_sha256: of the ZIP.
+        content_hash: of all rows of the register at that number (`hash_of_state`).
         rejected_rows: records of the ZIP that are set aside, as an import does, and not compared.
     """
 
     full: ExtractKey
     published: ExtractKey
     tables: Mapping[str, Drift]
+    verified_at: datetime
+    full_sha256: str
+    content_hash: str
     rejected_rows: int = 0
 
     @property
@@ -77,16 +110,20 @@ class Verification:
         return self.drift == 0
 
     @property
+    def rows(self) -> int:
+        """Rows of the ZIP that were compared, in all tables."""
+        return sum(drift.rows_in_zip for drift in self.tables.values())
+
+    @property
     def drift(self) -> int:
         """Rows that are on one side only, in all tables."""
         return sum(drift.rows for drift in self.tables.values())
 
     def __str__(self) -> str:
-        rows = sum(drift.rows_in_zip for drift in self.tables.values())
         set_aside = f"; {self.rejected_rows:,} rows of the ZIP are set aside"
         set_aside = set_aside if self.rejected_rows else ""
         if self.is_equal:
-            return f"{self.published}: equal to {self.full}, {rows:,} rows{set_aside}"
+            return f"{self.published}: equal to {self.full}, {self.rows:,} rows{set_aside}"
         differences = (
             f"{name} {drift.only_in_zip:,} only in the ZIP, {drift.only_in_register:,} only in the"
             " register"
@@ -101,6 +138,11 @@ class Verification:
             "full": str(self.full),
             "published": str(self.published),
             "equal": self.is_equal,
+            "verified_at": self.verified_at.isoformat(timespec="seconds"),
+            "rows_compared": self.rows,
+            "rows_differing": self.drift,
+            "full_sha256": self.full_sha256,
+            "content_hash": self.content_hash,
             "rejected_rows": self.rejected_rows,
             "tables": {
                 name: {
@@ -188,17 +230,28 @@ def _compare(
         open_staged(connection, directory, extract.key) as staged,
     ):
         published = _same_number(state, extract.key)
+        is_newest = published == state.newest
         tables = {}
         for done, table in enumerate(ALL_TABLES):
             report(table.name, done, len(ALL_TABLES))
-            tables[table.name] = _drift(Database(connection), extract.key, table)
-    return Verification(extract.key, published, tables, staged.rejected_rows)
+            old = state_now(table) if is_newest else state_at(table)
+            tables[table.name] = _drift(Database(connection), extract.key, table, old)
+        return Verification(
+            full=extract.key,
+            published=published,
+            tables=tables,
+            verified_at=datetime.now(UTC),
+            full_sha256=extract.sha256,
+            content_hash=hash_of_state(connection, extract.key.number),
+            rejected_rows=staged.rejected_rows,
+        )
 
 
-def _drift(database: Database, key: ExtractKey, table: Table) -> Drift:
+def _drift(database: Database, key: ExtractKey, table: Table, old: str) -> Drift:
+    """What differs between the staged Full and a query for the rows of the register."""
     number = {"number": key.number}
-    ((in_zip, in_register),) = database.execute(_count_rows(table), **number).fetchall()
-    for statement in _find_drift(table):
+    ((in_zip, in_register),) = database.execute(_count_rows(table, old), **number).fetchall()
+    for statement in _find_drift(table, old):
         database.execute(statement, **number)
     ((only_in_zip, only_in_register),) = database.execute(_COUNT_DRIFT).fetchall()
     samples = {
@@ -211,21 +264,21 @@ def _drift(database: Database, key: ExtractKey, table: Table) -> Drift:
     return Drift(in_zip, in_register, int(only_in_zip), int(only_in_register), samples)
 
 
-def _count_rows(table: Table) -> str:
+def _count_rows(table: Table, old: str) -> str:
     """Counts the rows of the Full, each once, and those of the register; binds `$number`."""
     return f"""SELECT
     (SELECT count(*) FROM ({indented(incoming(table, "full"))})),
-    (SELECT count(*) FROM ({indented(_state(table))}))"""
+    (SELECT count(*) FROM ({indented(old)}))"""
 
 
-def _find_drift(table: Table) -> tuple[str, ...]:
+def _find_drift(table: Table, old: str) -> tuple[str, ...]:
     """Makes `drift`: the rows that are not equally often in both; binds `$number`.
 
     Its last column, `surplus`, says how many times more a row is in the Full; it is negative for a
     row of the register. Only the rows of keys whose hashes differ are compared, so that this is
     quick where there is little drift.
     """
-    new, old = incoming(table, "full"), _state(table)
+    new = incoming(table, "full")
     columns = listed(table.column_names)
     rows = union_all(
         f"""SELECT {columns}, {times} AS times
@@ -247,13 +300,6 @@ HAVING sum(times) <> 0""",
     )
 
 
-def _state(table: Table) -> str:
-    return f"""SELECT {listed(table.column_names)}
-FROM main.{table.name}
-WHERE _extract_number <= $number
-    AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"""
-
-
 _COUNT_DRIFT = """
 SELECT coalesce(sum(surplus) FILTER (surplus > 0), 0),
     coalesce(-sum(surplus) FILTER (surplus < 0), 0)
@@ -269,3 +315,133 @@ FROM temp.drift
 WHERE surplus {">" if is_in_zip else "<"} 0
 ORDER BY ALL
 LIMIT $most"""
+
+
+def record_proof(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, verification: Verification
+) -> Path:
+    """Keeps what a comparison has found, in place of what an earlier one of that number found.
+
+    Readers of a file get it at once where both are equal and no extract is half applied; otherwise
+    with the next publication. Where there is only a published file, and no register at work, it is
+    kept as a file alone.
+
+    Args:
+        connection: an in-memory DuckDB.
+        settings: say where everything is, and with which key to sign.
+        verification: what was found.
+
+    Returns:
+        The file, which has its signature beside it, if a key is set.
+
+    Raises:
+        NotReadyError: the extract was rolled back meanwhile; nothing is kept.
+        SettingsError: it cannot be signed; everything else is done.
+        StorageError: another process keeps the register.
+    """
+    key = verification.published
+
+    def write(register: Register) -> None:
+        if register.ledger.published_state().at(key.number) != key:
+            raise NotReadyError(f"{key}: rolled back meanwhile; kbo verify compares what is now")
+        number = {"number": key.number}
+        register.database.execute(register_sql.FORGET_PROOF, **number)
+        register.database.execute(
+            register_sql.KEEP_PROOF,
+            **number,
+            verified_at=verification.verified_at,
+            is_equal=verification.is_equal,
+            rows_compared=verification.rows,
+            rows_differing=verification.drift,
+            full_sha256=verification.full_sha256,
+            content_hash=verification.content_hash,
+        )
+
+    if not settings.register.may_exist:
+        return _write_file(settings, verification)
+    with open_register_to_copy(connection, settings.register, lock_timeout=_WAIT) as attach:
+        with attach() as register:
+            register.database.commit(lambda: write(register))
+            register.checkpoint()
+            at_work = register.ledger.published_state()
+            is_whole = register.ledger.half_applied() is None
+        file, database = settings.register.file, settings.database.file
+        is_shown = published_state_of(settings.database, connection) == at_work
+        if file and database and verification.is_equal and is_whole and is_shown:
+            show_to_readers(file, database, settings.privacy)
+    return _write_file(settings, verification)
+
+
+def _write_file(settings: Settings, verification: Verification) -> Path:
+    file = _file_of(settings, verification.published.number)
+    content: dict[str, Any] = {"format": PROOF_FORMAT} | verification.to_json()
+    with replace_atomically(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _signature_of(file).unlink(missing_ok=True)  # it is of another content
+    if settings.signing_key is not None:
+        _sign(settings.signing_key, file)
+    return file
+
+
+def _file_of(settings: Settings, number: int) -> Path:
+    return settings.proofs_dir / f"{number:04d}.json"
+
+
+def _signature_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sig")
+
+
+def _sign(key: Path, file: Path) -> None:
+    """Writes the signature of a file beside it; asks nobody for a passphrase."""
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(file)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        problem = first_line(done.stderr or "failed") if done.returncode else None
+    except FileNotFoundError:
+        problem = "there is no ssh-keygen; install OpenSSH"
+    if problem is not None:
+        raise SettingsError(f"KBO_SIGNING_KEY: {file} is written, but not signed: {problem}")
+
+
+def prove(
+    settings: Settings,
+    number: int,
+    *,
+    zip_file: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    report_tables: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Verification:
+    """Compares the register at a number with the Full of that number, and keeps what it found.
+
+    A Full that is fetched for it is removed afterwards, unless the register could not be made again
+    without it.
+
+    Args:
+        settings: say where everything is, and how the portal is asked.
+        number: of a published extract.
+        zip_file: the Full; None for the one in the downloads directory or at the portal.
+        report: takes a line about the download.
+        report_tables: takes what `verify` reports.
+
+    Raises:
+        NotReadyError: nothing of that number is published, or its Full is nowhere to be had.
+        KboError: whatever `verify` and `record_proof` raise.
+    """
+    with ExitStack() as kept:
+        file = zip_file or kept.enter_context(full_to_compare(settings, number, report))
+        result = verify(settings, file, report=report_tables)
+        with connect(settings) as connection:
+            record_proof(connection, settings, result)
+        others = {key for key, _ in zips_in(settings.downloads_dir)}
+        if zip_file is None and result.full not in others:
+            try:
+                plan_rebuild(others, result.published)
+            except NotReadyError:
+                keep_zip(settings, result.full, file)
+    return result

@@ -5,7 +5,7 @@ register that is the default database of a connection, through the macros `<tabl
 `<table>_changes`: they see what its readers may see.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -37,7 +37,7 @@ BANKRUPTCY_OPENED = ("048", "049", "050")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of change of an entity, in one table; `changed` applies where no other kind does.
+    """One kind of change of an entity, in one table; `changed` is about what no other kind is.
 
     Attributes:
         table: where it is seen.
@@ -57,6 +57,8 @@ class Kind:
 
 
 NEW, STOPPED, CHANGED, RENAMED = "new", "stopped", "changed", "renamed"
+READDRESSED = "readdressed"
+CORRECTED = "corrected"
 
 _PLACE = (
     "country_nl",
@@ -114,13 +116,30 @@ _OF_NAMES = Kind(
     " branch. If there is no name, the number stands for it.",
 )
 
-_OF_PLACES = Kind(
-    ADDRESS,
-    "moved",
-    "Addresses of one type were replaced by others in different places: country, zipcode,"
-    " municipality, street, house number or box differ, in either language.",
-    columns=_PLACE,
-    beside=("type_of_address",),
+_BUILDINGS = 5
+"""House numbers of one street, or municipality, that must change alike to be readdressed.
+
+Many companies at one house number that move together are one; two streets between which so many
+move on one day, each to the house number that it had, are one street with another name.
+"""
+
+_OF_PLACES = (
+    Kind(
+        ADDRESS,
+        "moved",
+        "Addresses of one type were replaced by others in different places: country, zipcode,"
+        " municipality, street, house number or box differ, in either language; and it is not"
+        " `readdressed`.",
+        columns=_PLACE,
+        beside=("type_of_address",),
+    ),
+    Kind(
+        ADDRESS,
+        READDRESSED,
+        "It stays where it is, and its street or municipality is called otherwise: house number and"
+        f" box are the same, and at least {_BUILDINGS} house numbers of the old street or"
+        " municipality changed to the same new one in this extract.",
+    ),
 )
 
 _OF_THE_REST = tuple(
@@ -136,13 +155,23 @@ _OF_THE_REST = tuple(
     )
 )
 
-KINDS: tuple[Kind, ...] = tuple(
-    sorted(
-        (*_OF_ROWS, *_OF_COLUMNS, _OF_NAMES, _OF_PLACES, *_OF_THE_REST),
-        key=lambda kind: TABLES.index(kind.table),
+_OF_KBO = (*_OF_ROWS, *_OF_COLUMNS, _OF_NAMES, *_OF_PLACES, *_OF_THE_REST)
+"""The kinds of changes that KBO makes; of those with the same columns, the first one counts."""
+
+_OF_REPAIRS = tuple(
+    Kind(
+        table,
+        CORRECTED,
+        "Its rows in this table were not those of KBO's Full, and `kbo repair` closed the"
+        " difference; in place of any other kind.",
     )
+    for table in TABLES
 )
-"""All kinds, by table; of those with the same columns, the first one that applies counts."""
+
+KINDS: tuple[Kind, ...] = tuple(
+    sorted((*_OF_KBO, *_OF_REPAIRS), key=lambda kind: TABLES.index(kind.table))
+)
+"""All kinds, by table."""
 
 
 def count_changes(connection: duckdb.DuckDBPyConnection, number: int) -> dict[tuple[str, str], int]:
@@ -175,6 +204,10 @@ def iterate_changes(connection: duckdb.DuckDBPyConnection, number: int) -> Itera
 _BEFORE, _AFTER = "$number - 1", "$number"  # states: nothing changes between two extracts
 
 
+Render = Callable[[str, tuple[str, ...]], str]
+"""Makes the expression for some columns of a row, which an alias names."""
+
+
 def _joined(alias: str, columns: tuple[str, ...]) -> str:
     names = listed((f"{alias}.{name}" for name in columns), by=8)
     return f"nullif(concat_ws(' ', {names}), '')"
@@ -197,23 +230,45 @@ FULL JOIN {_rows(table, "added")} added
     ON removed.{key} = added.{key}"""
 
 
-def _of_pairs(table: Table) -> list[str]:
-    """The changes in a table whose key has one row at most, a query for each kind or more."""
+def columns_of(table: Table) -> dict[str, tuple[str, ...]]:
+    """The columns that each kind is about, in a table whose key has one row at most; by kind."""
     others = table.column_names[1:]
-    kinds = [kind for kind in KINDS if kind.table is table and kind.columns]
+    of_kinds = {k.name: k.columns for k in _OF_KBO if k.table is table and k.columns}
+    special = {name for columns in of_kinds.values() for name in columns}
+    rest = tuple(name for name in others if name not in special)
+    return {**dict.fromkeys((NEW, STOPPED, CORRECTED), others), **of_kinds, CHANGED: rest}
+
+
+def _of_pairs(table: Table, render: Render) -> list[str]:
+    """The changes in a table whose key has one row at most, a query for each kind or more."""
+    columns_by_kind = columns_of(table)
+    others, rest = columns_by_kind[NEW], columns_by_kind[CHANGED]
+    kinds = [kind for kind in _OF_KBO if kind.table is table and kind.columns]
     both = "removed._change IS NOT NULL AND added._change IS NOT NULL"
-    before, after = _joined("removed", others), _joined("added", others)
+    before, after = render("removed", others), render("added", others)
     queries = [
         _select(table, f"'{NEW}'", "NULL", after, "removed._change IS NULL"),
         _select(table, f"'{STOPPED}'", before, "NULL", "added._change IS NULL"),
     ]
     for columns, same in groupby(kinds, key=lambda kind: kind.columns):
-        texts = (_joined("removed", columns), _joined("added", columns))
+        texts = (render("removed", columns), render("added", columns))
         where = f"{both}\n    AND ({_differ(columns)})"
         queries.append(_select(table, _first_of(list(same)), *texts, where))
-    special = tuple(name for kind in kinds for name in kind.columns)
-    where = f"{both}\n    AND NOT ({_differ(special)})"
-    return [*queries, _select(table, f"'{CHANGED}'", before, after, where)]
+    where = f"{both}\n    AND ({_differ(rest)})"
+    texts = (render("removed", rest), render("added", rest))
+    corrected = f"""SELECT '{table.name}' AS table_name, p.entity_number,
+    '{CORRECTED}' AS kind,
+    {before} AS before,
+    {after} AS after
+FROM {table.name}_pairs p
+{_join_corrected("SEMI", table, "p.entity_number")}"""
+    return [*queries, _select(table, f"'{CHANGED}'", *texts, where), corrected]
+
+
+def _join_corrected(kind: str, table: Table, entity: str) -> str:
+    """A SEMI or ANTI join with the keys of a table that a repair has corrected."""
+    return f"""{kind} JOIN corrected k
+    ON k.table_name = '{table.name}' AND k.entity_number = {entity}"""
 
 
 def _first_of(kinds: list[Kind]) -> str:
@@ -234,24 +289,37 @@ def _select(table: Table, kind: str, before: str, after: str, where: str) -> str
     {kind} AS kind,
     {before} AS before,
     {after} AS after
-FROM {table.name}_pairs
+FROM {table.name}_pairs p
+{_join_corrected("ANTI", table, "p.entity_number")}
 WHERE {where}"""
 
 
 def _kept(table: Table) -> str:
-    """The changed rows of entities that are neither new nor stopped."""
+    """The changed rows of entities that are neither new nor stopped, and not corrected."""
     return f"""SELECT c.{table.key} AS entity_number, c.*
 FROM {table.name}_changes({_AFTER}) c
-ANTI JOIN come_or_gone g ON g.entity_number = c.{table.key}"""
+ANTI JOIN come_or_gone g ON g.entity_number = c.{table.key}
+{_join_corrected("ANTI", table, f"c.{table.key}")}"""
+
+
+def _corrected_rows(table: Table) -> str:
+    """The changed rows of corrected entities, also of new and stopped ones."""
+    return f"""SELECT c.{table.key} AS entity_number, c.*
+FROM {table.name}_changes({_AFTER}) c
+{_join_corrected("SEMI", table, f"c.{table.key}")}"""
 
 
 def _of_kept(table: Table) -> dict[str, str]:
     """The changes in a table in which an entity has any number of rows: the last query."""
-    kinds = [kind for kind in KINDS if kind.table is table and kind.name != CHANGED]
+    kinds = [kind for kind in _OF_KBO if kind.table is table and kind.name != CHANGED]
     queries = {
         f"{table.name}_{kind.name}": _renamed() if kind.name == RENAMED else _replaced(kind)
         for kind in kinds
+        if kind.name != READDRESSED
     }
+    first = _alike() if table is ADDRESS else {}
+    if table is ADDRESS:
+        queries[f"{table.name}_{READDRESSED}"] = _readdressed()
     special = "".join(
         f"\nANTI JOIN {name} ON {name}.entity_number = r.entity_number" for name in queries
     )
@@ -262,12 +330,19 @@ FROM (
     {indented(_with_text(table, table.column_names[1:]))}
 ) r{special}
 GROUP BY r.entity_number"""
-    every = union_all([*(f"SELECT * FROM {name}" for name in queries), rest])
-    return {**queries, f"{table.name}_kinds": every}
+    corrected = f"""SELECT r.entity_number, '{CORRECTED}' AS kind,
+    {_texts_of("removed")} AS before,
+    {_texts_of("added")} AS after
+FROM (
+    {indented(_with_text(table, table.column_names[1:], "corrected"))}
+) r
+GROUP BY r.entity_number"""
+    every = union_all([*(f"SELECT * FROM {name}" for name in queries), rest, corrected])
+    return {**first, **queries, f"{table.name}_kinds": every}
 
 
-def _with_text(table: Table, columns: tuple[str, ...]) -> str:
-    return f"SELECT *,\n    {_joined('r', columns)} AS row_text\nFROM {table.name}_rows r"
+def _with_text(table: Table, columns: tuple[str, ...], source: str = "rows") -> str:
+    return f"SELECT *,\n    {_joined('r', columns)} AS row_text\nFROM {table.name}_{source} r"
 
 
 def _texts_of(change: str) -> str:
@@ -291,7 +366,10 @@ def _replaced(kind: Kind) -> str:
     {_texts_of("added")} AS after
 FROM (
     {indented(_with_text(kind.table, kind.columns))}
-)
+) r
+ANTI JOIN alike a
+    ON a.entity_number = r.entity_number
+    AND a.type_of_address IS NOT DISTINCT FROM r.type_of_address
 GROUP BY entity_number, {listed(kind.beside)}"""
     return f"""SELECT entity_number, '{kind.name}' AS kind,
     string_agg(before, '; ' ORDER BY before) AS before,
@@ -301,6 +379,64 @@ FROM (
 )
 WHERE before <> after
 GROUP BY entity_number"""
+
+
+_MUNICIPALITY = ("zipcode", "municipality_nl", "municipality_fr")
+_STREET = (*_MUNICIPALITY, "street_nl", "street_fr")
+
+
+def _key(alias: str, columns: tuple[str, ...]) -> str:
+    values = listed((f"coalesce({alias}.{name}, '')" for name in columns), by=8)
+    return f"concat_ws(chr(31), {values})"
+
+
+def _alike() -> dict[str, str]:
+    """The addresses of which many of one street or municipality have changed alike."""
+    pairs = f"""SELECT removed.entity_number, removed.type_of_address, removed.house_number,
+    {_key("removed", _STREET)} AS old_street,
+    {_key("added", _STREET)} AS new_street,
+    {_key("removed", _MUNICIPALITY)} AS old_municipality,
+    {_key("added", _MUNICIPALITY)} AS new_municipality
+FROM (SELECT * FROM address_rows WHERE _change = 'removed') removed
+JOIN (SELECT * FROM address_rows WHERE _change = 'added') added
+    ON added.entity_number = removed.entity_number
+    AND added.type_of_address IS NOT DISTINCT FROM removed.type_of_address
+    AND added.house_number IS NOT DISTINCT FROM removed.house_number
+    AND added.box IS NOT DISTINCT FROM removed.box"""
+    return {
+        "same_house": pairs,
+        "same_streets": f"""SELECT old_street, new_street
+FROM same_house
+WHERE old_street <> new_street
+GROUP BY ALL
+HAVING count(DISTINCT house_number) >= {_BUILDINGS}""",
+        "same_municipalities": f"""SELECT old_municipality, new_municipality
+FROM same_house
+WHERE old_municipality <> new_municipality
+GROUP BY ALL
+HAVING count(DISTINCT old_street || chr(31) || house_number) >= {_BUILDINGS}""",
+        "alike": """SELECT DISTINCT h.entity_number, h.type_of_address
+FROM same_house h
+LEFT JOIN same_streets s ON s.old_street = h.old_street AND s.new_street = h.new_street
+LEFT JOIN same_municipalities m
+    ON m.old_municipality = h.old_municipality AND m.new_municipality = h.new_municipality
+WHERE s.old_street IS NOT NULL OR m.old_municipality IS NOT NULL""",
+    }
+
+
+def _readdressed() -> str:
+    texts = _with_text(ADDRESS, _PLACE)
+    return f"""SELECT r.entity_number, '{READDRESSED}' AS kind,
+    {_texts_of("removed")} AS before,
+    {_texts_of("added")} AS after
+FROM (
+    {indented(texts)}
+) r
+SEMI JOIN alike a
+    ON a.entity_number = r.entity_number
+    AND a.type_of_address IS NOT DISTINCT FROM r.type_of_address
+ANTI JOIN address_moved m ON m.entity_number = r.entity_number
+GROUP BY r.entity_number"""
 
 
 def _owners() -> str:
@@ -328,53 +464,77 @@ def _names(state: str) -> str:
 )""")
 
 
-def _queries() -> dict[str, str]:
-    """The queries that both statements read; `classified` has a row for each change."""
-    came_or_went = (
-        f"""SELECT entity_number
+def _come_or_gone(table: Table) -> str:
+    return f"""SELECT entity_number,
+    CASE WHEN added._change IS NULL THEN '{STOPPED}' ELSE '{NEW}' END AS kind
 FROM {table.name}_pairs
 WHERE removed._change IS NULL OR added._change IS NULL"""
-        for table in NUMBERED
-    )
+
+
+def queries(render: Render = _joined) -> dict[str, str]:
+    """The queries that all statements read; bind `$number`.
+
+    `numbered` and `parts` have a row for each kind of change of each entity, in the tables whose
+    key has one row at most and in the others, where those of `come_or_gone` entities are left out.
+
+    Args:
+        render: makes `before` and `after` in `numbered`.
+    """
     touched = (
         *(f"SELECT entity_number FROM {table.name}_pairs" for table in NUMBERED),
         *(f"SELECT entity_number FROM {table.name}_rows" for table in PARTS),
+        *(f"SELECT entity_number FROM {table.name}_corrected" for table in PARTS),
     )
-    changes = [
-        *(query for table in NUMBERED for query in _of_pairs(table)),
-        *(f"SELECT '{table.name}' AS table_name, * FROM {table.name}_kinds" for table in PARTS),
-    ]
     return {
+        "corrected": f"""SELECT table_name, key AS entity_number
+FROM correction
+WHERE extract_number = {_AFTER}""",
         **{f"{table.name}_pairs": _pairs(table) for table in NUMBERED},
-        "come_or_gone": union_all(came_or_went),
+        "come_or_gone": union_all(map(_come_or_gone, NUMBERED)),
         **{f"{table.name}_rows": _kept(table) for table in PARTS},
+        **{f"{table.name}_corrected": _corrected_rows(table) for table in PARTS},
         "touched": "\nUNION\n".join(touched),
         "names_before": _names(_BEFORE),
         "names_after": _names(_AFTER),
         **{name: query for table in PARTS for name, query in _of_kept(table).items()},
-        "classified": union_all(changes),
-        "entities": "SELECT DISTINCT entity_number FROM classified",
+        "numbered": union_all(query for table in NUMBERED for query in _of_pairs(table, render)),
+        "parts": union_all(
+            f"SELECT '{table.name}' AS table_name, * FROM {table.name}_kinds" for table in PARTS
+        ),
+        "entities": "SELECT entity_number FROM numbered\nUNION\nSELECT entity_number FROM parts",
         "owners": _owners(),
     }
 
 
+def described(source: str, columns: str) -> str:
+    """Rows of entities, each with its enterprise and its name; binds nothing of its own.
+
+    Args:
+        source: one of `queries`, or a query that reads them, with `entity_number`.
+        columns: what else of it is selected, as `c`.
+    """
+    return f"""SELECT {columns}, c.entity_number,
+    CASE WHEN {is_enterprise_number("c.entity_number")} THEN c.entity_number
+        ELSE o.{ENTERPRISE.key} END AS {ENTERPRISE.key},
+    coalesce(a.main_name, b.main_name, c.entity_number) AS name, c.before, c.after
+FROM {source} c
+LEFT JOIN names_after a ON a.entity_number = c.entity_number
+LEFT JOIN names_before b ON b.entity_number = c.entity_number
+LEFT JOIN owners o ON o.entity_number = c.entity_number"""
+
+
+_CLASSIFIED = queries() | {"classified": "SELECT * FROM numbered\nUNION ALL\nSELECT * FROM parts"}
+
 COUNT_CHANGES = with_queries(
-    _queries(),
+    _CLASSIFIED,
     "SELECT table_name, kind, count(*)\nFROM classified\nGROUP BY table_name, kind",
     materialized=True,
 )
 """Counts the changed entities by table and kind."""
 
 CHANGED_ENTITIES = with_queries(
-    _queries(),
-    f"""SELECT c.table_name, c.kind, c.entity_number,
-    CASE WHEN {is_enterprise_number("c.entity_number")} THEN c.entity_number
-        ELSE o.{ENTERPRISE.key} END AS {ENTERPRISE.key},
-    coalesce(a.main_name, b.main_name, c.entity_number) AS name, c.before, c.after
-FROM classified c
-LEFT JOIN names_after a ON a.entity_number = c.entity_number
-LEFT JOIN names_before b ON b.entity_number = c.entity_number
-LEFT JOIN owners o ON o.entity_number = c.entity_number
+    _CLASSIFIED,
+    f"""{described("classified", "c.table_name, c.kind")}
 ORDER BY list_position(
         [{quoted(tuple(f"{k.table.name} {k.name}" for k in KINDS))}],
         c.table_name || ' ' || c.kind),

@@ -2,7 +2,8 @@
 
 A table is read once, by key, in all versions up to the extract: they are both the state and the
 history. The tables are sorted by key, so DuckDB reads some thousand rows of each. Which numbers may
-be shown is decided by the same table as in the views and macros.
+be shown is decided by the same table as in the views and macros. Codes are read once for all
+look-ups in an open register, which never changes.
 """
 
 from collections import defaultdict
@@ -54,14 +55,40 @@ from kbo_pipeline.read.types import (
 from kbo_pipeline.read.views import CLASSIFICATIONS
 
 _NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)
-_MANY_CODES = 1000
-"""More codes than this are found faster by reading all of them once."""
-
 _FEW = 20  # values for which a query each is quicker than a list
+
+
+CodeMeaning = tuple[str, str, str, str, int, int | None]
+"""Category, code, language, description; the extract from which on it holds, and up to which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What each look-up in a register needs, and what never changes while it is open.
+
+    Attributes:
+        leaves_out_others: it shows known legal persons alone.
+        meanings: of each code, in all categories and at all extracts.
+    """
+
+    leaves_out_others: bool
+    meanings: Mapping[str, Sequence[CodeMeaning]]
+
+
+def read_facts(database: Database) -> Facts:
+    """Reads the facts of a register, the default database."""
+    meanings: dict[str, list[CodeMeaning]] = defaultdict(list)
+    for row in database.execute(_MEANINGS).fetchall():
+        meanings[row[1]].append(row)
+    return Facts(
+        leaves_out_others=database.row(HIDES) is not None,
+        meanings=dict(meanings),
+    )
 
 
 def look_up(
     database: Database,
+    facts: Facts,
     extracts: Sequence[PublishedExtract],
     text: str | int,
     extract: PublishedExtract,
@@ -73,7 +100,7 @@ def look_up(
         NotFoundError: there is none; says why, and what to do.
     """
     asked = dotted(text)
-    reader = _Reader(database, extracts, extract, language)
+    reader = _Reader(database, facts, extracts, extract, language)
     number = reader.enterprise_number(asked)
     enterprise = reader.enterprise(number)
     if enterprise is None:
@@ -87,6 +114,7 @@ class _Reader:
     """Reads one enterprise at an extract, in a language."""
 
     database: Database
+    facts: Facts
     extracts: Sequence[PublishedExtract]
     extract: PublishedExtract
     language: Language
@@ -115,11 +143,13 @@ class _Reader:
             return f"{number}: not in the register, in none of the extracts {known}"
         if self._hidden([number]):
             return f"{number}: left out by KBO_PRIVACY"
-        first, last, at = times[0][0], times[-1][1], self.extract.number
+        first, at = times[0][0], self.extract.number
         if first > at:
             return f"{number}: not in the register at extract {at}; it is from {first} on"
+        last = max(end for _, end in times if end is not None and end <= at) - 1
+        back = next((f", and again from {begin} on" for begin, _ in times if begin > at), "")
         return (
-            f"{number}: not in the register at extract {at}; it was from {first} to {last - 1};"
+            f"{number}: not in the register at extract {at}; it was from {first} to {last}{back};"
             f" ask for one of these (--at {first})"
         )
 
@@ -177,7 +207,7 @@ class _Reader:
 
     def _hidden(self, numbers: Sequence[str]) -> set[str]:
         """Those of some numbers that `KBO_PRIVACY` leaves out."""
-        if self.database.row(HIDES) is None:
+        if not self.facts.leaves_out_others:
             return set()
         return {*numbers} - {n for (n,) in rows_for(self.database, _shown, "number", numbers)}
 
@@ -188,11 +218,15 @@ class _Reader:
         return sorted(named, key=lambda row: [str(value) for value in row.values()])
 
     def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
-        codes, at = codes_in(versions), self.extract.number
-        if len(codes) > _MANY_CODES:
-            rows = self.database.execute(_DESCRIPTIONS, at=at).fetchall()
-        else:
-            rows = rows_for(self.database, _descriptions, "code", codes, at=at)
+        at = self.extract.number
+        rows = (
+            (category, code, language, description)
+            for one in codes_in(versions)
+            for category, code, language, description, first, end in self.facts.meanings.get(
+                one, ()
+            )
+            if first <= at and (end is None or end > at)
+        )
         return Meanings(rows, self.language)
 
     def _current(self, rows: Iterable[Row]) -> list[Row]:
@@ -343,10 +377,6 @@ WHERE {table.key} = $number
 ORDER BY ALL"""
 
 
-_DESCRIPTIONS = f"SELECT {listed(CODE.column_names)}\nFROM {CODE.name}_at($at)"
-"""The meanings of all codes at `$at`."""
-
-
-def _descriptions(count: int) -> str:
-    """The meanings of the codes `$code0`, ... at `$at`, in all categories that have them."""
-    return f"{_DESCRIPTIONS}\nWHERE code IN ({placeholders('code', count)})"
+_MEANINGS = f"""SELECT {listed(CODE.column_names)}, _extract_number, _deleted_at_extract
+FROM main.{CODE.name}"""
+"""The meanings of all codes at all extracts."""

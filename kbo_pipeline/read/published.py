@@ -5,9 +5,13 @@ changed since: then its views are others.
 """
 
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from hashlib import sha256
+from typing import Any, cast
 
 import duckdb
 
@@ -24,9 +28,12 @@ from kbo_pipeline.core.schema import (
     show_older,
     version_of,
 )
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.read import state_sql
-from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN
+from kbo_pipeline.read.content import hash_of, read_content
+from kbo_pipeline.read.state_sql import HIDDEN_BEFORE, SHOWN, state_at
 from kbo_pipeline.read.views import create_views
 
 
@@ -96,6 +103,108 @@ def content_hash(connection: duckdb.DuckDBPyConnection) -> str:
     """
     rows = connection.execute(f"{state_sql.CONTENT_OF_TABLES} ORDER BY table_name").fetchall()
     return sha256(repr(rows).encode()).hexdigest()
+
+
+def _first_published_at(database: Place) -> datetime | None:
+    query = "SELECT min(completed_at) FROM main.import_jobs WHERE status = 'completed'"
+    with duckdb.connect(":memory:") as connection:
+        try:
+            with open_published(connection, database):
+                ((first,),) = connection.execute(query).fetchall()
+        except NotReadyError:
+            return None
+    return cast("datetime | None", first)
+
+
+WARN_DAYS = 10
+"""After so many days without a comparison, nothing is sure any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the last comparison of the register at a number with KBO's Full has found.
+
+    Attributes:
+        published: the extract of that number.
+        verified_at: when.
+        rows_compared: rows of the Full.
+        rows_differing: rows that only one of both has.
+    """
+
+    published: str
+    verified_at: datetime
+    rows_compared: int
+    rows_differing: int
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether there was no difference."""
+        return self.rows_differing == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What programs get of it; the file has more."""
+        moment = self.verified_at.isoformat(timespec="seconds")
+        return asdict(self) | {"verified_at": moment, "is_equal": self.is_equal}
+
+    def __str__(self) -> str:
+        what = f"equal to KBO's Full, {self.rows_compared:,} rows"
+        if not self.is_equal:
+            what = f"{self.rows_differing:,} rows differ from KBO's Full"
+        return f"{self.published}: {what}, compared on {self.verified_at:%Y-%m-%d}"
+
+
+def read_proofs(settings: Settings) -> dict[str, Proof]:
+    """The proofs of all numbers, by the extract that was published, the one made last at the end.
+
+    Raises:
+        StorageError: a file of proofs cannot be read.
+    """
+    proofs = []
+    for file in settings.proofs_dir.glob("*.json"):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            proof = Proof(
+                published=content["published"],
+                verified_at=datetime.fromisoformat(content["verified_at"]),
+                rows_compared=content["rows_compared"],
+                rows_differing=content["rows_differing"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{file}: no proof can be read from it ({type(error).__name__}); delete it, then"
+                " kbo verify"
+            ) from None
+        proofs.append(proof)
+    return {proof.published: proof for proof in sorted(proofs, key=lambda p: p.verified_at)}
+
+
+def last_proof(settings: Settings) -> Proof | None:
+    """The proof that was made last, None when there is none; otherwise as `read_proofs`."""
+    return next(reversed(read_proofs(settings).values()), None)
+
+
+def compared_at(settings: Settings, proof: Proof | None) -> datetime | None:
+    """From when the days count until the register is to be compared with a Full again.
+
+    That is the last proof, or else the first publication; None where nothing is published.
+
+    Raises:
+        RegisterError: the published file is no register.
+        StorageError: another program has it open for writing, or it does not answer.
+    """
+    return proof.verified_at if proof else _first_published_at(settings.database)
+
+
+def hash_of_state(connection: duckdb.DuckDBPyConnection, number: int) -> str:
+    """A hash of all rows of all tables as they are at an extract, in any order.
+
+    The register is the default database. A Full of that number has the same hash.
+    """
+    contents = {
+        table.name: read_content(connection, table, state_at(table), {"number": number})
+        for table in ALL_TABLES
+    }
+    return hash_of(contents)
 
 
 _SHOWN = "shown"

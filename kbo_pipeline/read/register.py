@@ -7,34 +7,44 @@ is asked on a connection of its own to the one open database.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import duckdb
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import KboError, NotFoundError, NotReadyError, RegisterError
 from kbo_pipeline.core.places import DuckDBFile, Place
-from kbo_pipeline.core.settings import load_settings
+from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.core.text import first_line
-from kbo_pipeline.read import changes, search
-from kbo_pipeline.read.lookup import look_up
+from kbo_pipeline.read import changes, feed, question, search_sql
+from kbo_pipeline.read.lookup import Facts, look_up, read_facts
 from kbo_pipeline.read.published import show_to_reader
 from kbo_pipeline.read.state_sql import EXTRACTS, HIDES
 from kbo_pipeline.read.types import (
     Change,
     Enterprise,
+    Entry,
+    Event,
     ExtractName,
     Language,
     Match,
+    Matched,
     PublishedExtract,
+    dotted,
     named,
     state_at,
 )
+
+if TYPE_CHECKING:
+    from kbo_pipeline.read.index import SearchIndex
 
 
 def read_register(path: str | Path | None = None) -> "PublishedRegister":
@@ -54,8 +64,12 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
     """
     if path is not None:
         return open_register(DuckDBFile(Path(path).absolute()))
-    settings = load_settings()
-    register = open_register(settings.database)
+    return open_as_set(load_settings())
+
+
+def open_as_set(settings: Settings) -> "PublishedRegister":
+    """Opens the register of the settings, if it shows whom they allow; as `read_register`."""
+    register = open_register(settings.database, settings.search_dir)
     if settings.privacy == "legal-persons" and not register.leaves_out_others():
         register.close()
         raise RegisterError(
@@ -65,8 +79,13 @@ def read_register(path: str | Path | None = None) -> "PublishedRegister":
     return register
 
 
-def open_register(place: Place) -> "PublishedRegister":
-    """Opens the register at a place, whatever its views leave out; otherwise as `read_register`."""
+def open_register(place: Place, search_dir: Path | None = None) -> "PublishedRegister":
+    """Opens the register at a place, whatever its views leave out; otherwise as `read_register`.
+
+    Args:
+        place: where it is.
+        search_dir: where its search index is; None for beside a file.
+    """
     if not place.may_exist:
         raise NotFoundError(
             f"{place}: no published register there; kbo start or kbo import creates it"
@@ -83,7 +102,9 @@ def open_register(place: Place) -> "PublishedRegister":
         connection.close()
         raise NotFoundError(f"{place}: no extract is published in it; kbo start or kbo import does")
     extracts = tuple(PublishedExtract(*row) for row in rows)
-    return PublishedRegister(place, extracts, connection, name)
+    return PublishedRegister(
+        place, extracts, connection, name, _Index(search_dir or place.search_dir)
+    )
 
 
 def _attach(
@@ -110,6 +131,64 @@ def unreadable(place: Place, error: duckdb.Error) -> KboError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What readers of a register are shown.
+
+    Attributes:
+        identity: differs as soon as anything that is shown does: after an extract, a rollback, a
+            repair, a proof, or with another `KBO_PRIVACY`. The same wherever it is read.
+        privacy: who is in it, as `KBO_PRIVACY` says it.
+        proven_extract_number: the last number at which it was equal to KBO's Full; None for none.
+        proven_at: when that was found.
+    """
+
+    identity: str
+    privacy: str
+    proven_extract_number: int | None
+    proven_at: datetime | None
+
+
+_PUBLISHED = """
+SELECT id, sha256, epoch_us(completed_at)
+FROM import_jobs
+WHERE status = 'completed'
+ORDER BY ALL
+"""
+
+_SHOWN_AND_PROVEN = """
+SELECT privacy, proven_extract_number, epoch_us(proven_at)
+FROM "current".source
+"""
+
+
+@dataclass
+class _Index:
+    """The search index of an open register, which is opened once somebody asks it.
+
+    Attributes:
+        directory: where it is; None where it cannot be.
+        opened: itself, once it was right.
+    """
+
+    directory: Path | None
+    opened: "SearchIndex | None" = None
+
+    def open(self, connection: duckdb.DuckDBPyConnection) -> "SearchIndex":
+        """Opens it; one that is not right is looked for again the next time.
+
+        Raises:
+            NotReadyError: it is missing, damaged, or of another extract than the register.
+        """
+        if self.opened is None:
+            from kbo_pipeline.read.index import SearchIndex, read_mark  # only those who search
+
+            if self.directory is None:
+                raise NotReadyError("the search index of a register that is no file is elsewhere")
+            self.opened = SearchIndex(self.directory, read_mark(connection))
+        return self.opened
+
+
 @dataclass(frozen=True)
 class PublishedRegister:
     """A published register that is open for reading, by any number of threads at once.
@@ -127,6 +206,7 @@ class PublishedRegister:
     extracts: tuple[PublishedExtract, ...]
     _opened: duckdb.DuckDBPyConnection = field(repr=False, compare=False)
     _name: str = field(repr=False, compare=False)
+    _index: _Index = field(repr=False, compare=False)
     _of_thread: threading.local = field(
         default_factory=threading.local, init=False, repr=False, compare=False
     )
@@ -156,14 +236,40 @@ class PublishedRegister:
     def _connect(self) -> duckdb.DuckDBPyConnection:
         """Another connection to what is open; `USE` does not come along by itself."""
         connection = self._opened.cursor()
+        question.begin(connection)
         connection.execute(f"USE {self._name}")
         return connection
 
     @contextmanager
-    def _database(self) -> Iterator[Database]:
+    def _connected(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for one question and its answer."""
         with self._connect() as connection:
+            try:
+                yield connection
+            finally:
+                question.end(connection)
+
+    @contextmanager
+    def _database(self) -> Iterator[Database]:
+        """The same, whose statements take their values as keyword arguments."""
+        with self._connected() as connection:
             yield Database(connection)
+
+    @property
+    def publication(self) -> Publication:
+        """What it is that is published."""
+        with self._database() as database:
+            published = database.execute(_PUBLISHED).fetchall()
+            ((privacy, proven, micros),) = database.execute(_SHOWN_AND_PROVEN).fetchall()
+        text = repr((published, privacy, proven, micros))
+        moment = None if micros is None else datetime.fromtimestamp(micros / 1e6, UTC)
+        identity = f"{self.extracts[0].key}-{sha256(text.encode()).hexdigest()[:12]}"
+        return Publication(identity, privacy, proven, moment)
+
+    @cached_property
+    def _facts(self) -> Facts:
+        with self._database() as database:
+            return read_facts(database)
 
     def leaves_out_others(self) -> bool:
         """Tells whether it shows known legal persons alone."""
@@ -208,7 +314,9 @@ class PublishedRegister:
             known = ", ".join(get_args(Language))
             raise NotFoundError(f"{language!r}: no language of KBO's; there are {known}")
         with self._database() as database:
-            return look_up(database, self.extracts, number, self._state_at(at), language)
+            return look_up(
+                database, self._facts, self.extracts, number, self._state_at(at), language
+            )
 
     def find(
         self,
@@ -220,12 +328,14 @@ class PublishedRegister:
         status: str | None = None,
         limit: int = 20,
     ) -> list[Match]:
-        """Current enterprises by name, place and activity, the best matches first.
+        """Current enterprises by text, place and activity, the best matches first.
+
+        With the search index, spelling is forgiven; without it, all words must be in the name as
+        they are typed (docs/search.md). `why_not_forgiving` says whether it is used.
 
         Args:
-            text: a name or words of one, of the enterprise or of one of its establishment units or
-                branches; accents and case do not matter. Equal names come first, then those that
-                begin with it, that have a word which does, that hold it, that hold all its words.
+            text: names, words or beginnings of them, of the enterprise or of one of its
+                establishment units or branches; a legal form, a place, an address, a number.
             zipcode: of an address of the enterprise or of one of its units.
             nace: the first digits of a NACE code of an activity of any of them.
             nace_version: the version of that code; None for the newest that the register has.
@@ -235,9 +345,42 @@ class PublishedRegister:
         Raises:
             NotFoundError: neither `text` nor `zipcode` nor `nace` says what to look for.
         """
-        criteria = search.Criteria(text, zipcode, nace, nace_version, status, limit)
+        criteria = search_sql.Criteria(text, zipcode, nace, nace_version, status, limit)
         with self._database() as database:
-            return search.find(database, criteria, self.extracts[0])
+            if criteria.text.strip():
+                from kbo_pipeline.read import search
+
+                try:
+                    opened = self._index.open(database.connection)
+                    return search.find(database, criteria, self.extracts[0], opened)
+                except NotReadyError:
+                    self._index.opened = None
+            return search_sql.find(database, criteria, self.extracts[0])
+
+    def why_not_forgiving(self) -> str | None:
+        """Why `find` does without the search index, in one line; None where it uses it."""
+        if self._index.opened is not None:
+            return None
+        with self._connected() as connection:
+            try:
+                self._index.open(connection)
+            except NotReadyError as error:
+                return str(error)
+        return None
+
+    def match(self, entries: Iterable[Entry]) -> Iterator[Matched]:
+        """Who the entries of a list are: for each the candidates, whether the best is certain, why.
+
+        Results come in the order of the entries, one by one.
+
+        Raises:
+            NotReadyError: there is no search index of the newest extract; kbo index makes it.
+        """
+        from kbo_pipeline.read.match import match
+
+        with self._connected() as connection:
+            opened = self._index.open(connection)
+        return (match(opened, entry) for entry in entries)
 
     def check_known(
         self,
@@ -252,9 +395,9 @@ class PublishedRegister:
         Raises:
             NotFoundError: the register has no such zipcode, NACE code or status; says which.
         """
-        criteria = search.Criteria("", zipcode, nace, nace_version, status, 1)
+        criteria = search_sql.Criteria("", zipcode, nace, nace_version, status, 1)
         with self._database() as database:
-            search.check_known(database, criteria, self.extracts[0])
+            search_sql.check_known(database, criteria, self.extracts[0])
 
     def state(self, table: str, at: ExtractName | None = None) -> duckdb.DuckDBPyRelation:
         """The rows of a table at an extract, as a relation of DuckDB.
@@ -292,6 +435,73 @@ class PublishedRegister:
         number = self.extract(extract).number
         return changes.iterate_changes(self._connect(), number)
 
+    def changes_since(
+        self,
+        since: ExtractName,
+        *,
+        kinds: Sequence[str] | None = None,
+        tables: Sequence[str] | None = None,
+        number: str | int | None = None,
+        nace: str | None = None,
+        zipcode: str | None = None,
+    ) -> Iterator[Event]:
+        """The changes of all extracts after a cursor or an extract, in order (docs/changes.md).
+
+        A cursor is valid for as long as the register exists. Behind a rollback, the first event is
+        `rolled_back`: it says what is undone.
+
+        Args:
+            since: the cursor of the last event that was read, or an extract.
+            kinds: of these alone.
+            tables: in these alone.
+            number: of this entity alone; of an enterprise, with its units and branches.
+            nace: where the entity or its enterprise has an activity whose NACE code begins so.
+            zipcode: likewise an address with this code.
+
+        Raises:
+            ExtractError: the text is neither a cursor nor the name of an extract.
+            NotFoundError: the extract is not published; there is no such kind, table or number; or
+                the cursor is of another register.
+        """
+        filters = feed.Filters(
+            kinds=feed.known("kind", kinds),
+            tables=feed.known("table", tables),
+            number=None if number is None else dotted(number),
+            nace=nace,
+            zipcode=zipcode,
+        )
+        place = since if feed.is_cursor(since) else self.extract(since)
+        return feed.events_since(self._connect(), self.extracts, place, filters)
+
+    def in_words(
+        self, extract: ExtractName, changes: Iterable[Change], language: Language = "nl"
+    ) -> dict[Change, tuple[str, str]]:
+        """What went and what came in some changes of an extract, each code with its meaning.
+
+        Args:
+            extract: the extract of the changes.
+            changes: some of them; those that are `new` or `stopped` say all by their kind.
+            language: of meanings, streets and places, where KBO has them in it.
+
+        Raises:
+            NotFoundError: the extract is not published.
+        """
+        subjects = {(c.table, c.kind, c.entity_number): c for c in changes}
+        with self._connected() as connection:
+            words = feed.in_words(
+                connection, self.extracts, self.extract(extract), subjects.keys(), language
+            )
+        return {subjects[subject]: texts for subject, texts in words.items()}
+
+    def cursor(self, extract: ExtractName | None = None) -> str:
+        """The cursor behind all events of an extract, by default the newest: to follow from there.
+
+        Raises:
+            NotFoundError: the extract is not published.
+        """
+        with self._connected() as connection:
+            return feed.cursor_behind(connection, self.extracts, self.extract(extract))
+
     def changed_entities(self, extract: ExtractName) -> duckdb.DuckDBPyRelation:
         """The same as a relation of DuckDB, for `.df()`, `.arrow()` and aggregates.
 
@@ -307,5 +517,5 @@ class PublishedRegister:
         Raises:
             NotFoundError: the extract is not published.
         """
-        with self._connect() as connection:
+        with self._connected() as connection:
             return changes.count_changes(connection, self.extract(extract).number)

@@ -1,249 +1,282 @@
-"""Finds current enterprises by name, place and activity."""
+"""Finds current enterprises by what people type: the search index forgives, SQL does not.
 
-from collections.abc import Collection
-from dataclasses import dataclass
+A text is parsed once: a number in it, its legal form, its words. The index gives the documents that
+may be meant, cheaply and generously; `names.likeness` then says how well each of them is.
+"""
+
+import datetime
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from tantivy import Occur, Query
 
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import NotFoundError
-from kbo_pipeline.core.sql import all_of, indented, union_all, with_queries
-from kbo_pipeline.core.tables import ACTIVITY, ADDRESS, CODE, DENOMINATION, ENTERPRISE, UNITS, Table
-from kbo_pipeline.read.state_sql import (
-    address_order,
-    bind,
-    is_enterprise_number,
-    main_names,
-    placeholders,
-    rows_for,
+from kbo_pipeline.read import search_sql
+from kbo_pipeline.read.index import ADDRESS, MAIN, OTHER, UNIT, SearchIndex
+from kbo_pipeline.read.names import (
+    MIN_FUZZY,
+    FoldedName,
+    edits_of,
+    fold,
+    has_all,
+    likeness,
+    name_of,
 )
-from kbo_pipeline.read.types import Match, PublishedExtract
-from kbo_pipeline.read.views import SEAT
+from kbo_pipeline.read.search_sql import Criteria
+from kbo_pipeline.read.types import Match, PublishedExtract, dotted
 
-_MOST = 2**31
+CANDIDATES = 200
+"""Documents that are compared with a text letter by letter, at least."""
+
+_WITH_NACE = 1000  # enterprises that are asked for their activities
+_LONGEST = 300  # characters of a text that are looked at; KBO's names have no more
+_MOST_WORDS = 16
+LEAST = 0.6
+"""What scores less is not shown."""
+
+_NUMBER = re.compile(r"(?<![0-9])(?:BE\s*)?[0-9](?:[\s.\-]?[0-9]){8,9}(?![0-9])", re.IGNORECASE)
+
+_FACTORS = {MAIN: 1.0, OTHER: 0.99, UNIT: 0.985, ADDRESS: 0.98}
+_OTHER_FORM = 0.97  # the score of somebody with another legal form than was asked for
+_BY_PLACE = 0.98  # ... of whom some words are the place
 
 
 @dataclass(frozen=True, slots=True)
-class Criteria:
-    """What an enterprise must have to be found, as `PublishedRegister.find` takes it."""
+class Hit:
+    """A document that may be meant.
 
+    Attributes:
+        record: as `index.py` keeps it.
+        likeness: of the name or address alone, from 0 to 1.
+        score: the same, less what speaks against it.
+        is_exact: all words stand in it as they are.
+    """
+
+    kind: int
+    enterprise: str
+    entity: str
     text: str
-    zipcode: str | None
-    nace: str | None
-    nace_version: str | None
     status: str | None
-    limit: int
+    place: frozenset[str]
+    likeness: float
+    score: float
+    is_exact: bool
 
-    def __post_init__(self) -> None:
-        """Refuses what cannot be looked for with a `NotFoundError`."""
-        for value in (self.text, self.zipcode, self.nace, self.nace_version, self.status):
-            try:
-                (value or "").encode()
-            except UnicodeEncodeError:
-                raise NotFoundError(
-                    f"{str(value)[:40]!r}: a character that UTF-8 does not have; write it in a"
-                    " UTF-8 locale (LC_ALL=C.UTF-8)"
-                ) from None
-        if self.limit > _MOST:
-            raise NotFoundError(f"limit {self.limit}: ask for {_MOST:,} or less")
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """The best first: exact ones, then by score, active ones, shorter names, numbers."""
+        stopped = self.status != "AC"
+        return (not self.is_exact, -self.score, stopped, len(self.text), self.enterprise, self.kind)
 
 
-def find(database: Database, criteria: Criteria, newest: PublishedExtract) -> list[Match]:
+def find(
+    database: Database, criteria: Criteria, newest: PublishedExtract, index: SearchIndex | None
+) -> list[Match]:
     """Finds the enterprises that meet all criteria, the best matches first.
+
+    Args:
+        database: the published register.
+        criteria: what they must have.
+        newest: its newest extract.
+        index: of the register; None for a search with SQL, which forgives nothing.
 
     Raises:
         NotFoundError: the criteria say nothing to look for.
+        NotReadyError: the index turns out to be damaged.
     """
-    ((plain,),) = database.execute(_PLAIN, text=criteria.text).fetchall()
-    words = plain.split()
-    if not (words or criteria.zipcode or criteria.nace):
-        raise NotFoundError("nothing to look for: name a text, a zipcode or a NACE code")
-    if criteria.limit < 1:
-        raise NotFoundError(f"limit {criteria.limit}: ask for 1 or more")
-    values = _values(database, criteria, newest) | {"limit": criteria.limit}
-    if words:
-        values |= {"phrase": " ".join(words), **bind("word", words)}
-    hits = database.execute(_find(len(words), values.keys()), **values).fetchall()
-    numbers = [number for number, _, _ in hits]
-    described = {row[0]: row for row in rows_for(database, _described, "number", numbers)}
-    return [
-        Match(*(*described[number], matched_number, matched_name))
-        for number, matched_number, matched_name in hits
-    ]
+    text = criteria.text.strip()[:_LONGEST]
+    if index is None or not fold(text) or criteria.limit < 1:
+        return search_sql.find(database, criteria, newest)
+    filters = _filters(index, criteria)
+    found = _by_number(index, text, filters)
+    if found is None:
+        wanted = _WITH_NACE if criteria.nace else criteria.limit
+        hits = best_by_enterprise(_hits(index, text, filters, wanted))
+        if criteria.nace:
+            numbers = [hit.enterprise for hit in hits[:_WITH_NACE]]
+            having = search_sql.with_activity(database, criteria, numbers, newest)
+            hits = [hit for hit in hits if hit.enterprise in having]
+        return described(index, hits[: criteria.limit])
+    if criteria.nace and found:
+        numbers = [match.enterprise_number for match in found]
+        having = search_sql.with_activity(database, criteria, numbers, newest)
+        found = [match for match in found if match.enterprise_number in having]
+    return found
 
 
-def check_known(database: Database, criteria: Criteria, newest: PublishedExtract) -> None:
-    """Makes sure that the register has each value of some criteria, whatever else they ask for.
+def _filters(index: SearchIndex, criteria: Criteria) -> list[Query]:
+    """What each document must have."""
+    wanted = {"zipcode": criteria.zipcode, "status": criteria.status}
+    return [index.term(name, value) for name, value in wanted.items() if value]
 
-    Raises:
-        NotFoundError: it lacks one; names the value.
+
+def _by_number(index: SearchIndex, text: str, filters: Sequence[Query]) -> list[Match] | None:
+    """The enterprise whose number, or that of a unit, is the text or in it.
+
+    None where no number of the register is: then the text is a name. The text may be a number in
+    any spelling, or hold one among other words.
     """
-    values = _values(database, criteria, newest)
-    for name, (statement, reason) in _KNOWN.items():
-        if name not in values:
+    for part in (text, *(found[0] for found in _NUMBER.finditer(text))):
+        try:
+            number = dotted(part)
+        except NotFoundError:
             continue
-        bound = {key: value for key, value in values.items() if f"${key}" in statement}
-        if database.row(statement, **bound) is None:
-            version = values.get("nace_version")
-            reason = reason.format(version=f" {version}" if version else "")
-            raise NotFoundError(f"{str(values[name])[:40]!r}: {reason} in the register")
+        record = head_of(index, number, filters)
+        if record is not None:
+            return [match_of(record, number=number, matched=number, score=1.0, is_exact=True)]
+    return None
 
 
-def _values(database: Database, criteria: Criteria, newest: PublishedExtract) -> dict[str, Any]:
-    """What is bound for the criteria but the text."""
-    values: dict[str, Any] = {}
-    if criteria.zipcode:
-        values["zipcode"] = criteria.zipcode
-    if criteria.nace:
-        ((newest_version,),) = database.execute(_NEWEST_NACE, at=newest.number).fetchall()
-        values["nace"] = criteria.nace.replace(".", "")
-        values["nace_version"] = criteria.nace_version or newest_version
-    if criteria.status:
-        values["status"] = criteria.status
-    return values
+def head_of(index: SearchIndex, number: str, filters: Sequence[Query] = ()) -> list[Any] | None:
+    """The record of the enterprise that has a number, itself or one of its units."""
+    return next(iter(index.documents(_all(index.term("number", number), *filters), 1)), None)
 
 
-_PLAIN = "SELECT strip_accents(lower($text))"
-"""A text as names are compared."""
-
-_NEWEST_NACE = f"""
-SELECT max(category[5:])
-FROM {CODE.name}_at($at)
-WHERE regexp_full_match(category, 'Nace[0-9]{{4}}')
-"""
-"""The newest version of NACE in the code list."""
-
-_CURRENT_UNITS = union_all(
-    f'SELECT {table.key} AS entity_number, {ENTERPRISE.key} FROM "current".{table.name}'
-    for table in UNITS
-)
+def _all(query: Query, *filters: Query) -> Query:
+    """Documents that meet filters, too; these add nothing to the order."""
+    if not filters:
+        return query
+    silent = [(Occur.Must, Query.const_score_query(other, 0.0)) for other in filters]
+    return Query.boolean_query([(Occur.Must, query), *silent])
 
 
-def _owner(number: str) -> str:
-    """The enterprise of a number, which may be that of a row of `units`, joined as `u`."""
-    return f"""CASE WHEN {is_enterprise_number(number)} THEN {number}
-        ELSE u.{ENTERPRISE.key} END AS {ENTERPRISE.key}"""
+def _hits(index: SearchIndex, text: str, filters: Sequence[Query], limit: int) -> list[Hit]:
+    """The documents that may be meant by a text, compared with it."""
+    name = name_of(text)
+    words = name.words[:_MOST_WORDS]
+    most = max(CANDIDATES, 4 * limit)
+    records = index.documents(_all(_like(index, FoldedName(words, name.form)), *filters), most)
+    hits = [compare(record, words, name.form) for record in records]
+    if any(any(c.isdigit() for c in word) for word in words) and len(words) > 1:
+        every = tuple(fold(text).split()[:_MOST_WORDS])
+        records = index.documents(_all(_at(index, every), *filters), most)
+        hits += [compare(record, every, None) for record in records]
+    return [hit for hit in hits if hit.score >= LEAST]
 
 
-def _enterprises(table: Table, where: str) -> str:
-    """The enterprises that have such a row, they themselves or one of their units."""
-    return f"""SELECT {_owner("r." + table.key)}
-FROM "current".{table.name} r
-LEFT JOIN units u ON u.entity_number = r.{table.key}
-WHERE {where}"""
+def names_of(index: SearchIndex, enterprise: str) -> list[list[Any]]:
+    """Records of the names of an enterprise and its units; of its addresses, too."""
+    return index.documents(index.term("enterprise", enterprise), CANDIDATES)
 
 
-def _of_names(words: int) -> str:
-    """The enterprises that have all words in a name of theirs or of one of their units."""
-    contained = all_of(f"contains(plain, $word{place})" for place in range(words))
-    return rf"""SELECT n.entity_number, n.denomination, n.plain,
-    {_owner("n.entity_number")},
-    CASE WHEN plain = $phrase THEN 0
-        WHEN starts_with(plain, $phrase) THEN 1
-        WHEN contains(' ' || plain, ' ' || $phrase)
-            OR contains(regexp_replace(plain, '[^\pL\pN]+', ' ', 'g'), ' ' || $phrase) THEN 2
-        WHEN contains(plain, $phrase) THEN 3
-        ELSE 4 END AS rank
-FROM (
-    SELECT {DENOMINATION.key} AS entity_number, denomination,
-        trim(strip_accents(lower(denomination))) AS plain
-    FROM "current".{DENOMINATION.name}
-    WHERE {contained}
-) n
-LEFT JOIN units u ON u.entity_number = n.entity_number"""
+def same_name(index: SearchIndex, name: FoldedName, limit: int) -> list[list[Any]]:
+    """Records of names that are a name but for one letter and blanks."""
+    return index.documents(_whole(index, name), limit)
 
 
-def _find(words: int, values: Collection[str]) -> str:
-    """Finds current enterprises: their numbers, the number with the name that matched, that name.
+def like(index: SearchIndex, name: FoldedName, limit: int) -> list[list[Any]]:
+    """Records of names that have words of a name, or nearly."""
+    return index.documents(_like(index, name), limit)
 
-    Args:
-        words: the number of words `$word0`, ... that must be in the name; together they are
-            `$phrase`.
-        values: the names of the other values that are bound: `zipcode`, `nace` with
-            `nace_version`, `status`; and always `limit`.
+
+def _whole(index: SearchIndex, name: FoldedName) -> Query:
+    """Names of the same letters, or of all but one; blanks do not count."""
+    ways = [(Occur.Should, _scored(index.term("whole", name.whole), 60.0))]
+    if len(name.whole) >= MIN_FUZZY:
+        ways.append((Occur.Should, _scored(index.nearly("whole", name.whole, 1), 30.0)))
+    return Query.boolean_query(ways)
+
+
+def _scored(query: Query, score: float) -> Query:
+    return Query.const_score_query(query, score)
+
+
+def _like(index: SearchIndex, name: FoldedName) -> Query:
+    """Names that have some of the words, or words that are nearly so; the place adds to the order.
+
+    A word that is there as it is counts by how rare it is, a similar one a little less than most.
     """
-    key = ENTERPRISE.key
-    status = " AND status = $status" if "status" in values else ""
-    conditions = [f"SELECT {key} FROM main.{ENTERPRISE.name} WHERE _is_current{status}"]
-    coded = "r.nace_version = $nace_version AND starts_with(r.nace_code, $nace)"
-    if "zipcode" in values:
-        valid = "r.zipcode = $zipcode AND r.date_striking_off IS NULL"
-        conditions.append(_enterprises(ADDRESS, valid))
-    if "nace" in values:
-        conditions.append(_enterprises(ACTIVITY, coded))
-    if words:
-        candidates = _of_names(words)
+    named = [(Occur.Should, _whole(index, name))]
+    placed = []
+    last = len(name.words) - 1
+    for place, word in enumerate(name.words):
+        ways = [index.term("name", word)]
+        if edits := edits_of(word):
+            ways.append(_scored(index.nearly("name", word, edits), 4.0))
+        if place == last and len(word) > 2:
+            ways.append(_scored(index.nearly("name", word, 0, is_prefix=True), 3.0))
+        named.append((Occur.Should, Query.disjunction_max_query(ways)))
+        if last:
+            placed.append((Occur.Should, _scored(index.term("place", word), 2.0)))
+    return Query.boolean_query([(Occur.Must, Query.boolean_query(named)), *placed])
+
+
+def _at(index: SearchIndex, words: Sequence[str]) -> Query:
+    """Addresses that have some of the words."""
+    ways = []
+    for word in words:
+        ways.append((Occur.Should, index.term("address", word)))
+        if len(word) >= MIN_FUZZY and not any(c.isdigit() for c in word):
+            ways.append((Occur.Should, _scored(index.nearly("address", word, 1), 2.0)))
+    return Query.boolean_query(ways)
+
+
+def compare(record: Sequence[Any], words: Sequence[str], form: str | None) -> Hit:
+    """How well a document is what some words and a legal form mean."""
+    kind, enterprise, entity, text, status, its_form, places, *_ = record
+    if kind == ADDRESS:
+        its_words = tuple(fold(text).split())
+        place: frozenset[str] = frozenset()
     else:
-        where = (ADDRESS, "r.zipcode = $zipcode") if "zipcode" in values else (ACTIVITY, coded)
-        candidates = f"""SELECT DISTINCT {key}, {key} AS entity_number,
-    NULL AS denomination, NULL AS plain, 0 AS rank
-FROM (
-    {indented(_enterprises(*where))}
-)"""
-    among = "\n    AND ".join(
-        f"{key} IN (\n        {indented(query, 8)}\n    )" for query in conditions
+        its_words = name_of(text).words
+        place = frozenset(places.split())
+    alike = likeness(words, its_words)
+    score = alike
+    if place:
+        rest = [word for word in words if word not in place or word in its_words]
+        if 0 < len(rest) < len(words):
+            score = max(score, _BY_PLACE * likeness(rest, its_words))
+    score *= _FACTORS[kind]
+    if form is not None and its_form is not None and form != its_form:
+        score *= _OTHER_FORM
+    is_exact = alike == 1.0 or has_all(words, frozenset(its_words), place)
+    return Hit(kind, enterprise, entity, text, status, place, alike, round(score, 4), is_exact)
+
+
+def best_by_enterprise(hits: Iterable[Hit]) -> list[Hit]:
+    """The best hit of each enterprise, the best of all first."""
+    best: dict[str, Hit] = {}
+    for hit in sorted(hits, key=lambda hit: hit.order):
+        best.setdefault(hit.enterprise, hit)
+    return list(best.values())
+
+
+def described(index: SearchIndex, hits: Iterable[Hit]) -> list[Match]:
+    """What readers get of hits."""
+    matches = []
+    for hit in hits:
+        record = head_of(index, hit.enterprise)
+        if record is not None:
+            match = match_of(
+                record,
+                number=hit.entity,
+                matched=hit.text,
+                score=hit.score,
+                is_exact=hit.is_exact,
+            )
+            has_name = hit.kind != ADDRESS
+            matches.append(replace(match, matched_name=hit.text if has_name else None))
+    return matches
+
+
+def match_of(
+    record: Sequence[Any], *, number: str, matched: str, score: float, is_exact: bool
+) -> Match:
+    """What readers get of an enterprise by its record, where no name has matched."""
+    _, enterprise, _, name, status, _, _, zipcode, municipality, struck_off = record
+    return Match(
+        enterprise,
+        name,
+        status,
+        zipcode,
+        municipality,
+        datetime.date.fromisoformat(struck_off) if struck_off else None,
+        matched_number=number,
+        matched_name=None,
+        score=score,
+        matched=matched,
+        is_exact=is_exact,
     )
-    best = f"""SELECT DISTINCT ON ({key}) *
-FROM candidates
-WHERE {among}
-ORDER BY {key}, rank, length(plain), entity_number, plain, denomination"""
-    return with_queries(
-        {"units": _CURRENT_UNITS, "candidates": candidates, "best": best},
-        f"""SELECT {key}, entity_number, denomination
-FROM best
-ORDER BY rank, length(plain), plain, {key}
-LIMIT $limit""",
-        materialized=None,
-    )
-
-
-_KNOWN = {
-    "zipcode": (
-        f'SELECT 1 FROM "current".{ADDRESS.name} WHERE zipcode = $zipcode LIMIT 1',
-        "no address has this zipcode",
-    ),
-    "nace": (
-        f"""SELECT 1
-FROM "current".{CODE.name}
-WHERE category = concat('Nace', $nace_version) AND starts_with(code, $nace)
-UNION ALL
-SELECT 1
-FROM "current".{ACTIVITY.name}
-WHERE nace_version = $nace_version AND starts_with(nace_code, $nace)
-LIMIT 1""",
-        "no NACE{version} code begins so",
-    ),
-    "status": (
-        f"""SELECT 1
-FROM "current".{CODE.name}
-WHERE category = 'Status' AND code = $status
-UNION ALL
-SELECT 1
-FROM "current".{ENTERPRISE.name}
-WHERE status = $status
-LIMIT 1""",
-        "there is no such status",
-    ),
-}
-"""A query that has a row if the register knows a value, and the reason to give if it does not."""
-
-
-def _described(count: int) -> str:
-    """Name, status and seat of the current enterprises `$number0`, ..., which may be shown."""
-    key, numbers = ENTERPRISE.key, placeholders("number", count)
-    names = main_names(f"""(
-    SELECT *
-    FROM "current".{DENOMINATION.name}
-    WHERE {DENOMINATION.key} IN ({numbers})
-)""")
-    seats = f"""SELECT s.{ADDRESS.key}, min({address_order("s")}) AS seat
-FROM "current".{ADDRESS.name} s
-WHERE s.type_of_address = '{SEAT}' AND s.{ADDRESS.key} IN ({numbers})
-GROUP BY s.{ADDRESS.key}"""
-    query = f"""SELECT e.{key}, coalesce(n.main_name, e.{key}), e.status,
-    a.seat.zipcode, coalesce(a.seat.municipality_nl, a.seat.municipality_fr),
-    a.seat.date_striking_off
-FROM main.{ENTERPRISE.name} e
-LEFT JOIN names n ON n.{DENOMINATION.key} = e.{key}
-LEFT JOIN seats a ON a.{ADDRESS.key} = e.{key}
-WHERE e._is_current AND e.{key} IN ({numbers})"""
-    return with_queries({"names": names, "seats": seats}, query)

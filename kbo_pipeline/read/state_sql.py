@@ -56,6 +56,12 @@ WHERE database_name = current_database() AND schema_name = 'main' AND table_name
 """
 """Tells whether the register leaves anybody out: no row where it does not."""
 
+_PUBLISHED = """SELECT j.extract_number AS number, max(j.snapshot_date) AS snapshot_date
+FROM main.import_jobs j
+WHERE j.status = 'completed'
+GROUP BY j.extract_number"""
+"""The numbers of published extracts, each with its date, also inside a macro."""
+
 _FAR_DAY = "9999-12-31"
 
 CURRENT = "{0}._is_current"
@@ -66,12 +72,24 @@ AT = """{0}._extract_number <= extract_number
 """Whether it holds at the extract that is the argument of a macro."""
 
 
-def _shown(table: Table, holds: str, privacy: Privacy) -> str:
-    """Whether a row of `s` holds, and all numbers in it may be shown."""
-    numbers = [column.name for column in table.columns if column.number and privacy != "full"]
+def numbers_of(table: Table) -> list[str]:
+    """The columns of a table that hold numbers of entities, all of which must be shown."""
+    return [column.name for column in table.columns if column.number]
+
+
+def is_shown(table: Table, holds: str, privacy: Privacy, shown: str = SHOWN) -> str:
+    """Whether a row of `s` holds, and all numbers in it may be shown.
+
+    Args:
+        table: the table of the row.
+        holds: whether it holds.
+        privacy: who is left out.
+        shown: the table of the numbers that may be shown.
+    """
+    numbers = numbers_of(table) if privacy != "full" else []
     return all_of(
         [holds]
-        + [f"EXISTS (SELECT 1 FROM {SHOWN} h WHERE h.number = s.{name})" for name in numbers]
+        + [f"EXISTS (SELECT 1 FROM {shown} h WHERE h.number = s.{name})" for name in numbers]
     )
 
 
@@ -88,14 +106,25 @@ def fill_shown(privacy: Privacy, kind: str = "TABLE") -> tuple[str, ...]:
     drop = f"DROP TABLE IF EXISTS {HIDDEN_BEFORE}"
     if privacy == "full":
         return (drop, f"DROP TABLE IF EXISTS {SHOWN}")
+    create = f"CREATE OR REPLACE {kind} {SHOWN} AS\n{shown_numbers()}"
+    return (drop, create) if kind == "TABLE" else (create,)
+
+
+def shown_numbers(until: str | None = None) -> str:
+    """The numbers that are shown where only legal persons are; `fill_shown` has the rule.
+
+    Args:
+        until: counts row versions up to this extract only, as if there were none after it.
+    """
+    where = "" if until is None else f"\nWHERE _extract_number <= {until}"
     persons = f"""SELECT {ENTERPRISE.key} AS number,
     bool_and(coalesce(type_of_enterprise = '{_LEGAL_PERSON}', false)) AS is_legal
-FROM main.{ENTERPRISE.name}
+FROM main.{ENTERPRISE.name}{where}
 GROUP BY {ENTERPRISE.key}"""
     owned = (
         f"""SELECT s.{table.key}, coalesce(p.is_legal, false)
 FROM main.{table.name} s
-LEFT JOIN persons p ON p.number = s.{ENTERPRISE.key}"""
+LEFT JOIN persons p ON p.number = s.{ENTERPRISE.key}{where}"""
         for table in UNITS
     )
     shown = f"""SELECT number
@@ -105,9 +134,7 @@ FROM (
 GROUP BY number
 HAVING bool_and(is_legal)
 ORDER BY number"""
-    query = with_queries({"persons": persons}, shown, materialized=True)
-    create = f"CREATE OR REPLACE {kind} {SHOWN} AS\n{query}"
-    return (drop, create) if kind == "TABLE" else (create,)
+    return with_queries({"persons": persons}, shown, materialized=True)
 
 
 def placeholders(name: str, count: int) -> str:
@@ -125,7 +152,7 @@ def rows_for(
     statement: Callable[[int], str],
     name: str,
     values: Sequence[str],
-    **others: int,
+    **others: int | str,
 ) -> list[tuple[Any, ...]]:
     """The rows of any number of values, some hundred of them in each statement.
 
@@ -167,7 +194,7 @@ def state(table: Table, holds: str, privacy: Privacy) -> str:
         privacy: who is left out.
     """
     columns = [f"s.{name}" for name in table.column_names]
-    where = f"WHERE {_shown(table, holds.format('s'), privacy)}"
+    where = f"WHERE {is_shown(table, holds.format('s'), privacy)}"
     if table is not ENTERPRISE:
         return f"SELECT {listed(columns)}\nFROM main.{table.name} s\n{where}"
     query = f"""SELECT {listed([*columns, *_primary_name(table.key)])}
@@ -177,12 +204,12 @@ LEFT JOIN names n ON n.{DENOMINATION.key} = s.{table.key}
     return with_queries({"names": _names(holds)}, query)
 
 
-def _names(holds: str) -> str:
+def _names(holds: str, source: str = f"main.{DENOMINATION.name} d") -> str:
     names = [
         f"{smallest_name('001', code)} AS name_{name}" for code, name in PRIMARY_NAME_LANGUAGES
     ]
     return f"""SELECT {listed([f"d.{DENOMINATION.key}", *names])}
-FROM main.{DENOMINATION.name} d
+FROM {source}
 WHERE d.type_of_denomination = '001' AND {holds.format("d")}
 GROUP BY d.{DENOMINATION.key}"""
 
@@ -255,9 +282,42 @@ def changes(table: Table, privacy: Privacy) -> str:
     return union_all(
         f"""SELECT '{change}' AS _change, {columns}
 FROM main.{table.name} s
-WHERE {_shown(table, f"s.{column} = extract_number", privacy)}"""
+WHERE {is_shown(table, f"s.{column} = extract_number", privacy)}"""
         for change, column in (("removed", "_deleted_at_extract"), ("added", "_extract_number"))
     )
+
+
+def stopped_enterprises(privacy: Privacy) -> str:
+    """The enterprises that had gone by the extract of a macro's argument, as they were at last.
+
+    Args:
+        privacy: who is left out.
+    """
+    key = ENTERPRISE.key
+    ended = "s._deleted_at_extract <= extract_number"
+    stopped = f"""SELECT {listed([*(f"s.{name}" for name in ENTERPRISE.column_names)])},
+    s._deleted_at_extract AS stopped_at_extract
+FROM main.{ENTERPRISE.name} s
+WHERE {is_shown(ENTERPRISE, ended, privacy)}
+    AND NOT EXISTS (
+        SELECT 1
+        FROM main.{ENTERPRISE.name} later
+        WHERE later.{key} = s.{key}
+            AND later._extract_number <= extract_number
+            AND (later._deleted_at_extract IS NULL
+                OR later._deleted_at_extract > s._deleted_at_extract))"""
+    before = """{0}._extract_number < g.stopped_at_extract
+    AND ({0}._deleted_at_extract IS NULL OR {0}._deleted_at_extract >= g.stopped_at_extract)"""
+    named = f"main.{DENOMINATION.name} d\nJOIN stopped g ON g.{key} = d.{DENOMINATION.key}"
+    columns = [f"s.{name}" for name in ENTERPRISE.column_names]
+    query = f"""SELECT {listed([*columns, *_primary_name(key)])},
+    seen.number AS last_extract_number, seen.snapshot_date AS last_snapshot_date,
+    s.stopped_at_extract
+FROM stopped s
+LEFT JOIN names n ON n.{DENOMINATION.key} = s.{key}
+ASOF LEFT JOIN published seen ON seen.number < s.stopped_at_extract"""
+    queries = {"stopped": stopped, "names": _names(before, named), "published": _PUBLISHED}
+    return with_queries(queries, query)
 
 
 COUNT_NAMES_RESOLVED = f"""
@@ -271,6 +331,40 @@ WHERE e._is_current AND (e._extract_number = $number OR e.{ENTERPRISE.key} IN (
 """Counts the current enterprises whose primary name an extract may have changed."""
 
 _VERSION = ("_snapshot_date", "_extract_number", "_deleted_at_extract", "_is_current")
+
+
+def state_at(table: Table) -> str:
+    """All rows of a table as they are at an extract, whoever they are about; binds `$number`."""
+    return f"""SELECT {listed(table.column_names)}
+FROM main.{table.name}
+WHERE _extract_number <= $number
+    AND (_deleted_at_extract IS NULL OR _deleted_at_extract > $number)"""
+
+
+def state_now(table: Table) -> str:
+    """`state_at` the newest extract, as views that ask `_is_current` have it.
+
+    A row whose marks contradict each other was changed by hand: it is there twice, or not at all.
+    """
+    rows = f"SELECT {listed(table.column_names)}\nFROM main.{table.name}\nWHERE _is_current"
+    ended = "(_deleted_at_extract IS NOT NULL OR _extract_number > $number)"
+    return union_all((rows, f"{rows} AND {ended}"))
+
+
+def content_of(table: Table, rows: str) -> str:
+    """Counts and hashes the rows of a query on a table, in any order.
+
+    The hash is the sum of the lower halves of the MD5 of each row: its values as text, nothing for
+    none, with the character 31 between them. So any database can compute it.
+    """
+    values = (f"coalesce({name}::VARCHAR, '')" for name in table.column_names)
+    return f"""SELECT '{table.name}' AS table_name, count(*) AS row_count,
+    coalesce(sum(md5_number_lower(concat_ws(
+        chr(31), {listed(values, by=8)}))), 0)::VARCHAR AS row_hash
+FROM (
+    {indented(rows)}
+)"""
+
 
 CONTENT_OF_TABLES = union_all(
     f"""SELECT '{t.name}' AS table_name, count(*) AS row_count,

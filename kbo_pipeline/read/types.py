@@ -5,7 +5,7 @@ All texts are KBO's, as they are in the data: escape them where you show them.
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -205,8 +205,12 @@ class Match:
         name: its primary name, or its number.
         municipality: in Dutch or else in French.
         struck_off: when that address was struck off; None while it is valid.
-        matched_number: the enterprise, establishment unit or branch with the name that matched.
-        matched_name: that name; None when no name was searched for.
+        matched_number: the enterprise, establishment unit or branch that has what matched.
+        matched_name: the name that matched; None when it was no name.
+        score: how well it matches, from 0 to 1; 1 for the whole name as it is, or the number.
+        matched: what matched, a name, an address or a number; None when no text was searched for.
+        is_exact: whether all words of the text are in it, accents, case and order aside; False
+            where something had to be forgiven.
     """
 
     enterprise_number: str
@@ -217,6 +221,50 @@ class Match:
     struck_off: datetime.date | None
     matched_number: str
     matched_name: str | None
+    score: float
+    matched: str | None
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of somebody who is to be found in the register, as in a list of customers.
+
+    Attributes:
+        name: as it is written there, with or without legal form.
+        zipcode: the postcode of any address of theirs.
+        number: of the enterprise or one of its units, in any spelling.
+    """
+
+    name: str
+    zipcode: str | None = None
+    number: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What the register has for an entry.
+
+    Attributes:
+        candidates: the best first; each `score` also says whether the postcode agrees.
+        certain: whether the first of them is right as far as anybody can tell: see docs/search.md.
+        why: the reason, in words.
+    """
+
+    entry: Entry
+    candidates: tuple[Match, ...]
+    certain: bool
+    why: str
+
+    @property
+    def best(self) -> Match | None:
+        """The best candidate; None where nobody is like it."""
+        return self.candidates[0] if self.candidates else None
+
+    @property
+    def runner_up(self) -> Match | None:
+        """The candidate after it."""
+        return self.candidates[1] if len(self.candidates) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +286,41 @@ class Change:
     name: str
     before: str | None
     after: str | None
+
+
+ROLLED_BACK = "rolled_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change in the feed; docs/changes.md explains it.
+
+    Attributes:
+        cursor: the place of the event in the feed: a text that sorts as the events do.
+        table: None for `rolled_back`.
+        kind: as of a `Change`; or `rolled_back`: all events whose cursors sort behind that of this
+            one are undone, from `before["extract"]` back to `after["extract"]`.
+        entity_number, enterprise_number, name: as of a `Change`.
+        before: the row that went, or the columns of it that the kind is about, as texts by column;
+            None where a row came alone.
+        after: the row that came, likewise.
+    """
+
+    cursor: str
+    extract: str
+    extract_number: int
+    snapshot_date: datetime.date
+    table: str | None
+    kind: str
+    entity_number: str | None
+    enterprise_number: str | None
+    name: str | None
+    before: Mapping[str, str | None] | None
+    after: Mapping[str, str | None] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as plain values; `snapshot_date` is a `date`: pass `default=str` to `json`."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 ExtractName = int | str | datetime.date

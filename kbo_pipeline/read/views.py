@@ -8,7 +8,7 @@ file under a name of their own: the register must be the default database when t
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from kbo_pipeline.core.sql import listed, literal, with_queries
+from kbo_pipeline.core.sql import indented, listed, literal, union_all, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
@@ -31,16 +31,35 @@ from kbo_pipeline.read.state_sql import (
     chosen_name,
     fill_shown,
     state,
+    stopped_enterprises,
 )
 from kbo_pipeline.read.types import SOURCE
 
 PROFILE = "enterprise_profile"
+INVOICING = "invoicing"
 
 PUBLIC_SEARCH = "https://kbopub.economie.fgov.be/kbopub/toonondernemingps.html?ondernemingsnummer="
 """KBO's own page on an enterprise; its number without dots follows."""
 
 SEAT = "REGO"
 """The type of the address of an enterprise's seat."""
+
+UNIT_ADDRESS = "BAET"
+"""The type of the address of an establishment unit."""
+
+PARTICIPANT_SCHEME = "0208"
+"""Peppol's scheme of Belgian enterprise numbers."""
+
+ACTIVITY_GROUPS = {
+    "001": "vat",
+    "002": "edrl",
+    "003": "general",
+    "004": "federal",
+    "005": "local_authority",
+    "006": "employer",
+    "007": "education",
+}
+"""Who registered an activity, by KBO's code: a word for the name of a column."""
 
 _LANGUAGES = ("NL", "FR", "DE")
 
@@ -62,6 +81,7 @@ def view_queries(privacy: Privacy) -> dict[str, str]:
     return {
         **{table.name: state(table, CURRENT, privacy) for table in ALL_TABLES},
         PROFILE: _profile(CURRENT, privacy),
+        INVOICING: _invoicing(privacy),
         "activity_described": _activity_described(privacy),
         "nace": _nace(),
         "source": source(privacy),
@@ -74,6 +94,7 @@ def macro_queries(privacy: Privacy) -> dict[str, str]:
         **{f"{table.name}_at": state(table, AT, privacy) for table in ALL_TABLES},
         **{f"{table.name}_changes": changes(table, privacy) for table in ALL_TABLES},
         f"{PROFILE}_at": _profile(AT, privacy),
+        "stopped_enterprise": stopped_enterprises(privacy),
     }
 
 
@@ -119,11 +140,12 @@ def _profile(holds: str, privacy: Privacy) -> str:
         if column.code_category:
             columns += _descriptions(column, _LANGUAGES)
             joins.append(_join_codes(column, "e"))
-    seat = [f"a.seat.{name} AS seat_{name}" for name in ADDRESS.column_names[2:]]
+    seat = [f"a.{name} AS seat_{name}" for name in ADDRESS.column_names[2:]]
     digits = f"replace(e.{key}, '.', '')"
     queries = {
         "enterprises": state(ENTERPRISE, holds, privacy),
         "other_names": _other_names(holds),
+        "several_seats": _several_seats(holds),
         "seats": _seats(holds),
         "main_activities": _main_activities(holds),
         "units": state(ESTABLISHMENT, holds, privacy),
@@ -171,11 +193,40 @@ WHERE d.type_of_denomination IN ('002', '003') AND {holds.format("d")}
 GROUP BY d.{key}"""
 
 
-def _seats(holds: str) -> str:
-    return f"""SELECT s.{ADDRESS.key}, min({address_order("s")}) AS seat
+def _several_seats(holds: str) -> str:
+    """The few enterprises with more than one address of their seat, most of them struck off."""
+    return f"""SELECT s.{ADDRESS.key}
 FROM main.{ADDRESS.name} s
 WHERE s.type_of_address = '{SEAT}' AND {holds.format("s")}
-GROUP BY s.{ADDRESS.key}"""
+GROUP BY s.{ADDRESS.key}
+HAVING count(*) > 1"""
+
+
+def _seats(holds: str) -> str:
+    """One address for each enterprise; only of `several_seats`, one has to be chosen.
+
+    Choosing takes time and memory for each address, many times what reading it takes. A join, so
+    that DuckDB reads a single enterprise on both sides where only that is asked for.
+    """
+    key, names = ADDRESS.key, ADDRESS.column_names[2:]
+    joined = f"several_seats several ON several.{key} = s.{key}"
+    is_seat = f"s.type_of_address = '{SEAT}' AND {holds.format('s')}"
+    return union_all(
+        (
+            f"""SELECT s.{key}, {listed((f"s.{name}" for name in names), by=8)}
+FROM main.{ADDRESS.name} s
+LEFT JOIN {joined}
+WHERE {is_seat} AND several.{key} IS NULL""",
+            f"""SELECT chosen.{key}, {listed((f"chosen.seat.{name}" for name in names), by=8)}
+FROM (
+    SELECT s.{key}, min({indented(address_order("s"))}) AS seat
+    FROM main.{ADDRESS.name} s
+    JOIN {joined}
+    WHERE {is_seat}
+    GROUP BY s.{key}
+) chosen""",
+        )
+    )
 
 
 def _main_activities(holds: str) -> str:
@@ -198,6 +249,62 @@ GROUP BY s.{ACTIVITY.key}"""
 def _of_enterprise(alias: str, column: str) -> str:
     """Leaves out establishment units and branches by a comparison that zone maps can use."""
     return f"{alias}.{column} < '{ESTABLISHMENT_NUMBER[0]}'"
+
+
+def _invoicing(privacy: Privacy) -> str:
+    """One row for each current enterprise, with what an invoice to it needs."""
+    key, number = ENTERPRISE.key, ESTABLISHMENT.key
+    forms = [c for c in ENTERPRISE.columns if c.code_category == "JuridicalForm"]
+    columns = [text for c in forms for text in (f"e.{c.name}", *_descriptions(c, _LANGUAGES))]
+    flags = {code: f"has_{word}_activities" for code, word in ACTIVITY_GROUPS.items()}
+    address = "coalesce(seat.address, unit.oldest.address)"
+    queries = {
+        "enterprises": state(ENTERPRISE, CURRENT, privacy),
+        "units": state(ESTABLISHMENT, CURRENT, privacy),
+        "activities": f"""SELECT s.{ACTIVITY.key} AS {key}, s.activity_group
+FROM main.{ACTIVITY.name} s
+WHERE {CURRENT.format("s")} AND {_of_enterprise("s", ACTIVITY.key)}
+UNION ALL
+SELECT u.{key}, s.activity_group
+FROM units u
+JOIN main.{ACTIVITY.name} s ON s.{ACTIVITY.key} = u.{number}
+WHERE {CURRENT.format("s")}""",
+        "activity_groups": f"""SELECT {key},
+    {listed(f"bool_or(activity_group = '{code}') AS {name}" for code, name in flags.items())}
+FROM activities
+GROUP BY {key}""",
+        "seats": f"""SELECT s.{ADDRESS.key}, min({address_order("s")}) AS address
+FROM main.{ADDRESS.name} s
+WHERE s.type_of_address = '{SEAT}' AND {_is_valid("s")}
+GROUP BY s.{ADDRESS.key}""",
+        "oldest_units": f"""SELECT u.{key}, min(struct_pack(
+        has_no_start_date := u.start_date IS NULL, start_date := u.start_date,
+        {number} := u.{number},
+        address := {indented(address_order("s"))})) AS oldest
+FROM units u
+JOIN main.{ADDRESS.name} s ON s.{ADDRESS.key} = u.{number}
+WHERE s.type_of_address = '{UNIT_ADDRESS}' AND {_is_valid("s")}
+GROUP BY u.{key}""",
+        "codes": _codes(CURRENT),
+    }
+    query = f"""SELECT e.{key},
+    '{PARTICIPANT_SCHEME}:' || replace(e.{key}, '.', '') AS participant_id,
+    e.primary_name, e.primary_name_language,
+    {listed(columns)},
+    {listed(f"coalesce(g.{name}, false) AS {name}" for name in flags.values())},
+    coalesce(seat.{ADDRESS.key}, unit.oldest.{number}) AS address_of,
+    {listed(f"{address}.{name} AS {name}" for name in ADDRESS.column_names[2:-1])}
+FROM enterprises e
+LEFT JOIN activity_groups g ON g.{key} = e.{key}
+LEFT JOIN seats seat ON seat.{ADDRESS.key} = e.{key}
+LEFT JOIN oldest_units unit ON unit.{key} = e.{key}
+{"".join(_join_codes(column, "e") for column in forms)}"""
+    return with_queries(queries, query.rstrip())
+
+
+def _is_valid(alias: str) -> str:
+    """Whether a current address has not been struck off."""
+    return f"{CURRENT.format(alias)} AND {alias}.date_striking_off IS NULL"
 
 
 def _activity_described(privacy: Privacy) -> str:
@@ -243,12 +350,19 @@ WHERE regexp_full_match(c.category, 'Nace[0-9]{{4}}')"""
 
 
 def source(privacy: Privacy) -> str:
-    """The newest published extract, its source line, and who is left out."""
-    return f"""SELECT id AS extract, extract_number, snapshot_date,
-    '{SOURCE}' || snapshot_date AS source, '{privacy}' AS privacy
-FROM main.import_jobs
-WHERE status = 'completed'
-ORDER BY extract_number DESC, completed_at DESC
+    """The newest published extract, its source line, who is left out, and what is proven."""
+    return f"""SELECT j.id AS extract, j.extract_number, j.snapshot_date,
+    '{SOURCE}' || j.snapshot_date AS source, '{privacy}' AS privacy,
+    p.proven_extract_number, p.proven_at
+FROM main.import_jobs j
+CROSS JOIN (
+    SELECT max(extract_number) AS proven_extract_number,
+        max_by(verified_at, extract_number) AS proven_at
+    FROM main.proof
+    WHERE is_equal
+) p
+WHERE j.status = 'completed'
+ORDER BY j.extract_number DESC, j.completed_at DESC
 LIMIT 1"""
 
 

@@ -314,3 +314,8 @@ def staging_view(table: Table, extract_type: ExtractType) -> str:
 SELECT {batch} AS batch_number,
     {listed((operation, "s.row_sequence", *columns))}
 FROM (SELECT rowid AS row_sequence, * FROM main.{table.name}) s{starts}"""
+
+
+def count_staged(table: Table) -> str:
+    """Counts the staged rows, deletes and inserts."""
+    return f"SELECT '{table.name}', count(*) FROM staging.main.{table.name}"

@@ -15,8 +15,8 @@ from kbo_pipeline.core.errors import DamagedError, ExtractError, NotReadyError, 
 from kbo_pipeline.core.extracts import Batch, BatchKey, Extract, ExtractKey, ExtractType
 from kbo_pipeline.core.files import is_locked
 from kbo_pipeline.core.schema import OWN_COLUMNS, SCHEMA_VERSION, layout_of
-from kbo_pipeline.core.sql import literal
-from kbo_pipeline.core.tables import ALL_TABLES, Table
+from kbo_pipeline.core.sql import literal, union_all
+from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import first_line
 from kbo_pipeline.stage import sql as staging_sql
 
@@ -67,7 +67,7 @@ def open_staged(
         NotReadyError: there is none.
         DamagedError: it is not what was staged.
     """
-    file = staging_file(directory, key)
+    file, again = staging_file(directory, key), f"kbo retry {key} stages it again"
     if not file.is_file():
         raise NotReadyError(f"{key}: not staged; materialize import_staging_* of {key} first")
     try:
@@ -75,13 +75,13 @@ def open_staged(
     except duckdb.Error as error:
         if not is_damage(error):
             raise
-        raise DamagedError(f"{file}: damaged ({first_line(error)}); stage {key} again") from None
+        raise DamagedError(f"{file}: damaged ({first_line(error)}); {again}") from None
     try:
         if not _is_of_today(connection):
-            raise DamagedError(f"{file}: staged by another version; stage {key} again")
+            raise DamagedError(f"{file}: staged by another version; {again}")
         staged = read_staged(connection)
         if staged.extract.key != key:
-            raise RegisterError(f"{file}: holds {staged.extract.key}; stage {key} again")
+            raise RegisterError(f"{file}: holds {staged.extract.key}; {again}")
         yield staged
     finally:
         connection.execute("DETACH staging")
@@ -92,6 +92,25 @@ def is_staged(directory: Path, key: ExtractKey) -> bool:
     try:
         with duckdb.connect(":memory:") as connection, open_staged(connection, directory, key):
             return True
+    except (NotReadyError, RegisterError):
+        return False
+
+
+def has_all_rows(connection: duckdb.DuckDBPyConnection, staged: Staged) -> bool:
+    """Tells whether as many rows as were staged are in an open staging file."""
+    counts = union_all(staging_sql.count_staged(table) for table in TABLES)
+    there = dict(connection.execute(counts).fetchall())
+    return all(there[table.name] == staged.table_records(table) for table in TABLES)
+
+
+def is_staged_whole(directory: Path, key: ExtractKey) -> bool:
+    """Tells whether the staging file of an extract is there, and no row of it is missing."""
+    try:
+        with (
+            duckdb.connect(":memory:") as connection,
+            open_staged(connection, directory, key) as staged,
+        ):
+            return has_all_rows(connection, staged)
     except (NotReadyError, RegisterError):
         return False
 

@@ -23,16 +23,16 @@ from kbo_pipeline.core.extracts import (
     odd_day,
 )
 from kbo_pipeline.core.files import exclusive_lock, make_private, replace_atomically
-from kbo_pipeline.core.schema import CREATE_REJECTED, SCHEMA_VERSION
-from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.shares import (
-    ShareReport,
+from kbo_pipeline.core.progress import (
+    ProgressReport,
     count_statements,
     not_reported,
     part_of,
     steps_of,
     watched,
 )
+from kbo_pipeline.core.schema import CREATE_REJECTED, SCHEMA_VERSION
+from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import glob_escaped, literal
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
 from kbo_pipeline.core.text import counted, one_line
@@ -88,8 +88,9 @@ def stage(
     directory: Path,
     *,
     max_faulty_rows: int | None,
+    accept_by: str = "kbo retry",
     report: Callable[[str], None] = lambda line: None,
-    report_share: ShareReport = not_reported,
+    report_progress: ProgressReport = not_reported,
 ) -> Staged:
     """Makes the staging file of an extract: complete under its name, or not there at all.
 
@@ -104,8 +105,9 @@ def stage(
         directory: where staging files go.
         max_faulty_rows: records that may be set aside at most, also of a large extract; None for
             any number: it was accepted by hand.
+        accept_by: the command that does so, for the error.
         report: takes a line of progress.
-        report_share: takes how much is done.
+        report_progress: takes how much is done.
 
     Raises:
         ExtractError: the ZIP is not sound.
@@ -124,23 +126,18 @@ def stage(
         count_statements(connection)
         lock_down(connection, directory)
         try:
-            unpacked = unpack(zip_file, extract, unpacked_dir, part_of(report_share, 0, _UNPACKED))
+            report_unpacked = part_of(report_progress, 0, _UNPACKED)
+            unpacked = unpack(zip_file, extract, unpacked_dir, report_unpacked)
             report(f"unpacked {len(unpacked.files)} files")
             with replace_atomically(target) as temporary, attached(connection, temporary):
-                warnings = _load(
-                    connection,
-                    extract,
-                    unpacked,
-                    settings.memory_mb,
-                    max_faulty_rows,
-                    part_of(report_share, _UNPACKED, _LOADED),
-                )
-                report_share(_LOADED, "cutting the rows into batches")
+                loading = _Loading(connection, extract, unpacked, max_faulty_rows, accept_by)
+                loading.load(settings.memory_mb, part_of(report_progress, _UNPACKED, _LOADED))
+                report_progress(_LOADED, "cutting the rows into batches")
                 _cut(connection, extract.key, settings.batch_rows, settings.max_batches)
                 _describe(connection, extract)
-                report_share(_CUT, "writing the staging file")
+                report_progress(_CUT, "writing the staging file")
                 connection.execute("CHECKPOINT staging")
-                staged = read_staged(connection, warnings)
+                staged = read_staged(connection, loading.warnings)
         finally:
             shutil.rmtree(unpacked_dir, ignore_errors=True)
     report(f"{sum(staged.records.values())} rows in {len(staged.batches)} batches")
@@ -159,86 +156,99 @@ def attached(connection: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None
         connection.execute("DETACH staging")
 
 
-def _load(
-    connection: duckdb.DuckDBPyConnection,
-    extract: Extract,
-    unpacked: Unpacked,
-    memory_mb: int,
-    max_faulty_rows: int | None,
-    report: ShareReport = not_reported,
-) -> list[str]:
-    """Fills the staged tables, and makes sure that they hold what the files do; returns warnings.
+class _Loading:
+    """Fills the staged tables, and makes sure that they hold what the files do.
 
     The fast ways only say that something is wrong; the exact reading finds out what it is.
     """
 
-    def refuse(*faults: Fault, accept: str = "") -> NoReturn:
-        every = chain(unpacked.faults, faults, _faults_of_records(unpacked))
-        raise RejectedError(extract.source_file, first_faults(every), accept=accept)
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        extract: Extract,
+        unpacked: Unpacked,
+        max_faulty_rows: int | None,
+        accept_by: str,
+    ) -> None:
+        self._connection, self._extract, self._unpacked = connection, extract, unpacked
+        self._most, self._accept_by = max_faulty_rows, accept_by
+        self._set_aside: list[tuple[CsvFile, FaultyRecord]] = []
+        self._records = 0
+        self.warnings = list(unpacked.warnings)
 
-    def refuse_more_than(allowed: int) -> None:
-        if len(set_aside) > allowed:
-            refuse(accept=f"kbo retry {extract.key} --accept-faults")
+    def load(self, memory_mb: int, report: ProgressReport) -> None:
+        """Fills all tables; `warnings` are complete then."""
+        if self._unpacked.faults:
+            self._refuse()
+        for statement in _CREATE_NOTES:
+            self._connection.execute(statement)
+        sizes = [sum(f.rows + 1.0 for f in self._files(table).values()) for table in ALL_TABLES]
+        for table, report_table in zip(ALL_TABLES, steps_of(report, sizes), strict=True):
+            files = self._fill(table, part_of(report_table, 0, _TABLE_LOADED))
+            report_table(_TABLE_LOADED, f"looking for rows that {table.name} has twice")
+            _note_superseded(self._connection, table, self._extract.key.type, files, memory_mb)
+        if self._most is not None:
+            few = max(FEW_FAULTY_ROWS, self._records // FAULTY_SHARE)
+            self._refuse_more_than(min(self._most, few))
+        _note_rejected(self._connection, self._extract.key, self._set_aside)
+        self.warnings += _warnings_of_rejected(self._set_aside)
+        self.warnings += _oddities(self._connection, self._extract)
 
-    if unpacked.faults:
-        refuse()
-    for statement in _CREATE_NOTES:
-        connection.execute(statement)
-    most = _ANY_NUMBER if max_faulty_rows is None else max_faulty_rows
-    records, warnings = 0, list(unpacked.warnings)
-    set_aside: list[tuple[CsvFile, FaultyRecord]] = []
-    sizes = [
-        sum(f.rows + 1.0 for (t, _), f in unpacked.files.items() if t is table)
-        for table in ALL_TABLES
-    ]
-    for table, report_table in zip(ALL_TABLES, steps_of(report, sizes), strict=True):
-        report_load = part_of(report_table, 0, _TABLE_LOADED)
-        files = {o: file for (t, o), file in unpacked.files.items() if t is table}
-        faulty: dict[Operation, list[FaultyRecord]] = {operation: [] for operation in files}
+    def _files(self, table: Table) -> dict[Operation, CsvFile]:
+        return {o: file for (t, o), file in self._unpacked.files.items() if t is table}
+
+    def _fill(self, table: Table, report: ProgressReport) -> dict[Operation, CsvFile]:
+        """Fills a table; returns its files without the records that are set aside."""
+        files, rejected = self._files(table), dict[Operation, int]()
         try:
-            unusual = _load_table(connection, extract, table, files, report_load)
+            unusual = _load_table(self._connection, self._extract, table, files, report)
         except _UnsoundError as error:
-            for operation, file in files.items():
-                first = islice(_faulty(file, table), most - len(set_aside) + 1)
-                faulty[operation] = list(first)
-                set_aside += ((file, record) for record in faulty[operation])
-                refuse_more_than(most)
-            if not any(faulty.values()):
-                refuse(Fault("", str(error)))
-            files = {o: without(file, faulty[o]) for o, file in files.items()}
-            if extract.key.type == "full" and not (table.may_be_empty or files["insert"].rows):
-                refuse(Fault(files["insert"].member, NO_ROWS))
+            files, rejected = self._without_faulty(table, files, str(error))
             try:
-                unusual = _load_table(connection, extract, table, files, report_load)
+                unusual = _load_table(self._connection, self._extract, table, files, report)
             except _UnsoundError as again:
-                refuse(Fault("", str(again)))
-        warnings += unusual
+                self._refuse(Fault("", str(again)))
+        self.warnings += unusual
         for operation, file in files.items():
-            rejected = len(faulty[operation])
-            counted = unpacked.files[table, operation].counted
-            if counted.is_regular and counted.records != file.counted.records + rejected:
-                refuse(Fault(file.member, "its records do not add up; report this as a defect"))
-            _note_member(connection, table, operation, file, rejected)
-            records += file.rows + rejected
-        report_table(_TABLE_LOADED, f"looking for rows that {table.name} has twice")
-        _note_superseded(connection, table, extract.key.type, files, memory_mb)
-    if max_faulty_rows is not None:
-        refuse_more_than(min(most, max(FEW_FAULTY_ROWS, records // FAULTY_SHARE)))
-    _note_rejected(connection, extract.key, set_aside)
-    return [*warnings, *_warnings_of_rejected(set_aside), *_oddities(connection, extract)]
+            missing = rejected.get(operation, 0)
+            counted = self._unpacked.files[table, operation].counted
+            if counted.is_regular and counted.records != file.counted.records + missing:
+                self._refuse(
+                    Fault(file.member, "its records do not add up; report this as a defect")
+                )
+            self._connection.execute(
+                "INSERT INTO member VALUES (?, ?, ?, ?, ?)",
+                [file.member, table.name, operation, file.rows + missing, missing],
+            )
+            self._records += file.rows + missing
+        return files
 
+    def _without_faulty(
+        self, table: Table, files: Mapping[Operation, CsvFile], error: str
+    ) -> tuple[dict[Operation, CsvFile], dict[Operation, int]]:
+        """Sets faulty records aside; returns files without them, and how many each had."""
+        most = _ANY_NUMBER if self._most is None else self._most
+        faulty: dict[Operation, list[FaultyRecord]] = {}
+        for operation, file in files.items():
+            first = islice(_faulty(file, table), most - len(self._set_aside) + 1)
+            faulty[operation] = list(first)
+            self._set_aside += ((file, record) for record in faulty[operation])
+            self._refuse_more_than(most)
+        if not any(faulty.values()):
+            self._refuse(Fault("", error))
+        sound = {o: without(file, faulty[o]) for o, file in files.items()}
+        is_full = self._extract.key.type == "full"
+        if is_full and not (table.may_be_empty or sound["insert"].rows):
+            self._refuse(Fault(sound["insert"].member, NO_ROWS))
+        return sound, {o: len(records) for o, records in faulty.items()}
 
-def _note_member(
-    connection: duckdb.DuckDBPyConnection,
-    table: Table,
-    operation: Operation,
-    file: CsvFile,
-    rejected: int,
-) -> None:
-    connection.execute(
-        "INSERT INTO member VALUES (?, ?, ?, ?, ?)",
-        [file.member, table.name, operation, file.rows + rejected, rejected],
-    )
+    def _refuse_more_than(self, allowed: int) -> None:
+        if len(self._set_aside) > allowed:
+            self._refuse(accept=f"{self._accept_by} {self._extract.key} --accept-faults")
+
+    def _refuse(self, *faults: Fault, accept: str = "") -> NoReturn:
+        every = chain(self._unpacked.faults, faults, _faults_of_records(self._unpacked))
+        raise RejectedError(self._extract.source_file, first_faults(every), accept=accept)
 
 
 class _UnsoundError(Exception):
@@ -250,7 +260,7 @@ def _load_table(
     extract: Extract,
     table: Table,
     files: Mapping[Operation, CsvFile],
-    report: ShareReport,
+    report: ProgressReport,
 ) -> list[str]:
     """Fills a staged table and counts along; returns what is unusual and does no harm.
 
@@ -371,7 +381,6 @@ def _hashes(
     part: int,
     parts: int,
 ) -> Iterator[NDArray[np.uint64]]:
-    """The hashes of one part, piece by piece."""
     statement = staging_sql.row_hashes(table, kind)
     for first in range(0, rows, _ROWS_FETCHED):
         values = {"part": part, "parts": parts, "first": first, "next": first + _ROWS_FETCHED}

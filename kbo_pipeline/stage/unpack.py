@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kbo_pipeline.core.extracts import Extract, ExtractKey, Operation
-from kbo_pipeline.core.shares import ShareReport, not_reported
+from kbo_pipeline.core.progress import ProgressReport, not_reported
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, Column, Table, is_sent
 from kbo_pipeline.fetch.archive import CHUNK, Archive, Member, open_archive
 from kbo_pipeline.stage.faults import Fault, FaultyRecord, Header, read_header
@@ -109,7 +109,10 @@ def expected_columns(table: Table, operation: Operation) -> tuple[Column, ...]:
 
 
 def unpack(
-    zip_file: Path, extract: Extract, directory: Path, report_share: ShareReport = not_reported
+    zip_file: Path,
+    extract: Extract,
+    directory: Path,
+    report_progress: ProgressReport = not_reported,
 ) -> Unpacked:
     """Inflates the CSV files of an extract and looks at their members, records and headers.
 
@@ -133,7 +136,7 @@ def unpack(
                 out.write(chunk)
                 with lock:
                     inflated_bytes += len(chunk)
-                report_share(inflated_bytes / length, f"unpacking {member.name}")
+                report_progress(inflated_bytes / length, f"unpacking {member.name}")
         columns = expected_columns(table, operation)
         optional = [c for c in columns if not is_sent(c.since, key.number, extract.snapshot_date)]
         header = read_header(target, member.name, columns, optional)

@@ -1,11 +1,17 @@
-"""The page `/kbo` as an operator uses it, wide and on a phone: `make test-browser`."""
+"""The page `/kbo` as an operator uses it, wide and on a phone: `make test-browser`.
+
+`make test-browser WATCH_ENTERPRISES=100000` imports a Full of that size, and holds the time that is
+said to be left against the truth; nothing else should run beside it.
+"""
 
 import importlib.resources
 import itertools
+import os
 import re
 import time
 
 import pytest
+import requests
 from playwright.sync_api import Browser, Page, expect
 
 from kbo_pipeline.commands.demo import damage
@@ -18,7 +24,10 @@ from kbo_pipeline_tests.support.server import Server, running_server
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 FULL, UPDATE = "0140-full", "0141-update"
-SAMPLE = Sample(enterprises=20_000, seed=11, change_shares=(0.15,))
+ENTERPRISES = int(os.environ.get("WATCH_ENTERPRISES", "20000"))
+IS_MEASURED = ENTERPRISES >= 100_000
+# Of one row group: from a larger table, DuckDB takes removed rows away, and all others move up.
+SAMPLE = Sample(enterprises=ENTERPRISES, seed=11, change_shares=(3000 / ENTERPRISES,))
 WIDE, PHONE = (1440, 900), (390, 844)
 SHARE = "document.getElementById('overall')?.value ?? null"
 
@@ -75,28 +84,45 @@ def heading(page: Page, text: str | re.Pattern[str]) -> None:
 def test_a_full_is_watched_from_the_inbox_to_its_publication(
     browser: Browser, server: Server, pipeline: Pipeline
 ) -> None:
-    shares: list[tuple[float, float]] = []
-    with opened(browser, f"{server.address}/kbo", "watched") as screen:
-        page = screen.page
-        heading(page, "Nothing has been imported yet")
-        check_access(page)
+    address = f"{server.address}/kbo"
+    shares: list[list[tuple[float, float]]] = [[], []]
+    left: list[tuple[float, float]] = []
+    with (
+        opened(browser, address, "watched", size=WIDE) as wide,
+        opened(browser, address, "watched-phone", size=PHONE, color="dark") as phone,
+    ):
+        pages = (wide.page, phone.page)
+        for page in pages:
+            heading(page, "Nothing has been imported yet")
+            check_access(page)
         drop(pipeline, FULL)
-        heading(page, FULL)
-        deadline = time.monotonic() + 300
-        while (share := page.evaluate(SHARE)) is not None:
-            shares.append((time.monotonic(), float(share)))
-            assert time.monotonic() < deadline, shares[-1]
-            page.wait_for_timeout(250)
-        heading(page, "Up to date")
-        expect(page.locator("#past")).to_contain_text(FULL)
-        check_access(page)
-    values = [share for _, share in shares]
-    assert values == sorted(values)
-    moved = [next(group)[0] for _, group in itertools.groupby(shares, key=lambda one: one[1])]
-    still = max(later - before for before, later in itertools.pairwise(moved))
-    print(f"stood still for {still:.1f} s at most, {len(moved)} shares")
-    assert len(moved) >= 5
-    assert still < 10  # on a quiet machine half of that
+        began = time.monotonic()
+        for page in pages:
+            heading(page, FULL)
+        while (status := requests.get(f"{address}/status", timeout=60).json())["stage"] != "done":
+            if status["seconds_left"] is not None:
+                left.append((time.monotonic(), status["seconds_left"]))
+            for page, seen in zip(pages, shares, strict=True):
+                if (share := page.evaluate(SHARE)) is not None:
+                    seen.append((time.monotonic(), float(share)))
+            wide.page.wait_for_timeout(250)
+        ended = time.monotonic()
+        for page in pages:
+            heading(page, "All published")
+            expect(page.locator("#past")).to_contain_text(FULL)
+            check_access(page)
+    half = (began + ended) / 2
+    at, said = min(left, key=lambda one: abs(one[0] - half))
+    print(f"{at - began:.1f} s after the start: {said:.1f} s left, in truth {ended - at:.1f} s")
+    for seen in shares:
+        values = [share for _, share in seen]
+        assert values == sorted(values)
+        moved = [next(group)[0] for _, group in itertools.groupby(seen, key=lambda one: one[1])]
+        still = max(later - before for before, later in itertools.pairwise([*moved, ended]))
+        print(f"stood still for {still:.1f} s at most, {len(moved)} shares")
+        assert len(moved) >= 3  # it takes 8 to 30 s, and the page looks each 2 s
+        assert still < (5 if IS_MEASURED else 10)  # other tests may run beside this one
+    assert not IS_MEASURED or abs(said / (ended - at) - 1) < 0.3
 
 
 def test_failed_batches_say_why_and_are_retried_by_a_button(
@@ -124,7 +150,7 @@ def test_failed_batches_say_why_and_are_retried_by_a_button(
         sound.replace(staging_file)
         button(page, "Retry")
         expect(page.locator("#message")).to_contain_text(f"{UPDATE}: started 2 runs")
-        heading(page, "Up to date")
+        heading(page, "All published")
         expect(page.locator("#past")).to_contain_text(UPDATE)
 
 
@@ -154,7 +180,7 @@ def test_an_import_is_cancelled_resumed_paused_and_undone(
         button(page, "Resume")
         expect(page.locator("#tables")).to_be_visible()
         picture_of_work(screen, size)
-        heading(page, "Up to date")
+        heading(page, "All published")
 
 
 def picture_of_work(screen: Screen, size: tuple[int, int]) -> None:

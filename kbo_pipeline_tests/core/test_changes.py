@@ -1,5 +1,6 @@
 """What an extract changed, by kind: one extract after another on a small register."""
 
+import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,6 +95,16 @@ CASES: dict[str, tuple[Mapping[str, Sequence[Row]], list[tuple[object, ...]]]] =
             ("enterprise", "form", BAKER, "014", "610 616"),
         ],
     ),
+    "another situation, and another start date": (
+        replaced("enterprise", BAKER, (BAKER, "AC", "012", "2", "014", None, date(2002, 1, 1))),
+        [
+            ("enterprise", "situation", BAKER, "000", "012"),
+            (
+                *("enterprise", "changed", BAKER),
+                *("AC 2 2001-02-03", "AC 2 2002-01-01"),
+            ),
+        ],
+    ),
     "no situation any more": (
         replaced("enterprise", BAKER, (BAKER, "AC", None, "2", "014", None, BEGAN)),
         [("enterprise", "situation", BAKER, "000", None)],
@@ -103,7 +114,7 @@ CASES: dict[str, tuple[Mapping[str, Sequence[Row]], list[tuple[object, ...]]]] =
         [
             (
                 *("enterprise", "changed", BAKER),
-                *("AC 000 2 014 2001-02-03", "AC 000 2 014 2002-01-01"),
+                *("AC 2 2001-02-03", "AC 2 2002-01-01"),
             )
         ],
     ),
@@ -265,3 +276,112 @@ def test_counts_have_all_kinds_and_agree_with_the_list_and_with_what_changed(
 def test_the_documented_kinds_are_those_that_there_are() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+) \|$", DOCUMENTED, re.MULTILINE)
     assert rows == [(kind.table.name, kind.name, kind.rule) for kind in KINDS]
+
+
+SHOPS = [f"2.1{n:02d}.000.097" for n in range(12)]
+
+
+def addresses(places: Sequence[tuple[str, str, str, str]]) -> dict[str, list[Row]]:
+    """An address for each shop: zipcode, municipality, street, house number."""
+    return {
+        "address": [
+            (shop, "BAET", None, None, code, town, town, street, street, house, *[None] * 3)
+            for shop, (code, town, street, house) in zip(SHOPS, places, strict=True)
+        ]
+    }
+
+
+def kinds_of(
+    directory: Path,
+    before: Sequence[tuple[str, str, str, str]],
+    after: Sequence[tuple[str, str, str, str]],
+) -> list[str]:
+    """The kind of change of each shop's address; `same` where there is none."""
+    core = Core(directory / "data")
+    others = {"enterprise": ROWS["enterprise"]}
+    others["establishment"] = [(shop, BEGAN, BAKER) for shop in SHOPS]
+    core.import_zip(write_extract(directory, FULL, {**others, **addresses(before)}))
+    update = addresses(after)
+    changed = {
+        "address": [row for row in update["address"] if row not in addresses(before)["address"]]
+    }
+    deletes = {"address": [str(row[0]) for row in changed["address"]]}
+    core.import_zip(write_extract(directory, UPDATE, changed, deletes))
+    with core.read() as reader:
+        told = {change.entity_number: change.kind for change in iterate_changes(reader, 141)}
+        assert sum(count_changes(reader, 141).values()) == len(told)
+    return [told.get(shop, "same") for shop in SHOPS]
+
+
+def test_who_stays_in_a_street_that_is_renamed_is_readdressed(tmp_path: Path) -> None:
+    before = [("1005", "A", "Dorpsstraat", str(n)) for n in range(12)]
+    after = [("1005", "A", "Kerkstraat", str(n)) for n in range(12)]
+    after[3] = ("1005", "A", "Kerkstraat", "99")  # has moved, within the renamed street
+    after[4] = ("1007", "B", "Laan", "4")
+    after[5] = before[5]
+    expected = ["readdressed"] * 12
+    expected[3], expected[4], expected[5] = "moved", "moved", "same"
+    assert kinds_of(tmp_path, before, after) == expected
+
+
+def test_who_stays_in_a_municipality_that_merges_is_readdressed(tmp_path: Path) -> None:
+    """Also in a street of its own, and in one that is renamed with the merger."""
+    before = [("1005", "A", f"Straat {n}", "7") for n in range(12)]
+    after = [("1007", "B", f"Straat {n}", "7") for n in range(12)]
+    after[0] = ("1007", "B", "Straat van A", "7")
+    after[1] = ("1007", "B", "Straat 1", "8")
+    assert kinds_of(tmp_path, before, after) == ["readdressed", "moved", *["readdressed"] * 10]
+
+
+def test_many_at_one_house_number_that_move_together_have_moved(tmp_path: Path) -> None:
+    before = [("1005", "A", "Dorpsstraat", "7")] * 12
+    after = [("1005", "A", "Kerkstraat", "7")] * 12
+    assert kinds_of(tmp_path, before, after) == ["moved"] * 12
+
+
+def test_four_house_numbers_are_too_few_to_tell(tmp_path: Path) -> None:
+    before = [("1005", "A", "Dorpsstraat", str(n)) for n in range(12)]
+    after = [("1005", "A", "Kerkstraat", str(n)) if n < 4 else before[n] for n in range(12)]
+    assert kinds_of(tmp_path, before, after) == ["moved"] * 4 + ["same"] * 8
+
+
+@pytest.mark.long
+@pytest.mark.rare
+def test_of_three_municipalities_that_merge_only_who_moves_has_moved(tmp_path: Path) -> None:
+    """40,000 entities each, one in 2,000 of which moves. One street in 20 gets another name.
+
+    A street has from 1 to 300 house numbers, most have few, and several entities may be at one.
+    """
+    chance = random.Random(2027)
+    before: list[Row] = []
+    after: list[Row] = []
+    moved: set[str] = set()
+    streets = [chance.randint(1, int(chance.choice((3, 30, 300)))) for _ in range(3 * 700)]
+    for n in range(3 * 40_000):
+        number = f"2.{n // 1000:03d}.{n % 1000:03d}.{n % 97:03d}"
+        town, street = n % 3, chance.randrange(700)
+        house, zipcode = str(chance.randint(1, streets[town * 700 + street])), f"10{town}0"
+        name = f"Straat {street}"
+        renamed = f"{name} van {town}" if street % 20 == 0 else name
+        place = (zipcode, f"Stad {town}", name, house)
+        now = (zipcode, "Stad", renamed, house)
+        if chance.random() < 1 / 2000:
+            now = (zipcode, "Stad", f"Straat {street + 701}", f"{house} A")
+            moved.add(number)
+        for rows, (code, city, road, at) in ((before, place), (after, now)):
+            rows.append((number, "BAET", None, None, code, city, city, road, road, at, *[None] * 3))
+    core = Core(tmp_path / "data", batch_rows=100_000)
+    entities: dict[str, list[Row]] = {
+        "enterprise": ROWS["enterprise"],
+        "establishment": [(str(row[0]), BEGAN, BAKER) for row in before],
+    }
+    core.import_zip(write_extract(tmp_path, FULL, {**entities, "address": before}))
+    deletes = {"address": [str(row[0]) for row in before]}
+    core.import_zip(write_extract(tmp_path, UPDATE, {"address": after}, deletes))
+    with core.read() as reader:
+        kinds = {change.entity_number: change.kind for change in iterate_changes(reader, 141)}
+    told = {number for number, kind in kinds.items() if kind == "moved"}
+    assert len(kinds) == 120_000 and set(kinds.values()) == {"moved", "readdressed"}
+    print(f"{len(told)} of {len(kinds)} moved, {len(told - moved)} of them did not")
+    assert moved <= told
+    assert len(told) <= len(kinds) / 1000

@@ -21,7 +21,7 @@ import kbo_pipeline
 from kbo_pipeline.core.errors import ExtractError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ACTIVITY, BRANCH, CODE, ENTERPRISE, Column, Table, is_sent
-from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.core import Core, ImportedOnce
 from kbo_pipeline_tests.support.lakes import lake_of
 from kbo_pipeline_tests.support.zips import Row, csv_text, keys_for, rows_for, write_extract
 
@@ -36,10 +36,10 @@ FULL = ExtractKey(140, "full")
 OLD_UPDATE, UPDATE, NEXT = (ExtractKey(number, "update") for number in (141, SINCE, SINCE + 1))
 
 
-@pytest.fixture
-def newer(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a copy of the package in which the columns are declared, as README says."""
-    directory = tmp_path / "newer"
+    directory = tmp_path_factory.mktemp("newer")
     shutil.copytree(PACKAGE, directory / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     declarations = directory / PACKAGE.name / "core" / "tables.py"
     text = declarations.read_text()
@@ -61,7 +61,7 @@ from pathlib import Path
 import duckdb
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline_tests.support.core import Core
+from kbo_pipeline_tests.support.core import Core, ImportedOnce
 
 core = Core(Path(sys.argv[1]), batch_rows=13)
 zips = {key: Path(name) for key, name in json.loads(sys.argv[2]).items()}
@@ -129,17 +129,30 @@ def wide(
     return write_extract(directory, key, inserts, keys_for(deleted), members=members)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> ImportedOnce:
+    """A Full and an Update of before the columns."""
+    directory, changed = tmp_path_factory.mktemp("once"), NUMBERS[1:3]
+    zips = {
+        FULL: write_extract(directory, FULL, rows_for(NUMBERS, "a")),
+        OLD_UPDATE: write_extract(
+            directory, OLD_UPDATE, rows_for(changed, "bb"), keys_for(changed)
+        ),
+    }
+    return ImportedOnce(directory / "imported", zips)
+
+
 @pytest.fixture(params=["file", pytest.param("lake", marks=[pytest.mark.long, pytest.mark.rare])])
-def core(request: pytest.FixtureRequest, tmp_path: Path) -> Core:
-    """A data directory with a Full and an Update of before the columns, as this package left it."""
+def core(request: pytest.FixtureRequest, tmp_path: Path, once: ImportedOnce) -> Core:
+    """A data directory with both, as this package left it; their ZIPs are beside it."""
     directory = tmp_path / "core"
     if request.param == "lake":
         directory.mkdir()
     shared = lake_of(directory) if request.param == "lake" else None
     core = Core(directory, batch_rows=13, shared=shared)
-    core.import_zip(write_extract(tmp_path, FULL, rows_for(NUMBERS, "a")))
-    changed = NUMBERS[1:3]
-    core.import_zip(write_extract(tmp_path, OLD_UPDATE, rows_for(changed, "bb"), keys_for(changed)))
+    once.into(core, FULL, OLD_UPDATE)
+    for zip_file in once.zips.values():
+        shutil.copy(zip_file, tmp_path)
     return core
 
 
@@ -241,7 +254,7 @@ result += [rows("SELECT count(*) FROM enterprise WHERE _extract_number > 141")]
         newer, core, go_on, e0142_update=update, e0142_full=whole
     )
     assert not is_staged
-    assert "stage 0142-update again" in refusal
+    assert "kbo retry 0142-update stages it again" in refusal
     assert (differing, of_before, left) == ({}, [[None]], [[0]])
 
 

@@ -161,7 +161,7 @@ def test_a_column_that_nobody_has_described_is_named() -> None:
 
 
 def test_the_views_have_the_columns_that_are_described(reader: duckdb.DuckDBPyConnection) -> None:
-    for view in ("enterprise_profile", "activity_described", "nace", "source"):
+    for view in ("enterprise_profile", "invoicing", "activity_described", "nace", "source"):
         found = reader.execute(f"DESCRIBE current.{view}").fetchall()
         assert [(name, kind) for name, kind, *_ in found] == [*data_docs.view_columns(view)]
 

@@ -297,7 +297,7 @@ def test_a_batch_that_cannot_be_applied_fails_and_the_others_go_on(
             try:
                 register.apply(staged, batch)
             except RegisterError as error:
-                assert "stage 0140-full again" in str(error)
+                assert "kbo retry 0140-full stages it again" in str(error)
                 failed.append(batch)
                 register.ledger.fail(staged, batch, 1, str(error))
         assert len(failed) == 1

@@ -21,7 +21,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
-from kbo_pipeline.read.export import FORMAT, MANIFEST, write_export
+from kbo_pipeline.read.export import write_export
+from kbo_pipeline.read.manifest import FORMAT, MANIFEST
 from kbo_pipeline.read.views import PROFILE
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY

@@ -424,7 +424,7 @@ def test_a_record_of_several_lines_with_another_number_of_fields_is_one_wherever
 
 
 def test_very_many_rows_are_set_aside_in_seconds(tmp_path: Path) -> None:
-    core = Core(tmp_path / "core", max_faulty_rows=None)
+    core = Core(tmp_path / "core", max_faulty_rows=None, threads=4)
     lines = [f'"0200.000.{number:03d}","ENT","TEL"' for number in range(1000)] * 12
     lines[7::9] = ["x" for _ in lines[7::9]]
     text = csv_text(CONTACT.columns, []) + "\n".join([*lines, ""])

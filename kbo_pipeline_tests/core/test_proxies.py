@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from kbo_pipeline.core.environment import S3, is_direct, is_own
+from kbo_pipeline.core.environment import S3, is_direct, is_this_machine
 from kbo_pipeline.core.errors import PortalError, StorageError
 from kbo_pipeline.core.lake import _make_secrets
 from kbo_pipeline.core.places import Lake
@@ -130,7 +130,7 @@ def test_files_of_a_lake_on_this_machine_are_asked_directly(
     ],
 )
 def test_what_is_this_machine(host: str | None, own: bool) -> None:
-    assert is_own(host) == own
+    assert is_this_machine(host) == own
     assert not own or is_direct(host)
 
 

@@ -360,12 +360,19 @@ def test_an_enterprise_may_have_more_units_than_one_statement_asks_for(tmp_path:
     assert [(u.number, u.name) for u in found] == [(unit, f"Filiaal {unit}") for unit in units]
 
 
-def test_enterprises_agree_with_the_macros_at_every_extract(tmp_path: Path) -> None:
-    core = Core(tmp_path / "core", batch_rows=10_000)
-    for file in write_sample(tmp_path, Sample(enterprises=60, seed=3), updates=3)[:-1]:
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Core:
+    """A Full and two Updates of made-up enterprises."""
+    directory = tmp_path_factory.mktemp("made_up")
+    core = Core(directory / "core", batch_rows=10_000)
+    for file in write_sample(directory, Sample(enterprises=60, seed=3), updates=3)[:-1]:
         core.import_zip(file)
+    return core
+
+
+def test_enterprises_agree_with_the_macros_at_every_extract(made_up: Core) -> None:
     compared = 0
-    with core.read_register() as register:
+    with made_up.read_register() as register:
         for extract in register.extracts:
             rows = {
                 table.name: register.state(table.name, extract.number).fetchall()

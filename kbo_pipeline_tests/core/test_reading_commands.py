@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def said(*arguments: str) -> list[str]:
     """The lines that a command prints, without blanks at their end."""
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
-    return [line.rstrip() for line in result.output.splitlines()]
+    return [line.rstrip() for line in result.stdout.splitlines()]
 
 
 def part(lines: list[str], title: str) -> list[str]:
@@ -180,12 +182,34 @@ def test_find_lists_the_best_matches_and_says_when_there_are_more() -> None:
     assert said("find", "nobody at all") == ["nothing found"]
 
 
+def test_find_says_whether_spelling_is_forgiven(
+    tmp_path: Path, bakery: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = invoke("find", "celeste")
+    assert result.stderr == (
+        f"kbo: spelling is not forgiven: {bakery.database.with_suffix('.search')}: there is no"
+        " search index; kbo index makes it\n"
+    )
+    shutil.copytree(bakery.directory, tmp_path / "core")
+    set_register(replace(bakery, directory=tmp_path / "core"), monkeypatch)
+    (line,) = said("index")
+    assert "kbo.search: made: 0142-update, 11 documents, " in line
+    assert said("index")[0].startswith(line.split(": made")[0] + ": is up to date: 0142-update, ")
+    assert invoke("find", "celeste").stderr == ""
+    assert said("find", "bakkerij hemelz")[0] == "nothing is written so; this is near:"
+    far = said("find", "hemeltje bakker")
+    assert far[0] == "nothing is near; did you mean Bakkerij Hemels?"
+    assert said("find", "weg 3 leieland")[1].endswith("Weg 3, 9007 Leieland")
+    (hit,) = json.loads(invoke("find", "hemels bakkerij nv", "--json").stdout)["data"]
+    assert (hit["score"], hit["is_exact"], hit["matched"]) == (0.9603, True, "Bakkerij Hemels")
+
+
 def test_find_prints_json_for_programs() -> None:
     found = json.loads(invoke("find", "--zipcode", "2017", "--nace", "47", "--json").output)
     assert [match["enterprise_number"] for match in found["data"]] == [PERSON]
     assert found["source"]["line"] == SOURCE
     assert found["source"]["snapshot_date"] in SOURCE
-    nothing = json.loads(invoke("find", "nobody at all", "--json").output)
+    nothing = json.loads(invoke("find", "nobody at all", "--json").stdout)
     assert nothing == {"source": found["source"], "data": []}
 
 
@@ -227,7 +251,8 @@ def test_changes_are_counted_and_then_listed() -> None:
         [],
     ]
     assert part(lines, "enterprise: new") == ["  0200.245.711  Laatkomer"]
-    assert part(lines, "enterprise: bankruptcy") == [f"  {BAKER}  Bakkerij Hemels  000 → 050"]
+    words = "Normale toestand → Opening faillissement"
+    assert part(lines, "enterprise: bankruptcy") == [f"  {BAKER}  Bakkerij Hemels  {words}"]
     at = lines.index("denomination: renamed")
     assert lines[at + 1] == f"  {BAKER}  Bakkerij Hemels  Boulangerie Céleste → Bakkerij Hemels"
     assert lines[-1] == "Source: KBO Open Data, FPS Economy; data of 2025-05-22"
@@ -237,8 +262,9 @@ def test_changes_list_as_many_of_a_kind_as_asked_for() -> None:
     lines = said("changes", "140", "--limit", "1")
     assert part(lines, "enterprise: new") == [
         f"  {BAKER}  Boulangerie Céleste",
-        "  and 2 more: --limit shows them",
+        "  and 2 more: --all shows them",
     ]
+    assert len(part(said("changes", "140", "--all"), "enterprise: new")) == 3
     assert not [line for line in said("changes", "140", "--limit", "0") if BAKER in line]
 
 

@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.register import open_register
+from kbo_pipeline.apply.register import open_register_to_write
 from kbo_pipeline.commands.demo import damage
 from kbo_pipeline.core.database import is_transient
 from kbo_pipeline.core.errors import (
@@ -189,7 +189,7 @@ def test_the_register_is_kept_by_one_process_at_a_time(core: Core) -> None:
         exclusive_lock(DuckDBFile(core.register_file).lock),
         duckdb.connect() as connection,
         pytest.raises(StorageError, match=r"process \d+ is at work here") as caught,
-        open_register(connection, core.register, lock_timeout=0.1),
+        open_register_to_write(connection, core.register, lock_timeout=0.1),
     ):
         pass
     assert is_transient(caught.value)
@@ -203,7 +203,7 @@ def test_a_damaged_register_is_refused_for_good(core: Core, content: bytes) -> N
     with (
         duckdb.connect() as connection,
         pytest.raises(RegisterError, match="damaged") as caught,
-        open_register(connection, core.register),
+        open_register_to_write(connection, core.register),
     ):
         pass
     assert not is_transient(caught.value)

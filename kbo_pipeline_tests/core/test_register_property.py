@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, TABLES, Column, Table
+from kbo_pipeline.read.content import hash_of, read_content
+from kbo_pipeline.read.net import find_net, moved, net_rows
+from kbo_pipeline.read.published import hash_of_state
+from kbo_pipeline.read.state_sql import state_at
 from kbo_pipeline_tests.support.core import Core, rows_of, sorted_rows
+from kbo_pipeline_tests.support.feed import Reader, Rows, rows_as_texts
 from kbo_pipeline_tests.support.zips import Row, write_extract
 
 NUMBERS = ["0200.065.765", "0403.449.823", "1000.000.001", "2.000.000.339", "9.000.006.626"]
@@ -172,7 +177,10 @@ def _check(steps: list[Step], seed: int) -> None:
         core = _run(Path(first), steps, random.Random(seed))
         other = _run(Path(second), steps, None)
         assert core.content_hash() == other.content_hash()
-        _compare(core, model, [step.key.number for step in steps])
+        numbers = [step.key.number for step in steps]
+        _compare(core, model, numbers)
+        _follow(core, model, numbers, random.Random(seed))
+        _net(core, model, numbers, random.Random(seed))
 
 
 def _compare(core: Core, model: Model, numbers: list[int]) -> None:
@@ -203,3 +211,39 @@ def _changes(
 ) -> Mapping[str, list[Row]]:
     source = f"{table.name}_changes({number}) WHERE _change = "
     return {c: rows_of(reader, table, f"{source}'{c}'") for c in ("added", "removed")}
+
+
+def _follow(core: Core, model: Model, numbers: list[int], order: random.Random) -> None:
+    """Reads the feed as one that has the state at the first extract, and from some place on."""
+    with core.read_register() as register:
+        reader = Reader(_state(model, numbers[0]), register.cursor(numbers[0]))
+        for event in register.changes_since(reader.cursor):
+            assert event.cursor > reader.cursor
+            reader.take(event)
+        assert reader.rows == _state(model, numbers[-1])
+        if reader.kept:
+            place = order.randrange(len(reader.kept))
+            rest = list(register.changes_since(reader.kept[place].cursor))
+            assert rest == reader.kept[place + 1 :]
+
+
+def _net(core: Core, model: Model, numbers: list[int], order: random.Random) -> None:
+    """Looks at the net changes between two states, and at the hashes that follow from them."""
+    since, until = sorted(order.choices(numbers, k=2))
+    with core.read() as reader:
+        changes = find_net(reader, since, until, "full")
+        for table in ALL_TABLES:
+            before, after = model.state(table, since), model.state(table, until)
+            expected = [("added", *row) for row in after - before]
+            expected += [("removed", *row) for row in before - after]
+            found = reader.execute(net_rows(table)).fetchall()
+            assert sorted_rows(found) == sorted_rows(expected)
+        contents = {
+            table.name: read_content(reader, table, state_at(table), {"number": since})
+            for table in ALL_TABLES
+        }
+        assert hash_of(moved(contents, changes)) == hash_of_state(reader, until)
+
+
+def _state(model: Model, number: int) -> Rows:
+    return rows_as_texts({table.name: model.state(table, number) for table in TABLES})

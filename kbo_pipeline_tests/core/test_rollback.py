@@ -15,7 +15,7 @@ from kbo_pipeline.core.tables import ALL_TABLES, TABLES
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.publish.publish import completed
 from kbo_pipeline.read.published import content_hash, published_state_of
-from kbo_pipeline_tests.support.core import READER, Core, publication_of
+from kbo_pipeline_tests.support.core import READER, Core, ImportedOnce, publication_of
 from kbo_pipeline_tests.support.history import (
     DELETES,
     FULL,
@@ -35,14 +35,20 @@ def core(tmp_path: Path) -> Core:
     return Core(tmp_path / "core", batch_rows=13)
 
 
-@pytest.fixture
-def zips(tmp_path: Path) -> dict[ExtractKey, Path]:
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory: pytest.TempPathFactory) -> dict[ExtractKey, Path]:
     """A Full, an Update that deletes and inserts, and a later Full that differs from both."""
+    tmp_path = tmp_path_factory.mktemp("zips")
     return {
         FULL: write_extract(tmp_path, FULL, rows_and_codes(NUMBERS, "first")),
         UPDATE: write_extract(tmp_path, UPDATE, rows_and_codes(NUMBERS[2:6], "second"), DELETES),
         LATER_FULL: write_extract(tmp_path, LATER_FULL, rows_and_codes(NUMBERS[3:], "third")),
     }
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory, zips: dict[ExtractKey, Path]) -> ImportedOnce:
+    return ImportedOnce(tmp_path_factory.mktemp("imported"), zips)
 
 
 def at_work(core: Core) -> str:
@@ -60,18 +66,18 @@ def jobs(core: Core) -> dict[str, str]:
 @pytest.mark.parametrize("before", [[], [FULL], [FULL, UPDATE]], ids=len)
 @pytest.mark.parametrize("batches", [slice(0, 0), slice(1, 3), slice(None), None], ids=str)
 def test_the_register_is_what_it_was_before_and_the_extract_can_come_again(
-    core: Core, zips: dict[ExtractKey, Path], before: list[ExtractKey], batches: slice | None
+    core: Core,
+    once: ImportedOnce,
+    zips: dict[ExtractKey, Path],
+    before: list[ExtractKey],
+    batches: slice | None,
 ) -> None:
     key = [FULL, UPDATE, LATER_FULL][len(before)]
-    hashes = []
-    for earlier in before:
-        core.import_zip(zips[earlier])
-        hashes.append(core.content_hash())
     if batches is None:
-        core.import_zip(zips[key])
-        after = core.content_hash()
+        *hashes, after = once.into(core, *before, key)
         assert after not in hashes
     else:
+        hashes = once.into(core, *before)
         apply_some(core, zips[key], batches)
 
     done = core.rollback(key)
@@ -96,9 +102,8 @@ def test_the_register_is_what_it_was_before_and_the_extract_can_come_again(
         assert core.content_hash() == after
 
 
-def test_what_it_did_is_counted(core: Core, zips: dict[ExtractKey, Path]) -> None:
-    core.import_zip(zips[FULL])
-    core.import_zip(zips[UPDATE])
+def test_what_it_did_is_counted(core: Core, once: ImportedOnce) -> None:
+    once.into(core, FULL, UPDATE)
     done = core.rollback(UPDATE)
     with core.read() as reader:
         for table in TABLES:
@@ -111,9 +116,8 @@ def test_what_it_did_is_counted(core: Core, zips: dict[ExtractKey, Path]) -> Non
     assert (done.dropped["code"], done.reopened["code"]) == (1, 1)
 
 
-def test_twice_does_nothing_the_second_time(core: Core, zips: dict[ExtractKey, Path]) -> None:
-    core.import_zip(zips[FULL])
-    core.import_zip(zips[UPDATE])
+def test_twice_does_nothing_the_second_time(core: Core, once: ImportedOnce) -> None:
+    once.into(core, FULL, UPDATE)
     core.rollback(UPDATE)
     before = publication_of(core.readers)
     assert core.rollback(UPDATE).already_rolled_back
@@ -144,12 +148,9 @@ def test_any_other_extract_is_refused_with_the_reason(
 
 
 def test_one_after_the_other_down_to_an_empty_register(
-    core: Core, zips: dict[ExtractKey, Path]
+    core: Core, once: ImportedOnce, zips: dict[ExtractKey, Path]
 ) -> None:
-    hashes = {}
-    for key, zip_file in zips.items():
-        core.import_zip(zip_file)
-        hashes[key] = core.content_hash()
+    hashes = dict(zip(zips, once.into(core, *zips), strict=True))
     core.rollback(LATER_FULL)
     assert core.content_hash() == hashes[UPDATE]
     core.rollback(UPDATE)
@@ -165,13 +166,12 @@ def test_one_after_the_other_down_to_an_empty_register(
 
 
 def test_another_zip_under_the_same_key_may_come_after(
-    core: Core, zips: dict[ExtractKey, Path], tmp_path: Path
+    core: Core, once: ImportedOnce, zips: dict[ExtractKey, Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
     other = write_extract(folder, UPDATE, rows_and_codes(NUMBERS[:3], "other"))
-    core.import_zip(zips[FULL])
-    core.import_zip(zips[UPDATE])
+    once.into(core, FULL, UPDATE)
     core.rollback(UPDATE)
     with duckdb.connect() as connection:
         assert not published_state_of(core.readers, connection).has(read_extract(other))
@@ -183,10 +183,9 @@ def test_another_zip_under_the_same_key_may_come_after(
 
 
 def test_a_rolled_back_extract_counts_as_not_applied_anywhere(
-    core: Core, zips: dict[ExtractKey, Path]
+    core: Core, once: ImportedOnce, zips: dict[ExtractKey, Path]
 ) -> None:
-    core.import_zip(zips[FULL])
-    core.import_zip(zips[UPDATE])
+    once.into(core, FULL, UPDATE)
     core.rollback(UPDATE)
     core.stage(zips[UPDATE])
     with pytest.raises(NotReadyError, match="are not applied"):
@@ -213,12 +212,9 @@ Core(Path(sys.argv[1])).rollback(ExtractKey(141, "update"))
 @pytest.mark.file_only("in a lake readers see it in the same commit")
 @pytest.mark.parametrize("healed_by", ["the command", "a publication"])
 def test_a_crash_before_readers_see_it_is_healed(
-    core: Core, zips: dict[ExtractKey, Path], healed_by: str
+    core: Core, once: ImportedOnce, healed_by: str
 ) -> None:
-    core.import_zip(zips[FULL])
-    before = core.content_hash()
-    core.import_zip(zips[UPDATE])
-    after = core.content_hash()
+    before, after = once.into(core, FULL, UPDATE)
     done = subprocess.run([sys.executable, "-c", CRASH, str(core.directory)], check=False)
     assert done.returncode == 9
     assert (core.content_hash(), at_work(core)) == (after, before)
@@ -258,10 +254,11 @@ def test_the_newest_published_files_are_kept(core: Core, zips: dict[ExtractKey, 
 
 
 @pytest.mark.file_only("a lake keeps no published files")
-def test_what_was_rolled_back_is_not_kept(core: Core, zips: dict[ExtractKey, Path]) -> None:
+def test_what_was_rolled_back_is_not_kept(
+    core: Core, once: ImportedOnce, zips: dict[ExtractKey, Path]
+) -> None:
     core.keep_published = 3
-    for zip_file in zips.values():
-        core.import_zip(zip_file)
+    once.into(core, *zips)
     assert kept(core) == ["0140-full.duckdb", "0141-update.duckdb"]
     core.rollback(LATER_FULL)
     assert kept(core) == ["0140-full.duckdb"]
@@ -288,10 +285,9 @@ def test_without_hard_links_published_files_are_copied(
 
 
 def test_readers_see_the_one_state_or_the_other_and_no_error(
-    core: Core, zips: dict[ExtractKey, Path]
+    core: Core, once: ImportedOnce, zips: dict[ExtractKey, Path]
 ) -> None:
-    core.import_zip(zips[FULL])
-    before = core.content_hash()
+    (before,) = once.into(core, FULL)
     process = subprocess.Popen(
         [sys.executable, "-c", READER],
         env={**os.environ, **core.settings},

@@ -1,5 +1,6 @@
 """The layout of a register: noted, brought up to date by who writes, never by who reads."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,16 +9,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kbo_pipeline.apply.register import open_register
+from kbo_pipeline.apply.register import open_register_to_write
 from kbo_pipeline.core.errors import DamagedError, KboError, NotReadyError, RegisterError
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.schema import MIGRATIONS, SCHEMA_VERSION
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES
 from kbo_pipeline.operate.repair.witness import Recorded, damaged_staging
-from kbo_pipeline.publish.copy import copy_register
+from kbo_pipeline.publish.copy import copy_register, renew_views
 from kbo_pipeline.publish.verification import verify
-from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.read.published import content_hash, open_published
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.stage.staged import is_staged, staging_file
@@ -25,6 +25,7 @@ from kbo_pipeline_tests.support.core import (
     ALL_VERSIONS,
     READ_VERSIONS,
     Core,
+    ImportedOnce,
     current_rows,
     versions,
 )
@@ -33,11 +34,19 @@ from kbo_pipeline_tests.support.lakes import new_lake
 from kbo_pipeline_tests.support.zips import write_extract
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> ImportedOnce:
+    directory = tmp_path_factory.mktemp("once")
+    zips = {FULL: write_extract(directory, FULL, FIRST)}
+    return ImportedOnce(directory / "imported", zips)
+
+
 @pytest.fixture
-def core(tmp_path: Path) -> Core:
+def core(tmp_path: Path, once: ImportedOnce) -> Core:
     """A data directory with a Full, in which the next extracts make several batches."""
     core = Core(tmp_path / "core", batch_rows=13)
-    core.import_zip(write_extract(tmp_path, FULL, FIRST))
+    once.into(core, FULL)
+    shutil.copy(once.zips[FULL], tmp_path)
     return core
 
 
@@ -48,7 +57,10 @@ def update(tmp_path: Path) -> Path:
 
 def write(core: Core, *statements: str) -> None:
     """Does to the register at work, and to what readers open, what no program of ours does."""
-    with duckdb.connect(":memory:") as connection, open_register(connection, core.register):
+    with (
+        duckdb.connect(":memory:") as connection,
+        open_register_to_write(connection, core.register),
+    ):
         for statement in statements:
             connection.execute(statement)
     if core.shared is None:
@@ -84,7 +96,7 @@ def test_opening_an_older_register_changes_nothing(core: Core) -> None:
     make_older(core)
     before = core.register_file.read_bytes(), core.database.read_bytes()
     with duckdb.connect(":memory:") as connection:
-        with open_register(connection, core.register) as register:
+        with open_register_to_write(connection, core.register) as register:
             assert register.ledger.published() == FULL
         with open_published(connection, core.readers) as standing:
             assert standing.newest == FULL
@@ -229,7 +241,7 @@ def test_a_staging_file_of_another_version_is_staged_again(core: Core, update: P
             connection.execute(statement)
         assert not is_staged(core.staging_dir, UPDATE)
         assert damaged_staging(settings) == {UPDATE: file}
-        with pytest.raises(DamagedError, match="another version; stage 0141-update again"):
+        with pytest.raises(DamagedError, match="another version; kbo retry 0141-update"):
             core.publish(UPDATE)
     core.import_zip(update)
     assert core.is_published

@@ -13,10 +13,9 @@ import pytest
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.publish.copy import copy_register
+from kbo_pipeline.publish.copy import copy_register, renew_views
 from kbo_pipeline.publish.publish import check_published
 from kbo_pipeline.publish.verification import verify
-from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.read.export import write_export
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.read.report import make_report

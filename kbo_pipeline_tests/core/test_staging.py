@@ -153,7 +153,7 @@ def test_a_file_that_many_threads_read_keeps_its_order(line_end: str, tmp_path: 
     ]
     text = with_line_ends(CONTACT, rows, line_end)
     assert len(text) > 2 * 8_000_000
-    core = Core(tmp_path)
+    core = Core(tmp_path, threads=4)
     core.stage(write_extract(tmp_path, FULL, {}, members={"contact.csv": text}))
     with core.staged(FULL) as (connection, _):
         assert staged_rows(connection, CONTACT, "insert") == rows

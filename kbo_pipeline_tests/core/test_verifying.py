@@ -16,8 +16,8 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, TABLES, Table
+from kbo_pipeline.publish.copy import renew_views
 from kbo_pipeline.publish.verification import IN_REGISTER, IN_ZIP, Verification, verify
-from kbo_pipeline.publish.views import renew_views
 from kbo_pipeline.stage.faults import RejectedError
 from kbo_pipeline_tests.support.core import Core, publication_of
 from kbo_pipeline_tests.support.zips import Row, rows_for, write_extract
@@ -224,6 +224,6 @@ def test_the_command_ends_with_0_only_when_equal(
 
 
 def test_a_verification_adds_up() -> None:
-    nothing = Verification(SAME, UPDATE, {})
+    nothing = Verification(SAME, UPDATE, {}, datetime.datetime.now(datetime.UTC), "", "")
     assert nothing.is_equal
     assert nothing.to_json()["tables"] == {}

@@ -7,14 +7,13 @@ from typing import Any
 import duckdb
 import pytest
 
-from kbo_pipeline.apply.register import open_register
+from kbo_pipeline.apply.register import open_register_to_write
 from kbo_pipeline.core.errors import RegisterError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import ALL_TABLES, SECTIONS, TABLES, Privacy, divisions
 from kbo_pipeline.operate.repair.doctor import check_published
-from kbo_pipeline.publish.copy import copy_register
-from kbo_pipeline.publish.views import has_views, register_has_views, renew_views
+from kbo_pipeline.publish.copy import copy_register, has_views, register_has_views, renew_views
 from kbo_pipeline.read.views import macro_queries, view_queries
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
@@ -262,6 +261,8 @@ def test_the_source_names_the_newest_extract_and_its_date(core: Core) -> None:
         "snapshot_date": datetime.date(2025, 5, 22),
         "source": "Source: KBO Open Data, FPS Economy; data of 2025-05-22",
         "privacy": "full",
+        "proven_extract_number": None,
+        "proven_at": None,
     }
 
 
@@ -284,7 +285,7 @@ def shows(core: Core, privacy: Privacy) -> bool:
         return has_views(core.database, privacy)
     with (
         duckdb.connect(":memory:") as connection,
-        open_register(connection, core.shared) as register,
+        open_register_to_write(connection, core.shared) as register,
     ):
         return register_has_views(register, privacy)
 
@@ -316,7 +317,7 @@ def shown_numbers(reader: duckdb.DuckDBPyConnection, source: str) -> set[str]:
 
 
 def _called(name: str, number: int) -> str:
-    is_macro = name.endswith(("_at", "_changes"))
+    is_macro = name in macro_queries("full")
     return f"FROM {name}({number})" if is_macro else f'FROM "current".{name}'
 
 

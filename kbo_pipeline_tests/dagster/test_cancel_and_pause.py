@@ -23,7 +23,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 
-from kbo_pipeline.apply.register import open_register
+from kbo_pipeline.apply.register import open_register_to_write
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock, is_locked
@@ -176,7 +176,7 @@ def test_the_ledger_learns_of_a_run_that_was_ended_in_the_queue(
         note_cancelled(instance, settings)
         with (
             duckdb.connect(":memory:") as connection,
-            open_register(connection, settings.register) as register,
+            open_register_to_write(connection, settings.register) as register,
         ):
             return register.ledger.job_status(key)
 

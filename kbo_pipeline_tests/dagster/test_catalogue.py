@@ -20,8 +20,8 @@ SPECS = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_spec
 STAGING = {table.name: f"import_staging_{table.name}" for table in ALL_TABLES}
 UPDATE = "0141-update"
 GROUPS = ["download", "staging", "register", "publish", "export"]
-NO_TABLE = {"extract_zip", "full_verification"}
-NOT_IMPORTED = {"parquet_export", "full_verification"}
+NO_TABLE = {"extract_zip", "full_verification", "search_index"}
+NOT_IMPORTED = {"parquet_export", "full_verification", "search_index"}
 
 
 def columns_of(name: str) -> dict[str, dg.TableColumn]:

@@ -215,7 +215,7 @@ def test_a_report_that_fails_neither_hides_the_extract_nor_stops_the_next(
     full, first = sample.write_full(zips, 140), sample.write_update(zips, 141)
     reports = pipeline.directory / "reports"
     reports.write_text("no directory")
-    done = pipeline.kbo("import", full, first)
+    done = pipeline.kbo_process("import", full, first)
     assert done.stdout.count(": published in ") == 2
     told = done.stderr.splitlines()
     assert len(told) == 2

@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 from dagster._utils.error import serializable_error_info_from_exc_info
 
+from kbo_pipeline.defs.sensors.due import kbo_extract_sensor
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
-from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import Pipeline
@@ -53,6 +53,7 @@ def counted(directory: Path, code: str, *arguments: Path) -> int:
     env_file.write_text("KBO_POLL_SECONDS=60\n")
     env_file.chmod(0o600)
     pipeline = Pipeline(directory / "data", {"PYTHONPATH": str(REPOSITORY)})
+    pipeline.prepare()
     done = pipeline.run("-c", f"{COUNTED}{code}", *arguments, cwd=directory)
     return int(done.stdout.splitlines()[-1].removeprefix("loads: "))
 

@@ -46,6 +46,13 @@ def test_every_file_and_name_that_it_names_is_there() -> None:
     named = set(re.findall(r"\bkbo_pipeline\w*/[\w/]+\.(?:py|md)\b", TEXT)) - made
     assert len(named) > 10
     assert [file for file in sorted(named) if not (REPOSITORY / file).exists()] == []
+    names = re.findall(r"`(kbo_pipeline/[\w/]+\.py)`, `(\w+)`", TEXT)
+    assert len(names) > 5
+    for file, name in names:
+        text = (REPOSITORY / file).read_text()
+        assert re.search(rf"^ *(def {name}\(|class {name}\b|{name}\b.* = )", text, re.MULTILINE), (
+            name
+        )
 
 
 def follow(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """The page `/kbo`: what it shows, what its buttons do, who may press them, what it costs."""
 
 import re
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
@@ -13,10 +14,15 @@ from sqlalchemy import event
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.operate.markers import is_paused, store_alerts
+from kbo_pipeline.operate.markers import Poll, is_paused, store_alerts, write_poll
 from kbo_pipeline.operate.processes.dashboard.page import Reader, render
 from kbo_pipeline.operate.runs.live import forget_live, reporting
-from kbo_pipeline.operate.runs.progress import EXTRACT_TAG
+from kbo_pipeline.operate.runs.progress import (
+    ASSETS_OF_JOBS,
+    EXTRACT_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+)
 from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
 from kbo_pipeline_tests.support.processes import web_server
 from kbo_pipeline_tests.support.server import Server
@@ -113,7 +119,7 @@ def test_a_new_installation_says_what_comes_next(
     store_alerts(instance, [])
     shown = page(server)
     assert "Nothing has been imported yet" in shown.text
-    assert "no account for the portal is set (KBO_USERNAME, KBO_PASSWORD)" in shown.text
+    assert "no account for the portal is set (KBO_USERNAME, KBO_PASSWORD in .env)" in shown.text
     assert f"ZIPs in {settings.inbox_dir} are imported at any time" in shown.text
     assert [form["action"] for form in shown.all("form")] == ["/kbo/pause"]
 
@@ -193,17 +199,78 @@ def test_alerts_of_others_are_text(server: Server, instance: dg.DagsterInstance)
     assert "Alerts" not in page(server).text
 
 
+def test_a_failure_says_once_why_what_is_next_and_what_readers_have(
+    server: Server, instance: dg.DagsterInstance
+) -> None:
+    year = grown(instance)
+    instance.add_dynamic_partitions("kbo_extracts", [str(UPDATE)])
+    tags = {EXTRACT_TAG: str(UPDATE)}
+    run_id = year.run("stage_extract", [], [], tags, dg.DagsterRunStatus.FAILURE)
+    error = f"run {run_id} ended without a failed step; see it in the UI"
+    step = f"fix the cause, then kbo retry {UPDATE}"
+    alerts = [
+        {"kind": "failed", "extract": str(key), "error": why, "command": step}
+        for key, why in ((UPDATE, error), (UPDATE, "an earlier one"), (FULL, "published since"))
+    ]
+    store_alerts(instance, alerts)
+    shown = page(server)
+    assert shown.text.count(error) == 1
+    assert shown.text.count(step) == 1 and "an earlier one" not in shown.text
+    assert "published since" not in shown.text
+    assert "Next: Retry goes on where it stopped; if rows of the staging file are" in shown.text
+    assert f"Readers have{FULL}" in shown.text
+    assert [form["action"] for form in shown.all("form")] == [f"/kbo/retry/{UPDATE}", "/kbo/pause"]
+    year.run("stage_extract", [], [], tags, dg.DagsterRunStatus.STARTED)  # it is at work again
+    shown = page(server)
+    assert "Alerts" not in shown.text and "Next:" not in shown.text
+    store_alerts(instance, [])
+
+
+def test_what_failed_before_it_was_staged_again_has_not_failed(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    year = grown(instance)
+    year.import_extract(UPDATE, ["stage_extract"])
+    batches = [f"{UPDATE}-0001", f"{UPDATE}-0002"]
+    span = {RANGE_START_TAG: batches[0], RANGE_END_TAG: batches[1], EXTRACT_TAG: str(UPDATE)}
+    failure = dg.DagsterRunStatus.FAILURE
+    year.run("apply_batches", ASSETS_OF_JOBS["apply_batches"], batches, span, failure)
+    year.write()
+    reader = Reader(instance, settings)
+    shown = reader.read()
+    assert shown.status is not None and shown.status.status == "failed"
+    assert [batch.key for batch in shown.failed] == batches
+    year.import_extract(UPDATE, ["stage_extract"])
+    year.write()
+    shown = reader.read()
+    assert shown.status is not None and shown.status.status == "pending"
+    assert shown.failed == []
+
+
 def test_the_last_thirty_are_listed_with_links(
     server: Server, instance: dg.DagsterInstance
 ) -> None:
     grown(instance, updates=34)
     shown = page(server)
-    assert "Up to date" in shown.text and "0174-update" in shown.text
+    assert "All published" in shown.text and "0174-update" in shown.text
     assert "Nothing is at work" in shown.text
     links = [str(link["href"]) for link in shown.all("a")]
     listed = {link for link in links if "published_extract?" in link}
     assert len(listed) == 30
     assert "/assets/published_extract?view=partitions&partition=0145-update" in listed
+
+
+def test_only_the_portal_can_say_that_it_is_up_to_date(
+    server: Server, instance: dg.DagsterInstance
+) -> None:
+    grown(instance)
+    shown = page(server)
+    assert "All published" in shown.text and "Nobody looks for newer extracts" in shown.text
+    now = time.time()
+    write_poll(instance, Poll(now, now + 60, "0140-full is the newest"))
+    assert "Up to date" in page(server).text
+    write_poll(instance, Poll(now, now + 60, "no answer", is_failed=True))
+    assert "All published" in page(server).text
 
 
 def test_pause_and_resume_do_and_say_what_the_commands_do(

@@ -1,6 +1,7 @@
 """`kbo doctor`: each thing that it looks at is broken once, for real, and it must say so."""
 
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
 from kbo_pipeline.cli import main
+from kbo_pipeline.core.errors import StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.places import DuckDBFile
@@ -39,6 +41,7 @@ from kbo_pipeline.definitions import defs
 from kbo_pipeline.operate.markers import Poll, add_lost, pause
 from kbo_pipeline.operate.processes.start import start_lock
 from kbo_pipeline.operate.repair import dagster_checks, doctor, findings
+from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.operate.repair.dagster_checks import Installation
 from kbo_pipeline.operate.repair.doctor import diagnose
 from kbo_pipeline.operate.repair.findings import Finding
@@ -337,7 +340,13 @@ def test_a_sensor_that_was_stopped_fails_or_is_silent_is_told(bench: Bench) -> N
     states = {}
     for name in (
         *("kbo_extract_sensor", "inbox_sensor", "apply_when_staged", "publish_when_applied"),
-        *("alert_sensor", "retention_sensor", "verify_when_at_hand"),  # not what is off by itself
+        *(
+            "alert_sensor",
+            "retention_sensor",
+            "verify_when_at_hand",
+            "proof_sensor",
+            "index_when_published",
+        ),  # not what is off by itself
     ):
         states[name] = instance.add_instigator_state(
             InstigatorState(
@@ -524,6 +533,40 @@ def test_a_stale_register_is_a_warning(bench: Bench, monkeypatch: pytest.MonkeyP
     assert list(bench.look(dagster_checks.check_freshness)) == []
     bench.settings = dataclasses.replace(bench.settings, stale_hours=0)
     assert only(bench.look(dagster_checks.check_freshness)).severity == "warning"
+
+
+def write_proof(settings: Settings, days: int, rows_differing: int) -> None:
+    settings.proofs_dir.mkdir(exist_ok=True)
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+    content = {
+        "published": "0141-update",
+        "verified_at": moment.isoformat(),
+        "rows_compared": 63,
+        "rows_differing": rows_differing,
+    }
+    (settings.proofs_dir / "0141.json").write_text(json.dumps(content))
+
+
+def test_a_register_that_differs_or_is_long_unproven_is_told(bench: Bench) -> None:
+    assert list(bench.look(dagster_checks.check_proof)) == []
+    write_proof(bench.settings, 9, 0)
+    (fine,) = bench.look(dagster_checks.check_proof)
+    assert (fine.severity, fine.text[:34]) == ("ok", "0141-update: equal to KBO's Full, ")
+    write_proof(bench.settings, 10, 0)
+    warned = only(bench.look(dagster_checks.check_proof))
+    assert (warned.severity, warned.text) == (
+        "warning",
+        "not compared with KBO's Full for 10 days",
+    )
+    write_proof(bench.settings, 0, 4)
+    differs = only(bench.look(dagster_checks.check_proof))
+    assert differs.severity == "error"
+    assert differs.text.startswith("0141-update: 4 rows differ from KBO's Full, compared on ")
+    (alert,) = (a for a in due_alerts(bench.instance, bench.settings, 0.0) if a.kind == "differs")
+    assert (alert.extract, alert.error) == ("0141-update", differs.text)
+    (bench.settings.proofs_dir / "0141.json").write_text("{")
+    with pytest.raises(StorageError, match=r"0141\.json: no proof can be read from it"):
+        list(bench.look(dagster_checks.check_proof))
 
 
 def test_a_look_that_fails_hides_no_other(

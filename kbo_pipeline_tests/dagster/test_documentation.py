@@ -34,7 +34,7 @@ OF_AN_ADMINISTRATOR = {"docker", "helm", "install", "kubectl", "ss", "sudo"}
 DAGSTER_AND_PYTHON = {"dagster", "pip", "pytest", "python", "run"}
 PROGRAMS = OF_THE_SYSTEM | OF_AN_ADMINISTRATOR | DAGSTER_AND_PYTHON
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-RECIPE = re.compile(r"^```\w+ kbo_pipeline/.*?^```$", re.MULTILINE | re.DOTALL)
+RECIPE = re.compile(r"^`\S+`:\n\n```\w+ kbo_pipeline/.*?^```$", re.MULTILINE | re.DOTALL)
 """A file that CONTRIBUTING.md tells people to make, or a change; a test of its own tries it."""
 
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -171,7 +171,9 @@ class Place:
         for name in ("pyproject.toml", "setup.cfg", "constraints.txt"):
             (directory / name).touch()  # older than what is installed: make installs nothing
             os.utime(directory / name, (0, 0))
-        return cls(directory, Pipeline(directory / "data"))
+        pipeline = Pipeline(directory / "data")
+        pipeline.prepare()
+        return cls(directory, pipeline)
 
     def run(self, written: Sequence[Command]) -> list[tuple[str, str]]:
         """Runs commands in one shell, one after the other; what each of them printed."""

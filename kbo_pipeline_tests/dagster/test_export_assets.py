@@ -1,8 +1,9 @@
-"""`parquet_export` and `full_verification` in Dagster, in this process: assets, check, sensors."""
+"""`parquet_export`, `search_index` and `full_verification` in Dagster, in this process."""
 
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ import kbo_pipeline.defs.sensors.inbox as inbox_module
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs.assets.after_publication import CHECK
-from kbo_pipeline.defs.sensors.chain import export_when_published, verify_when_at_hand
+from kbo_pipeline.defs.assets.published import FULL_CHECK
+from kbo_pipeline.defs.sensors.due import (
+    export_when_published,
+    index_when_published,
+    proof_sensor,
+    verify_when_at_hand,
+)
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.markers import pause, resume
+from kbo_pipeline.operate.runs.claims import last_in_queue
 from kbo_pipeline.operate.runs.partitions import register_extract
 from kbo_pipeline.operate.runs.progress import PUBLISHED
-from kbo_pipeline.read.export import MANIFEST
+from kbo_pipeline.read.index import MARK
+from kbo_pipeline.read.manifest import MANIFEST
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.server import running_server
@@ -67,9 +76,11 @@ def tell(instance: dg.DagsterInstance, key: ExtractKey) -> None:
     instance.report_runless_asset_event(event)
 
 
-def run(instance: dg.DagsterInstance, job: str, key: ExtractKey) -> dg.ExecuteInProcessResult:
+def run(
+    instance: dg.DagsterInstance, job: str, key: ExtractKey | None = None
+) -> dg.ExecuteInProcessResult:
     return defs.resolve_job_def(job).execute_in_process(
-        instance=instance, partition_key=str(key), raise_on_error=False
+        instance=instance, partition_key=str(key) if key is not None else None, raise_on_error=False
     )
 
 
@@ -125,6 +136,40 @@ def test_the_newest_extract_is_exported_with_its_numbers(
     assert {*(file["file"] for file in said["files"]), MANIFEST} == {
         path.name for path in directory.iterdir()
     }
+    (delta,) = settings.deltas_dir.iterdir()
+    (row,) = said["deltas"]
+    written = json.loads((delta / MANIFEST).read_text())
+    assert row == {
+        "directory": delta.name,
+        "rows_added": sum(table["added"] for table in written["tables"].values()),
+        "rows_removed": sum(table["removed"] for table in written["tables"].values()),
+        "bytes": sum(path.stat().st_size for path in delta.glob("*.parquet")),
+    }
+    assert (delta.name, row["rows_added"] > 0) == ("0140-full_0141-update", True)
+    assert said["content_hash"] == written["to"]["content_hash"]
+
+
+def test_the_search_index_is_made_when_it_is_not_that_of_the_newest_extract(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    assert index_when_published.default_status == dg.DefaultSensorStatus.RUNNING
+    (request,) = requests(index_when_published, instance)
+    assert (request.partition_key, request.tags) == (None, last_in_queue(UPDATE))
+    said = metadata(run(instance, "build_search_index"))
+    assert said["directory"] == str(settings.search_dir)
+    assert (said["extract"], said["privacy"], said["how"]) == ("0141-update", "full", "made")
+    assert said["documents"] > said["enterprises_written"] > 50
+    assert requests(index_when_published, instance) == []
+    assert metadata(run(instance, "build_search_index"))["how"] == "kept"
+    (settings.search_dir / MARK).unlink()
+    (again,) = requests(index_when_published, instance)
+    assert again.run_key is not None and request.run_key is not None
+    assert again.run_key.rsplit(":", 1)[0] == request.run_key.rsplit(":", 1)[0]  # then the hour
+    pause(settings)
+    assert requests(index_when_published, instance) == []
+    resume(settings)
+    settings.database_file.unlink()
+    assert requests(index_when_published, instance) == []
 
 
 def test_an_older_extract_is_not_exported(instance: dg.DagsterInstance, settings: Settings) -> None:
@@ -152,14 +197,14 @@ def test_exports_begin_when_somebody_switches_their_sensor_on(
 def test_a_full_of_the_same_number_is_compared_and_the_check_passes(
     instance: dg.DagsterInstance, settings: Settings, made: Path
 ) -> None:
-    file = full_at_hand(settings, made)
+    full_at_hand(settings, made)
     result = run(instance, "verify_full", UPDATE)
     said = metadata(result)
-    assert (said["full"], said["drift"]) == (file.name, 0)
+    assert (said["full"], said["drift"]) == ("0141-full", 0)
     by_table = {row["table"]: row for row in said["tables"]}
     assert by_table["activity"]["rows_in_zip"] == by_table["activity"]["rows_in_register"] > 100
     (check,) = result.get_asset_check_evaluations()
-    assert (check.check_name, check.passed) == (CHECK, True)
+    assert (check.check_name, check.passed) == (FULL_CHECK, True)
     assert str(check.description).startswith("0141-update: equal to 0141-full, ")
 
 
@@ -253,7 +298,7 @@ def test_by_themselves_a_dropped_full_is_compared_and_publications_are_exported(
         server.start_sensor("export_when_published")
         server.wait_for_run("verify_full", "SUCCESS")
         server.wait_for_run("export_parquet", "SUCCESS")
-        key = dg.AssetCheckKey(dg.AssetKey("full_verification"), CHECK)
+        key = dg.AssetCheckKey(dg.AssetKey("full_verification"), FULL_CHECK)
         records = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
         event = records[key].event
         assert event is not None
@@ -262,3 +307,91 @@ def test_by_themselves_a_dropped_full_is_compared_and_publications_are_exported(
     manifest = json.loads((tmp_path / "exports" / "current" / MANIFEST).read_text())
     assert manifest["extract"] == "0141-update"
     assert pipeline.kbo("verify", full).returncode == 0
+
+
+def days_ago(settings: Settings, days: int) -> None:
+    """Makes the first publication, and all proofs, so old."""
+    with duckdb.connect(str(settings.database)) as connection:
+        connection.execute(
+            "UPDATE import_jobs SET completed_at = now() - to_days($days::INTEGER)", {"days": days}
+        )
+    for file in settings.proofs_dir.glob("*.json"):
+        content = json.loads(file.read_text())
+        moment = datetime.now(UTC) - timedelta(days=days)
+        file.write_text(json.dumps(content | {"verified_at": moment.isoformat()}))
+
+
+@pytest.fixture
+def quiet_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kbo_pipeline.defs.sensors.due._BUSY_HOURS", range(0))
+
+
+def skipped(instance: dg.DagsterInstance) -> str:
+    with dg.build_sensor_context(instance) as context:
+        told = proof_sensor(context)
+    assert isinstance(told, dg.SkipReason)
+    return str(told.skip_message)
+
+
+@pytest.mark.usefixtures("quiet_hour")
+def test_the_newest_number_is_compared_each_week(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "KBO_USERNAME, KBO_PASSWORD: not set" in skipped(instance)
+    monkeypatch.setenv("KBO_USERNAME", "somebody")
+    monkeypatch.setenv("KBO_PASSWORD", "secret")
+    assert "nothing is compared yet; next in" in skipped(instance)
+    days_ago(settings, 8)
+    (request,) = requests(proof_sensor, instance)
+    assert (request.partition_key, str(request.run_key)[:6]) == ("0141-update", "prove:")
+    assert request.tags["dagster/priority"] == last_in_queue(UPDATE)["dagster/priority"]
+    assert requests(proof_sensor, instance)[0].run_key == request.run_key  # once a day
+    full_at_hand(settings, made)
+    run(instance, "verify_full", UPDATE)
+    assert "0141-update: equal to KBO's Full" in skipped(instance)
+    days_ago(settings, 6)
+    assert "next in" in skipped(instance)
+    days_ago(settings, 8)
+    assert len(requests(proof_sensor, instance)) == 1
+    monkeypatch.setenv("KBO_PROVE_DAYS", "0")
+    assert skipped(instance) == "KBO_PROVE_DAYS is 0: nothing is compared by itself"
+
+
+def test_no_full_is_fetched_in_the_hours_in_which_kbo_publishes(
+    instance: dg.DagsterInstance, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KBO_USERNAME", "somebody")
+    monkeypatch.setenv("KBO_PASSWORD", "secret")
+    monkeypatch.setattr("kbo_pipeline.defs.sensors.due._BUSY_HOURS", range(24))
+    days_ago(settings, 8)
+    assert skipped(instance) == "0141-update is to be compared with its Full after 24:00"
+    pause(settings)
+    assert skipped(instance).startswith("paused")
+
+
+def test_a_full_is_fetched_to_be_compared_and_removed(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless the register could not be made again without it: then it is kept."""
+    with StandInPortal(made / "zips") as portal:
+        monkeypatch.setenv("KBO_PORTAL_URL", portal.url)
+        monkeypatch.setenv("KBO_USERNAME", "demo")
+        monkeypatch.setenv("KBO_PASSWORD", "demo")
+        for key in (FIRST, UPDATE):
+            for file in (made / "zips").glob(f"*_{key.number:04d}_*_{key.type.title()}.zip"):
+                settings.downloads_dir.mkdir(exist_ok=True)
+                shutil.copy(file, settings.downloads_dir)
+        assert metadata(run(instance, "verify_full", UPDATE))["drift"] == 0
+        names = {file.name for file in settings.downloads_dir.glob("*.zip")}
+        assert len(names) == 2 and not (settings.work_dir / "proving").exists()
+        for file in settings.downloads_dir.glob("*.zip"):
+            file.unlink()
+        assert metadata(run(instance, "verify_full", UPDATE))["drift"] == 0
+        (kept,) = settings.downloads_dir.glob("*.zip")
+        assert kept.name.endswith("_Full.zip") and "_0141_" in kept.name

@@ -12,7 +12,7 @@ import pytest
 
 import kbo_pipeline
 from kbo_pipeline.operate import insides
-from kbo_pipeline.operate.insides import INSIDES, Inside
+from kbo_pipeline_tests.support.insides import INSIDES, Inside
 
 PACKAGE = Path(kbo_pipeline.__file__).parent
 PUBLIC = {"dagster", "dagster_duckdb", "dagster_postgres", "dagster_webserver"}

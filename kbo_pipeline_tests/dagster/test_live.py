@@ -9,10 +9,9 @@ import dagster as dg
 import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.progress import part_of, steps_of
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.core.shares import part_of, steps_of
-from kbo_pipeline.operate.runs.estimate import DEFAULT_SECONDS
-from kbo_pipeline.operate.runs.live import forget_live, read_live, reporting
+from kbo_pipeline.operate.runs.live import DEFAULT_SECONDS, forget_live, read_live, reporting
 
 KEY = ExtractKey(140, "full")
 
@@ -55,6 +54,29 @@ def test_a_share_never_goes_back_within_a_run_nor_where_batches_stay(settings: S
         report(0.1, "again")
     live = read_live(settings, KEY)
     assert live is not None and live.share < 0.2 and live.spent.keys() == {"downloading"}
+
+
+def test_an_import_that_begins_again_fills_the_rest_of_the_bar(settings: Settings) -> None:
+    usual = DEFAULT_SECONDS["full"]
+
+    def overall() -> float:
+        live = read_live(settings, KEY)
+        assert live is not None
+        return live.overall(live.stage, live.share)
+
+    reached = 0.0
+    for run_id in ("one", "two", "three"):
+        with reporting(settings, KEY, run_of(run_id), "downloading", usual):
+            pass
+        assert reached <= overall() < reached + 0.02
+        with reporting(settings, KEY, run_of(run_id), "staging") as report:
+            report(0.9, "sorting")
+        assert reached + 0.5 * (1 - reached) < overall() < 1
+        reached = overall()
+    forget_live(settings, KEY)  # it is rolled back
+    with reporting(settings, KEY, run_of("four"), "downloading", usual):
+        pass
+    assert overall() < 0.02
 
 
 def test_how_long_stages_usually_take_stays_for_the_whole_import(settings: Settings) -> None:

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, text
 
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey, import_order
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs.sensors import portal
-from kbo_pipeline.defs.sensors.alerts import alert_sensor
-from kbo_pipeline.defs.sensors.chain import apply_when_staged
+from kbo_pipeline.defs.sensors import due
+from kbo_pipeline.defs.sensors.due import apply_when_staged
+from kbo_pipeline.defs.sensors.upkeep import alert_sensor
 from kbo_pipeline.fetch.inbox import InboxFile, in_number_order
 from kbo_pipeline.operate.processes.children import alert_log
 from kbo_pipeline.operate.repair import dagster_checks
@@ -31,6 +31,7 @@ from kbo_pipeline.operate.runs.progress import (
     EXTRACT_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    READING_JOBS,
     ROLLBACK_JOB,
     Progress,
     job_of,
@@ -151,7 +152,7 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
         waits = apply_when_staged(context)
     assert isinstance(waits, dg.SkipReason)
     assert waits.skip_message == f"{UPDATE} is cancelled; kbo retry {UPDATE} continues it"
-    assert not portal._is_startable(settings, progress, UPDATE)
+    assert not due._is_startable(settings, progress, UPDATE)
     found = read_status(instance, settings, UPDATE)
     assert (found.status, is_over(instance, found)) == ("cancelled", True)
     said = list(dagster_checks.check_extracts(Installation(settings, instance, None, tuple)))
@@ -242,6 +243,27 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     add_newer(instance)
     found = read_status(instance, settings, UPDATE)
     assert found.words == f"rolled back; kbo retry {UPDATE} imports it again"
+
+
+@pytest.mark.parametrize(
+    "status", [STATUS.STARTED, STATUS.SUCCESS, STATUS.FAILURE, STATUS.CANCELED]
+)
+@pytest.mark.parametrize("job", sorted(READING_JOBS))
+def test_a_run_that_only_reads_does_not_change_where_an_extract_stands(
+    instance: dg.DagsterInstance, settings: Settings, job: str, status: dg.DagsterRunStatus
+) -> None:
+    add(instance, status, {EXTRACT_TAG: str(UPDATE)}, job)
+    assert read_status(instance, settings, UPDATE).status == "pending"
+    assert Progress(instance).cancelled == set()
+    add(instance, STATUS.SUCCESS, {EXTRACT_TAG: str(UPDATE)}, ROLLBACK_JOB)
+    add(instance, status, {EXTRACT_TAG: str(UPDATE)}, job)
+    found = read_status(instance, settings, UPDATE)
+    assert found.words == f"rolled back; kbo retry {UPDATE} imports it again"
+    assert is_over(instance, found)
+    add(instance, STATUS.CANCELED, {EXTRACT_TAG: str(UPDATE)})
+    add(instance, status, {EXTRACT_TAG: str(UPDATE)}, job)
+    assert read_status(instance, settings, UPDATE).status == "cancelled"
+    assert Progress(instance).cancelled == {UPDATE}
 
 
 def alert_tick(instance: dg.DagsterInstance) -> str:

@@ -16,9 +16,9 @@ from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.definitions import defs
-from kbo_pipeline.defs.sensors import portal
-from kbo_pipeline.defs.sensors.alerts import alert_sensor
-from kbo_pipeline.defs.sensors.portal import kbo_extract_sensor
+from kbo_pipeline.defs.sensors import due
+from kbo_pipeline.defs.sensors.due import kbo_extract_sensor
+from kbo_pipeline.defs.sensors.upkeep import alert_sensor
 from kbo_pipeline.operate.markers import read_poll
 from kbo_pipeline.operate.processes.programs import env_file_without_account
 from kbo_pipeline.operate.repair.alerts import due_alerts
@@ -47,8 +47,8 @@ class World:
 
     def start_again(self) -> None:
         """A new code server: it has not asked yet, and has no session."""
-        self.patch.setattr(portal, "_asked_on_start", False)
-        self.patch.setattr(portal, "_portal", None)
+        self.patch.setattr(due, "_asked_on_start", False)
+        self.patch.setattr(due, "_portal", None)
 
     def tick(self) -> tuple[list[str], str]:
         """The extracts that a tick starts, and what it says."""

@@ -38,6 +38,7 @@ from kbo_pipeline.operate.processes.postgres import (
     sqlalchemy_url,
 )
 from kbo_pipeline.sample.extracts import Sample
+from kbo_pipeline_tests.support.commands import copy_cluster
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.postgres import (
     PASSWORD,
@@ -51,12 +52,15 @@ from kbo_pipeline_tests.support.postgres import (
 
 ROOT = Path(kbo_pipeline.__file__).parents[1]
 
+# It looks up now and then: a signal in the instant before `read` enters the kernel is noted, and
+# Python would do nothing about it until `read` returns (one of 1,500, Python 3.11).
 USER = """
-import sys
+import select, sys
 from pathlib import Path
 from kbo_pipeline.operate.processes.postgres import embedded_server_url
 print(embedded_server_url(Path(sys.argv[1])), flush=True)
-sys.stdin.read()
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    pass
 """
 
 USER_THAT_FORKS = """
@@ -175,9 +179,17 @@ def start() -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
+def new(tmp_path: Path) -> Iterator[Path]:
+    """A directory in which there is nothing yet."""
     with embedded(tmp_path / "postgres") as path:
         yield path
+
+
+@pytest.fixture
+def directory(new: Path) -> Path:
+    """A directory with a database cluster, whose server does not run."""
+    copy_cluster(new)
+    return new
 
 
 def starts(directory: Path) -> int:
@@ -185,20 +197,20 @@ def starts(directory: Path) -> int:
 
 
 def test_the_first_process_starts_the_server_and_the_last_stops_it(
-    directory: Path, start: Callable[..., Process]
+    new: Path, start: Callable[..., Process]
 ) -> None:
-    first = start(USER, directory)
+    first = start(USER, new)
     url = first.line()
     connect(url).close()
-    second = start(USER, directory)
+    second = start(USER, new)
     assert second.line() == url
-    assert starts(directory) == 1
+    assert starts(new) == 1
     first.end()
     connect(url).close()
     second.end()
-    assert server(directory) is None
-    assert not (directory / "data" / "postmaster.pid").exists()
-    assert "database system is shut down" in (directory / "log").read_text()
+    assert server(new) is None
+    assert not (new / "data" / "postmaster.pid").exists()
+    assert "database system is shut down" in (new / "log").read_text()
 
 
 def test_a_killed_process_does_not_keep_the_server(
@@ -323,33 +335,33 @@ def test_a_copied_data_directory_has_a_server_of_its_own(tmp_path: Path, how: st
 
 
 def test_a_cluster_is_moved_aside_unless_somebody_uses_it(
-    directory: Path, start: Callable[..., Process]
+    new: Path, start: Callable[..., Process]
 ) -> None:
-    assert move_aside(directory) is None
-    user = start(USER, directory)
+    assert move_aside(new) is None
+    user = start(USER, new)
     connect(user.line()).close()
     with pytest.raises(StorageError, match="is in use; end kbo start"):
-        move_aside(directory)
+        move_aside(new)
     user.end()
-    (directory / "data.aside-1").mkdir()
-    aside = directory / "data.aside-2"
-    assert move_aside(directory) == aside
-    assert moved_aside(directory) == [directory / "data.aside-1", aside]
+    (new / "data.aside-1").mkdir()
+    aside = new / "data.aside-2"
+    assert move_aside(new) == aside
+    assert moved_aside(new) == [new / "data.aside-1", aside]
     assert (aside / "PG_VERSION").exists()
-    assert not (directory / "data").exists()
+    assert not (new / "data").exists()
 
 
 def test_processes_of_the_same_instant_get_one_server_and_leave_none(
-    directory: Path, start: Callable[..., Process]
+    new: Path, start: Callable[..., Process]
 ) -> None:
-    processes = [start(USER, directory) for _ in range(4)]
+    processes = [start(USER, new) for _ in range(4)]
     assert len({process.line() for process in processes}) == 1
-    assert starts(directory) == 1
+    assert starts(new) == 1
     for process in processes:
         process.close_input()
     for process in processes:
         assert process.popen.wait(timeout=60) == 0
-    assert server(directory) is None
+    assert server(new) is None
 
 
 def test_who_comes_while_the_last_one_leaves_has_a_server(
@@ -611,7 +623,9 @@ def test_every_command_says_within_seconds_that_postgres_stands_still(pipeline: 
     try:
         began = time.monotonic()
         with ThreadPoolExecutor(len(commands)) as together:
-            ended = list(together.map(lambda words: pipeline.kbo(*words, check=False), commands))
+            ended = list(
+                together.map(lambda words: pipeline.kbo_process(*words, check=False), commands)
+            )
         # The limit, and the time that so many processes take to begin beside each other.
         assert time.monotonic() - began < 90
     finally:

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import exclusive_lock
 from kbo_pipeline.core.settings import Settings, load_settings
-from kbo_pipeline.defs.sensors import retention
-from kbo_pipeline.defs.sensors.retention import old_extracts, remove_extract, retention_sensor
+from kbo_pipeline.defs.sensors import upkeep
+from kbo_pipeline.defs.sensors.upkeep import old_extracts, remove_extract, retention_sensor
 from kbo_pipeline.fetch.zips import remove_old_zips
 from kbo_pipeline.operate.runs.claims import claim_file
 from kbo_pipeline.operate.runs.partitions import (
@@ -163,7 +163,7 @@ def test_a_run_over_batches_of_a_later_extract_too_stays_with_its_events(
 def test_a_tick_ends_in_time_and_the_next_goes_on(
     instance: dg.DagsterInstance, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_SECONDS_A_TICK", 0.0)
+    monkeypatch.setattr(upkeep, "_SECONDS_A_TICK", 0.0)
     assert [tick(instance) for _ in range(5)] == [
         *(f"removed: {key}" for key in KEYS[:4]),
         "nothing is too old",
@@ -195,11 +195,11 @@ def test_killed_in_the_middle_the_next_tick_goes_on(
     def killed(*_: object, **__: object) -> None:
         raise SystemExit(9)
 
-    monkeypatch.setattr(retention, "forget_extract", killed)
+    monkeypatch.setattr(upkeep, "forget_extract", killed)
     with pytest.raises(SystemExit):
         remove_extract(instance, settings, KEYS[0])
     assert old_extracts(Progress(instance), 5) == [KEYS[0]]  # though five are published
-    monkeypatch.setattr(retention, "forget_extract", forget_extract)
+    monkeypatch.setattr(upkeep, "forget_extract", forget_extract)
     tick(instance)
     assert mentions(instance, KEYS[0]) == {}
 

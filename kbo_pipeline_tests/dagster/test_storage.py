@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy import event
 
 from kbo_pipeline.commands.runs import import_extract
+from kbo_pipeline.core.errors import SettingsError
 from kbo_pipeline.core.extracts import BatchKey
 from kbo_pipeline.core.settings import load_settings
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.fetch.archive import read_extract
-from kbo_pipeline.operate.instance import INSTANCE_FILE
+from kbo_pipeline.operate.instance import INSTANCE_FILE, prepare_dagster_home
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline, materializations
 
@@ -66,3 +68,13 @@ def test_a_dagster_yaml_that_names_the_modules_of_before_is_opened(tmp_path: Pat
     code = "import dagster as dg; i = dg.DagsterInstance.get(); print(i.get_runs(), i.run_launcher)"
     out = pipeline.run("-c", code).stdout
     assert out.startswith("[] ") and "KboRunLauncher" in out
+
+
+@pytest.mark.parametrize("name", ["data [old]", "data*"])
+def test_a_directory_in_which_dagster_would_silently_use_sqlite_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    settings = load_settings({"KBO_DATA_DIR": str(tmp_path / name)})
+    with pytest.raises(SettingsError, match="Dagster does not find its configuration"):
+        prepare_dagster_home(settings)
+    assert not (tmp_path / name).exists()

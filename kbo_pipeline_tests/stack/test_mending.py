@@ -135,7 +135,7 @@ def test_rebuild_dagster_puts_a_damaged_database_aside_and_tells_a_new_one_every
         )
         staged = staging_file(pipeline.directory / "staging", NEXT)
         sound = damage(staged, BAD)
-        assert pipeline.kbo("retry", str(NEXT), check=False).returncode == 1
+        assert pipeline.finish(str(NEXT)).returncode == 1
         sound.rename(staged)
         in_use = pipeline.kbo("rebuild", "--dagster", check=False)
         assert "the embedded PostgreSQL is in use; end kbo start" in in_use.stderr
@@ -178,7 +178,7 @@ def test_kbo_start_makes_good_what_was_lost_while_it_was_away(
         )
         staged = staging_file(pipeline.directory / "staging", NEXT)
         sound = damage(staged, BAD)
-        assert pipeline.kbo("retry", str(NEXT), check=False).returncode == 1
+        assert pipeline.finish(str(NEXT)).returncode == 1
         applied = read_recorded(instance).applied[NEXT]
         assert len(applied) == 4
         sound.rename(staged)

@@ -208,7 +208,7 @@ def test_half_applied_with_failed_batches(pipeline: Pipeline, zips: list[Path]) 
             *("--select", f"extract_zip,{staging_assets}", "--partition", FULL),
         )
         damage(pipeline.directory / "staging" / f"{FULL}.duckdb", BAD)
-        assert "2 of 6 batches failed" in pipeline.kbo("retry", FULL, check=False).stderr
+        assert "2 of 6 batches failed" in pipeline.finish(FULL).stderr
         batches = instance.get_dynamic_partitions("kbo_batches")
 
         pipeline.kbo("rollback", FULL)

@@ -36,18 +36,19 @@ def assert_published(pipeline: Pipeline, number: int) -> None:
 @pytest.mark.rare
 def test_commands_import_the_true_state_of_each_extract(stock: Pipeline, tmp_path: Path) -> None:
     with stock.instance():
-        stock.kbo("import", SAMPLE.write_full(tmp_path, 140))
+        stock.kbo_process("import", SAMPLE.write_full(tmp_path, 140))
         assert_published(stock, 140)
         update = SAMPLE.write_update(tmp_path, 141)
         for _ in range(2):
-            stock.kbo("import", update)
+            stock.kbo_process("import", update)
             assert_published(stock, 141)
-            stock.kbo("rollback", "0141-update")
+            stock.kbo_process("rollback", "0141-update")
             assert_published(stock, 140)
-        stock.kbo("import", SAMPLE.write_full(tmp_path, 142))
+        stock.kbo_process("import", SAMPLE.write_full(tmp_path, 142))
     assert_published(stock, 142)
 
 
+@pytest.mark.rare
 def test_a_server_takes_the_inbox_and_goes_on_after_a_killed_worker(
     stock: Pipeline, tmp_path: Path
 ) -> None:

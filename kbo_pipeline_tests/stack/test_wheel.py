@@ -62,6 +62,7 @@ def test_the_wheel_holds_the_package_with_its_files_and_no_tests(wheel: Path) ->
     assert not [name for name in names if "kbo_pipeline_tests" in name]
 
 
+@pytest.mark.rare
 def test_the_installed_wheel_samples_imports_and_serves_anywhere(
     wheel: Path, tmp_path: Path
 ) -> None:

@@ -17,8 +17,8 @@ from sqlalchemy import text
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import load_settings
-from kbo_pipeline.defs.sensors.chain import apply_when_staged, publish_when_applied
-from kbo_pipeline.defs.sensors.retention import old_extracts, remove_extract
+from kbo_pipeline.defs.sensors.due import apply_when_staged, publish_when_applied
+from kbo_pipeline.defs.sensors.upkeep import old_extracts, remove_extract
 from kbo_pipeline.operate.runs.progress import ASSETS_OF_JOBS, Progress
 from kbo_pipeline.operate.runs.status import read_status
 from kbo_pipeline_tests.support.pipeline import Pipeline

@@ -2,7 +2,8 @@
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from unittest.mock import patch
 
 import duckdb
 
-from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
+from kbo_pipeline.apply.register import Register, open_register_to_copy, open_register_to_write
 from kbo_pipeline.core.extracts import ExtractKey, LedgerEntry, read_ledger_entries
 from kbo_pipeline.core.lake import attach_lake
 from kbo_pipeline.core.places import DuckDBFile, Lake, Place
@@ -19,6 +20,7 @@ from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.core.tables import Privacy, Table
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.operate.repair.witness import Recorded, RepairPlan, look, repair_files
+from kbo_pipeline.publish.correction import Repair, begin_repair
 from kbo_pipeline.publish.publish import CheckResult, Publication, Rollback, publish, rollback
 from kbo_pipeline.read.published import content_hash, published_state_of
 from kbo_pipeline.read.register import PublishedRegister, read_register
@@ -26,6 +28,12 @@ from kbo_pipeline.stage.staged import Staged, open_staged
 from kbo_pipeline.stage.staging import stage
 from kbo_pipeline_tests.support.lakes import ASKED_FOR, lake_of, variables
 from kbo_pipeline_tests.support.zips import Row
+
+THREADS: int | None = None
+"""Of DuckDB in a `Core` that says nothing else; None for as many as there are processors.
+
+The tests take one: on small extracts a second only takes time from other tests.
+"""
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Core:
     privacy: Privacy = "full"
     checks: list[CheckResult] = field(default_factory=list)
     shared: Lake | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if ASKED_FOR and self.shared is None:
@@ -112,7 +121,7 @@ class Core:
 
     def stage(self, zip_file: Path) -> Staged:
         """Stages a ZIP."""
-        with duckdb.connect(":memory:") as connection:
+        with self._connect() as connection:
             return stage(
                 connection,
                 self.all_settings(),
@@ -122,11 +131,15 @@ class Core:
                 max_faulty_rows=self.max_faulty_rows,
             )
 
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        threads = self.threads or THREADS
+        return duckdb.connect(":memory:", config={"threads": threads} if threads else {})
+
     @contextmanager
     def staged(self, key: ExtractKey) -> Iterator[tuple[duckdb.DuckDBPyConnection, Staged]]:
         """Opens the staging file of an extract."""
         with (
-            duckdb.connect(":memory:") as connection,
+            self._connect() as connection,
             open_staged(connection, self.staging_dir, key) as staged,
         ):
             yield connection, staged
@@ -135,8 +148,8 @@ class Core:
     def applying(self, key: ExtractKey) -> Iterator[tuple[Register, Staged]]:
         """Opens the register at work with a staged extract, whose job is begun."""
         with (
-            duckdb.connect(":memory:") as connection,
-            open_register(connection, self.register) as register,
+            self._connect() as connection,
+            open_register_to_write(connection, self.register) as register,
             register.importing(self.staging_dir, key) as staged,
         ):
             yield register, staged
@@ -144,7 +157,7 @@ class Core:
     def publish(self, key: ExtractKey, *, accept_loss: bool = False) -> Publication:
         """Publishes an extract."""
         self.checks.clear()
-        with duckdb.connect(":memory:") as connection:
+        with self._connect() as connection:
             return publish(
                 connection,
                 self.all_settings(),
@@ -155,14 +168,29 @@ class Core:
 
     def rollback(self, key: ExtractKey) -> Rollback:
         """Undoes an extract."""
-        with duckdb.connect(":memory:") as connection:
+        with self._connect() as connection:
             return rollback(connection, self.all_settings(), key)
+
+    def repair(self, zip_file: Path) -> Repair:
+        """Repairs the newest number by its Full; what beginning it did."""
+        key = self.stage(zip_file).extract.key
+        begun = self.begin_repair(key)
+        with self.applying(key) as (register, staged):
+            for batch in staged.batches:
+                register.apply(staged, batch)
+        self.publish(key)
+        return begun
+
+    def begin_repair(self, key: ExtractKey) -> Repair:
+        """Undoes the newest extract for a staged Full of its number."""
+        with self._connect() as connection:
+            return begin_repair(connection, self.all_settings(), key)
 
     def mend(self, recorded: Recorded) -> RepairPlan:
         """Makes register and published file agree; what was found, and what is left to be done."""
         settings = load_settings(self.settings, self.directory)
         with (
-            duckdb.connect(":memory:") as connection,
+            self._connect() as connection,
             open_register_to_copy(connection, self.register, lock_timeout=0.0) as attach,
         ):
             remedy = look(connection, settings, recorded)
@@ -194,6 +222,40 @@ class Core:
     def content_hash(self) -> str:
         with self.read() as reader:
             return content_hash(reader)
+
+
+@dataclass
+class ImportedOnce:
+    """ZIPs of which each series is imported once, in `directory`, and then copied."""
+
+    directory: Path
+    zips: Mapping[ExtractKey, Path]
+    _made: dict[tuple[object, ...], Path] = field(default_factory=dict)
+
+    def into(self, core: Core, *keys: ExtractKey) -> list[str]:
+        """Gives an empty data directory these extracts; the content's hash after each of them."""
+        if core.shared is not None:  # another lake cannot be copied
+            hashes = []
+            for key in keys:
+                core.import_zip(self.zips[key])
+                hashes.append(core.content_hash())
+            return hashes
+        series = [self._after(core, keys[: place + 1]) for place in range(len(keys))]
+        if series:
+            shutil.copytree(series[-1], core.directory)
+        return [hash_of(directory / core.database.name) for directory in series]
+
+    def _after(self, like: Core, keys: tuple[ExtractKey, ...]) -> Path:
+        """The data directory after these extracts, imported with the settings of another."""
+        settings = (like.batch_rows, like.max_batches, like.keep_published, like.max_faulty_rows)
+        place = (*settings, *keys)
+        if place not in self._made:
+            core = replace(like, directory=self.directory / str(len(self._made)), checks=[])
+            if keys[1:]:
+                shutil.copytree(self._after(like, keys[:-1]), core.directory)
+            core.import_zip(self.zips[keys[-1]])
+            self._made[place] = core.directory
+        return self._made[place]
 
 
 def open_to_read(place: Lake) -> duckdb.DuckDBPyConnection:

@@ -1,6 +1,6 @@
 """GraphQL that costs too much, and some that changes or follows something."""
 
-from kbo_pipeline.operate.processes.query_limits import (
+from kbo_pipeline.operate.processes.webserver import (
     MAX_ALIASES,
     MAX_CHARACTERS,
     MAX_DEPTH,

@@ -145,7 +145,7 @@ def running_server(pipeline: Pipeline, *options: str, cwd: Path = REPOSITORY) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pipeline.directory.mkdir(parents=True, exist_ok=True)
+    pipeline.prepare()
     log = (pipeline.directory / "start.log").open("w+")
     with log:
         process = subprocess.Popen(

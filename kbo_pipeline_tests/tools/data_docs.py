@@ -5,9 +5,10 @@ from pathlib import Path
 
 import duckdb
 
-from kbo_pipeline.core.schema import create_ledger, create_register_table
+from kbo_pipeline.core.database import Database
+from kbo_pipeline.core.schema import create
 from kbo_pipeline.core.tables import ADDRESS, ALL_TABLES, ENTERPRISE, Column, Table
-from kbo_pipeline.read.views import PROFILE, view_queries
+from kbo_pipeline.read.views import ACTIVITY_GROUPS, INVOICING, PROFILE, create_views
 from kbo_pipeline_tests.support import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "data.md"
@@ -38,12 +39,29 @@ _MEANINGS = {
     "snapshot_date": "The data is as of the end of this day.",
     "source": "The source line to show with the data.",
     "privacy": "Who is in the views: `full`, or `legal-persons`.",
+    "proven_extract_number": "Number of the newest extract at which the register was equal to KBO's"
+    " Full; `NULL` if nobody has compared.",
+    "proven_at": "When that was.",
+    "participant_id": "Its identifier as a participant in Peppol: `0208:` and ten digits.",
+    "address_of": "Number of the enterprise if the address is its seat, or of the establishment"
+    " unit whose address it is; `NULL` if there is none.",
+    "last_extract_number": "Number of the last extract that had it.",
+    "last_snapshot_date": "Date of that extract: the enterprise was last seen on it.",
+    "stopped_at_extract": "Number of the extract in which it went.",
+} | {
+    f"has_{word}_activities": f"Whether it or a unit of it has an activity of group {code}."
+    for code, word in ACTIVITY_GROUPS.items()
 }
 _VIEWS = {
     PROFILE: "One row for each enterprise, with what the other tables say about it.",
+    INVOICING: "One row for each enterprise, with what [an invoice](#invoicing) to it needs.",
     "activity_described": "One row for each activity, with the meaning of its codes.",
     "nace": "One row for each NACE code of each version.",
     "source": "One row: the source of the data.",
+}
+_MACROS = {
+    "stopped_enterprise": "One row for each enterprise that had gone by extract *n*, as it was at"
+    " last.",
 }
 
 
@@ -68,7 +86,9 @@ def diagram() -> str:
 def tables() -> str:
     """All tables and views, column by column."""
     parts = [_of_table(table) for table in ALL_TABLES]
-    parts += [_of_view(name, text) for name, text in _VIEWS.items()]
+    named = {f"current.{name}": (f'FROM "current".{name}', text) for name, text in _VIEWS.items()}
+    named |= {f"{name}(n)": (f"FROM {name}(1)", text) for name, text in _MACROS.items()}
+    parts += [_of_query(title, query, text) for title, (query, text) in named.items()]
     return "\n\n".join(parts)
 
 
@@ -98,30 +118,33 @@ def _codes(column: Column) -> str:
     )
 
 
-def _of_view(name: str, text: str) -> str:
+def _of_query(title: str, query: str, text: str) -> str:
     return "\n".join(
         [
-            f"### `current.{name}`",
+            f"### `{title}`",
             "",
             text,
             "",
             "| column | type | meaning |",
             "|---|---|---|",
-            *(f"| `{c}` | {kind} | {meaning(c)} |" for c, kind in view_columns(name)),
+            *(f"| `{c}` | {kind} | {meaning(c)} |" for c, kind in _columns_of(query)),
         ]
     )
 
 
 def view_columns(name: str) -> Iterator[tuple[str, str]]:
     """The columns of a view and their types, as DuckDB says."""
+    return _columns_of(f'FROM "current".{name}')
+
+
+def _columns_of(query: str) -> Iterator[tuple[str, str]]:
     with duckdb.connect(":memory:") as connection:
         connection.execute("ATTACH ':memory:' AS register; USE register")
-        for table in ALL_TABLES:
-            connection.execute(create_register_table(table))
-        for statement in create_ledger():
+        create(Database(connection), has_keys=True)
+        for statement in create_views("full"):
             connection.execute(statement)
-        found = connection.execute(f"DESCRIBE {view_queries('full')[name]}").fetchall()
-    for column, kind, *_ in found:
+        rows = connection.execute(f"DESCRIBE {query}").fetchall()
+    for column, kind, *_ in rows:
         yield column, kind
 
 

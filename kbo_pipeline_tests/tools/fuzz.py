@@ -32,6 +32,7 @@ with atheris.instrument_imports(include=["kbo_pipeline"]):
 
 import duckdb
 
+from kbo_pipeline.core.progress import not_reported
 from kbo_pipeline.fetch.archive import read_extract
 from kbo_pipeline.stage import staging
 from kbo_pipeline_tests.support.zips import csv_text
@@ -109,7 +110,10 @@ class Target:
         try:
             self._connection.execute("USE staging")
             try:
-                staging._load(self._connection, self._extract, unpacked, 1024, None)
+                loading = staging._Loading(
+                    self._connection, self._extract, unpacked, None, "kbo retry"
+                )
+                loading.load(1024, not_reported)
             except RejectedError as error:
                 assert file.header.fault is not None, (error, faulty)
                 return

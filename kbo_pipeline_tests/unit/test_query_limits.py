@@ -17,8 +17,8 @@ from graphql import (
     graphql_sync,
 )
 
-from kbo_pipeline.operate.processes import query_limits
-from kbo_pipeline.operate.processes.query_limits import (
+from kbo_pipeline.operate.processes import webserver
+from kbo_pipeline.operate.processes.webserver import (
     MAX_ALIASES,
     MAX_CHARACTERS,
     MAX_DEPTH,
@@ -90,12 +90,12 @@ def test_a_query_that_lasts_is_given_up() -> None:
     found = GraphQLField(GraphQLNonNull(GraphQLList(GraphQLNonNull(row))), resolve=rows)
     schema = GraphQLSchema(GraphQLObjectType("Query", {"rows": found}))
     began_at = time.monotonic()
-    middleware = [query_limits._give_up_late]
-    token = query_limits._until.set(began_at + 0.3)
+    middleware = [webserver._give_up_late]
+    token = webserver._until.set(began_at + 0.3)
     try:
         late = graphql_sync(schema, "{ rows { number } }", middleware=middleware)
     finally:
-        query_limits._until.reset(token)
+        webserver._until.reset(token)
     assert time.monotonic() - began_at < 5
     assert late.data is None and late.errors is not None
     assert "takes longer than 60 s" in late.errors[0].message

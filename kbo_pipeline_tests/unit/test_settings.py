@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,12 @@ def test_another_process_gets_the_same_settings_wherever_it_runs(tmp_path: Path)
         "max_loss_percent_full": "0",
         "privacy": "legal-persons",
         "keep_published": "7",
+        "prove_days": "3",
         "ui_host": "0.0.0.0",
         "ui_names": "kbo.example,kbo.example:3000",
         "code_host": "code.example",
+        "api_keys": f"{'a' * 64},{'0' * 64}",
+        "api_origins": "https://crm.example,http://crm.example:8080",
     }
     every = {
         {"postgres_url": "DAGSTER_POSTGRES_URL", "dagster_home": "DAGSTER_HOME"}.get(
@@ -130,6 +134,25 @@ def test_hosts_are_names_or_addresses_and_nothing_else(tmp_path: Path) -> None:
         )
     for text in ("https://kbo.example", "*", "kbo.example/ui", "a:b"):
         assert refusal({"KBO_UI_NAMES": text}, tmp_path).startswith("KBO_UI_NAMES: expected names")
+
+
+def test_keys_are_given_as_hashes_and_never_repeated(tmp_path: Path) -> None:
+    hashes = sha256(b"key").hexdigest()
+    settings = load_settings({"KBO_API_KEYS": f" {hashes.upper()}, "}, tmp_path)
+    assert settings.api_keys == (hashes,)
+    assert load_settings({}, tmp_path).api_keys == ()
+    for text in (SECRET, hashes[1:], f"{hashes},{SECRET}", f"{hashes} {hashes}"):
+        message = refusal({"KBO_API_KEYS": text}, tmp_path)
+        assert message.startswith("KBO_API_KEYS: expected SHA-256 hashes of keys")
+        assert SECRET not in message and hashes[1:] not in message
+
+
+def test_origins_have_a_scheme_and_no_path(tmp_path: Path) -> None:
+    settings = load_settings({"KBO_API_ORIGINS": "https://CRM.example, http://b:80"}, tmp_path)
+    assert settings.api_origins == ("https://crm.example", "http://b:80")
+    for text in ("*", "crm.example", "https://crm.example/", "null", "https://a@b"):
+        message = refusal({"KBO_API_ORIGINS": text}, tmp_path)
+        assert message.startswith("KBO_API_ORIGINS: expected origins such as")
 
 
 def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The assets, a module a stage of the import. Each calls one function of the folders below."""
+"""The assets, and what Dagster is told of them. The work is done in the folders below."""

@@ -18,13 +18,13 @@ from tenacity import (
 
 from kbo_pipeline.apply.differences import Difference
 from kbo_pipeline.apply.ledger import BatchChange
-from kbo_pipeline.apply.register import TALLY_COLUMNS, Register, Tally, open_register
+from kbo_pipeline.apply.register import TALLY_COLUMNS, Register, Tally, open_register_to_write
 from kbo_pipeline.core import signals
 from kbo_pipeline.core.database import is_damage, is_transient
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
+from kbo_pipeline.core.progress import ProgressReport, part_of
 from kbo_pipeline.core.settings import Settings
-from kbo_pipeline.core.shares import ShareReport, part_of
 from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import first_line, listed
 from kbo_pipeline.defs.metadata import (
@@ -107,7 +107,7 @@ def apply_to_register(
                 try:
                     with (  # in this order, as commands do: or each could wait for the other
                         claimed_for_step(context, settings, extract),
-                        open_register(
+                        open_register_to_write(
                             connection, settings.register, lock_timeout=WRITER_WAIT
                         ) as register,
                     ):
@@ -151,9 +151,9 @@ def _apply_extract(
                 yield from reported(context, _materializations(key, change, 100.0, {}))
         return
     with (
-        reporting(settings, extract, context.run, "applying") as report_share,
+        reporting(settings, extract, context.run, "applying") as report_progress,
         register.importing(
-            settings.staging_dir, extract, part_of(report_share, 0, COMPARING_SHARE)
+            settings.staging_dir, extract, part_of(report_progress, 0, COMPARING_SHARE)
         ) as staged,
         _cancel_noted(context, register, extract),
     ):
@@ -161,14 +161,14 @@ def _apply_extract(
         for key in keys:
             if key.number not in numbers:
                 failures[str(key)] = _NO_BATCH.format(key)
-        known = [key for key in keys if key.number in numbers]
+        to_apply = [key for key in keys if key.number in numbers]
         tally = Tally(len(keys))
-        report = part_of(report_share, COMPARING_SHARE, 1)
-        with closing(_outcomes(context, settings, register, staged, known, report)) as outcomes:
+        report = part_of(report_progress, COMPARING_SHARE, 1)
+        with closing(_outcomes(context, settings, register, staged, to_apply, report)) as outcomes:
             for done, (key, result) in enumerate(outcomes, start=1):
                 if not isinstance(result, BatchChange):
                     message = first_line(message_of(result))
-                    report_share.failed(str(key), message)
+                    report_progress.failed(str(key), message)
                     if is_damage(result):
                         mark_suspect(settings)
                     tally.add_failed()
@@ -177,9 +177,9 @@ def _apply_extract(
                     yield from _observations(key, staged, tally.place, message)
                     continue
                 tally.add(result)
-                more = _last_metadata(register, extract, tally) if done == len(known) else {}
+                more = _last_metadata(register, extract, tally) if done == len(to_apply) else {}
                 yield from reported(context, _materializations(key, result, tally.percent, more))
-                context.log.info(tally.line(key, result, report_share.seconds_left))
+                context.log.info(tally.line(key, result, report_progress.seconds_left))
 
 
 def _outcomes(
@@ -188,7 +188,7 @@ def _outcomes(
     register: Register,
     staged: Staged,
     keys: Sequence[BatchKey],
-    report: ShareReport,
+    report: ProgressReport,
 ) -> _Outcomes:
     """Applies batches one after the other; yields what became of each."""
     total = len(staged.batches)

@@ -3,12 +3,17 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from dagster_duckdb import DuckDBResource
+from duckdb import DuckDBPyConnection
 
 from kbo_pipeline.core.disk_space import check_space_to_import
-from kbo_pipeline.core.tables import ALL_TABLES
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import Extract
+from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.tables import ALL_TABLES, Table
 from kbo_pipeline.core.text import megabytes
 from kbo_pipeline.defs.metadata import (
     OWNERS,
@@ -23,10 +28,15 @@ from kbo_pipeline.defs.step import RETRIES, step_guard
 from kbo_pipeline.fetch.archive import open_archive, read_extract
 from kbo_pipeline.fetch.zips import fetch_zip, keep_zip, kept_zip, refused_zip
 from kbo_pipeline.operate.runs.claims import claimed_partition
-from kbo_pipeline.operate.runs.history import usual_seconds_of
-from kbo_pipeline.operate.runs.live import reporting
+from kbo_pipeline.operate.runs.live import reporting, usual_seconds_of
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, register_batches, staging_asset
-from kbo_pipeline.operate.runs.progress import ACCEPT_FAULTS_TAG, REJECTED_ROWS, WARNINGS
+from kbo_pipeline.operate.runs.progress import (
+    ACCEPT_FAULTS_TAG,
+    REJECTED_ROWS,
+    REPAIR_TAG,
+    WARNINGS,
+)
+from kbo_pipeline.publish.correction import repair_status
 from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline.stage.faults import reported
 from kbo_pipeline.stage.staged import open_staged, staging_file
@@ -76,17 +86,17 @@ def extract_zip(
             context.run,
             "downloading",
             usual_seconds_of(context.instance, key.type),
-        ) as report_share,
+        ) as report_progress,
     ):
         started = time.monotonic()
         source = Path(config.source_file) if config.source_file else None
         if source is None and ACCEPT_FAULTS_TAG in context.run.tags:
             source = refused_zip(settings, key)
         if source is not None:
-            report_share(0.0, f"copying {source.name}")
+            report_progress(0.0, f"copying {source.name}")
             file, extract = keep_zip(settings, key, source)
         else:
-            file = fetch_zip(settings, key, context.log.info, report_share)
+            file = fetch_zip(settings, key, context.log.info, report_progress)
             extract = read_extract(file)
         context.log.info(f"{key}: {file.name}, {megabytes(file.stat().st_size, 1)}")
         return dg.MaterializeResult(
@@ -141,7 +151,8 @@ def import_staging(
     ):
         zip_file = kept_zip(settings, key)
         extract = read_extract(zip_file)
-        if published_state_of(settings.database, connection).has(extract):
+        is_repair = REPAIR_TAG in context.run.tags  # in place of what is published
+        if not is_repair and _is_published(connection, settings, extract):
             context.log.info(f"{key}: already published: nothing to do")
             for table in ALL_TABLES:
                 yield dg.MaterializeResult(
@@ -155,7 +166,7 @@ def import_staging(
         started = time.monotonic()
         with (
             reported(settings.rejected_dir / str(key), zip_file),
-            reporting(settings, key, context.run, "staging") as report_share,
+            reporting(settings, key, context.run, "staging") as report_progress,
         ):
             staged = stage(
                 connection,
@@ -164,31 +175,48 @@ def import_staging(
                 extract,
                 settings.staging_dir,
                 max_faulty_rows=None if accepted_by else settings.max_faulty_rows,
+                accept_by="kbo repair" if is_repair else "kbo retry",
                 report=lambda line: context.log.info(f"{key}: {line}"),
-                report_share=report_share,
+                report_progress=report_progress,
             )
         for warning in staged.warnings:
             context.log.warning(f"{key}: {warning}")
         register_batches(context.instance, key, staged.batch_keys)
-        seconds = round(time.monotonic() - started, 3)
-        size = staging_file(settings.staging_dir, key).stat().st_size
+        of_extract: dict[str, Any] = {
+            "batches": len(staged.batches),
+            "seconds": round(time.monotonic() - started, 3),
+            "bytes": staging_file(settings.staging_dir, key).stat().st_size,
+            WARNINGS: list(staged.warnings),
+            REJECTED_ROWS: staged.rejected_rows,
+            **({"faults_accepted_by": accepted_by} if accepted_by else {}),
+        }
         with open_staged(connection, settings.staging_dir, key):
             for table in ALL_TABLES:
-                source = f"staging.{staging_asset(table)}"
-                (row,) = connection.execute(f"SELECT count(*) FROM {source}").fetchall()
                 yield dg.MaterializeResult(
                     asset_key=staging_asset(table),
-                    metadata={
-                        "dagster/row_count": row[0],
-                        "batches": len(staged.batches),
-                        "seconds": seconds,  # of the whole file, with all tables
-                        "bytes": size,
-                        "preview": preview(
-                            connection.execute(f"FROM {source} LIMIT {PREVIEW_ROWS}")
-                        ),
-                        WARNINGS: list(staged.warnings),
-                        REJECTED_ROWS: staged.rejected_rows,  # of the whole extract too
-                        **({"faults_accepted_by": accepted_by} if accepted_by else {}),
-                    },
+                    metadata={**_of_table(connection, table), **of_extract},
                     data_version=dg.DataVersion(extract.sha256),
                 )
+
+
+def _is_published(connection: DuckDBPyConnection, settings: Settings, extract: Extract) -> bool:
+    """Whether readers have an extract, and no repair is to put it in its own place.
+
+    A repair that was begun lets no other extract write the register: who keeps it imports one, and
+    none was begun.
+    """
+    if not published_state_of(settings.database, connection).has(extract):
+        return False
+    if extract.key.type != "full":
+        return True
+    try:
+        return repair_status(connection, settings, extract.key) != "processing"
+    except StorageError:
+        return True
+
+
+def _of_table(connection: DuckDBPyConnection, table: Table) -> dict[str, Any]:
+    source = f"staging.{staging_asset(table)}"
+    ((count,),) = connection.execute(f"SELECT count(*) FROM {source}").fetchall()
+    rows = connection.execute(f"FROM {source} LIMIT {PREVIEW_ROWS}")
+    return {"dagster/row_count": count, "preview": preview(rows)}

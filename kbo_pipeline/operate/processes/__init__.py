@@ -1,4 +1,5 @@
 """The processes of `kbo start` and the PostgreSQL server: started, watched, ended.
 
-Which runs they have is in `runs`; what is set right after a crash in `repair`.
+Also what Dagster's web server shows besides its own pages, and Dagster's storage. Which runs there
+are is in `runs`; what is set right after a crash in `repair`.
 """

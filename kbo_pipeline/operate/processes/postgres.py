@@ -447,7 +447,10 @@ class _Server:
         if finished.returncode != 0:
             output = _read(self.log, begin).strip()
             reasons = re.findall(r"(?:FATAL|PANIC|error): *(.+)", output) or output.splitlines()
-            raise self._error(f"fails: {program}: {reasons[-1] if reasons else 'no reason given'}")
+            # initdb goes on to clean up, which may fail too; what it began with is the reason.
+            place = 0 if program == "initdb" else -1
+            reason = reasons[place] if reasons else "no reason given"
+            raise self._error(f"fails: {program}: {reason}")
 
     def _error(self, reason: str) -> StorageError:
         return StorageError(
@@ -456,7 +459,6 @@ class _Server:
         )
 
     def _owner(self) -> tuple[int, int]:
-        """Returns the user and the group that the server of root runs as."""
         if self.data.exists() and self.data.stat().st_uid != 0:
             return self.data.stat().st_uid, self.data.stat().st_gid
         for name in (_USER, "nobody"):

@@ -2,16 +2,16 @@
 
 `python -P -m kbo_pipeline.operate.processes.programs PROGRAM ARGUMENT...`, where PROGRAM is
 
-    tied PARENT MODULE ARGUMENT...   runs a module, which the kernel ends with its parent
-    code-server OPTION...            Dagster's own, but for how run workers begin
-    daemon FILE OPTION...            Dagster's own, which evaluates sensors each second
-    keeper DIRECTORY                 stops an embedded server whose last user was killed
+    with-parent PID MODULE ARGUMENT...  runs a module, which the kernel ends with its parent
+    code-server OPTION...               Dagster's own, but for how run workers begin
+    daemon FILE OPTION...               Dagster's own, which evaluates sensors each second
+    keeper DIRECTORY                    stops an embedded server whose last user was killed
 
 Without `-P`, `python -m` looks for modules in the working directory first, and would execute a file
 `queue.py` there in the place of Python's own.
 
-Each child is `tied` first, and a `keeper` stays for as long as its server: so this module imports
-nothing but the standard library until it knows which program it is.
+Each child is run `with-parent`, and a `keeper` stays for as long as its server: so this module
+imports nothing but the standard library until it knows which program it is.
 """
 
 import ctypes
@@ -53,7 +53,7 @@ def die_with_parent_command(*module: str) -> list[str]:
     `kill -9` of the parent.
     """
     program = [sys.executable, "-P", "-m", "kbo_pipeline.operate.processes.programs"]
-    return [*program, "tied", str(os.getpid()), *module]
+    return [*program, "with-parent", str(os.getpid()), *module]
 
 
 def env_file_without_account(base_dir: str) -> dict[str, str]:
@@ -81,7 +81,7 @@ def beat(file: Path) -> None:
     threading.Thread(target=keep_touching, daemon=True).start()
 
 
-def _tied(parent: str, *module: str) -> None:
+def _with_parent(parent: str, *module: str) -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # for whatever Python the module starts
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -172,7 +172,7 @@ def _open(file: Path) -> int:
 
 
 _PROGRAMS: dict[str, Callable[..., None]] = {
-    "tied": _tied,
+    "with-parent": _with_parent,
     "code-server": _code_server,
     "daemon": _daemon,
     "keeper": _keeper,

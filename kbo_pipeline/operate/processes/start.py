@@ -68,7 +68,9 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 Recover = Callable[[float, bool], ExtractKey | None]
-"""Fails the runs whose worker is dead, and repairs what was lost; given by the caller of `serve`.
+"""Fails the runs whose worker is dead, and repairs what was lost: `operate.repair.repair.watch`.
+
+`commands.operate` hands it to `serve`, because processes know no repair.
 
 It takes an instant, in seconds of the epoch, so that no worker lives that `kbo start` on this data
 directory launched before; and whether nothing runs yet. It returns an extract that `kbo retry` is

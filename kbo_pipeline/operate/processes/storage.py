@@ -59,7 +59,7 @@ _PAUSE = 0.5
 _EVENTS_AT_ONCE = 1000  # events of one kind that Dagster hands over together
 _TABLES_LOCK = int.from_bytes(b"kbo", "big")
 
-_PASSING = (
+_TRANSIENT = (
     "Connection refused",
     "No such file or directory",
     "starting up",
@@ -246,9 +246,9 @@ _TOGETHER = (
 )
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether a server that has not been there yet may be there a moment later."""
-    return not isinstance(error, StorageError) and any(text in str(error) for text in _PASSING)
+    return not isinstance(error, StorageError) and any(text in str(error) for text in _TRANSIENT)
 
 
 @functools.cache
@@ -280,7 +280,7 @@ def _engine(url: str, embedded: Path | None) -> Engine:
                     embedded_server_url(embedded)
                 connection = dialect.connect(*arguments, **options)
             except (StorageError, psycopg2.OperationalError) as error:
-                if not was_there and not _may_pass(error):
+                if not was_there and not _is_transient(error):
                     raise
                 if time.monotonic() > deadline or isinstance(error, SilentError):
                     raise DagsterPostgresException(f"PostgreSQL is away: {error}") from error

@@ -1,4 +1,4 @@
 """What is wrong, and setting it right: doctor, alerts, repair, rebuild.
 
-What is merely going on is in `runs`.
+Dead runs are ended and retried in `runs.recovery`, which `repair` calls.
 """

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from kbo_pipeline.core.environment import is_own
+from kbo_pipeline.core.environment import is_this_machine
 from kbo_pipeline.core.errors import RegisterError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey, key_or_none
 from kbo_pipeline.core.files import make_private
@@ -26,9 +26,9 @@ from kbo_pipeline.operate.runs.progress import (
     runs_about,
 )
 from kbo_pipeline.operate.runs.status import error_of_run
-from kbo_pipeline.read.published import published_state_of
+from kbo_pipeline.read.published import last_proof, published_state_of
 
-Kind = Literal["failed", "gap", "stale", "refused"]
+Kind = Literal["failed", "gap", "stale", "refused", "differs"]
 
 _SECONDS = 10.0
 _RUNS_LOOKED_AT = 50  # about no extract that is known
@@ -42,7 +42,8 @@ class Alert:
 
     Attributes:
         event: names what happened: two alerts of one event are one.
-        kind: a failed import, a gap, a stale register, a refused login.
+        kind: a failed import, a gap, a stale register, a refused login, or that the register
+            differs from KBO's Full.
         extract: key of the extract that it is about; None when it is about none.
         stage: where it happened: a job's name, or `portal`.
         error: what is wrong, in one line.
@@ -94,7 +95,7 @@ def post(alert: Alert, webhook: str) -> None:
     place = f"KBO_ALERT_WEBHOOK at {host}"
     try:
         with requests.Session() as session:
-            session.trust_env = not is_own(host)
+            session.trust_env = not is_this_machine(host)
             answer = session.post(
                 webhook,
                 json=alert.to_json(),
@@ -118,7 +119,17 @@ def due_alerts(instance: dg.DagsterInstance, settings: Settings, now: float) -> 
         alerts += alerts_of_portal(poll)
     alerts += _waiting(instance, settings, progress, now)
     alerts += stale_register(instance, settings, progress.newest_published, poll, now)
-    return alerts
+    return alerts + differences(settings)
+
+
+def differences(settings: Settings) -> list[Alert]:
+    """That the register was not equal to KBO's Full when it was compared last."""
+    proof = last_proof(settings)
+    if proof is None or proof.is_equal:
+        return []
+    event = f"differs:{proof.published}:{proof.verified_at.timestamp():.0f}"
+    helps = f"kbo doctor says where to look; kbo repair {proof.published} closes the difference"
+    return [Alert(event, "differs", proof.published, "full_verification", str(proof), helps)]
 
 
 def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
@@ -126,11 +137,11 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     newest = progress.newest_published
     ahead = {key for key in progress.known if newest is None or key.number > newest.number}
     ahead -= progress.cancelled  # a run at its start ends as failed then
-    known = {str(key) for key in progress.known}
+    keys = {str(key) for key in progress.known}
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
     others = instance.get_runs(failed, limit=_RUNS_LOOKED_AT)
     runs = runs_about(instance, ahead, failed.statuses)
-    runs += [run for run in others if extract_of(run) not in known]
+    runs += [run for run in others if extract_of(run) not in keys]
     alerts: dict[str, Alert] = {}
     for run in runs:
         extract, job = extract_of(run), job_of(run)
@@ -139,13 +150,15 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]
         event = f"failed:{extract}:{job}:{digest}"
-        alerts[event] = Alert(event, "failed", extract, job, error, what_helps(run))
+        alerts[event] = Alert(event, "failed", extract, job, error, what_helps(run, error))
     return list(alerts.values())
 
 
-def what_helps(run: dg.DagsterRun) -> str:
-    """What a person does about a failed run."""
+def what_helps(run: dg.DagsterRun, error: str = "") -> str:
+    """What a person does about a failed run, whose error may say that nothing is to be fixed."""
     extract = extract_of(run)
+    if f"kbo retry {extract} stages it again" in error:
+        return f"kbo retry {extract}, or Retry on /kbo"
     if run.job_name == ROLLBACK_JOB:
         return f"fix the cause, then kbo rollback {extract}"
     if INBOX_TAG in run.tags and job_of(run) == "stage_extract":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,14 @@ from kbo_pipeline.operate.repair.alerts import (
     stale_register,
     what_helps,
 )
-from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_ok
+from kbo_pipeline.operate.repair.findings import Finding, Severity, no_problem, problem
 from kbo_pipeline.operate.runs.claims import claim_file, is_own
 from kbo_pipeline.operate.runs.progress import (
     PUBLISH_JOB,
     REPORTED,
     ROLLBACK_JOB,
     Progress,
+    does,
     extract_of,
     is_retried,
     job_of,
@@ -36,7 +38,12 @@ from kbo_pipeline.operate.runs.progress import (
 )
 from kbo_pipeline.operate.runs.recovery import WAITING_STATUSES, is_dead
 from kbo_pipeline.operate.runs.status import error_of_run
-from kbo_pipeline.read.published import published_state_of
+from kbo_pipeline.read.published import (
+    WARN_DAYS,
+    compared_at,
+    last_proof,
+    published_state_of,
+)
 
 if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorState
@@ -122,13 +129,13 @@ def check_daemons(installation: Installation) -> Iterator[Finding]:
     ]
     if silent:
         names = ", ".join(sorted(silent))
-        yield found("silent daemon", seconds=_SILENT_SECONDS, names=names, log=log)
+        yield problem("silent daemon", seconds=_SILENT_SECONDS, names=names, log=log)
     for name, beat in sorted(beats.items()):
         if beat.errors and now - beat.timestamp <= _SILENT_SECONDS:
             error = first_line(beat.errors[0].message)
-            yield found("daemon error", name=name, error=error, log=log)
+            yield problem("daemon error", name=name, error=error, log=log)
     if not silent:
-        yield found_ok("daemon", "all parts of it are alive")
+        yield no_problem("daemon", "all parts of it are alive")
 
 
 def check_sensors(installation: Installation) -> Iterator[Finding]:
@@ -142,7 +149,7 @@ def check_sensors(installation: Installation) -> Iterator[Finding]:
     ]
     yield from findings
     if newest and not findings:
-        yield found_ok("sensors", "none was stopped, and none has failed in its newest tick")
+        yield no_problem("sensors", "none was stopped, and none has failed in its newest tick")
 
 
 def _of_sensor(
@@ -153,12 +160,12 @@ def _of_sensor(
     if sensor.default_status == dg.DefaultSensorStatus.STOPPED and not is_started:
         return None  # off by default, and nobody has started it
     if state is not None and state.status.value == "STOPPED":
-        return found("stopped sensor", name=name)
+        return problem("stopped sensor", name=name)
     silent = max(_SILENT_SECONDS, 5.0 * (sensor.minimum_interval_seconds or 30))
     last_tick = _last_tick(state)
     if installation.running_seconds > silent and time.time() - last_tick > silent:
         since = f"since {clock(last_tick)}" if last_tick else "ever"
-        return found("silent sensor", name=name, since=since, log=log)
+        return problem("silent sensor", name=name, since=since, log=log)
     if state is None:
         return None
     ticks = installation.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
@@ -167,7 +174,7 @@ def _of_sensor(
         message = first_line(error.message if error else "") or "without a message"
         at = clock(ticks[0].timestamp)
         severity: Severity = "error" if installation.is_run else "warning"
-        return found("failed sensor", severity, name=name, time=at, error=message, log=log)
+        return problem("failed sensor", severity, name=name, time=at, error=message, log=log)
     return None
 
 
@@ -190,20 +197,20 @@ def check_stuck_runs(installation: Installation) -> Iterator[Finding]:
                 if is_paused(settings):
                     helps = "kbo resume"
                 hours = seconds / 3600
-                yield found("run waits", None, extract, run=name, hours=hours, remedy=helps)
+                yield problem("run waits", None, extract, run=name, hours=hours, remedy=helps)
                 continue
         elif is_own(run):
             key = key_or_none(extract or "")
             if key is not None and not installation.is_claimed(key):
-                yield found("killed command", None, key, run=name, extract=key)
+                yield problem("killed command", None, key, run=name, extract=key)
                 continue
         elif is_dead(instance, settings, run, ended_at=ended_at):
             helps = "kbo start resumes it within a minute" if installation.is_run else "kbo start"
             severity: Severity = "warning" if installation.is_run else "error"
-            yield found("dead run", severity, extract, run=name, remedy=helps)
+            yield problem("dead run", severity, extract, run=name, remedy=helps)
             continue
         healthy += 1
-    yield found_ok("runs", f"{healthy} at work or in the queue" if healthy else "none at work")
+    yield no_problem("runs", f"{healthy} at work or in the queue" if healthy else "none at work")
 
 
 def check_failed_runs(installation: Installation) -> Iterator[Finding]:
@@ -215,7 +222,8 @@ def check_failed_runs(installation: Installation) -> Iterator[Finding]:
             continue
         is_passed = run.job_name != ROLLBACK_JOB and not installation.is_ahead(key)
         if is_passed and not (
-            _makes_report(run) and key in progress.published.keys() - progress.reported
+            does(run, PUBLISH_JOB, REPORTED)
+            and key in progress.published.keys() - progress.reported
         ):
             continue
         if key in progress.cancelled or installation.is_claimed(key):
@@ -223,11 +231,9 @@ def check_failed_runs(installation: Installation) -> Iterator[Finding]:
         what = "change_report" if is_passed else job_of(run)
         error = error_of_run(instance, run)
         severity: Severity = "warning" if is_passed else "error"
-        yield found("failed run", severity, text, job=what, error=error, remedy=what_helps(run))
-
-
-def _makes_report(run: dg.DagsterRun) -> bool:
-    return run.job_name == PUBLISH_JOB or REPORTED in (run.asset_selection or ())
+        yield problem(
+            "failed run", severity, text, job=what, error=error, remedy=what_helps(run, error)
+        )
 
 
 def check_pools(installation: Installation) -> Iterator[Finding]:
@@ -238,10 +244,10 @@ def check_pools(installation: Installation) -> Iterator[Finding]:
         for run_id in sorted({slot.run_id for slot in slots}):
             record = instance.get_run_record_by_id(run_id)
             if record is None:
-                yield found("lost slot", pool=pool, run=run_id[:8])
+                yield problem("lost slot", pool=pool, run=run_id[:8])
             elif record.dagster_run.is_finished:
                 severity: Severity = "warning" if installation.is_run else "error"
-                yield found("kept slot", severity, pool=pool, run=run_id[:8])
+                yield problem("kept slot", severity, pool=pool, run=run_id[:8])
 
 
 def check_extracts(installation: Installation) -> Iterator[Finding]:
@@ -250,7 +256,7 @@ def check_extracts(installation: Installation) -> Iterator[Finding]:
     gap = gap_below_staged(settings, progress)
     if gap is not None:
         first, alert = gap
-        yield found("gap", None, first, text=alert.error, remedy=alert.command)
+        yield problem("gap", None, first, text=alert.error, remedy=alert.command)
     following = progress.next_to_apply
     ahead = (key for key in progress.known if installation.is_ahead(key))
     waiting = [
@@ -260,7 +266,7 @@ def check_extracts(installation: Installation) -> Iterator[Finding]:
     ]
     yield from waiting
     if gap is None and not waiting:
-        yield found_ok("extracts", "none waits for a person")
+        yield no_problem("extracts", "none waits for a person")
 
 
 def _of_extract(
@@ -269,33 +275,33 @@ def _of_extract(
     """What an unpublished extract waits for, unless something is at work on it or has failed."""
     progress = installation.progress
     if key in progress.cancelled:
-        return found("cancelled", None, key, extract=key)
+        return problem("cancelled", None, key, extract=key)
     newest = progress.newest_run(key)
     is_at_work = any(extract_of(run) == str(key) for run in progress.unfinished_runs)
     if newest is None or newest.is_failure or is_at_work or installation.is_claimed(key):
         return None
     if newest.job_name == ROLLBACK_JOB:
-        return found("rolled back", None, key, extract=key)
+        return problem("rolled back", None, key, extract=key)
     if installation.is_run or following not in (None, key):
         return None  # its turn comes by itself
     if key not in progress.staged:
-        return found("not staged", None, key, extract=key)
+        return problem("not staged", None, key, extract=key)
     if following is None:
         return None  # there is a gap below, which is a finding of its own
     total = len(progress.batches.get(key, ()))
     done = total - len(progress.missing_batches(key))
-    return found("not applied", None, key, done=done, total=total, extract=key)
+    return problem("not applied", None, key, done=done, total=total, extract=key)
 
 
 def check_rejected_rows(installation: Installation) -> Iterator[Finding]:
     """Whether rows of the newest published extract, or of a later one, are set aside."""
     findings = [
-        found("rows set aside", None, key, rows=counted(rejected, "row"), extract=key)
+        problem("rows set aside", None, key, rows=counted(rejected, "row"), extract=key)
         for key in sorted(installation.progress.known)
         if key == installation.newest or installation.is_ahead(key)
         if (rejected := installation.progress.rejected_rows(key))
     ]
-    yield from findings or [found_ok("rows set aside", "none of the newest extract")]
+    yield from findings or [no_problem("rows set aside", "none of the newest extract")]
 
 
 def check_portal(installation: Installation) -> Iterator[Finding]:
@@ -303,23 +309,23 @@ def check_portal(installation: Installation) -> Iterator[Finding]:
     poll, settings = installation.poll, installation.settings
     if poll is None or not settings.has_account:
         if settings.has_account:
-            yield found_ok("portal", f"{settings.portal_url}: was not asked yet")
+            yield no_problem("portal", f"{settings.portal_url}: was not asked yet")
         return
     asked = f"asked at {clock(poll.asked_at)}: {poll}"
     alerts = alerts_of_portal(poll)
     for alert in alerts:
-        yield found("portal needs a person", poll=asked, remedy=alert.command)
+        yield problem("portal needs a person", poll=asked, remedy=alert.command)
     late = time.time() - poll.next_at
     is_polled = installation.is_run and not is_paused(settings)
     if poll.is_failed and not alerts:
         helps = f"it is asked again at {clock(poll.next_at)}" if is_polled else "kbo start"
-        yield found("portal failed", poll=asked, remedy=helps)
+        yield problem("portal failed", poll=asked, remedy=helps)
     elif is_polled and late > _LATE_SECONDS:
-        yield found("portal not asked", poll=asked)
+        yield problem("portal not asked", poll=asked)
     elif poll.due and not installation.is_run:
-        yield found("extracts due", poll=asked)
+        yield problem("extracts due", poll=asked)
     elif not alerts:
-        yield found_ok("portal", asked)
+        yield no_problem("portal", asked)
 
 
 def check_freshness(installation: Installation) -> Iterator[Finding]:
@@ -327,7 +333,23 @@ def check_freshness(installation: Installation) -> Iterator[Finding]:
     published = installation.progress.newest_published
     instance, settings = installation.instance, installation.settings
     for alert in stale_register(instance, settings, published, None, time.time()):
-        yield found("stale", text=alert.error)
+        yield problem("stale", text=alert.error)
+
+
+def check_proof(installation: Installation) -> Iterator[Finding]:
+    """Whether the register is known to be equal to KBO's Full, and since when."""
+    settings = installation.settings
+    proof = last_proof(settings)
+    since = compared_at(settings, proof)
+    if proof is not None and not proof.is_equal:
+        extract = proof.published
+        yield problem("differs", proof=proof, extract=extract, directory=settings.proofs_dir)
+    elif since is not None and settings.prove_days and (proof or settings.has_account):
+        days = (datetime.now(UTC) - since).days
+        if days >= max(WARN_DAYS, settings.prove_days + 3):
+            yield problem("not proven", days=days)
+        elif proof is not None:
+            yield no_problem("proof", str(proof))
 
 
 def _last_tick(state: "InstigatorState | None") -> float:

@@ -34,10 +34,10 @@ from kbo_pipeline.operate.processes.start import answers, start_lock
 from kbo_pipeline.operate.processes.storage import explained
 from kbo_pipeline.operate.repair import dagster_checks
 from kbo_pipeline.operate.repair.dagster_checks import Installation, Sensors
-from kbo_pipeline.operate.repair.findings import Finding, Severity, found, found_error, found_ok
+from kbo_pipeline.operate.repair.findings import Finding, Severity, no_problem, problem, problem_of
 from kbo_pipeline.operate.repair.repair import plan_of
 from kbo_pipeline.operate.runtime import ui_address
-from kbo_pipeline.publish.views import has_views
+from kbo_pipeline.publish.copy import has_views
 from kbo_pipeline.read.published import published_state_of
 
 _T = TypeVar("_T")
@@ -49,9 +49,9 @@ _READ_OR_WRITE, _SEARCH = 0o066, 0o011  # by the group, and by others
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
     """Where everything is, and whether the portal can be asked."""
-    yield found_ok("settings", f"data in {settings.data_dir}, published {settings.database}")
+    yield no_problem("settings", f"data in {settings.data_dir}, published {settings.database}")
     if not settings.has_account:
-        yield found("no account", names=settings.account_not_set, inbox=settings.inbox_dir)
+        yield problem("no account", names=settings.account_not_set, inbox=settings.inbox_dir)
 
 
 def check_directories(settings: Settings) -> Iterator[Finding]:
@@ -61,8 +61,8 @@ def check_directories(settings: Settings) -> Iterator[Finding]:
         try:
             tempfile.TemporaryFile(dir=directory).close()
         except OSError as error:
-            problems.append(found("not writable", directory=directory, reason=error.strerror))
-    yield from problems or [found_ok("directories", "all can be written to")]
+            problems.append(problem("not writable", directory=directory, reason=error.strerror))
+    yield from problems or [no_problem("directories", "all can be written to")]
 
 
 def check_disks(settings: Settings) -> Iterator[Finding]:
@@ -79,12 +79,12 @@ def check_disks(settings: Settings) -> Iterator[Finding]:
                 space_to_import(settings, key, file), severity, f"one like {key}"
             )
         except ExtractError as error:
-            yield found_error("downloads", error, "warning")
+            yield problem_of("downloads", error, "warning")
     yield from problems
     if not problems:
         for disk in space_now(settings):
             free = f"{megabytes(disk.free)} are free on the disk of {disk.directory}"
-            yield found_ok("disk", free)
+            yield no_problem("disk", free)
 
 
 def _too_small(disks: Iterable[DiskSpace], severity: Severity, what: str) -> Iterator[Finding]:
@@ -92,7 +92,7 @@ def _too_small(disks: Iterable[DiskSpace], severity: Severity, what: str) -> Ite
         if disk.missing > 0:
             sizes = {name: megabytes(getattr(disk, name)) for name in ("needed", "free", "missing")}
             place = disk.directory
-            yield found("disk too small", severity, what=what, directory=place, **sizes)
+            yield problem("disk too small", severity, what=what, directory=place, **sizes)
 
 
 def start_process(settings: Settings) -> int | None:
@@ -104,39 +104,39 @@ def check_start(settings: Settings) -> Iterator[Finding]:
     """Whether `kbo start` runs, and its web UI answers."""
     pid = start_process(settings)
     if pid is None:
-        yield found("not started")
+        yield problem("not started")
     elif settings.code_host is not None:
-        yield found_ok("kbo start", f"runs as process {pid}; the web UI is another process")
+        yield no_problem("kbo start", f"runs as process {pid}; the web UI is another process")
     elif answers(f"{(address := ui_address(settings))}/server_info"):
-        yield found_ok("kbo start", f"runs as process {pid}, web UI: {address}")
+        yield no_problem("kbo start", f"runs as process {pid}, web UI: {address}")
     else:
         log = settings.work_dir / "logs" / "webserver.log"
-        yield found("no web UI", pid=pid, port=settings.ui_port, log=log)
+        yield problem("no web UI", pid=pid, port=settings.ui_port, log=log)
 
 
 def check_pause(settings: Settings) -> Iterator[Finding]:
     """Whether `kbo pause` holds."""
     if is_paused(settings):
-        yield found("paused")
+        yield problem("paused")
 
 
 def check_published(settings: Settings) -> Iterator[Finding]:
     """Whether readers can open the published register."""
     file = settings.database.file
     if file is not None and not file.exists():
-        yield found_ok("published register", f"{settings.database}: none yet")
+        yield no_problem("published register", f"{settings.database}: none yet")
         return
     try:
         if file is not None:
             _open(file)
         state = published_state_of(settings.database)
     except KboError as error:
-        yield found_error("published register", error)
+        yield problem_of("published register", error)
         return
     verb = "answers" if file is None else "opens"
-    yield found_ok("published register", f"{_summary(state)}, {verb}: {settings.database}")
+    yield no_problem("published register", f"{_summary(state)}, {verb}: {settings.database}")
     if file is not None and not has_views(file, settings.privacy):
-        yield found("other views", file=settings.database, privacy=settings.privacy)
+        yield problem("other views", file=settings.database, privacy=settings.privacy)
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:
@@ -145,22 +145,22 @@ def check_register(settings: Settings) -> Iterator[Finding]:
     if file is None:
         return
     if not file.exists():
-        none_yet = found_ok("register at work", f"{file}: none yet")
-        yield found("no register", file=file) if settings.database.may_exist else none_yet
+        none_yet = no_problem("register at work", f"{file}: none yet")
+        yield problem("no register", file=file) if settings.database.may_exist else none_yet
         return
     try:
         with settings.register.sole_writer(0.0):
             _open(file)
             state = published_state_of(settings.register)
     except StorageError:
-        yield found_ok(
+        yield no_problem(
             "register at work", f"process {holder(DuckDBFile(file).lock)} is at work on it"
         )
         return
     except RegisterError as error:
-        yield found("register does not open", text=str(error).split("; ", 1)[0])
+        yield problem("register does not open", text=str(error).split("; ", 1)[0])
         return
-    yield found_ok("register at work", f"{_summary(state)}, opens: {file}")
+    yield no_problem("register at work", f"{_summary(state)}, opens: {file}")
 
 
 def _directories(settings: Settings) -> list[Path]:
@@ -204,7 +204,7 @@ def check_secrets(settings: Settings) -> Iterator[Finding]:
     """Whether other users can read passwords in the `.env` file."""
     if (line := open_secrets()) is not None:
         text, _, remedy = line.partition("; ")
-        yield found("open secrets", text=text, remedy=remedy)
+        yield problem("open secrets", text=text, remedy=remedy)
 
 
 def check_privacy(settings: Settings) -> Iterator[Finding]:
@@ -224,7 +224,7 @@ def check_privacy(settings: Settings) -> Iterator[Finding]:
         if directory != root and directory.is_relative_to(root) and not is_passed:
             continue
         if directory.is_dir() and _mode(directory) & _READ_OR_WRITE:
-            yield found("open directory", directory=directory, mode=_mode(directory))
+            yield problem("open directory", directory=directory, mode=_mode(directory))
 
 
 def check_postgres_url(settings: Settings) -> Iterator[Finding]:
@@ -239,9 +239,9 @@ def check_postgres_url(settings: Settings) -> Iterator[Finding]:
         return
     where = ", ".join(far)
     if not (url.password or url.query.get("password") or url.query.get("sslcert")):
-        yield found("no password", hosts=where)
+        yield problem("no password", hosts=where)
     if not url.query.get("sslmode"):
-        yield found("no encryption", hosts=where)
+        yield problem("no encryption", hosts=where)
 
 
 def _is_here(host: str) -> bool:
@@ -262,11 +262,11 @@ def check_leftovers(settings: Settings) -> Iterator[Finding]:
     """Whether processes that died have left files that nobody needs."""
     old = [path for path in _unfinished(settings) if _age(path) > _OLD_SECONDS]
     if old:
-        yield found("unfinished files", names=_named(old))
+        yield problem("unfinished files", names=_named(old))
     aside = sorted((settings.work_dir / "damaged").glob("*.duckdb"))
     aside += moved_aside(settings.postgres_dir)
     if aside:
-        yield found("files put aside", names=", ".join(map(str, aside)))
+        yield problem("files put aside", names=", ".join(map(str, aside)))
     try:
         newest = published_state_of(settings.database).newest
     except RegisterError:
@@ -280,7 +280,7 @@ def check_leftovers(settings: Settings) -> Iterator[Finding]:
         and holder_if_any(settings.staging_dir / f"{key}.lock") is None
     ]
     if staged:
-        yield found("old staging files", names=_named(staged))
+        yield problem("old staging files", names=_named(staged))
 
 
 def check_inbox(settings: Settings) -> Iterator[Finding]:
@@ -289,13 +289,13 @@ def check_inbox(settings: Settings) -> Iterator[Finding]:
     rejected = _files(inbox.rejected_dir, is_zip=True)
     if rejected:
         names, place = _named(rejected), inbox.rejected_dir
-        yield found("rejected ZIPs", count=len(rejected), names=names, directory=place)
+        yield problem("rejected ZIPs", count=len(rejected), names=names, directory=place)
     foreign = [f for f in _files(inbox.directory, is_zip=False) if _age(f) > _OLD_SECONDS]
     if foreign:
-        yield found("foreign files", names=_named(foreign))
+        yield problem("foreign files", names=_named(foreign))
     waiting = [*_files(inbox.directory, is_zip=True), *_files(inbox.processing_dir, is_zip=True)]
     if waiting and start_process(settings) is None:
-        yield found("waiting ZIPs", count=len(waiting), names=_named(waiting))
+        yield problem("waiting ZIPs", count=len(waiting), names=_named(waiting))
 
 
 def _unfinished(settings: Settings) -> Iterator[Path]:
@@ -338,15 +338,15 @@ def check_ledger(installation: Installation) -> Iterator[Finding]:
     for key in read_lost(settings):
         if key in installation.progress.published:
             continue
-        yield found("lost extract", None, key, extract=key)
+        yield problem("lost extract", None, key, extract=key)
     try:
         plan = plan_of(installation.instance, settings)
     except StorageError as error:
-        yield found_error("ledger", error, "warning")
+        yield problem_of("ledger", error, "warning")
         return
-    yield from (found("disagreement", text=line) for line in plan.lines)
+    yield from (problem("disagreement", text=line) for line in plan.lines)
     if not plan.lines:
-        yield found_ok("ledger", "register, published file and Dagster agree")
+        yield no_problem("ledger", "register, published file and Dagster agree")
 
 
 _ON_DISK: dict[str, Callable[[Settings], Iterator[Finding]]] = {
@@ -375,6 +375,7 @@ _EXAMINATIONS: dict[str, Callable[[Installation], Iterator[Finding]]] = {
     "rows set aside": dagster_checks.check_rejected_rows,
     "portal": dagster_checks.check_portal,
     "freshness": dagster_checks.check_freshness,
+    "proof": dagster_checks.check_proof,
 }
 
 
@@ -386,22 +387,22 @@ def diagnose(settings: Settings, sensors: Sensors) -> Iterator[Finding]:
     for subject, look in _ON_DISK.items():
         yield from _guarded(subject, look, settings)
     if settings.postgres_url is None and not settings.postgres_dir.exists():
-        yield found_ok("PostgreSQL", "none yet; kbo start and kbo import create it")
+        yield no_problem("PostgreSQL", "none yet; kbo start and kbo import create it")
         return
     where = "at DAGSTER_POSTGRES_URL" if settings.postgres_url else f"in {settings.postgres_dir}"
     try:
         with open_instance(settings) as instance:
             instance.get_runs_count()
-            yield found_ok("PostgreSQL", f"answers, {where}")
+            yield no_problem("PostgreSQL", f"answers, {where}")
             installation = Installation(settings, instance, start_process(settings), sensors)
             for subject, examine in _EXAMINATIONS.items():
                 yield from _guarded(subject, examine, installation)
     except KboError as error:
-        yield found_error("PostgreSQL", error)
+        yield problem_of("PostgreSQL", error)
     except SQLAlchemyError as error:
         embedded = settings.postgres_dir if settings.postgres_url is None else None
         url = make_url(settings.postgres_url or embedded_server_url(settings.postgres_dir))
-        yield found_error("PostgreSQL", explained(error, url, embedded))
+        yield problem_of("PostgreSQL", explained(error, url, embedded))
 
 
 def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> Iterator[Finding]:
@@ -409,7 +410,7 @@ def _guarded(subject: str, look: Callable[[_T], Iterable[Finding]], at: _T) -> I
     try:
         yield from look(at)
     except KboError as error:
-        yield found_error(subject, error)
+        yield problem_of(subject, error)
     except Exception as error:  # whatever it is: something is wrong there, and it is shown
         line = line_of(error) or f"{type(error).__name__}: {first_line(error)}"
-        yield found("check failed", None, subject, error=line)
+        yield problem("check failed", None, subject, error=line)

@@ -222,6 +222,19 @@ FINDINGS: dict[str, Finding] = {
         "{text}",
         "see the other findings, or get newer ZIPs and kbo import them",
     ),
+    "differs": Finding(
+        "error",
+        "proof",
+        "{proof}",
+        "kbo repair {extract} closes the difference; the JSON file of that number in {directory}"
+        " shows where it is",
+    ),
+    "not proven": Finding(
+        "warning",
+        "proof",
+        "not compared with KBO's Full for {days} days",
+        "kbo verify does; see the ticks of proof_sensor in the web UI",
+    ),
     "lost extract": Finding(
         "warning", "ledger", "lost, and to be imported again", "kbo retry {extract}"
     ),
@@ -233,11 +246,11 @@ FINDINGS: dict[str, Finding] = {
 }
 """Each finding that is not ok: its usual severity, its subject, what is wrong, what to do.
 
-Errors of ours (`found_error`) are findings too; their message has the next step.
+Errors of ours (`problem_of`) are findings too; their message has the next step.
 """
 
 
-def found(
+def problem(
     name: str, severity: Severity | None = None, subject: object = None, /, **values: object
 ) -> Finding:
     """A finding of the table, with the values that its texts name.
@@ -253,12 +266,12 @@ def found(
     )
 
 
-def found_ok(subject: str, text: str) -> Finding:
+def no_problem(subject: str, text: str) -> Finding:
     """A finding that nothing is wrong."""
     return Finding("ok", subject, text)
 
 
-def found_error(subject: str, error: KboError, severity: Severity = "error") -> Finding:
+def problem_of(subject: str, error: KboError, severity: Severity = "error") -> Finding:
     """The finding of an error of ours, whose message ends with the next step."""
     text, _, remedy = one_line(error).partition("; ")
     return Finding(severity, subject, text, remedy or None)

@@ -1,11 +1,12 @@
 """What has died or was lost is noticed and repaired: runs, register, published file, Dagster.
 
-`kbo start` does so before anything runs, and looks again each half minute; `kbo rebuild` does so by
-hand, or makes the register anew from kept ZIPs alone.
+`kbo start` compares files and records before anything runs; each half minute it ends dead runs
+(`operate.runs.recovery`), and compares the files again where something is suspect. `kbo rebuild`
+does so by hand, or rebuilds the register from kept ZIPs alone.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import dagster as dg
 import duckdb
 from dagster_postgres.utils import DagsterPostgresException
 
-from kbo_pipeline.apply.register import Register, open_register, open_register_to_copy
+from kbo_pipeline.apply.register import Register, open_register_to_copy, open_register_to_write
 from kbo_pipeline.core.database import connect
 from kbo_pipeline.core.disk_space import check_space_to_import
-from kbo_pipeline.core.errors import NotReadyError, StorageError
-from kbo_pipeline.core.extracts import BatchKey, ExtractKey, zips_in
+from kbo_pipeline.core.errors import StorageError
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey, plan_rebuild, zips_in
 from kbo_pipeline.core.files import move_into_place
 from kbo_pipeline.core.places import DuckDBFile
 from kbo_pipeline.core.settings import Settings
@@ -58,9 +59,13 @@ from kbo_pipeline.operate.runs.recovery import (
     resume_retries,
 )
 from kbo_pipeline.operate.runtime import reached
-from kbo_pipeline.publish.copy import replace_shared
+from kbo_pipeline.publish.copy import (
+    renew_shared_views,
+    renew_views,
+    replace_shared,
+    show_to_readers,
+)
 from kbo_pipeline.publish.publish import complete
-from kbo_pipeline.publish.views import renew_shared_views, renew_views, show_to_readers
 from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staging import stage
 
@@ -154,7 +159,7 @@ def _renew_views(
 def rebuild_from_zips(
     instance: dg.DagsterInstance, settings: Settings, report: Callable[[str], None]
 ) -> tuple[ExtractKey, ExtractKey]:
-    """Makes the register anew from the kept ZIPs, as far as anything says that it was published.
+    """Rebuilds the register from the kept ZIPs, as far as anything says that it was published.
 
     Returns the first and the last extract that it was made from; raises what `rebuild_register`
     raises.
@@ -214,39 +219,10 @@ def _recorded_hash(instance: dg.DagsterInstance, key: ExtractKey) -> str | None:
     return None if value is None else str(value.value)
 
 
-def plan_rebuild(kept: Collection[ExtractKey], newest: ExtractKey | None) -> list[ExtractKey]:
-    """The extracts from which a register is made anew, in order: as long a history as there is.
-
-    Args:
-        kept: the extracts whose ZIPs are there.
-        newest: the newest published one; None when nobody knows it, for all that follow.
-
-    Raises:
-        NotReadyError: no line of ZIPs leads there; names one that is missing.
-    """
-    line: list[ExtractKey] = []
-    for key in sorted(kept):
-        if newest is not None and key.number > newest.number:
-            break
-        last = line[-1].number if line else None
-        if key.number != last and (key.type == "full" or key.number - 1 == last):
-            line.append(key)
-    if not line:
-        missing = str(newest) if newest is not None and newest.type == "full" else "a Full"
-        raise NotReadyError(f"no ZIP of {missing} is kept to begin with; kbo fetch downloads one")
-    if newest is not None and line[-1].number != newest.number:
-        missing = str(ExtractKey(line[-1].number + 1, "update"))
-        raise NotReadyError(
-            f"{newest}: the kept ZIPs reach only to {line[-1]}; kbo fetch {missing}, or put"
-            " that ZIP into downloads"
-        )
-    return line
-
-
 def rebuild_register(
     settings: Settings, newest: ExtractKey | None, report: Callable[[str], None]
 ) -> list[ExtractKey]:
-    """Makes the register anew from kept ZIPs; readers keep the old one until it is whole.
+    """Rebuilds the register from kept ZIPs; readers keep the old one until it is whole.
 
     Other writers wait meanwhile.
 
@@ -292,7 +268,7 @@ def _import(settings: Settings, key: ExtractKey, file: Path, report: Callable[[s
         stage(connection, settings, zip_file, extract, staging_dir, max_faulty_rows=None)
     with (
         connect(settings) as connection,
-        open_register(connection, DuckDBFile(file)) as register,
+        open_register_to_write(connection, DuckDBFile(file)) as register,
         register.importing(staging_dir, key) as staged,
     ):
         for batch in staged.batches:

@@ -29,8 +29,8 @@ from kbo_pipeline.core.schema import check
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.sql import literal
 from kbo_pipeline.core.text import first_line
+from kbo_pipeline.publish.copy import show_to_readers
 from kbo_pipeline.publish.publish import kept_files, roll_back
-from kbo_pipeline.publish.views import show_to_readers
 from kbo_pipeline.stage.staged import is_staged
 
 
@@ -145,7 +145,6 @@ def read_snapshot(connection: duckdb.DuckDBPyConnection, file: Path) -> Snapshot
 
 
 def _read_shared(connection: duckdb.DuckDBPyConnection, place: Place) -> Snapshot:
-    """Reads what a register says that writers and readers share."""
     try:
         name = place.attach_to_read(connection, "witness")
     except NotReadyError:
@@ -225,7 +224,7 @@ def _plan_of_sound(work: Snapshot, published: Snapshot) -> tuple[RepairPlan, Sna
             return RepairPlan(), work
         return RepairPlan(("the newer ledger is published",), show=True), work
     if ours[: len(theirs)] == theirs or (
-        theirs[: len(ours)] == ours and beyond <= work.rolled_back
+        theirs[: len(ours)] == ours and beyond <= work.rolled_back | {work.half_applied}
     ):
         if work.half_applied is not None:
             return RepairPlan(), work  # readers see both when that one is published
@@ -248,7 +247,7 @@ def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> Rep
     gone = {key for key in recorded.published if key not in published and key.number > newest}
     undone = truth.rolled_back & {*recorded.published, *recorded.applied}
     lost = sorted(gone - undone)
-    if lost and not published:
+    if {*lost} - {truth.half_applied} and not published:  # the first Full may be under repair
         raise RegisterError(
             f"{truth.place}: empty, although Dagster's database has {lost[-1]} as published; kbo"
             " rebuild --from-zips recreates the register, or set another DAGSTER_POSTGRES_URL"
@@ -264,11 +263,13 @@ def _plan_records(files: RepairPlan, truth: Snapshot, recorded: Recorded) -> Rep
                 f"{key}: {len(missing)} batches are applied according to Dagster, but not in the"
                 " ledger"
             )
-    known = max((key.number for key in recorded.published if key in published), default=-1)
+    newest_recorded = max(
+        (key.number for key in recorded.published if key in published), default=-1
+    )
     adopt = [
         entry
         for entry in truth.ledger
-        if entry.key not in recorded.published and entry.key.number > known
+        if entry.key not in recorded.published and entry.key.number > newest_recorded
     ]
     if adopt:
         lines.append(f"{_listed(adopt)}: published, but unknown to Dagster: recorded there")

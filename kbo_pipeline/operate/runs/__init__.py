@@ -1,4 +1,4 @@
 """Runs in Dagster's storage: progress, claims, cancelling, runs that end early.
 
-Nothing here starts a process or repairs a register.
+Also what claims an extract for one process at a time. Nothing here repairs a register.
 """

@@ -10,7 +10,7 @@ import dagster as dg
 import duckdb
 import psutil
 
-from kbo_pipeline.apply.register import open_register
+from kbo_pipeline.apply.register import open_register_to_write
 from kbo_pipeline.core.errors import KboError, NotReadyError, StorageError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.files import holder
@@ -50,14 +50,14 @@ def cancel_extract(instance: dg.DagsterInstance, settings: Settings, key: Extrac
     _check_at_work(instance, settings, key)
     signaled: set[int] = set()
     terminated: set[str] = set()
-    told_at: float | None = None
+    asked_at: float | None = None
     marked_at: float | None = None
     deadline = time.monotonic() + _END_SECONDS
     while True:
         pid = holder(claim_file(settings, key))
         if pid is not None and pid not in signaled and _is_command(pid, claim_file(settings, key)):
-            told_at = _tell_command(instance, key, told_at)
-            if told_at is None or time.monotonic() - told_at > PATIENCE:
+            asked_at = _ask_command_to_end(instance, key, asked_at)
+            if asked_at is None or time.monotonic() - asked_at > PATIENCE:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)  # it ends its run itself
                 signaled.add(pid)
@@ -121,10 +121,10 @@ def _end_runs(
     return left
 
 
-def _tell_command(
-    instance: dg.DagsterInstance, key: ExtractKey, told_at: float | None
+def _ask_command_to_end(
+    instance: dg.DagsterInstance, key: ExtractKey, asked_at: float | None
 ) -> float | None:
-    """Tells a command that applies batches to end before the next one; returns when it was told.
+    """Asks a command that applies batches to end before the next one; returns when it was asked.
 
     None for any other command.
     """
@@ -133,7 +133,7 @@ def _tell_command(
             if run.status == dg.DagsterRunStatus.STARTED:
                 instance.report_run_canceling(run)
                 return time.monotonic()
-            return told_at
+            return asked_at
     return None
 
 
@@ -190,6 +190,8 @@ def _cancel_job(settings: Settings, key: ExtractKey, patience: float = 60.0) -> 
     if settings.register.may_exist:
         with (
             duckdb.connect(":memory:") as connection,
-            open_register(connection, settings.register, lock_timeout=patience) as register,
+            open_register_to_write(
+                connection, settings.register, lock_timeout=patience
+            ) as register,
         ):
             register.ledger.cancel_job(key)

@@ -25,12 +25,14 @@ def staging_asset(table: Table) -> str:
 
 _ZIP = dg.AssetKey("extract_zip")
 
+_STAGING = [dg.AssetKey(staging_asset(table)) for table in ALL_TABLES]
+
 _BY_EXTRACT = [
-    dg.AssetKey(name)
-    for name in (
-        *(staging_asset(table) for table in ALL_TABLES),
-        *("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
-    )
+    *_STAGING,
+    *map(
+        dg.AssetKey,
+        ("change_report", "parquet_export", "full_verification", "published_extract", CODE.name),
+    ),
 ]
 
 _BY_BATCH = [dg.AssetKey(table.name) for table in TABLES]
@@ -55,9 +57,9 @@ def register_batches(
 
     All are added in one call: a run over a range takes them in the order of their arrival.
     """
-    known = batches_by_extract(instance).get(key, [])
-    if known != list(batch_keys):
-        for batch in known:
+    present = batches_by_extract(instance).get(key, [])
+    if present != list(batch_keys):
+        for batch in present:
             instance.delete_dynamic_partition("kbo_batches", batch)
         instance.add_dynamic_partitions("kbo_batches", list(batch_keys))
 
@@ -81,18 +83,24 @@ def batch_or_none(text: str) -> BatchKey | None:
 
 
 def forget_extract(
-    instance: dg.DagsterInstance, key: ExtractKey, *, is_whole: bool = False
+    instance: dg.DagsterInstance,
+    key: ExtractKey,
+    *,
+    is_whole: bool = False,
+    is_staged: bool = False,
 ) -> None:
     """Makes all partitions of an extract missing, also those of its batches, however often called.
 
     Their events go: Dagster shows a partition as materialized as long as it has them. With
-    `is_whole` that of `extract_zip` is missing too, and its batches are no partitions any more.
+    `is_whole` that of `extract_zip` is missing too, and its batches are no partitions any more; if
+    it `is_staged` anew, those of staging stay.
     """
-    assets = [*_BY_EXTRACT, *_BY_BATCH, *([_ZIP] if is_whole else [])]
-    known = _partitions_with_events(instance, assets, str(key))
+    by_extract = [asset for asset in _BY_EXTRACT if not (is_staged and asset in _STAGING)]
+    assets = [*by_extract, *_BY_BATCH, *([_ZIP] if is_whole else [])]
+    partitions_of = _partitions_with_events(instance, assets, str(key))
     for asset in assets:  # staging first: without it no sensor takes the extract for one to apply
-        if asset in known:
-            instance.wipe_asset_partitions(asset, known[asset])
+        if asset in partitions_of:
+            instance.wipe_asset_partitions(asset, partitions_of[asset])
     if is_whole:
         for batch in instance.get_dynamic_partitions("kbo_batches"):
             if batch.startswith(f"{key}-"):
@@ -124,13 +132,13 @@ def mistyped_partitions(
     """The partitions that are neither an extract nor a batch of one that has a partition."""
     extracts = instance.get_dynamic_partitions("kbo_extracts")
     batches = instance.get_dynamic_partitions("kbo_batches")
-    known = {key for key in map(key_or_none, extracts) if key is not None}
+    keys = {key for key in map(key_or_none, extracts) if key is not None}
     return [
         *((kbo_extracts, name) for name in extracts if key_or_none(name) is None),
         *(
             (kbo_batches, name)
             for name in batches
-            if (batch := batch_or_none(name)) is None or batch.extract not in known
+            if (batch := batch_or_none(name)) is None or batch.extract not in keys
         ),
     ]
 

@@ -37,11 +37,26 @@ ACCEPT_LOSS_TAG = "kbo/accept_loss"
 ACCEPT_FAULTS_TAG = "kbo/accept_faults"
 """Tag of a run that sets aside any number of faulty rows of an extract: who accepts that."""
 
+REPAIR_TAG = "kbo/repair"
+"""Tag of the runs by which a Full takes the place of the published extract: the Full."""
+
 PUBLISH_JOB = "publish_extract"
 """The job that publishes an extract, and makes its report."""
 
 ROLLBACK_JOB = "rollback_extract"
 """The job that undoes an extract."""
+
+SEARCH_JOB = "build_search_index"
+"""The job that makes the search index; it is about what is published, whatever that is then."""
+
+VERIFY_JOB = "verify_full"
+"""The job that compares the register with a Full."""
+
+EXPORT_JOB = "export_parquet"
+"""The job that writes what is published as Parquet."""
+
+READING_JOBS = frozenset({EXPORT_JOB, SEARCH_JOB, VERIFY_JOB})
+"""Jobs that read what is published: whatever becomes of them, the extract stands where it stood."""
 
 ASSETS_OF_JOBS = {
     "stage_extract": ["extract_zip", *(f"import_staging_{table.name}" for table in ALL_TABLES)],
@@ -145,7 +160,8 @@ class Progress:
     @cached_property
     def at_staging(self) -> set[ExtractKey]:
         """Extracts whose staging is queued or runs."""
-        staging = {extract_of(run) for run in self.unfinished_runs if _is_staging(run)}
+        runs = [run for run in self.unfinished_runs if does(run, "stage_extract", STAGED)]
+        staging = {extract_of(run) for run in runs}
         return {key for key in self.known if str(key) in staging}
 
     @cached_property
@@ -159,15 +175,16 @@ class Progress:
         return self._newest_runs(_run_ids(self.instance))
 
     def newest_run(self, key: ExtractKey) -> dg.DagsterRun | None:
-        """The newest run about an extract; None when there is none."""
-        record = self._newest_runs(_run_ids(self.instance, [key])).get(str(key))
+        """The newest run that imports or undoes an extract; None when there is none."""
+        run_ids = _run_ids(self.instance, [key], READING_JOBS)
+        record = self._newest_runs(run_ids).get(str(key))
         return record.dagster_run if record is not None else None
 
     @cached_property
     def cancelled(self) -> set[ExtractKey]:
         """Unpublished extracts that were cancelled, and not taken up since."""
         unpublished = self.known - self.published.keys()
-        newest = self._newest_runs(_run_ids(self.instance, unpublished))
+        newest = self._newest_runs(_run_ids(self.instance, unpublished, READING_JOBS))
         return {
             key
             for key in unpublished
@@ -291,7 +308,9 @@ def _records(
 
 
 def _run_ids(
-    instance: dg.DagsterInstance, keys: Collection[ExtractKey] | None = None
+    instance: dg.DagsterInstance,
+    keys: Collection[ExtractKey] | None = None,
+    without: Collection[str] = (),
 ) -> Mapping[str, list[str]]:
     """The ids of the runs about extracts, the newest first, by extract.
 
@@ -301,12 +320,13 @@ def _run_ids(
     Args:
         instance: where they are recorded.
         keys: the extracts; all of which there are runs without it.
+        without: jobs whose runs are left out.
     """
     if keys is not None and not keys:
         return {}
     wanted = None if keys is None else {str(key) for key in keys}
     run_ids: dict[str, list[str]] = {}
-    for run_id, tags in _tags_of_runs(instance, wanted):
+    for run_id, tags in _tags_of_runs(instance, wanted, without):
         extract = _extract_in(tags)
         if extract is not None and (wanted is None or extract in wanted):
             run_ids.setdefault(extract, []).append(run_id)
@@ -314,7 +334,7 @@ def _run_ids(
 
 
 def _tags_of_runs(
-    instance: dg.DagsterInstance, extracts: Collection[str] | None
+    instance: dg.DagsterInstance, extracts: Collection[str] | None, without: Collection[str]
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Ids of runs with their tags, the newest run first: of all that are about these extracts.
 
@@ -324,10 +344,12 @@ def _tags_of_runs(
     Args:
         instance: where the runs are recorded.
         extracts: keys of extracts; None for any.
+        without: jobs whose runs are left out.
     """
     if not insides.are_tested():
         for run in instance.get_runs():
-            yield run.run_id, run.tags
+            if run.job_name not in without:
+                yield run.run_id, run.tags
         return
     from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
     from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
@@ -336,7 +358,7 @@ def _tags_of_runs(
     query = (
         select(column.run_id, column.key, column.value)
         .join(RunsTable, RunsTable.c.run_id == column.run_id)
-        .where(column.key.in_(_EXTRACT_TAGS))
+        .where(column.key.in_(_EXTRACT_TAGS), RunsTable.c.pipeline_name.not_in(list(without)))
         .order_by(RunsTable.c.id.desc())
     )
     if extracts is not None:
@@ -391,8 +413,9 @@ def is_cancelled(run: dg.DagsterRun) -> bool:
     return run.status == dg.DagsterRunStatus.CANCELED and "kbo/started_by" not in run.tags
 
 
-def _is_staging(run: dg.DagsterRun) -> bool:
-    return run.job_name == "stage_extract" or STAGED in (run.asset_selection or ())
+def does(run: dg.DagsterRun, job: str, asset: dg.AssetKey) -> bool:
+    """Whether a run is one of a job, or makes the asset of that job by itself."""
+    return run.job_name == job or asset in (run.asset_selection or ())
 
 
 def _by_extract(ids: Mapping[str, int]) -> dict[ExtractKey, int]:
@@ -400,9 +423,13 @@ def _by_extract(ids: Mapping[str, int]) -> dict[ExtractKey, int]:
     return {key: id_ for text, id_ in ids.items() if (key := key_or_none(text)) is not None}
 
 
-def ledger_metadata(link: LedgerEntry) -> dict[str, int | str]:
+def ledger_metadata(entry: LedgerEntry) -> dict[str, int | str]:
     """What a publication records of the ledger: the witness against which it is compared later."""
-    return {"ledger/batches": link.batches, "ledger/records": link.records, LEDGER_HASH: link.hash}
+    return {
+        "ledger/batches": entry.batches,
+        "ledger/records": entry.records,
+        LEDGER_HASH: entry.hash,
+    }
 
 
 def sensor_states(instance: dg.DagsterInstance) -> list["InstigatorState"]:

@@ -1,4 +1,4 @@
-"""Runs that end before their work is done: told to, or because their process died.
+"""Runs that end before their work is done, and what runs then: Dagster's retry, or `kbo retry`.
 
 Each worker holds a lock, by which a dead one is known; Dagster's own launcher never notices some of
 them.
@@ -8,13 +8,15 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from kbo_pipeline.core.extracts import ExtractKey
+from kbo_pipeline.core.errors import NotReadyError
+from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.files import hold_until_exit, is_locked
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.signals import PATIENCE
@@ -25,12 +27,19 @@ from kbo_pipeline.operate.runs.progress import (
     AUTO_RETRY_RUN_ID_TAG,
     EXTRACT_TAG,
     NOT_FINISHED_STATUSES,
+    PARTITION_TAG,
+    PUBLISH_JOB,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    REPORTED,
     WILL_RETRY_TAG,
     Progress,
+    does,
     extract_of,
     is_cancelled,
 )
 from kbo_pipeline.operate.runtime import is_ours
+from kbo_pipeline.stage.staged import is_staged_whole
 
 _NOT_RETRIED = "Failed to retry run"  # as Dagster 1.13 says it
 _FORGOTTEN_SECONDS = 15.0  # Dagster looks each five seconds for what it is to retry
@@ -294,7 +303,11 @@ class KboRunLauncher(dg.DefaultRunLauncher):
     def terminate(self, run_id: str) -> bool:
         """Asks a run to end; when asked once more, it is interrupted."""
         run = self._instance.get_run_by_id(run_id) if insides.are_tested() else None
-        if run is None or run.status != dg.DagsterRunStatus.STARTED or not _applies(run):
+        if (
+            run is None
+            or run.status != dg.DagsterRunStatus.STARTED
+            or not does(run, "apply_batches", _APPLIED)
+        ):
             return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
         self._instance.report_run_canceling(run)
         timer = threading.Timer(PATIENCE, self._interrupt, [run_id])
@@ -309,5 +322,53 @@ class KboRunLauncher(dg.DefaultRunLauncher):
             logging.getLogger("kbo_pipeline").warning("run %s: not interrupted: %s", run_id, error)
 
 
-def _applies(run: dg.DagsterRun) -> bool:
-    return run.job_name == "apply_batches" or _APPLIED in (run.asset_selection or ())
+@dataclass(frozen=True, slots=True)
+class DueRun:
+    """A run that an extract needs.
+
+    Attributes:
+        job: its job.
+        tags: say which partition, or which batches.
+        assets: of those of the job; all of them when empty.
+    """
+
+    job: str
+    tags: Mapping[str, str]
+    assets: Sequence[dg.AssetKey] = field(default=())
+
+
+def due_runs(instance: dg.DagsterInstance, settings: Settings, key: ExtractKey) -> list[DueRun]:
+    """The runs that bring an extract one stage further; none when there is nothing to retry.
+
+    Staging is one run, and applying one for each range of missing batches; when these have ended,
+    the next stage is due.
+
+    Raises:
+        NotReadyError: nothing is known of the extract.
+    """
+    progress = Progress(instance)
+    if key not in progress.known:
+        raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
+    partition = {PARTITION_TAG: str(key)}
+    if key in progress.published:
+        reported = key in progress.reported
+        return [] if reported else [DueRun(PUBLISH_JOB, partition, [REPORTED])]
+    if key not in progress.staged or not is_staged_whole(settings.staging_dir, key):
+        return [DueRun("stage_extract", partition)]
+    ranges = contiguous(progress.missing_batches(key))
+    applying = [
+        DueRun("apply_batches", {RANGE_START_TAG: first, RANGE_END_TAG: last})
+        for first, last in ranges
+    ]
+    return applying or [DueRun(PUBLISH_JOB, partition)]
+
+
+def contiguous(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Ranges of batches: a run takes a range of partitions, not a set."""
+    ranges: list[tuple[BatchKey, BatchKey]] = []
+    for key in map(BatchKey.parse, keys):
+        if ranges and ranges[-1][1].number + 1 == key.number:
+            ranges[-1] = (ranges[-1][0], key)
+        else:
+            ranges.append((key, key))
+    return [(str(first), str(last)) for first, last in ranges]

@@ -1,7 +1,7 @@
 """Reads the status of an extract from Dagster's storage."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,24 +16,26 @@ from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import OUT_OF_MEMORY, OUT_OF_MEMORY_CLASSES, first_line
 from kbo_pipeline.operate import insides, markers
 from kbo_pipeline.operate.markers import PAUSED
-from kbo_pipeline.operate.runs.estimate import (
+from kbo_pipeline.operate.runs.live import (
     DEFAULT_SECONDS,
     WORK_STAGES,
     Stage,
     WorkStage,
-    crept,
+    assumed_share,
     overall_share,
+    read_live,
     seconds_left,
 )
-from kbo_pipeline.operate.runs.live import read_live
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract, kbo_batches
 from kbo_pipeline.operate.runs.progress import (
+    READING_JOBS,
     ROLLBACK_JOB,
     Progress,
     is_retried,
     job_of,
     runs_about,
 )
+from kbo_pipeline.read.published import Proof, last_proof
 
 State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
@@ -78,6 +80,8 @@ class ExtractStatus:
         seconds_left: until it is published; None when nothing is at work.
         is_paused: everything waits for `kbo resume`.
         is_rolled_back: somebody has undone it, and nobody has imported it again.
+        replaced_by: of one that was rolled back, the extract of its number that is published since.
+        proof: how the register compared with KBO's Full the last time; None when it never was.
         run_id: the run at work, or else the newest one; None when there is none.
     """
 
@@ -96,6 +100,8 @@ class ExtractStatus:
     seconds_left: float | None
     is_paused: bool
     is_rolled_back: bool
+    replaced_by: ExtractKey | None
+    proof: Proof | None
     run_id: str | None
 
     @property
@@ -114,8 +120,15 @@ class ExtractStatus:
         return sum(table.total for table in self.tables.values())
 
     @property
+    def batches(self) -> int:
+        """All batches, each counted once."""
+        return max((table.total for table in self.tables.values()), default=0)
+
+    @property
     def words(self) -> str:
         """What it is at, for people."""
+        if self.replaced_by is not None:
+            return f"{self.replaced_by} is published in its place"
         if self.is_rolled_back:
             return f"rolled back; kbo retry {self.job_id} imports it again"
         return "published" if self.stage == "done" else self.stage
@@ -143,12 +156,11 @@ class ExtractStatus:
             "failed_batches": [asdict(place) for place in self.failed_batches],
             "error": self.error,
             "rejected_rows": self.rejected_rows,
+            "proof": self.proof.to_json() if self.proof else None,
         }
 
 
-_APPLYING = ("apply_batches", "materialize")
-
-
+_STAGING, _APPLYING = "stage_extract", ("apply_batches", "materialize")
 _FRESH_SECONDS = 30.0  # between two stages
 
 _QUEUED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
@@ -167,8 +179,8 @@ def newest_extract(instance: DagsterInstance, progress: Progress | None = None) 
         for key in progress.known
         if key not in progress.published and (published is None or key.number > published.number)
     ]
-    if waiting:
-        return min(waiting)
+    if waiting:  # while a repair is at work, of two the Full, which is staged
+        return min(waiting, key=lambda key: (key.number, key not in progress.staged, key))
     if published is None:
         raise NotReadyError("no extract yet; start with kbo import ZIP")
     return published
@@ -194,71 +206,62 @@ def read_status(
     progress = progress or Progress(instance)
     if key not in progress.known:
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
-    runs = runs_about(instance, [key])
+    runs = [run for run in runs_about(instance, [key]) if run.job_name not in READING_JOBS]
     batches = batches_of(instance, key)
     staged = progress.staged_among([key])
     applied, failed = _attempts(instance, runs, batches, staged.get(key, 0))
     unfinished = [run for run in runs if not run.is_finished]
     started = [run for run in unfinished if run.status not in _QUEUED]
     running = next(iter(started or unfinished), None)
-    done = key in progress.published
-    cancelled = running is None and key in progress.cancelled
+    status = _state(progress, key, running, is_failed=bool(failed or (runs and runs[0].is_failure)))
+    is_done, is_open = status == "completed", status in ("pending", "processing")
     is_rolled_back = bool(runs) and runs[0].job_name == ROLLBACK_JOB and runs[0].is_success
-    broken = not (done or running or cancelled) and bool(failed or (runs and runs[0].is_failure))
-    tables = {
-        table.name: _table_progress(
-            len(applied[table.name]), len(batches), bool(failed.get(table.name)), running
-        )
-        for table in TABLES
-        if batches
-    }
-    open_places = [
-        _place(table.name, batch)
-        for batch in batches
-        for table in TABLES
-        if batch not in applied[table.name]
-    ]
-    places = _first_of_each_batch(open_places)
-    at_work = running is not None and bool(places) and job_of(running) in _APPLYING
-    status: State = "pending"
-    if done:
-        status = "completed"
-    elif broken:
-        status = "failed"
-    elif running:
-        status = "processing"
-    elif cancelled:
-        status = "cancelled"
-    is_staged = key in staged and bool(batches)
+    others = (k for k in progress.published if k.number == key.number and k != key)
+    replaced_by = next(others, None)
     is_paused = markers.is_paused(settings)
     committed = sum(map(len, applied.values())) / (len(batches) * len(TABLES)) if batches else 0.0
-    position = _position(settings, key, {run.run_id for run in started}, is_staged, committed)
+    at_work, is_staged = {run.run_id for run in started}, key in staged and bool(batches)
+    position = _position(settings, key, at_work, is_staged, committed)
     # Between two stages an extract has no run at work for some seconds.
-    is_waiting = not (started or position.is_fresh) and status in ("pending", "processing")
-    stage: Stage = "done" if done else "waiting" if is_waiting else position.stage
-    percentage = 100.0 if done else min(99.9, _percentage(position.overall))
+    is_waiting = is_open and not (started or position.is_fresh)
+    has_operation = status == "processing" or (status == "pending" and position.is_fresh)
+    percentage = 100.0 if is_done else min(99.9, _percentage(position.overall))
+    places = _open_places(applied, batches)
+    is_applying = running is not None and bool(places) and job_of(running) in _APPLYING
     return ExtractStatus(
         job_id=str(key),
         status=status,
-        stage=stage,
-        stage_percentage=100.0 if done else _percentage(position.share),
+        stage="done" if is_done else "waiting" if is_waiting else position.stage,
+        stage_percentage=100.0 if is_done else _percentage(position.share),
         percentage=0.0 if is_rolled_back else percentage,
-        operation=_operation(position, is_waiting=is_waiting, is_paused=is_paused)
-        if not done and (running is not None or (position.is_fresh and status == "pending"))
+        operation=_operation(position, running, is_waiting=is_waiting, is_paused=is_paused)
+        if has_operation
         else None,
-        tables=tables,
-        current_batch=places[0] if at_work else None,
-        next_batch=next(iter(places[1:] if at_work else places), None),
+        tables=_tables(applied, failed, batches, running),
+        current_batch=places[0] if is_applying else None,
+        next_batch=next(iter(places[1:] if is_applying else places), None),
         failed_batches=tuple(_place(name, b) for name, keys in failed.items() for b in keys),
-        error=error_of_run(instance, runs[0]) if broken and runs else None,
+        error=error_of_run(instance, runs[0]) if status == "failed" and runs else None,
         rejected_rows=progress.rejected_rows(key),
-        seconds_left=position.seconds_left
-        if status in ("pending", "processing") and not is_paused
-        else None,
+        seconds_left=position.seconds_left if is_open and not is_paused else None,
         is_paused=is_paused,
-        is_rolled_back=is_rolled_back and not done,
+        is_rolled_back=is_rolled_back and not is_done,
+        replaced_by=replaced_by if is_rolled_back else None,
+        proof=last_proof(settings),
         run_id=running.run_id if running else runs[0].run_id if runs else None,
     )
+
+
+def _state(
+    progress: Progress, key: ExtractKey, running: dg.DagsterRun | None, *, is_failed: bool
+) -> State:
+    if key in progress.published:
+        return "completed"
+    if running is not None:
+        return "processing"
+    if key in progress.cancelled:
+        return "cancelled"
+    return "failed" if is_failed else "pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +310,7 @@ def _position(
     if live.stage == stage:
         share = live.share
     elif live.stage in before:
-        share = crept(silent)
+        share = assumed_share(silent)
     else:  # of an import before this one
         share = committed if stage == "applying" else 0.0
     is_fresh = silent < _FRESH_SECONDS
@@ -320,19 +323,23 @@ def _position(
             start = max(0.0, live.start_seconds - silent)
         left = start + seconds_left(live.usual, stage, share, spent, live.start_seconds)
     words = live.words if is_alive and live.stage == stage else None
-    return _Position(stage, share, overall_share(live.usual, stage, share), left, words, is_fresh)
+    return _Position(stage, share, live.overall(stage, share), left, words, is_fresh)
 
 
 def _percentage(share: float) -> float:
     return round(100 * share, 1)
 
 
-def _operation(position: _Position, *, is_waiting: bool, is_paused: bool) -> str:
+def _operation(
+    position: _Position, running: dg.DagsterRun | None, *, is_waiting: bool, is_paused: bool
+) -> str:
     if is_paused:
         return PAUSED
     if is_waiting:
         return "waiting in the queue"
-    return position.words or f"{position.stage} is about to begin"
+    is_staging = running is not None and job_of(running) == _STAGING
+    coming = "staging" if is_staging else position.stage
+    return position.words or f"{coming} is about to begin"
 
 
 def is_over(instance: DagsterInstance, status: ExtractStatus) -> bool:
@@ -392,26 +399,34 @@ def in_one_line(error: KboError) -> dg.DagsterError:
     return shown
 
 
-def _table_progress(
-    completed: int, total: int, failed: bool, running: dg.DagsterRun | None
-) -> TableProgress:
-    if completed == total:
-        return TableProgress(completed, total, "completed")
-    state: State = "processing" if running else "failed" if failed else "pending"
-    return TableProgress(completed, total, state)
+def _tables(
+    applied: Mapping[str, set[str]],
+    failed: Mapping[str, list[str]],
+    batches: Sequence[str],
+    running: dg.DagsterRun | None,
+) -> dict[str, TableProgress]:
+    total, tables = len(batches), {}
+    for table in TABLES if batches else ():
+        state: State = "processing" if running else "failed" if table.name in failed else "pending"
+        completed = len(applied[table.name])
+        tables[table.name] = TableProgress(
+            completed, total, "completed" if completed == total else state
+        )
+    return tables
 
 
 def _place(table: str, batch: str) -> BatchPlace:
-    """Where the work on a batch of a table begins."""
     key = BatchKey.parse(batch)
     return BatchPlace(table, key.number, key.extract.operations[0])
 
 
-def _first_of_each_batch(places: Sequence[BatchPlace]) -> list[BatchPlace]:
-    first: dict[int, BatchPlace] = {}
-    for place in places:
-        first.setdefault(place.batch, place)
-    return list(first.values())
+def _open_places(applied: Mapping[str, set[str]], batches: Sequence[str]) -> list[BatchPlace]:
+    """Where the work on each batch begins that is not applied whole."""
+    return [
+        _place(missing[0], batch)
+        for batch in batches
+        if (missing := [table.name for table in TABLES if batch not in applied[table.name]])
+    ]
 
 
 def batches_of(instance: DagsterInstance, key: ExtractKey) -> list[str]:
@@ -440,14 +455,16 @@ def _attempts(
         instance: where it is recorded.
         runs: about the extract.
         batches: keys of its batches.
-        staged: storage id of its newest staging; what was applied before does not count.
+        staged: storage id of its newest staging; what was tried before does not count.
     """
     if not batches:
         return {table.name: set() for table in TABLES}, {}
     if not insides.are_tested():
         progress = Progress(instance)
         applied = progress.applied(BatchKey.parse(batches[0]).extract)
-        return {name: set(ids) for name, ids in applied.items()}, _failed(instance, batches)
+        is_staged_anew = bool(runs) and job_of(runs[0]) == _STAGING and runs[0].is_success
+        failed = {} if is_staged_anew else _failed(instance, batches)
+        return {name: set(ids) for name, ids in applied.items()}, failed
     from dagster._core.storage.event_log import SqlEventLogStorage
     from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 
@@ -468,26 +485,25 @@ def _attempts(
     query = select(
         events.asset_key, events.partition, events.dagster_event_type, events.id, events.run_id
     ).where(events.id.in_(newest))
-    found: dict[tuple[str, str, str], tuple[int, str]] = {}
+    newest_events: dict[tuple[str, str, str], tuple[int, str]] = {}
     with storage.index_connection() as connection:
         for asset, batch, event_type, event_id, run_id in connection.execute(query):
-            found[names[asset], batch, event_type] = event_id, run_id
+            newest_events[names[asset], batch, event_type] = event_id, run_id
     failures = {run.run_id for run in runs if run.is_failure}
     nothing = (0, "")
     applied_, failed = {table.name: set[str]() for table in TABLES}, dict[str, list[str]]()
     for table in TABLES:
         for batch in batches:
-            applied_id, _ = found.get((table.name, batch, done), nothing)
-            planned_id, run_id = found.get((table.name, batch, planned), nothing)
+            applied_id, _ = newest_events.get((table.name, batch, done), nothing)
+            planned_id, run_id = newest_events.get((table.name, batch, planned), nothing)
             if applied_id > staged:
                 applied_[table.name].add(batch)
-            if planned_id > applied_id and run_id in failures:
+            if planned_id > max(applied_id, staged) and run_id in failures:
                 failed.setdefault(table.name, []).append(batch)
     return applied_, failed
 
 
 def _failed(instance: DagsterInstance, batches: Sequence[str]) -> dict[str, list[str]]:
-    """The failed batches of each table that has any."""
     failed = {}
     for table in TABLES:
         statuses = instance.get_status_by_partition(

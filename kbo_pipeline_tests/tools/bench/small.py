@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import pairwise
@@ -24,6 +24,7 @@ from kbo_pipeline_tests.tools.bench.importers import bare
 from kbo_pipeline_tests.tools.bench.sample import WHOLE, Extracts, extracts
 
 ROUNDS = 3
+_LOOKS = 3  # who is over a limit is measured longer, before it is called slower
 
 LIMITS = {"full": 2.3, "day": 2.4, "nothing": 0.6, "big": 4.2, "later full": 4.6}
 """Times the bare load, at most: a third more than 1.72, 1.73, 0.42, 3.13 and 3.39, on 2 cores.
@@ -36,10 +37,20 @@ ratios at full size.
 def main() -> None:
     """Prints the ratios; ends with 1 when one is over its limit."""
     made = extracts(load_settings().data_dir / "bench", WHOLE // 100)
-    rounds = []
-    for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as directory:
-            rounds.append(_round(made, Path(directory)))
+    rounds: list[dict[str, float]] = []
+    for _ in range(_LOOKS):
+        for _ in range(ROUNDS):
+            with tempfile.TemporaryDirectory() as directory:
+                rounds.append(_round(made, Path(directory)))
+        slower = _judge(rounds)
+        if not slower:
+            break
+    if slower:
+        sys.exit("slower than it was: " + "; ".join(slower))
+
+
+def _judge(rounds: Sequence[dict[str, float]]) -> list[str]:
+    """Prints the medians of all rounds, and returns what is over its limit."""
     table = Table("what", "times the bare load", "of", "limit")
     slower = []
     for name, limit in LIMITS.items():
@@ -49,8 +60,7 @@ def main() -> None:
         if median > limit:
             slower.append(f"{name}: {median:.2f} times the bare load, more than {limit}")
     Console().print(table)
-    if slower:
-        sys.exit("slower than it was: " + "; ".join(slower))
+    return slower
 
 
 def _round(made: Extracts, directory: Path) -> dict[str, float]:

@@ -57,7 +57,7 @@ def engine_rows(*, short: bool) -> list[Row]:
 def _at_random(world: World, row: Row, chance: random.Random, step: Step) -> Outcome:
     def start(directory: Path) -> tuple[int, str]:
         engine = world.engine(directory, Fault("none"), chance.randrange(10**6))
-        return _killed_after(engine, chance.uniform(0.2, 1.2) * world.seconds)
+        return killed_after(engine, chance.uniform(0.2, 1.2) * world.seconds)
 
     return _imports(world, row, start, step)
 
@@ -239,7 +239,8 @@ def ended(engine: subprocess.Popen[str]) -> tuple[int, str]:
     return engine.returncode, errors
 
 
-def _killed_after(engine: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
+def killed_after(engine: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
+    """Kills an engine after some seconds, if it has not ended by then; gives what `ended` does."""
     try:
         _, errors = engine.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

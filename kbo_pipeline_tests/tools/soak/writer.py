@@ -8,7 +8,7 @@ import sys
 
 import duckdb
 
-from kbo_pipeline.apply.register import open_register
+from kbo_pipeline.apply.register import open_register_to_write
 from kbo_pipeline.core.database import connect, is_transient
 from kbo_pipeline.core.errors import KboError
 from kbo_pipeline.core.extracts import ExtractKey
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         with (
             connect(settings) as connection,
-            open_register(connection, settings.register) as register,
+            open_register_to_write(connection, settings.register) as register,
             register.importing(settings.staging_dir, ExtractKey.parse(sys.argv[1])) as staged,
         ):
             for batch in staged.batches:

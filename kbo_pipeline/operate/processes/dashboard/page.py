@@ -1,5 +1,6 @@
 """What the page `/kbo` shows, read in one place: `read_page` makes it, the template renders it."""
 
+import datetime
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import clock, cut, duration, sanitize
 from kbo_pipeline.operate import markers
 from kbo_pipeline.operate.markers import Poll, read_alerts, read_poll
-from kbo_pipeline.operate.runs.history import PastImport, past_imports
-from kbo_pipeline.operate.runs.live import read_live
+from kbo_pipeline.operate.runs.live import PastImport, past_imports, read_live
 from kbo_pipeline.operate.runs.progress import Progress, job_of, runs_about
 from kbo_pipeline.operate.runs.status import (
     ExtractStatus,
@@ -26,6 +26,7 @@ from kbo_pipeline.operate.runs.status import (
     read_status,
     step_failure,
 )
+from kbo_pipeline.read.published import Proof, read_proofs
 
 _MOST_QUEUED = 40
 _MOST_RUNS = 5  # failed ones whose reasons are read
@@ -72,10 +73,12 @@ class Page:
         failed: its batches that failed.
         queue: the extracts after it.
         past: the extracts that were published last, the newest first.
+        proofs: how extracts compared with KBO's Fulls, by their keys.
         poll: what the portal said last; None when it never was asked.
         is_polled: whether an account for the portal is set.
-        alerts: what stands, as the webhook gets it.
+        alerts: what stands, as the webhook gets it; no failure of what is at work again.
         is_paused: everything waits.
+        stopped_at: when the import at work failed or was cancelled, in seconds of the epoch.
         inbox: where ZIPs may be put.
         has_buttons: whether something can be done here.
         why_no_buttons: what is said in their place.
@@ -88,16 +91,42 @@ class Page:
     failed: Sequence[FailedBatch]
     queue: Sequence[Queued]
     past: Sequence[PastImport]
+    proofs: Mapping[str, Proof]
     poll: Poll | None
     is_polled: bool
     alerts: Sequence[Mapping[str, Any]]
     is_paused: bool
+    stopped_at: float | None
     inbox: str
     has_buttons: bool
     why_no_buttons: str
     message: str | None
     is_refused: bool
     read_at: float
+
+    @property
+    def at_rest(self) -> str:
+        """What is said when nothing is at work: up to date only where the portal has said so."""
+        poll = self.poll
+        is_sure = poll is not None and not (poll.is_failed or poll.is_refused or poll.gap)
+        return "Up to date" if is_sure else "All published"
+
+    @property
+    def heading(self) -> str:
+        """What the browser shows as the name of the page."""
+        if self.is_paused:
+            return "Paused"
+        if self.status is None:
+            return "Nothing imported"
+        if self.status.stage != "done":
+            return f"{self.status.percentage} % {self.status.job_id}"
+        return self.at_rest
+
+    @property
+    def days_old(self) -> int | None:
+        """Age of the data that readers have; None when the publication did not record its day."""
+        day = self.past[0].snapshot_date if self.past else None
+        return None if day is None else (datetime.date.fromtimestamp(self.read_at) - day).days
 
 
 class Reader:
@@ -137,10 +166,12 @@ class Reader:
             failed=self._failed(status),
             queue=_queue(instance, progress, status),
             past=self._read_past(progress),
+            proofs=read_proofs(settings),
             poll=read_poll(instance),
             is_polled=settings.has_account,
-            alerts=read_alerts(instance),
+            alerts=_alerts(instance, status, progress),
             is_paused=markers.is_paused(settings),
+            stopped_at=_stopped_at(instance, status),
             inbox=str(settings.inbox_dir),
             has_buttons=has_buttons,
             why_no_buttons=why_no_buttons,
@@ -190,6 +221,29 @@ class Reader:
         with self._lock:
             self._reasons[run.run_id] = reasons
         return reasons
+
+
+def _alerts(
+    instance: dg.DagsterInstance, status: ExtractStatus | None, progress: Progress
+) -> list[dict[str, Any]]:
+    """The alerts that stand; of failures of one extract the last, while nobody works on it."""
+    over = {str(key) for key in progress.published}
+    if status is not None and status.status == "processing":
+        over.add(status.job_id)
+    shown: dict[object, dict[str, Any]] = {}
+    for place, alert in enumerate(read_alerts(instance)):
+        if alert.get("kind") != "failed":
+            shown[place] = alert
+        elif alert.get("extract") not in over:
+            shown.setdefault(alert.get("extract"), alert)
+    return list(shown.values())
+
+
+def _stopped_at(instance: dg.DagsterInstance, status: ExtractStatus | None) -> float | None:
+    if status is None or status.run_id is None or status.status not in ("failed", "cancelled"):
+        return None
+    record = instance.get_run_record_by_id(status.run_id)
+    return record.end_time if record is not None else None
 
 
 def _queue(

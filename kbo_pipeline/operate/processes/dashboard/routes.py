@@ -26,15 +26,19 @@ from kbo_pipeline.core.errors import ExtractError, KboError, NotReadyError, Stor
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import counted, first_line
+from kbo_pipeline.fetch.zips import kept_zips
 from kbo_pipeline.operate import markers
+from kbo_pipeline.operate.processes.dashboard.imports import Acts, router
+from kbo_pipeline.operate.processes.dashboard.metrics import of_imports
 from kbo_pipeline.operate.processes.dashboard.page import Reader, render
 from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
 from kbo_pipeline.operate.runs.cancellation import cancel_extract
 from kbo_pipeline.operate.runs.claims import claim, queue_tags
-from kbo_pipeline.operate.runs.progress import Progress, extract_of
-from kbo_pipeline.operate.runs.recovery import end_dead_runs_of_commands
-from kbo_pipeline.operate.runs.retry import DueRun, due_runs
+from kbo_pipeline.operate.runs.partitions import register_extract
+from kbo_pipeline.operate.runs.progress import PARTITION_TAG, ROLLBACK_JOB, Progress, extract_of
+from kbo_pipeline.operate.runs.recovery import DueRun, due_runs, end_dead_runs_of_commands
 from kbo_pipeline.operate.runs.status import newest_extract, read_status
+from kbo_pipeline.read.web import application as web
 
 _FILES = Path(__file__).parent / "files"
 _FRESH = {"Cache-Control": "no-store"}
@@ -90,7 +94,16 @@ class Answers:
             Route("/pause", self._button(self._pause), methods=["POST"]),
             Route("/resume", self._button(self._resume), methods=["POST"]),
         ]
-        return [Route("/kbo", self._page()), Mount("/kbo", routes=below)]
+        acts = Acts(self._import, self._start_due, self._stop, self._undo, self._progress)
+        imports = router(acts, is_read_only=bool(self._why_no_buttons()))
+        reading = web.application(
+            self.settings, imports, collect=lambda: of_imports(self.instance, self.settings)
+        )
+        return [
+            Route("/kbo", self._page()),
+            *(Route(path, reading) for path in web.PATHS),
+            Mount("/kbo", routes=below),
+        ]
 
     def _status(self, request: Request) -> Response:
         """What `kbo status --json` prints.
@@ -165,13 +178,43 @@ class Answers:
         return "resumed" if markers.resume(self.settings) else "not paused: nothing to do"
 
     def _cancel(self, request: Request) -> str:
-        key = ExtractKey.parse(request.path_params["extract"])
+        return self._stop(ExtractKey.parse(request.path_params["extract"]))
+
+    def _retry(self, request: Request) -> str:
+        return self._start_due(ExtractKey.parse(request.path_params["extract"]))
+
+    def _progress(self, key: ExtractKey) -> dict[str, Any]:
+        return read_status(self.instance, self.settings, key).to_json()
+
+    def _stop(self, key: ExtractKey) -> str:
         cancel_extract(self.instance, self.settings, key)
         return f"{key}: cancelled; kbo retry {key} continues it"
 
-    def _retry(self, request: Request) -> str:
+    def _import(self, key: ExtractKey) -> str:
+        """Starts an extract whose ZIP is here, or may be fetched.
+
+        Raises:
+            NotReadyError: its ZIP is not here, and there is no account to fetch it with.
+        """
+        if not self.settings.has_account and not kept_zips(self.settings, key):
+            raise NotReadyError(
+                f"{key}: no ZIP of it in {self.settings.downloads_dir}, and"
+                f" {self.settings.account_not_set} not set; put the ZIP into"
+                f" {self.settings.inbox_dir}"
+            )
+        register_extract(self.instance, key)
+        return self._start_due(key)
+
+    def _undo(self, key: ExtractKey) -> str:
+        """Starts the job that undoes an extract, if it is the newest; the run says so if not."""
+        if key not in Progress(self.instance).known:
+            raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
+        with claim(self.settings, key, _CLAIM_SECONDS):
+            self._launch(key, DueRun(ROLLBACK_JOB, {PARTITION_TAG: str(key)}))
+        return f"{key}: started {ROLLBACK_JOB}; its progress says when it is done"
+
+    def _start_due(self, key: ExtractKey) -> str:
         """Starts what `kbo retry` would run first; the sensors start what follows it."""
-        key = ExtractKey.parse(request.path_params["extract"])
         due_runs(self.instance, self.settings, key)
         with claim(self.settings, key, _CLAIM_SECONDS):
             due = due_runs(self.instance, self.settings, key)

@@ -1,6 +1,6 @@
-"""How much of a piece of work is done, told while it goes on. No Dagster.
+"""How much of a piece of work is done, reported while it goes on.
 
-Who does the work takes a `ShareReport` and calls it as often as it likes; who listens decides how
+The worker takes a `ProgressReport` and calls it as often as it likes; the listener decides how
 often that is worth a write.
 """
 
@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import duckdb
 
-ShareReport = Callable[[float, str], None]
+ProgressReport = Callable[[float, str], None]
 """Takes the share that is done, 0 to 1, and in words what is being done."""
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 _SHOW_NO_BAR = ("SET enable_progress_bar = true", "SET enable_progress_bar_print = false")
 
 
 def not_reported(share: float, words: str) -> None:
-    """A report that nobody wants."""
+    """A report to nobody."""
 
 
-def part_of(report: ShareReport, start: float, end: float) -> ShareReport:
+def part_of(report: ProgressReport, start: float, end: float) -> ProgressReport:
     """A report for a part of the work: from one share of the whole to another."""
     if report is not_reported:
         return report
     return lambda share, words: report(start + (end - start) * share, words)
 
 
-def steps_of(report: ShareReport, sizes: Sequence[float]) -> Iterator[ShareReport]:
+def steps_of(report: ProgressReport, sizes: Sequence[float]) -> Iterator[ProgressReport]:
     """A report for each step of the work, one after the other.
 
     Args:
@@ -53,7 +53,7 @@ def count_statements(connection: "duckdb.DuckDBPyConnection") -> None:
 
 @contextmanager
 def watched(
-    connection: "duckdb.DuckDBPyConnection", report: ShareReport, words: str
+    connection: "duckdb.DuckDBPyConnection", report: ProgressReport, words: str
 ) -> Iterator[None]:
     """Reports how far the statement in the block is, as DuckDB estimates it.
 
@@ -63,40 +63,47 @@ def watched(
     def share() -> float:
         return connection.query_progress() / 100  # -1 where it does not know
 
-    with _looked_at(share, report, words):
+    with _polled(share, report, words):
         yield
 
 
 @contextmanager
-def growing(file: Path, length: int, report: ShareReport, words: str) -> Iterator[None]:
+def growing(file: Path, length: int, report: ProgressReport, words: str) -> Iterator[None]:
     """Reports how much of a file of so many bytes the block has written."""
 
     def share() -> float:
         return file.stat().st_size / length if file.exists() and length else 0.0
 
-    with _looked_at(share, report, words):
+    with _polled(share, report, words):
         yield
 
 
 @contextmanager
-def _looked_at(share: Callable[[], float], report: ShareReport, words: str) -> Iterator[None]:
+def _polled(share: Callable[[], float], report: ProgressReport, words: str) -> Iterator[None]:
     """Reports a share that somebody else knows, twice a second until the block ends."""
     if report is not_reported:
         yield
         return
-    ended = threading.Event()
 
-    def look() -> None:
-        while not ended.wait(_LOOK_SECONDS):
+    def poll(ended: threading.Event) -> None:
+        while not ended.wait(_POLL_SECONDS):
             if 0 <= (now := share()) <= 1:
                 report(now, words)
 
     report(0.0, words)
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    with beside(poll):
+        yield
+    report(1.0, words)
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs work in a thread beside the block; the event tells it to end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        watcher.join()
-    report(1.0, words)
+        thread.join()

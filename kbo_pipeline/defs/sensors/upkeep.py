@@ -1,5 +1,6 @@
-"""The sensor that keeps Dagster's storage and the disk from growing for ever."""
+"""The sensors that start no run: one removes what is old, one tells people what is wrong."""
 
+import json
 import time
 
 import dagster as dg
@@ -9,6 +10,9 @@ from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.defs.step import load_settings
 from kbo_pipeline.fetch.zips import remove_old_zips
+from kbo_pipeline.operate.markers import store_alerts
+from kbo_pipeline.operate.processes.children import alert_log
+from kbo_pipeline.operate.repair.alerts import Alert, due_alerts, post, write_down
 from kbo_pipeline.operate.runs.claims import claim
 from kbo_pipeline.operate.runs.live import forget_live
 from kbo_pipeline.operate.runs.partitions import (
@@ -26,6 +30,9 @@ from kbo_pipeline.operate.runs.progress import (
 from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline.read.report import remove_report
 from kbo_pipeline.stage.staged import staging_file
+
+_MARK = "kbo/alert/"
+_LOGGED, _POSTED = "logged", "posted"
 
 _SECONDS_A_TICK = 20.0
 """After so long the next tick continues: Dagster gives a sensor 60 s."""
@@ -104,3 +111,52 @@ def _is_about_later(run: dg.DagsterRun, key: ExtractKey) -> bool:
     """Whether a run over a range of batches also holds events of a later extract."""
     last = batch_or_none(run.tags.get(RANGE_END_TAG, ""))
     return isinstance(last, BatchKey) and last.extract.number > key.number
+
+
+@dg.sensor(
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Alerts of failed imports, gaps, a stale register and refused logins, once each:"
+    " in the log, and at KBO_ALERT_WEBHOOK if that is set.",
+)
+def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Sends each alert once; one that the webhook does not take is sent again at the next tick."""
+    settings = load_settings()
+    alerts = due_alerts(context.instance, settings, time.time())
+    store_alerts(context.instance, [alert.to_json() for alert in alerts])  # for the page /kbo
+    marks = _marks(context.instance, alerts)
+    fresh = [alert for alert in alerts if alert.event not in marks]
+    problems = []
+    for alert in fresh:
+        context.log.warning(str(alert))
+        try:
+            write_down(alert, alert_log(settings))
+        except StorageError as error:
+            problems.append(f"{error}; the next tick tries again")
+            break
+        _mark(context.instance, alert, _LOGGED)
+    if settings.alert_webhook is not None:
+        for alert in alerts:
+            if marks.get(alert.event) == _POSTED:
+                continue
+            try:
+                post(alert, settings.alert_webhook)
+            except StorageError as error:
+                problems.append(f"{error}; the next tick tries again")
+                break
+            _mark(context.instance, alert, _POSTED)
+    for problem in problems:
+        context.log.warning(problem)
+    sent_before = f"sent before: {' | '.join(map(str, alerts))}" if alerts else "no alert is due"
+    return dg.SkipReason(" | ".join([*map(str, fresh), *problems]) or sent_before)
+
+
+def _marks(instance: dg.DagsterInstance, alerts: list[Alert]) -> dict[str, str]:
+    """How far each of these was sent, by event: `logged` or `posted`."""
+    stored = instance.run_storage.get_cursor_values({_MARK + alert.event for alert in alerts})
+    return {name.removeprefix(_MARK): json.loads(text)["told"] for name, text in stored.items()}
+
+
+def _mark(instance: dg.DagsterInstance, alert: Alert, how: str) -> None:
+    mark = json.dumps({"told": how, "at": time.time()})
+    instance.run_storage.set_cursor_values({_MARK + alert.event: mark})

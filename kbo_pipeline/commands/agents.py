@@ -1,0 +1,15 @@
+"""`kbo mcp`: the published register for agents."""
+
+import click
+
+
+@click.command()
+def mcp() -> None:
+    """Answer an agent over standard input and output, by the Model Context Protocol.
+
+    Its tools read the published register and change nothing: docs/agents.md says how to set it up.
+    """
+    from kbo_pipeline.core.settings import load_settings
+    from kbo_pipeline.read.agents import serve
+
+    serve(load_settings())
