@@ -35,6 +35,39 @@ FROM (
 )"""
 
 
+def fingerprint(table: Table, rows: str) -> str:
+    """Counts and hashes the rows of a query on a table."""
+    return f"""SELECT count(*) AS row_count,
+    coalesce(sum({_row_hash(table)}), 0)::VARCHAR AS row_hash
+FROM (
+    {indented(rows)}
+)"""
+
+
+def fingerprint_of_csv(table: Table, columns: Sequence[Column | None]) -> str:
+    """What `fingerprint` finds in the CSV file bound as `$insert`, where each row counts once.
+
+    Its third column says how many rows there are in all.
+
+    Args:
+        table: the table.
+        columns: of the file, in its order; None for one that is left out.
+    """
+    return f"""SELECT count(*) AS row_count, coalesce(sum(row_hash), 0)::VARCHAR AS row_hash,
+    coalesce(sum(times), 0)::BIGINT AS records
+FROM (
+    SELECT {_row_hash(table)} AS row_hash, count(*) AS times
+    FROM (
+        {indented(_read_csv(table, "insert", columns), by=8)}
+    )
+    GROUP BY ALL
+)"""
+
+
+def _row_hash(table: Table) -> str:
+    return f"hash({listed(table.column_names, by=8)})"
+
+
 def _no_rows(table: Table) -> str:
     values = (f"NULL::{c.type} AS {c.name}" for c in table.columns)
     return f"SELECT {listed(('NULL::VARCHAR AS operation', *values))}\nWHERE false"

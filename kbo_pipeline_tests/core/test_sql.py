@@ -19,6 +19,7 @@ from kbo_pipeline.publish.verification import verify
 from kbo_pipeline.read.export import write_export
 from kbo_pipeline.read.register import read_register
 from kbo_pipeline.read.report import make_report
+from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.bakery import BAKER, SHOP, make_bakery
 from kbo_pipeline_tests.support.core import Core
 
@@ -75,7 +76,9 @@ def _use_everything(directory: Path) -> None:
         copy = DuckDBFile(directory / "copy.duckdb")
         copy_register(connection, core.readers, copy, privacy="full")
     write_export(settings, directory / "export")
-    verify(settings, next(directory.glob("*Full*.zip")))
+    assert verify(settings, next(directory.glob("*Full*.zip"))).is_equal
+    other = Sample(enterprises=1, seed=1).write_full(directory / "other", key.number)
+    assert not verify(settings, other).is_equal
     assert renew_views(core.database, "full")
     core.rollback(key)
 

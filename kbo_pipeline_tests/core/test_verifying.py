@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -96,6 +97,38 @@ def test_rows_that_stand_twice_in_the_zip_are_no_difference(
     found = verify(settings, full(tmp_path, SAME, twice))
     assert found.is_equal
     assert found.tables["activity"].rows_in_zip == len(rows["activity"])
+
+
+def test_a_full_is_staged_only_where_it_is_not_shown_to_be_equal_without(
+    settings: Settings, tmp_path: Path
+) -> None:
+    steps: list[tuple[str, int, int]] = []
+
+    def note(name: str, done: int, total: int) -> None:
+        steps.append((name, done, total))
+
+    names, total = [table.name for table in ALL_TABLES], 3 * len(ALL_TABLES)
+    read_twice = [(name, done, total) for done, name in enumerate(2 * names)]
+    assert verify(settings, full(tmp_path), report=note).is_equal
+    assert sorted(name for name, _, _ in steps[: len(names)]) == sorted(names)
+    assert [done for _, done, _ in steps] == [done for _, done, _ in read_twice]
+    steps.clear()
+    changed = {"enterprise": rows_at(141)["enterprise"][1:]}
+    assert not verify(settings, full(tmp_path, SAME, changed), report=note).is_equal
+    assert [name for name, _, _ in steps[-len(names) :]] == names
+    assert [done for _, done, _ in steps] == list(range(len(steps)))
+
+
+def test_beside_a_faulty_row_all_others_are_compared(settings: Settings, tmp_path: Path) -> None:
+    zip_file = full(tmp_path)
+    with zipfile.ZipFile(zip_file) as archive:
+        usual = archive.read("contact.csv").decode()
+    faulty = f"{usual}9999999999,BRA,TEL\n"
+    (tmp_path / "odd").mkdir()
+    odd = write_extract(tmp_path / "odd", SAME, rows_at(141), members={"contact.csv": faulty})
+    found = verify(settings, odd)
+    assert found.is_equal
+    assert found.rejected_rows == 1
 
 
 def change(table: Table, row: Row) -> Row:
