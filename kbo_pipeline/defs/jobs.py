@@ -29,9 +29,12 @@ from kbo_pipeline.operate.runs.progress import (
     ROLLBACK_JOB,
     SEARCH_JOB,
     VERIFY_JOB,
+    Progress,
+    extract_of,
+    imports,
     job_of,
 )
-from kbo_pipeline.operate.runs.recovery import WAITING_STATUSES, unfinished_runs
+from kbo_pipeline.operate.runs.recovery import WAITING_STATUSES
 from kbo_pipeline.publish.correction import begin_repair
 from kbo_pipeline.publish.publish import check_rollback, rollback
 from kbo_pipeline.read.report import remove_report
@@ -165,20 +168,24 @@ def _begin_repair(
 
 
 def _end_waiting_runs(context: dg.OpExecutionContext, key: ExtractKey) -> None:
-    """Cancels the runs in the queue that would import the extract again at once.
+    """Cancels the runs in the queue that would import the extract again, export or compare it.
+
+    One that exports or compares it already is let be: it reads the file that was published, and
+    sees at its end that the extract is not any more.
 
     Raises:
-        NotReadyError: such a run is at work.
+        NotReadyError: a run that imports it is at work.
     """
-    for run in unfinished_runs(context.instance, key):
-        if run.job_name in (ROLLBACK_JOB, SEARCH_JOB):
+    for run in Progress(context.instance).unfinished_runs:
+        if extract_of(run) != str(key) or run.job_name in (ROLLBACK_JOB, SEARCH_JOB):
             continue
-        if run.status not in WAITING_STATUSES:
+        if run.status in WAITING_STATUSES:
+            context.instance.report_run_canceled(run, f"{key} was rolled back")
+        elif imports(run):
             raise NotReadyError(
                 f"{key}: run {run.run_id} ({job_of(run)}) is at work on it; wait for it or"
                 " terminate it in the UI"
             )
-        context.instance.report_run_canceled(run, f"{key} was rolled back")
 
 
 @dg.job(

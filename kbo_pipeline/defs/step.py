@@ -17,7 +17,7 @@ from kbo_pipeline.defs.metadata import fault_table
 from kbo_pipeline.operate.markers import PAUSED, is_paused, mark_suspect
 from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
 from kbo_pipeline.operate.runs.claims import StepContext
-from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of
+from kbo_pipeline.operate.runs.progress import CANCELLED_TAG, extract_of, imports
 from kbo_pipeline.operate.runs.recovery import cancel_waiting_runs, hold_run
 from kbo_pipeline.operate.runs.status import in_one_line
 from kbo_pipeline.stage.faults import RejectedError
@@ -139,7 +139,7 @@ def wait_while_paused(context: StepContext, settings: Settings) -> None:
 def _stopped(context: StepContext) -> dg.DagsterError:
     """What a step ends with that a person has stopped: one line, without frames."""
     extract = extract_of(context.run)
-    again = f"; kbo retry {extract} continues it" if extract else ""
+    again = f"; kbo retry {extract} continues it" if extract and imports(context.run) else ""
     return in_one_line(NotReadyError(f"{extract or 'the run'}: stopped{again}"))
 
 
@@ -150,11 +150,11 @@ def is_canceling(context: StepContext) -> bool:
 
 
 def _is_stopped(context: StepContext) -> bool:
-    """Whether a person has stopped the step; cancelling a run cancels its extract."""
+    """Whether a person has stopped the step; cancelling a run that imports cancels its extract."""
     if not is_canceling(context):
         return signals.received()
     context.instance.add_run_tags(context.run.run_id, {CANCELLED_TAG: context.run.run_id})
     extract = extract_of(context.run)
-    if extract is not None:
+    if extract is not None and imports(context.run):
         cancel_waiting_runs(context.instance, extract)
     return True

@@ -22,6 +22,7 @@ from kbo_pipeline.operate.runs.progress import (
     EXTRACT_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    SEARCH_JOB,
 )
 from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
 from kbo_pipeline_tests.support.processes import web_server
@@ -304,12 +305,19 @@ def test_a_button_refuses_with_the_line_of_its_command(
 def test_a_run_that_dagster_does_not_start_is_told(
     server: Server, instance: dg.DagsterInstance
 ) -> None:
-    grown(instance)
+    year = grown(instance)
     instance.add_dynamic_partitions("kbo_extracts", [str(UPDATE)])
+    tags = {EXTRACT_TAG: str(UPDATE)}
+    for status in (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED):
+        year.run(SEARCH_JOB, [], [], tags, status)  # which only reads
     answer = press(server, f"retry/{UPDATE}")  # this server knows no code
     assert answer.status_code == 409
     assert message(answer).startswith(f"{UPDATE}: stage_extract was not started: ")
     assert message(answer).endswith("; see kbo doctor")
+    year.run("stage_extract", [], [], tags, dg.DagsterRunStatus.NOT_STARTED)
+    answer = press(server, f"retry/{UPDATE}")
+    assert answer.status_code == 409
+    assert message(answer) == f"{UPDATE}: a run of it waits in the queue; nothing was done"
 
 
 @pytest.mark.parametrize(

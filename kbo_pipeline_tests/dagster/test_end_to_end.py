@@ -12,9 +12,10 @@ import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey, key_in_file_name
 from kbo_pipeline.core.tables import ALL_TABLES, CODE, DENOMINATION, ENTERPRISE, Table
+from kbo_pipeline.operate.runs.progress import EXPORT_JOB, EXTRACT_TAG, SEARCH_JOB, VERIFY_JOB
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline_tests.support.core import rows_of, sorted_rows
-from kbo_pipeline_tests.support.pipeline import Pipeline, fetch, stale_partitions
+from kbo_pipeline_tests.support.pipeline import Pipeline, fetch, run_status, stale_partitions
 from kbo_pipeline_tests.support.state_page import unnamed
 from kbo_pipeline_tests.support.zips import Row
 
@@ -115,6 +116,28 @@ def test_no_partition_is_out_of_sync_after_imports_a_rollback_or_a_wrong_name(
         assert not result.success
         assert "140" not in instance.get_dynamic_partitions("kbo_extracts")
         assert stale_partitions(instance) == {}
+
+
+def test_an_extract_is_rolled_back_while_others_read_it(
+    pipeline: Pipeline, zips: list[Path]
+) -> None:
+    last = str(key_in_file_name(zips[-1].name))
+    pipeline.kbo("import", *zips)
+    waiting, at_work = dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED
+    with pipeline.instance() as instance:
+        runs = {
+            (job, status): instance.add_run(
+                dg.DagsterRun(job, status=status, tags={EXTRACT_TAG: last})
+            )
+            for job in (EXPORT_JOB, SEARCH_JOB, VERIFY_JOB)
+            for status in (waiting, at_work)
+        }
+        pipeline.kbo("rollback", last)
+        for (job, status), run in runs.items():
+            is_void = status == waiting and job != SEARCH_JOB  # this is of whatever is published
+            after = dg.DagsterRunStatus.CANCELED if is_void else status
+            assert run_status(instance, run.run_id) == after, job
+            instance.delete_run(run.run_id)
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ import kbo_pipeline.defs.sensors.inbox as inbox_module
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.definitions import defs
+from kbo_pipeline.defs.assets import published as assets
 from kbo_pipeline.defs.assets.published import FULL_CHECK
 from kbo_pipeline.defs.sensors.due import (
     export_when_published,
@@ -27,13 +28,15 @@ from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.markers import pause, resume
 from kbo_pipeline.operate.runs.claims import last_in_queue
 from kbo_pipeline.operate.runs.partitions import register_extract
-from kbo_pipeline.operate.runs.progress import PUBLISHED
+from kbo_pipeline.operate.runs.progress import EXPORT_JOB, EXTRACT_TAG, PUBLISHED
+from kbo_pipeline.operate.runs.status import failure_message
+from kbo_pipeline.read.export import write_export_and_deltas
 from kbo_pipeline.read.index import MARK
 from kbo_pipeline.read.manifest import MANIFEST
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.pipeline import Pipeline
+from kbo_pipeline_tests.support.pipeline import Pipeline, run_status
 from kbo_pipeline_tests.support.server import running_server
 
 SAMPLE = Sample(enterprises=60, seed=8)
@@ -176,6 +179,36 @@ def test_an_older_extract_is_not_exported(instance: dg.DagsterInstance, settings
     line = failure(run(instance, "export_parquet", FIRST))
     assert line.startswith("0140-full: only the newest published extract is exported")
     assert not settings.export_dir.exists()
+
+
+def test_an_export_of_what_is_rolled_back_meanwhile_fails(
+    instance: dg.DagsterInstance, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def then_roll_back(*arguments: Any, **options: Any) -> Any:
+        written = write_export_and_deltas(*arguments, **options)
+        Core(settings.data_dir, batch_rows=1000).rollback(UPDATE)
+        return written
+
+    monkeypatch.setattr(assets, "write_export_and_deltas", then_roll_back)
+    line = failure(run(instance, "export_parquet", UPDATE))
+    assert line == "0141-update: rolled back meanwhile; export what is published now"
+
+
+def test_who_stops_an_export_stops_no_import(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        (at_work,) = instance.get_runs(dg.RunsFilter(job_name=EXPORT_JOB))
+        instance.report_run_canceling(at_work)
+        raise dg.DagsterExecutionInterruptedError
+
+    monkeypatch.setattr(assets, "write_export_and_deltas", stop)
+    tags = {EXTRACT_TAG: str(UPDATE)}
+    waiting = dg.DagsterRun("stage_extract", status=dg.DagsterRunStatus.NOT_STARTED, tags=tags)
+    instance.add_run(waiting)
+    (event,) = [e for e in run(instance, "export_parquet", UPDATE).all_events if e.is_step_failure]
+    assert failure_message(event) == "0141-update: stopped"
+    assert run_status(instance, waiting.run_id) == dg.DagsterRunStatus.NOT_STARTED
 
 
 def test_exports_begin_when_somebody_switches_their_sensor_on(

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.storage.tags import MAX_RETRIES_TAG, WILL_RETRY_TAG
 from sqlalchemy import Connection, text
 
+from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey, import_order
 from kbo_pipeline.core.settings import Settings, load_settings
 from kbo_pipeline.defs.sensors import due
@@ -23,21 +24,26 @@ from kbo_pipeline.operate.repair import dagster_checks
 from kbo_pipeline.operate.repair.alerts import due_alerts
 from kbo_pipeline.operate.repair.dagster_checks import Installation
 from kbo_pipeline.operate.runs import recovery
-from kbo_pipeline.operate.runs.cancellation import note_cancelled
+from kbo_pipeline.operate.runs.cancellation import cancel_extract, note_cancelled
 from kbo_pipeline.operate.runs.claims import OWN_RUN
 from kbo_pipeline.operate.runs.progress import (
     ASSETS_OF_JOBS,
     CANCELLED_TAG,
+    EXPORT_JOB,
     EXTRACT_TAG,
+    PARTITION_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
-    READING_JOBS,
     ROLLBACK_JOB,
+    SEARCH_JOB,
+    VERIFY_JOB,
     Progress,
+    import_runs,
+    imports,
     job_of,
     runs_about,
 )
-from kbo_pipeline.operate.runs.recovery import resume_retries
+from kbo_pipeline.operate.runs.recovery import resume_retries, unfinished_runs
 from kbo_pipeline.operate.runs.status import is_over, read_status
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.pipeline import Pipeline
@@ -62,6 +68,12 @@ CANCELLED = {
         {RANGE_START_TAG: BATCH, RANGE_END_TAG: "0141-update-0003"},
     ),
 }
+READING: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{job: (job, ()) for job in (EXPORT_JOB, SEARCH_JOB, VERIFY_JOB)},
+    "an asset in the UI": ("__ASSET_JOB", ("parquet_export",)),
+    "several in the UI": ("__ASSET_JOB", ("full_verification", "search_index")),
+}
+"""Runs that only read: their job, and their assets where the UI chose them."""
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +113,11 @@ def add(
     status: dg.DagsterRunStatus,
     tags: dict[str, str],
     job: str = "apply_batches",
+    assets: Sequence[str] = (),
 ) -> dg.DagsterRun:
     """Adds a run; an empty `kbo/cancelled` becomes its own id."""
-    run = instance.add_run(dg.DagsterRun(job, status=status, tags=tags))
+    selection = frozenset(map(dg.AssetKey, assets)) or None
+    run = instance.add_run(dg.DagsterRun(job, status=status, tags=tags, asset_selection=selection))
     if tags.get(CANCELLED_TAG) == "":
         instance.add_run_tags(run.run_id, {CANCELLED_TAG: run.run_id})
     return run
@@ -216,11 +230,11 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     instance: dg.DagsterInstance, settings: Settings
 ) -> None:
     tags = {"dagster/partition": BATCH, MAX_RETRIES_TAG: "0"}
-    selection = frozenset(map(dg.AssetKey, ASSETS_OF_JOBS["apply_batches"]))
-    run = instance.add_run(
-        dg.DagsterRun("__ASSET_JOB", status=STATUS.FAILURE, tags=tags, asset_selection=selection)
-    )
+    run = add(instance, STATUS.FAILURE, tags, "__ASSET_JOB", ASSETS_OF_JOBS["apply_batches"])
     add_newer(instance, ROLLBACK_JOB)
+    for job, assets in READING.values():
+        tags = {PARTITION_TAG: str(UPDATE), MAX_RETRIES_TAG: "0"}
+        add(instance, STATUS.FAILURE, tags, job, assets)
     assert read_status(instance, settings, UPDATE).status == "failed"
     (alert,) = due_alerts(instance, settings, 0.0)
     assert (alert.extract, alert.stage) == (str(UPDATE), "apply_batches")
@@ -235,9 +249,10 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
     assert line in log.read_text()
     assert alert_tick(instance).startswith(f"sent before: {line}")
     assert len(log.read_text().splitlines()) == 1
-    assert [found.run_id for found in runs_about(instance, [UPDATE], [STATUS.FAILURE])] == [
+    assert [found.run_id for found in import_runs(instance, [UPDATE], [STATUS.FAILURE])] == [
         run.run_id
     ]
+    assert len(runs_about(instance, [UPDATE], [STATUS.FAILURE])) == 1 + len(READING)
 
     add(instance, STATUS.SUCCESS, {EXTRACT_TAG: str(UPDATE)}, ROLLBACK_JOB)
     add_newer(instance)
@@ -248,22 +263,72 @@ def test_a_failed_import_and_a_rollback_are_told_however_many_runs_came_after(
 @pytest.mark.parametrize(
     "status", [STATUS.STARTED, STATUS.SUCCESS, STATUS.FAILURE, STATUS.CANCELED]
 )
-@pytest.mark.parametrize("job", sorted(READING_JOBS))
+@pytest.mark.parametrize("kind", READING)
 def test_a_run_that_only_reads_does_not_change_where_an_extract_stands(
-    instance: dg.DagsterInstance, settings: Settings, job: str, status: dg.DagsterRunStatus
+    instance: dg.DagsterInstance, settings: Settings, kind: str, status: dg.DagsterRunStatus
 ) -> None:
-    add(instance, status, {EXTRACT_TAG: str(UPDATE)}, job)
+    def read() -> None:
+        for tags in ({EXTRACT_TAG: str(UPDATE)}, {PARTITION_TAG: str(UPDATE)}):
+            add(instance, status, tags, *READING[kind])
+
+    read()
     assert read_status(instance, settings, UPDATE).status == "pending"
     assert Progress(instance).cancelled == set()
+    assert unfinished_runs(instance, UPDATE) == []
     add(instance, STATUS.SUCCESS, {EXTRACT_TAG: str(UPDATE)}, ROLLBACK_JOB)
-    add(instance, status, {EXTRACT_TAG: str(UPDATE)}, job)
+    read()
     found = read_status(instance, settings, UPDATE)
     assert found.words == f"rolled back; kbo retry {UPDATE} imports it again"
     assert is_over(instance, found)
-    add(instance, STATUS.CANCELED, {EXTRACT_TAG: str(UPDATE)})
-    add(instance, status, {EXTRACT_TAG: str(UPDATE)}, job)
+    assert findings(instance, settings) == ["was rolled back"]
+    assert due_alerts(instance, settings, 0.0) == []
+    run = add(instance, STATUS.CANCELED, {EXTRACT_TAG: str(UPDATE)})
+    read()
     assert read_status(instance, settings, UPDATE).status == "cancelled"
     assert Progress(instance).cancelled == {UPDATE}
+    newest = Progress(instance).newest_run(UPDATE)
+    assert newest is not None and newest.run_id == run.run_id
+    with pytest.raises(NotReadyError, match="cancelled already"):
+        cancel_extract(instance, settings, UPDATE)
+
+
+def test_a_published_extract_is_not_cancelled_by_what_reads_it(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    for job, assets in READING.values():
+        add(instance, STATUS.STARTED, {EXTRACT_TAG: str(FULL)}, job, assets)
+    with pytest.raises(NotReadyError, match="published: nothing is at work; nothing was done"):
+        cancel_extract(instance, settings, FULL)
+    assert len(runs_about(instance, [FULL], [STATUS.STARTED])) == len(READING)
+
+
+def test_what_is_forgotten_is_retried_whatever_reads_meanwhile(
+    instance: dg.DagsterInstance, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_FORGOTTEN_SECONDS", -1.0)
+    failed = add(instance, STATUS.STARTING, {EXTRACT_TAG: "0241-update"})
+    read = add(instance, STATUS.STARTING, {EXTRACT_TAG: "0241-update"}, EXPORT_JOB)
+    for run in (failed, read):
+        instance.report_run_failed(run)
+    assert {*resume_retries(instance, settings)} == {failed.run_id, read.run_id}
+
+
+def test_what_an_asset_of_the_ui_makes_says_whether_its_run_imports() -> None:
+    def of_ui(*assets: str) -> dg.DagsterRun:
+        return dg.DagsterRun("__ASSET_JOB", asset_selection=frozenset(map(dg.AssetKey, assets)))
+
+    assert imports(of_ui("enterprise")) and imports(of_ui("search_index", "published_extract"))
+    assert imports(dg.DagsterRun("__ASSET_JOB"))  # of all assets
+    assert not imports(of_ui("search_index")) and not imports(of_ui("legal_forms"))
+    assert imports(dg.DagsterRun("stage_extract")) and not imports(dg.DagsterRun("compact_lake"))
+
+
+def findings(instance: dg.DagsterInstance, settings: Settings) -> list[str]:
+    """What `kbo doctor` says of extracts and failed runs that is wrong."""
+    installation = Installation(settings, instance, None, tuple)
+    checks = (dagster_checks.check_extracts, dagster_checks.check_failed_runs)
+    said = [finding for check in checks for finding in check(installation)]
+    return [finding.text for finding in said if finding.severity != "ok"]
 
 
 def alert_tick(instance: dg.DagsterInstance) -> str:

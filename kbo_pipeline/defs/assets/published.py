@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 from dagster_duckdb import DuckDBResource
 
+from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.places import Place
 from kbo_pipeline.core.sql import literal
@@ -45,7 +46,7 @@ from kbo_pipeline.publish.publish import CheckResult, Publication, check_publish
 from kbo_pipeline.publish.verification import Verification, prove
 from kbo_pipeline.read.export import write_export_and_deltas
 from kbo_pipeline.read.index import build_index
-from kbo_pipeline.read.published import open_published
+from kbo_pipeline.read.published import open_published, published_state_of
 from kbo_pipeline.read.report import (
     CHANGES_FILE,
     PAGE_FILE,
@@ -341,13 +342,16 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
     added and removed, and the net changes of the last 7 and 31 days.
     """
     with step_guard(context) as settings:
+        key = extract_of_partition(context)
         export, deltas = write_export_and_deltas(
             settings,
             settings.export_dir,
             settings.deltas_dir,
-            extract=str(extract_of_partition(context)),
+            extract=str(key),
             report=lambda name, done, total: context.log.info(f"{name}: {done + 1} of {total}"),
         )
+        if key not in dict(published_state_of(settings.database).published):
+            raise NotReadyError(f"{key}: rolled back meanwhile; export what is published now")
         return dg.MaterializeResult(
             metadata={
                 "directory": dg.MetadataValue.path(str(settings.export_dir)),

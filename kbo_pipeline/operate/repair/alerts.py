@@ -21,9 +21,10 @@ from kbo_pipeline.operate.runs.progress import (
     STAGED,
     Progress,
     extract_of,
+    import_runs,
+    imports,
     is_retried,
     job_of,
-    runs_about,
 )
 from kbo_pipeline.operate.runs.status import error_of_run
 from kbo_pipeline.read.published import last_proof, published_state_of
@@ -140,8 +141,8 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     keys = {str(key) for key in progress.known}
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
     others = instance.get_runs(failed, limit=_RUNS_LOOKED_AT)
-    runs = runs_about(instance, ahead, failed.statuses)
-    runs += [run for run in others if extract_of(run) not in keys]
+    runs = import_runs(instance, ahead, failed.statuses)
+    runs += [run for run in others if imports(run) and extract_of(run) not in keys]
     alerts: dict[str, Alert] = {}
     for run in runs:
         extract, job = extract_of(run), job_of(run)

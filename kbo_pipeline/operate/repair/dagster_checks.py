@@ -277,7 +277,7 @@ def _of_extract(
     if key in progress.cancelled:
         return problem("cancelled", None, key, extract=key)
     newest = progress.newest_run(key)
-    is_at_work = any(extract_of(run) == str(key) for run in progress.unfinished_runs)
+    is_at_work = any(extract_of(run) == str(key) for run in progress.unfinished_imports)
     if newest is None or newest.is_failure or is_at_work or installation.is_claimed(key):
         return None
     if newest.job_name == ROLLBACK_JOB:

@@ -179,7 +179,7 @@ def next_lost(instance: dg.DagsterInstance, settings: Settings) -> ExtractKey | 
     progress = Progress(instance)
     for key in [key for key in lost if key in progress.published or key not in progress.known]:
         drop_lost(settings, key)
-    busy = {extract_of(run) for run in progress.unfinished_runs}
+    busy = {extract_of(run) for run in progress.unfinished_imports}
     return next((key for key in read_lost(settings) if str(key) not in busy), None)
 
 

@@ -55,15 +55,18 @@ VERIFY_JOB = "verify_full"
 EXPORT_JOB = "export_parquet"
 """The job that writes what is published as Parquet."""
 
-READING_JOBS = frozenset({EXPORT_JOB, SEARCH_JOB, VERIFY_JOB})
-"""Jobs that read what is published: whatever becomes of them, the extract stands where it stood."""
-
 ASSETS_OF_JOBS = {
     "stage_extract": ["extract_zip", *(f"import_staging_{table.name}" for table in ALL_TABLES)],
     "apply_batches": [table.name for table in TABLES],
     "publish_extract": [CODE.name, "published_extract", "change_report"],
 }
 """What a run that the UI or a backfill started is called after: the job with these assets."""
+
+_UI_JOB = "__ASSET_JOB"
+"""What Dagster calls the job of such a run, whatever its assets are."""
+
+_IMPORT_JOBS = frozenset({*ASSETS_OF_JOBS, ROLLBACK_JOB})
+_IMPORTED = frozenset(dg.AssetKey(name) for names in ASSETS_OF_JOBS.values() for name in names)
 
 NOT_FINISHED_STATUSES = [
     status
@@ -169,33 +172,55 @@ class Progress:
         """The runs that are queued or at work."""
         return list(self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)))
 
+    @property
+    def unfinished_imports(self) -> list[dg.DagsterRun]:
+        """Those of them that import or undo an extract."""
+        return [run for run in self.unfinished_runs if imports(run)]
+
     @cached_property
     def newest_runs(self) -> Mapping[str, dg.RunRecord]:
-        """The newest run of each extract, by its key."""
-        return self._newest_runs(_run_ids(self.instance))
+        """The newest run that imports or undoes each extract, by its key."""
+        return self._newest_imports(None)
+
+    @cached_property
+    def last_runs(self) -> Mapping[str, dg.RunRecord]:
+        """The newest run about each extract, whatever it does, by its key."""
+        run_ids = {text: ids[0] for text, ids in _run_ids(self.instance).items()}
+        return _found(self.instance, run_ids)
 
     def newest_run(self, key: ExtractKey) -> dg.DagsterRun | None:
         """The newest run that imports or undoes an extract; None when there is none."""
-        run_ids = _run_ids(self.instance, [key], READING_JOBS)
-        record = self._newest_runs(run_ids).get(str(key))
+        record = self._newest_imports([key]).get(str(key))
         return record.dagster_run if record is not None else None
 
     @cached_property
     def cancelled(self) -> set[ExtractKey]:
         """Unpublished extracts that were cancelled, and not taken up since."""
         unpublished = self.known - self.published.keys()
-        newest = self._newest_runs(_run_ids(self.instance, unpublished, READING_JOBS))
+        newest = self._newest_imports(unpublished)
         return {
             key
             for key in unpublished
             if (record := newest.get(str(key))) is not None and is_cancelled(record.dagster_run)
         }
 
-    def _newest_runs(self, run_ids: Mapping[str, list[str]]) -> Mapping[str, dg.RunRecord]:
-        wanted = [ids[0] for ids in run_ids.values()]
-        records = _records(self.instance, wanted)
-        by_id = {record.dagster_run.run_id: record for record in records}
-        return {text: by_id[ids[0]] for text, ids in run_ids.items() if ids[0] in by_id}
+    def _newest_imports(self, keys: Collection[ExtractKey] | None) -> Mapping[str, dg.RunRecord]:
+        """The newest run that imports or undoes each of these extracts, or of all.
+
+        What a run of the UI makes is in its body, which is read of the newest run of each extract;
+        of the one before where that only reads.
+        """
+        newest: dict[str, dg.RunRecord] = {}
+        left = {
+            text: iter(ids)
+            for text, ids in _run_ids(self.instance, keys, only_imports=True).items()
+        }
+        while left:
+            looked_at = {text: run_id for text, ids in left.items() if (run_id := next(ids, None))}
+            records = _found(self.instance, looked_at)
+            newest |= {t: record for t, record in records.items() if imports(record.dagster_run)}
+            left = {text: left[text] for text in looked_at.keys() - newest.keys()}
+        return newest
 
     @cached_property
     def staging_failures(self) -> Mapping[ExtractKey, list[float]]:
@@ -295,6 +320,24 @@ def runs_about(
     return [record.dagster_run for record in _records(instance, run_ids, statuses)]
 
 
+def import_runs(
+    instance: dg.DagsterInstance,
+    keys: Collection[ExtractKey],
+    statuses: Collection[dg.DagsterRunStatus] = (),
+) -> list[dg.DagsterRun]:
+    """Those of `runs_about` that import or undo extracts."""
+    run_ids = [i for ids in _run_ids(instance, keys, only_imports=True).values() for i in ids]
+    runs = (record.dagster_run for record in _records(instance, run_ids, statuses))
+    return [run for run in runs if imports(run)]
+
+
+def _found(instance: dg.DagsterInstance, run_ids: Mapping[str, str]) -> Mapping[str, dg.RunRecord]:
+    """The records of these runs, under the same names; without those that are gone."""
+    records = _records(instance, [*run_ids.values()])
+    by_id = {record.dagster_run.run_id: record for record in records}
+    return {text: by_id[run_id] for text, run_id in run_ids.items() if run_id in by_id}
+
+
 def _records(
     instance: dg.DagsterInstance,
     run_ids: Collection[str],
@@ -310,7 +353,8 @@ def _records(
 def _run_ids(
     instance: dg.DagsterInstance,
     keys: Collection[ExtractKey] | None = None,
-    without: Collection[str] = (),
+    *,
+    only_imports: bool = False,
 ) -> Mapping[str, list[str]]:
     """The ids of the runs about extracts, the newest first, by extract.
 
@@ -320,13 +364,13 @@ def _run_ids(
     Args:
         instance: where they are recorded.
         keys: the extracts; all of which there are runs without it.
-        without: jobs whose runs are left out.
+        only_imports: without runs of jobs that only read. One of the UI may be among them.
     """
     if keys is not None and not keys:
         return {}
     wanted = None if keys is None else {str(key) for key in keys}
     run_ids: dict[str, list[str]] = {}
-    for run_id, tags in _tags_of_runs(instance, wanted, without):
+    for run_id, tags in _tags_of_runs(instance, wanted, only_imports=only_imports):
         extract = _extract_in(tags)
         if extract is not None and (wanted is None or extract in wanted):
             run_ids.setdefault(extract, []).append(run_id)
@@ -334,7 +378,7 @@ def _run_ids(
 
 
 def _tags_of_runs(
-    instance: dg.DagsterInstance, extracts: Collection[str] | None, without: Collection[str]
+    instance: dg.DagsterInstance, extracts: Collection[str] | None, *, only_imports: bool
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Ids of runs with their tags, the newest run first: of all that are about these extracts.
 
@@ -344,11 +388,12 @@ def _tags_of_runs(
     Args:
         instance: where the runs are recorded.
         extracts: keys of extracts; None for any.
-        without: jobs whose runs are left out.
+        only_imports: as of `_run_ids`.
     """
+    jobs = [_UI_JOB, *_IMPORT_JOBS]
     if not insides.are_tested():
         for run in instance.get_runs():
-            if run.job_name not in without:
+            if not only_imports or run.job_name in jobs:
                 yield run.run_id, run.tags
         return
     from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
@@ -358,9 +403,11 @@ def _tags_of_runs(
     query = (
         select(column.run_id, column.key, column.value)
         .join(RunsTable, RunsTable.c.run_id == column.run_id)
-        .where(column.key.in_(_EXTRACT_TAGS), RunsTable.c.pipeline_name.not_in(list(without)))
+        .where(column.key.in_(_EXTRACT_TAGS))
         .order_by(RunsTable.c.id.desc())
     )
+    if only_imports:
+        query = query.where(RunsTable.c.pipeline_name.in_(jobs))
     if extracts is not None:
         of_batches = (column.value.like(f"{extract}-%") for extract in extracts)
         is_about = or_(column.value.in_(list(extracts)), *of_batches)
@@ -382,11 +429,22 @@ def job_of(run: dg.DagsterRun) -> str:
     Dagster calls the job of all those `__ASSET_JOB`. Where no job has the assets it is
     `materialize`, as in the view `kbo_queue`.
     """
-    if run.job_name != "__ASSET_JOB":
+    if run.job_name != _UI_JOB:
         return run.job_name
     names = {asset.to_user_string() for asset in run.asset_selection or ()}
     jobs = (job for job, assets in ASSETS_OF_JOBS.items() if names and names <= {*assets})
     return next(jobs, "materialize")
+
+
+def imports(run: dg.DagsterRun) -> bool:
+    """Whether a run brings its extract further or back.
+
+    Any other, such as one that exports or compares, reads what is published: whatever becomes of
+    it, the extract stands where it stood.
+    """
+    if run.job_name != _UI_JOB:
+        return run.job_name in _IMPORT_JOBS
+    return not run.asset_selection or not _IMPORTED.isdisjoint(run.asset_selection)
 
 
 def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

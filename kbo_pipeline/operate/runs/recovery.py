@@ -120,12 +120,12 @@ def drop_locks(instance: dg.DagsterInstance, settings: Settings) -> None:
 
 
 def unfinished_runs(instance: dg.DagsterInstance, key: ExtractKey | str) -> list[dg.DagsterRun]:
-    """The runs about an extract that are queued or at work."""
-    return [run for run in Progress(instance).unfinished_runs if extract_of(run) == str(key)]
+    """The runs that import or undo an extract and are queued or at work."""
+    return [run for run in Progress(instance).unfinished_imports if extract_of(run) == str(key)]
 
 
 def cancel_waiting_runs(instance: dg.DagsterInstance, key: ExtractKey | str) -> None:
-    """Cancels the runs of an extract that wait in the queue."""
+    """Cancels the runs that would import an extract and wait in the queue."""
     for run in unfinished_runs(instance, key):
         if run.status in WAITING_STATUSES:
             instance.report_run_canceled(run, f"{key} is cancelled")
@@ -195,7 +195,10 @@ def resume_retries(instance: dg.DagsterInstance, settings: Settings) -> list[str
         The ids of the runs.
     """
     resumed = []
-    for extract, record in Progress(instance).newest_runs.items():
+    progress = Progress(instance)
+    newest = [*progress.newest_runs.items(), *progress.last_runs.items()]
+    by_id = {record.dagster_run.run_id: (extract, record) for extract, record in newest}
+    for extract, record in by_id.values():
         run = record.dagster_run
         if not run.is_failure or is_cancelled(run):
             continue

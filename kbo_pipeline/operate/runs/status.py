@@ -28,12 +28,11 @@ from kbo_pipeline.operate.runs.live import (
 )
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract, kbo_batches
 from kbo_pipeline.operate.runs.progress import (
-    READING_JOBS,
     ROLLBACK_JOB,
     Progress,
+    import_runs,
     is_retried,
     job_of,
-    runs_about,
 )
 from kbo_pipeline.read.published import Proof, last_proof
 
@@ -206,7 +205,7 @@ def read_status(
     progress = progress or Progress(instance)
     if key not in progress.known:
         raise NotReadyError(f"{key}: no such extract; see kbo status for the one at work")
-    runs = [run for run in runs_about(instance, [key]) if run.job_name not in READING_JOBS]
+    runs = import_runs(instance, [key])
     batches = batches_of(instance, key)
     staged = progress.staged_among([key])
     applied, failed = _attempts(instance, runs, batches, staged.get(key, 0))

@@ -19,7 +19,7 @@ from kbo_pipeline.core.text import clock, cut, duration, sanitize
 from kbo_pipeline.operate import markers
 from kbo_pipeline.operate.markers import Poll, read_alerts, read_poll
 from kbo_pipeline.operate.runs.live import PastImport, past_imports, read_live
-from kbo_pipeline.operate.runs.progress import Progress, job_of, runs_about
+from kbo_pipeline.operate.runs.progress import Progress, import_runs, job_of
 from kbo_pipeline.operate.runs.status import (
     ExtractStatus,
     newest_extract,
@@ -199,7 +199,7 @@ class Reader:
         missing = keys - reasons.keys()
         keys |= reasons.keys()
         if missing:
-            failures = runs_about(self._instance, [key], [dg.DagsterRunStatus.FAILURE])
+            failures = import_runs(self._instance, [key], [dg.DagsterRunStatus.FAILURE])
             for run in failures[:_MOST_RUNS]:
                 for batch, reason in self._reasons_of(run).items():
                     reasons.setdefault(batch, reason)
@@ -260,7 +260,7 @@ def _queue(
     staged = progress.staged_among(after)
     newest: dict[str, dg.DagsterRun] = {}
     keys = {str(key) for key in after}
-    for run in runs_about(instance, after):
+    for run in import_runs(instance, after):
         text = next((t for t in (run.tags.get("kbo/extract"), _partition(run)) if t in keys), None)
         if text is not None:
             newest.setdefault(text, run)

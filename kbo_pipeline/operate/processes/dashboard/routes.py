@@ -35,8 +35,13 @@ from kbo_pipeline.operate.processes.storage import POSTGRES_ERRORS
 from kbo_pipeline.operate.runs.cancellation import cancel_extract
 from kbo_pipeline.operate.runs.claims import claim, queue_tags
 from kbo_pipeline.operate.runs.partitions import register_extract
-from kbo_pipeline.operate.runs.progress import PARTITION_TAG, ROLLBACK_JOB, Progress, extract_of
-from kbo_pipeline.operate.runs.recovery import DueRun, due_runs, end_dead_runs_of_commands
+from kbo_pipeline.operate.runs.progress import PARTITION_TAG, ROLLBACK_JOB, Progress
+from kbo_pipeline.operate.runs.recovery import (
+    DueRun,
+    due_runs,
+    end_dead_runs_of_commands,
+    unfinished_runs,
+)
 from kbo_pipeline.operate.runs.status import newest_extract, read_status
 from kbo_pipeline.read.web import application as web
 
@@ -221,9 +226,8 @@ class Answers:
             if not due:
                 return f"{key}: published: nothing to retry"
             end_dead_runs_of_commands(self.instance, self.settings, key)
-            for run in Progress(self.instance).unfinished_runs:
-                if extract_of(run) == str(key):
-                    raise NotReadyError(f"{key}: a run of it waits in the queue; nothing was done")
+            if unfinished_runs(self.instance, key):
+                raise NotReadyError(f"{key}: a run of it waits in the queue; nothing was done")
             for one in due:
                 self._launch(key, one)
         return f"{key}: started {counted(len(due), 'run')} of {due[0].job}; the rest follows"
