@@ -22,7 +22,9 @@ from kbo_pipeline.operate.runs.progress import (
     EXTRACT_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    ROLLBACK_JOB,
     SEARCH_JOB,
+    VERIFY_JOB,
 )
 from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
 from kbo_pipeline_tests.support.processes import web_server
@@ -156,6 +158,9 @@ def test_an_extract_at_work_is_shown_as_its_process_says(
     with reporting(settings, UPDATE, run_of(instance, run_id), "applying") as report:
         report(0.5, f"batch 3 of 4: {HOSTILE}")
         report.failed(f"{UPDATE}-0002", HOSTILE)
+        report.failed(
+            f"{UPDATE}-0003", f"{UPDATE}: batch 3: address: 2 rows were staged, 1 is there"
+        )
     shown = page(server)
     assert "batch 3 of 4: <script>" in shown.text
     (overall, *tables) = shown.all("progress")
@@ -163,6 +168,9 @@ def test_an_extract_at_work_is_shown_as_its_process_says(
     assert [bar["aria-label"] for bar in tables][:2] == ["enterprise", "establishment"]
     assert [(bar["value"], bar["max"]) for bar in tables] == [("0", str(BATCHES))] * 7
     assert f"{UPDATE}-0002" in shown.text and "Failed batches" in shown.text
+    links = {str(link["href"]) for link in shown.all("a")}
+    for table, batch in (("enterprise", 2), ("address", 3)):
+        assert f"/assets/{table}?view=partitions&partition={UPDATE}-{batch:04d}" in links
     assert f"{NEXT}" in shown.text and "Queue" in shown.text
     assert f"staged; waits for {UPDATE}" in shown.text
     assert [script.get("src") for script in shown.all("script")] == ["/kbo/page.js"]
@@ -259,6 +267,25 @@ def test_the_last_thirty_are_listed_with_links(
     listed = {link for link in links if "published_extract?" in link}
     assert len(listed) == 30
     assert "/assets/published_extract?view=partitions&partition=0145-update" in listed
+
+
+def test_a_published_extract_says_how_often_it_had_failed(
+    server: Server, instance: dg.DagsterInstance
+) -> None:
+    year = grown(instance)
+    tags = {EXTRACT_TAG: str(UPDATE)}
+    failure = dg.DagsterRunStatus.FAILURE
+    year.run("apply_batches", [], [], tags, failure)
+    year.run(ROLLBACK_JOB, [], [], tags)
+    year.import_extract(UPDATE, ["stage_extract"])
+    failed = [year.run("apply_batches", [], [], tags, failure) for _ in range(2)]
+    year.run(VERIFY_JOB, [], [], tags, failure)
+    year.import_extract(UPDATE, ["apply_batches", "publish_extract"])
+    year.run("publish_extract", [], [], tags, failure)  # its report, made again
+    year.write()
+    shown = page(server)
+    assert shown.text.count("after 2 failed runs") == shown.text.count("failed run") == 1
+    assert f"/runs/{failed[-1]}" in {link["href"] for link in shown.all("a")}
 
 
 def test_only_the_portal_can_say_that_it_is_up_to_date(

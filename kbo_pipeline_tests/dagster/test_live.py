@@ -11,6 +11,7 @@ import pytest
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.progress import part_of, steps_of
 from kbo_pipeline.core.settings import Settings, load_settings
+from kbo_pipeline.defs.assets.register import place_of
 from kbo_pipeline.operate.runs.live import DEFAULT_SECONDS, forget_live, read_live, reporting
 
 KEY = ExtractKey(140, "full")
@@ -131,3 +132,8 @@ def test_parts_and_steps_of_a_work_come_to_the_whole() -> None:
         step(0.0, "begins")
         step(1.0, "ends")
     assert said == [0.5, 0.625, 0.625, 1.0]
+
+
+def test_the_batch_at_work_is_named_by_where_its_run_is() -> None:
+    assert place_of(13, 15, 13, 15) == "batch 13 of 15"
+    assert place_of(47, 48, 1, 2) == "batch 47, 1 of 2 in this run"

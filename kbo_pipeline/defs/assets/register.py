@@ -194,7 +194,8 @@ def _outcomes(
     total = len(staged.batches)
     missing = register.ledger.missing_batches(staged.extract.key)
     for done, key in enumerate(keys):
-        words = f"batch {key.number} of {total}{_shown_change(register.differences_in(key.number))}"
+        place = place_of(key.number, total, done + 1, len(keys))
+        words = place + _shown_change(register.differences_in(key.number))
         report(min(1.0, (total - missing + done) / total), words)
         wait_while_paused(context, settings)
         try:
@@ -205,6 +206,13 @@ def _outcomes(
         yield key, change
         if is_stopped:
             raise dg.DagsterExecutionInterruptedError
+
+
+def place_of(number: int, total: int, position: int, in_run: int) -> str:
+    """Which batch is at work: of how many, or where it is in a run that applies some of them."""
+    if in_run == total:
+        return f"batch {number} of {total}"
+    return f"batch {number}, {position} of {in_run} in this run"
 
 
 def _shown_change(differences: Mapping[str, Difference]) -> str:

@@ -447,6 +447,11 @@ def imports(run: dg.DagsterRun) -> bool:
     return not run.asset_selection or not _IMPORTED.isdisjoint(run.asset_selection)
 
 
+def is_rollback(run: dg.DagsterRun) -> bool:
+    """Whether a run has undone its extract."""
+    return run.job_name == ROLLBACK_JOB and run.is_success
+
+
 def is_retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Tells whether Dagster itself retries a failed run, or may.
 

@@ -28,10 +28,10 @@ from kbo_pipeline.operate.runs.live import (
 )
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract, kbo_batches
 from kbo_pipeline.operate.runs.progress import (
-    ROLLBACK_JOB,
     Progress,
     import_runs,
     is_retried,
+    is_rollback,
     job_of,
 )
 from kbo_pipeline.read.published import Proof, last_proof
@@ -214,7 +214,7 @@ def read_status(
     running = next(iter(started or unfinished), None)
     status = _state(progress, key, running, is_failed=bool(failed or (runs and runs[0].is_failure)))
     is_done, is_open = status == "completed", status in ("pending", "processing")
-    is_rolled_back = bool(runs) and runs[0].job_name == ROLLBACK_JOB and runs[0].is_success
+    is_rolled_back = bool(runs) and is_rollback(runs[0])
     others = (k for k in progress.published if k.number == key.number and k != key)
     replaced_by = next(others, None)
     is_paused = markers.is_paused(settings)
@@ -353,7 +353,7 @@ def is_over(instance: DagsterInstance, status: ExtractStatus) -> bool:
         return False
     if status.status == "failed":
         return not is_retried(instance, newest)
-    return newest.job_name == ROLLBACK_JOB and newest.is_success
+    return is_rollback(newest)
 
 
 def failure_message(event: dg.DagsterEvent) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from typing import Any
 from urllib.parse import quote
 
@@ -15,11 +16,18 @@ import jinja2
 from kbo_pipeline.core.errors import NotReadyError
 from kbo_pipeline.core.extracts import BatchKey, ExtractKey
 from kbo_pipeline.core.settings import Settings
+from kbo_pipeline.core.tables import TABLES
 from kbo_pipeline.core.text import clock, cut, duration, sanitize
 from kbo_pipeline.operate import markers
 from kbo_pipeline.operate.markers import Poll, read_alerts, read_poll
 from kbo_pipeline.operate.runs.live import PastImport, past_imports, read_live
-from kbo_pipeline.operate.runs.progress import Progress, import_runs, job_of
+from kbo_pipeline.operate.runs.progress import (
+    Progress,
+    extract_of,
+    import_runs,
+    is_rollback,
+    job_of,
+)
 from kbo_pipeline.operate.runs.status import (
     ExtractStatus,
     newest_extract,
@@ -43,9 +51,16 @@ _JOBS = {
 
 @dataclass(frozen=True, slots=True)
 class FailedBatch:
-    """A batch whose last attempt failed: its key, and why."""
+    """A batch whose last attempt failed.
+
+    Attributes:
+        key: the batch.
+        table: where it failed; any of its tables where the reason names none.
+        reason: why.
+    """
 
     key: str
+    table: str
     reason: str
 
 
@@ -73,6 +88,7 @@ class Page:
         failed: its batches that failed.
         queue: the extracts after it.
         past: the extracts that were published last, the newest first.
+        failures: the runs of these that had failed before, the newest first, by their keys.
         proofs: how extracts compared with KBO's Fulls, by their keys.
         poll: what the portal said last; None when it never was asked.
         is_polled: whether an account for the portal is set.
@@ -91,6 +107,7 @@ class Page:
     failed: Sequence[FailedBatch]
     queue: Sequence[Queued]
     past: Sequence[PastImport]
+    failures: Mapping[str, Sequence[str]]
     proofs: Mapping[str, Proof]
     poll: Poll | None
     is_polled: bool
@@ -140,6 +157,7 @@ class Reader:
         self._instance, self._settings = instance, settings
         self._lock = threading.Lock()
         self._past: list[PastImport] = []
+        self._failures: Mapping[str, Sequence[str]] = {}
         self._past_of: tuple[int, int] = (-1, -1)
         self._past_at = 0.0
         self._reasons: dict[str, Mapping[str, str]] = {}  # by run
@@ -161,11 +179,13 @@ class Reader:
             status = read_status(instance, settings, key, progress)
         except NotReadyError:  # nothing was ever imported
             pass
+        past, failures = self._read_past(progress)
         return Page(
             status=status,
             failed=self._failed(status),
             queue=_queue(instance, progress, status),
-            past=self._read_past(progress),
+            past=past,
+            failures=failures,
             proofs=read_proofs(settings),
             poll=read_poll(instance),
             is_polled=settings.has_account,
@@ -180,13 +200,16 @@ class Reader:
             read_at=time.time(),
         )
 
-    def _read_past(self, progress: Progress) -> list[PastImport]:
+    def _read_past(
+        self, progress: Progress
+    ) -> tuple[list[PastImport], Mapping[str, Sequence[str]]]:
         newest = (len(progress.published), max(progress.published.values(), default=0))
         with self._lock:
             if self._past_of != newest or time.monotonic() - self._past_at > _HISTORY_SECONDS:
                 self._past = past_imports(self._instance)
+                self._failures = _failed_before(self._instance, self._past)
                 self._past_of, self._past_at = newest, time.monotonic()
-            return self._past
+            return self._past, self._failures
 
     def _failed(self, status: ExtractStatus | None) -> list[FailedBatch]:
         """The failed batches with their reasons, those of the run at work included."""
@@ -203,10 +226,7 @@ class Reader:
             for run in failures[:_MOST_RUNS]:
                 for batch, reason in self._reasons_of(run).items():
                     reasons.setdefault(batch, reason)
-        return [
-            FailedBatch(batch, cut(sanitize(reasons.get(batch, "see its run")), _LONGEST))
-            for batch in sorted(keys)
-        ]
+        return [_failed_batch(batch, reasons.get(batch, "see its run")) for batch in sorted(keys)]
 
     def _reasons_of(self, run: dg.DagsterRun) -> Mapping[str, str]:
         """Why batches failed in a run that has ended."""
@@ -221,6 +241,32 @@ class Reader:
         with self._lock:
             self._reasons[run.run_id] = reasons
         return reasons
+
+
+def _failed_batch(key: str, reason: str) -> FailedBatch:
+    words = reason.replace(":", " ").split()
+    table = next((table.name for table in TABLES if table.name in words), TABLES[0].name)
+    return FailedBatch(key, table, cut(sanitize(reason), _LONGEST))
+
+
+def _failed_before(
+    instance: dg.DagsterInstance, past: Sequence[PastImport]
+) -> Mapping[str, Sequence[str]]:
+    """The runs that failed before an extract was published, by its key; none before a rollback."""
+    keys = {str(one.key): one for one in past}
+    failed = import_runs(instance, [one.key for one in past], [dg.DagsterRunStatus.FAILURE])
+    with_failures = {text for run in failed if (text := extract_of(run)) in keys}
+    found: dict[str, Sequence[str]] = {}
+    for text in with_failures:
+        runs = import_runs(instance, [keys[text].key])
+        ids = [run.run_id for run in runs]
+        before = runs[ids.index(keys[text].run_id) + 1 :] if keys[text].run_id in ids else []
+        found[text] = [
+            run.run_id
+            for run in takewhile(lambda run: not is_rollback(run), before)
+            if run.is_failure
+        ]
+    return found
 
 
 def _alerts(
