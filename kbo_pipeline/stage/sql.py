@@ -192,7 +192,8 @@ def note_superseded(table: Table, extract_type: ExtractType) -> str:
     stays = "max(row_id)" if table.unique_key else "min(row_id)"
     repeated = f"""SELECT rowid AS row_id, {identity}
 {_inserted(table, extract_type)}
-    AND hash({identity}) IN (SELECT unnest($several::UBIGINT[]))"""
+    AND hash({indented(identity)})
+        IN (SELECT unnest($several::UBIGINT[]))"""
     query = f"""SELECT '{table.name}', row_id
 FROM repeated
 WHERE row_id NOT IN (

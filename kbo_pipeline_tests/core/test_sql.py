@@ -77,7 +77,7 @@ def _use_everything(directory: Path) -> None:
         copy_register(connection, core.readers, copy, privacy="full")
     write_export(settings, directory / "export")
     assert verify(settings, next(directory.glob("*Full*.zip"))).is_equal
-    other = Sample(enterprises=1, seed=1).write_full(directory / "other", key.number)
+    other = Sample(enterprises=50).write_full(directory / "other", key.number)
     assert not verify(settings, other).is_equal
     assert renew_views(core.database, "full")
     core.rollback(key)
