@@ -6,6 +6,7 @@
 import email.utils
 import html
 import io
+import math
 import secrets
 import sys
 import threading
@@ -99,12 +100,14 @@ class StandInPortal:
     """The portal, in threads of this process, on 127.0.0.1 only. A context manager.
 
     Attributes:
+        directory: its ZIPs with KBO names are offered; read anew for each request.
         quote: the quotes around links.
         extra_html: goes into the listing as it is.
         ranges: downloads can be continued.
         etags, dates: downloads have an ETag, a Last-Modified.
         landing: where a login leads, below the base.
         session_seconds: how long a session lives at most.
+        bytes_a_second: how fast a download is at most; also of one that is under way.
     """
 
     handler: ClassVar[type["Handler"]]
@@ -120,7 +123,7 @@ class StandInPortal:
         """Binds the port; serves from `with` on.
 
         Args:
-            directory: its ZIPs with KBO names are offered; read anew for each request.
+            directory: of the ZIPs.
             port: 0 for any free one.
             accounts: passwords by username; one account, `demo` with password `demo`, when None.
             language: of the labels, one of nl, fr, de, en.
@@ -132,7 +135,8 @@ class StandInPortal:
         self.dates = True
         self.landing = "/affiliation/"
         self.session_seconds = 1800.0
-        self._directory = directory
+        self.bytes_a_second = math.inf
+        self.directory = directory
         self._accounts = {"demo": "demo"} if accounts is None else dict(accounts)
         self._labels = _LABELS[language]
         self._sessions: dict[tuple[str, ...], float] = {}
@@ -202,7 +206,7 @@ class StandInPortal:
             return self._sessions.get(session, 0.0) > time.monotonic()
 
     def _files(self) -> dict[str, ExtractKey]:
-        return {file.name: key for key, file in zips_in(self._directory)}
+        return {file.name: key for key, file in zips_in(self.directory)}
 
     def _listing(self) -> Answer:
         q = self.quote
@@ -215,7 +219,7 @@ class StandInPortal:
     def _file(self, name: str, asked: Mapping[str, str]) -> Answer:
         if name not in self._files():
             return page("Niet gevonden", HTTPStatus.NOT_FOUND)
-        file = self._directory / name
+        file = self.directory / name
         state = file.stat()
         headers = {"Content-Type": "application/zip", "Content-Length": str(state.st_size)}
         if self.ranges:
@@ -288,6 +292,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(head_of(answer))
             while chunk := body.read(CHUNK):
                 self.wfile.write(chunk)
+                time.sleep(len(chunk) / self.hosting.portal.bytes_a_second)
 
     def answer_to(self, form: Mapping[str, list[str]] | None) -> Answer:
         """The answer to a form, or to a GET for None."""
