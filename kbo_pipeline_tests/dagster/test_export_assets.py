@@ -1,8 +1,11 @@
 """`parquet_export`, `search_index` and `full_verification` in Dagster, in this process."""
 
 import json
+import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from kbo_pipeline.defs.sensors.due import (
     verify_when_at_hand,
 )
 from kbo_pipeline.defs.sensors.inbox import inbox_sensor
+from kbo_pipeline.defs.step import give_way
 from kbo_pipeline.fetch.inbox import Inbox
 from kbo_pipeline.operate.markers import pause, resume
 from kbo_pipeline.operate.runs.claims import last_in_queue
@@ -428,3 +432,12 @@ def test_a_full_is_fetched_to_be_compared_and_removed(
         assert metadata(run(instance, "verify_full", UPDATE))["drift"] == 0
         (kept,) = settings.downloads_dir.glob("*.zip")
         assert kept.name.endswith("_Full.zip") and "_0141_" in kept.name
+
+
+def test_a_step_that_only_reads_gives_way_to_imports_in_a_process_of_its_own() -> None:
+    before = os.nice(0)
+    give_way()
+    assert os.nice(0) == before
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(give_way).result()
+        assert pool.submit(os.nice, 0).result() == min(before + 10, 19)

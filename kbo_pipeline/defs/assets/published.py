@@ -36,7 +36,7 @@ from kbo_pipeline.defs.metadata import (
     tags,
     verification_metadata,
 )
-from kbo_pipeline.defs.step import AT_IMPORT, RETRIES, step_guard
+from kbo_pipeline.defs.step import AT_IMPORT, RETRIES, give_way, step_guard
 from kbo_pipeline.operate.runs.claims import WRITER_POOL, claimed_partition, extract_of_partition
 from kbo_pipeline.operate.runs.live import forget_live, reporting, stages_metadata
 from kbo_pipeline.operate.runs.partitions import kbo_extracts, staging_asset
@@ -342,6 +342,7 @@ def parquet_export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[No
     added and removed, and the net changes of the last 7 and 31 days.
     """
     with step_guard(context) as settings:
+        give_way()
         key = extract_of_partition(context)
         export, deltas = write_export_and_deltas(
             settings,
@@ -389,6 +390,7 @@ def search_index(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None
     is made again. Until it is there, searches use SQL, which forgives nothing.
     """
     with step_guard(context) as settings:
+        give_way()
         started = time.monotonic()
         built = build_index(settings)
         context.log.info(f"{built.mark.extract}: {built.how}, {built.documents:,} documents")
@@ -433,6 +435,7 @@ def full_verification(
     `KBO_PROVE_DAYS`. The result is in the table `proof` and in `proofs/` of the data directory.
     """
     with step_guard(context) as settings:
+        give_way()
         key = extract_of_partition(context)
         logged: set[str] = set()
 
