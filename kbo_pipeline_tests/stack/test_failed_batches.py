@@ -122,7 +122,7 @@ def test_a_backfill_of_the_failed_partitions_publishes_the_extract(pipeline: Pip
         server.launch("stage_extract", EXTRACT)  # which is published: nothing is done
         server.wait_for_run("stage_extract", "SUCCESS", count=2)
         with pipeline.instance() as instance:
-            assert stale_partitions(instance) == {}
+            assert stale_partitions(instance) == []
     assert pipeline.is_published
 
 

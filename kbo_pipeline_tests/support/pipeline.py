@@ -16,9 +16,11 @@ from typing import Any
 
 import dagster as dg
 import duckdb
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster_postgres import PostgresRunStorage
 from sqlalchemy import text
 
@@ -199,22 +201,41 @@ def materializations(instance: dg.DagsterInstance, asset: str) -> Mapping[str, i
     return counts
 
 
-def stale_partitions(instance: dg.DagsterInstance) -> dict[str, list[str]]:
-    """The partitions that the UI calls out of sync, each with why; by asset and partition."""
-    from kbo_pipeline.definitions import defs
+_PARTITIONED = "{ assetNodes { assetKey { path } isPartitioned } }"
+_STALE = """
+query($keys: [AssetKeyInput!]) {
+  assetNodes(assetKeys: $keys) { assetKey { path } partitionKeys staleStatusByPartition }
+}
+"""
 
-    graph = defs.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    stale = {}
-    for asset in graph.get_all_asset_keys():
-        partitions = graph.get(asset).partitions_def
-        if partitions is None:  # about what is published, whatever that is
-            continue
-        for partition in partitions.get_partition_keys(dynamic_partitions_store=instance):
-            if resolver.get_status(asset, partition).value == "STALE":
-                causes = resolver.get_stale_causes(asset, partition)
-                stale[f"{asset.to_user_string()} {partition}"] = [cause.reason for cause in causes]
-    return stale
+
+def stale_partitions(instance: dg.DagsterInstance) -> list[str]:
+    """The partitions that the UI calls out of sync, as it asks its server for them in GraphQL."""
+    from dagster_graphql.schema import create_schema
+
+    code = LoadableTargetOrigin(
+        executable_path=sys.executable, module_name="kbo_pipeline.definitions"
+    )
+    origin = InProcessCodeLocationOrigin(code, location_name="kbo_pipeline")
+    with WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget([origin])) as workspace:
+        schema, context = create_schema(), workspace.create_request_context()
+
+        def ask(query: str, **variables: Any) -> list[dict[str, Any]]:
+            answer = schema.execute(query, context_value=context, variable_values=variables)
+            assert not answer.errors, answer.errors
+            return list(answer.data["assetNodes"])
+
+        keys = [node["assetKey"] for node in ask(_PARTITIONED) if node["isPartitioned"]]
+        assert len(keys) > len(TABLES)
+        nodes = ask(_STALE, keys=keys)
+    return [
+        f"{'/'.join(node['assetKey']['path'])} {partition}"
+        for node in nodes
+        for partition, status in zip(
+            node["partitionKeys"], node["staleStatusByPartition"], strict=True
+        )
+        if status == "STALE"
+    ]
 
 
 def run_status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
