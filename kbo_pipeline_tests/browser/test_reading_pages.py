@@ -11,7 +11,7 @@ from kbo_pipeline_tests.support.bakery import BAKER, make_bakery
 from kbo_pipeline_tests.support.browser import opened
 from kbo_pipeline_tests.support.web import Web, serving
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_from_a_word_to_an_enterprise_and_what_it_was(
         page.locator(".timeline a").first.click()
         expect(page.locator(".note")).to_contain_text("État à 0141-update")
         page.get_by_role("link", name="Lien permanent vers cet état").click()
-        assert page.url == f"{web.address}/kbo/enterprises/{BAKER}?at=141&lang=fr"
+        expect(page).to_have_url(f"{web.address}/kbo/enterprises/{BAKER}?at=141&lang=fr")
         page.emulate_media(media="print")
         expect(page.get_by_role("button")).to_be_hidden()
         expect(page.get_by_text("Source: KBO Open Data").first).to_be_visible()

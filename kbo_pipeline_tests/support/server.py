@@ -33,7 +33,9 @@ class Server:
 
     def query(self, text: str, **variables: Any) -> Any:
         answer = requests.post(
-            f"{self.address}/graphql", json={"query": text, "variables": variables}, timeout=30
+            f"{self.address}/graphql",
+            json={"query": text, "variables": variables},
+            timeout=PATIENCE,
         )
         assert answer.ok, answer.text
         found = answer.json()
@@ -165,5 +167,5 @@ def running_server(pipeline: Pipeline, *options: str, cwd: Path = REPOSITORY) ->
             yield server
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+            code = process.wait(PATIENCE)
     assert code == 0

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kbo_pipeline.core.extracts import ExtractType
 from kbo_pipeline.operate.runs.live import (
     DEFAULT_SECONDS,
     WORK_STAGES,
@@ -14,6 +15,7 @@ from kbo_pipeline.operate.runs.live import (
     assumed_share,
     overall_share,
     seconds_left,
+    share_at_start,
     usual_seconds,
 )
 
@@ -98,3 +100,18 @@ def test_what_cannot_be_counted_grows_by_three_percent_at_most() -> None:
     assert shares[1] == 0
     assert shares[2] > 0
     assert shares[-1] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("kind", ["full", "update"])
+@pytest.mark.parametrize("stage", ["staging", "applying", "publishing"])
+@pytest.mark.parametrize("times", [1, 10, 30, 1000])
+def test_the_bar_moves_while_a_run_starts_and_is_soon_overtaken(
+    kind: ExtractType, stage: WorkStage, times: int
+) -> None:
+    usual = {name: times * seconds for name, seconds in DEFAULT_SECONDS[kind].items()}
+    shares = [share_at_start(seconds, usual[stage]) for seconds in range(0, 8, 2)]
+    shown = [round(100 * overall_share(usual, stage, share), 1) for share in shares]
+    assert times > 30 or shown == sorted(set(shown))  # each 2 s another one
+    waited_for = shares[-1] * usual[stage]  # until the run has done that much
+    assert waited_for < max(3.0, 0.01 * usual[stage])
+    assert share_at_start(1e6, usual[stage]) <= 0.5

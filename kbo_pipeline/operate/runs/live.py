@@ -58,6 +58,7 @@ OWN_START_SECONDS = 0.5
 """The same in a `kbo` command, which starts the runs itself."""
 
 _MOST_ASSUMED, _ASSUMED_SECONDS = 0.03, 20.0
+_START_WORK_SECONDS = 10.0
 _LEAST_SECONDS = 0.1
 
 _PRIOR = 0.1
@@ -80,13 +81,26 @@ def usual_seconds(kind: ExtractType, imports: Sequence[Seconds]) -> Seconds:
     }
 
 
-def assumed_share(seconds: float) -> float:
+def assumed_share(seconds: float, most: float = _MOST_ASSUMED) -> float:
     """How much of a stage is taken for done so long after it was last heard of: 3 % at most.
 
     What happens meanwhile cannot be counted, and yet a bar that stands still looks like one that
     hangs. It grows with time, so that nobody sees it go back.
     """
-    return _MOST_ASSUMED * (1 - math.exp(-max(0.0, seconds) / _ASSUMED_SECONDS))
+    return most * (1 - math.exp(-max(0.0, seconds) / _ASSUMED_SECONDS))
+
+
+def share_at_start(seconds: float, usual: float) -> float:
+    """How much of a stage is taken for done so long after the stage before it.
+
+    As much as is done in ten seconds, at most half: of a stage that takes few seconds, 3 % are so
+    little that the bar would stand still while its run starts.
+
+    Args:
+        seconds: since the end of the stage before.
+        usual: how many seconds the stage usually takes.
+    """
+    return assumed_share(seconds, max(_MOST_ASSUMED, min(0.5, _START_WORK_SECONDS / usual)))
 
 
 def overall_share(usual: Seconds, stage: Stage, share: float) -> float:
@@ -197,9 +211,11 @@ class Reporter:
         now = time.time()
         # Batches that are committed stay so, whichever run goes on.
         continues = is_same or (stage in ("applying", "publishing") and before.stage == stage)
-        self._share = (
-            before.share if continues else assumed_share(now - before.at) if before.at else 0.0
-        )
+        self._share = 0.0
+        if continues:
+            self._share = before.share
+        elif before.at:
+            self._share = share_at_start(now - before.at, self._usual[stage])
         self._noted, self._noted_at = self._share, time.monotonic()
         self._failed = dict(before.failed) if is_same else {}
         if stage != "applying" and not is_same:

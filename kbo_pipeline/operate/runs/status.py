@@ -21,10 +21,10 @@ from kbo_pipeline.operate.runs.live import (
     WORK_STAGES,
     Stage,
     WorkStage,
-    assumed_share,
     overall_share,
     read_live,
     seconds_left,
+    share_at_start,
 )
 from kbo_pipeline.operate.runs.partitions import batch_or_none, batches_by_extract, kbo_batches
 from kbo_pipeline.operate.runs.progress import (
@@ -309,7 +309,7 @@ def _position(
     if live.stage == stage:
         share = live.share
     elif live.stage in before:
-        share = assumed_share(silent)
+        share = share_at_start(silent, live.usual[stage])
     else:  # of an import before this one
         share = committed if stage == "applying" else 0.0
     is_fresh = silent < _FRESH_SECONDS
