@@ -62,6 +62,9 @@ def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]
     yield "bare", _of_other("bare", made.full, work)
     ours = Ours(_emptied(work), ANY_LOSS)
     yield "full", _of_import(ours, made.full)
+    yield "index", _figures("index", ours.command("index"), file=ours.index_bytes)
+    yield "http", _printed(ours, "http")
+    yield from _beside(ours, work.with_name("beside"), made)
     with ours.served() as served:
         for name, zip_file in (("day", made.day), ("nothing", made.nothing)):
             served.wait_until_idle()
@@ -70,7 +73,8 @@ def _round(work: Path, made: Extracts) -> Iterator[tuple[str, Mapping[str, Any]]
             yield name, _figures(name, took, phases=ours.phases(zip_file))
     yield "big", _of_import(ours, made.big)
     yield "later full", _of_import(ours, made.later_full)
-    yield "reading", _reading(ours)
+    yield "verify", _figures("verify", ours.command("verify", made.later_full))
+    yield "reading", _printed(ours, "reading")
     for name in IMPORTERS:
         if name != "bare":
             yield name, _of_other(name, made.full, work)
@@ -99,10 +103,24 @@ def _of_import(ours: Ours, zip_file: Path) -> Mapping[str, Any]:
     return _figures(zip_file.name, took, file=size, phases=ours.phases(zip_file))
 
 
-def _reading(ours: Ours) -> Mapping[str, Any]:
-    command: list[str | Path] = [sys.executable, "-m", f"{__package__}.reading", ours.database]
+def _beside(ours: Ours, directory: Path, made: Extracts) -> Iterator[tuple[str, Any]]:
+    """The same Update on copies of a register, while others read it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    copy = ours.copy_to(directory / "verified")
+    with copy.served() as served, copy.beside("kbo_pipeline.cli", "verify", made.full, nice=10):
+        yield "day beside", _figures("day beside verify", served.drop(made.day))
+        served.wait_until_idle()
+    copy = ours.copy_to(directory / "asked")
+    with copy.beside(f"{__package__}.http", copy.database) as printed:
+        copy.import_zip(made.day)
+    yield "http beside", json.loads(printed[0])
+    shutil.rmtree(directory)
+
+
+def _printed(ours: Ours, module: str) -> Mapping[str, Any]:
+    command: list[str | Path] = [sys.executable, "-m", f"{__package__}.{module}", ours.database]
     took = measure(command, _ENVIRONMENT, ours.directory)
-    print(f"reading: {took.seconds:.1f} s", flush=True)
+    print(f"{module}: {took.seconds:.1f} s", flush=True)
     return dict(json.loads((ours.directory / "output.log").read_text()))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 
 from kbo_pipeline.core.extracts import key_in_file_name
+from kbo_pipeline.core.places import DuckDBFile
+from kbo_pipeline.read.published import published_state_of
 from kbo_pipeline_tests.support import REPOSITORY
 from kbo_pipeline_tests.support.pipeline import Pipeline
 from kbo_pipeline_tests.support.processes import free_port
@@ -42,11 +44,45 @@ class Ours:
     def database(self) -> Path:
         return self._pipeline.database
 
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the search index."""
+        directory = self.directory / "kbo.search"
+        return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
     def import_zip(self, *zip_files: Path) -> Measurement:
         """`kbo import`: from ZIPs on disk to what readers open; the last ZIP changes something."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "kbo_pipeline.cli", "import", *map(str, zip_files)]
         return measure(command, self._pipeline.environment, self.directory, self.database)
+
+    def command(self, *arguments: str | Path) -> Measurement:
+        """A command that reads what is published."""
+        command = [sys.executable, "-m", "kbo_pipeline.cli", *arguments]
+        return measure(command, self._pipeline.environment, self.directory)
+
+    @contextmanager
+    def beside(self, module: str, *arguments: str | Path, nice: int = 0) -> Iterator[list[str]]:
+        """Runs a program beside the block, and waits for its end; yields what it has printed then.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        printed: list[str] = []
+        process = subprocess.Popen(
+            ["nice", "-n", str(nice), sys.executable, "-m", module, *map(str, arguments)],
+            env=self._pipeline.environment,
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield printed
+        finally:
+            out, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{module}: ended with {process.returncode}")
+        printed.append(out)
 
     def copy_to(self, directory: Path) -> "Ours":
         """A copy of all of it, with owners and times; nothing may be at work on it."""
@@ -100,14 +136,19 @@ class Served:
 
     def drop(self, zip_file: Path) -> Measurement:
         """Puts a ZIP into the inbox; measures until readers have its extract."""
-        before = inode(self.ours.database)
+        seen = inode(self.ours.database)
+        key = key_in_file_name(zip_file.name)
         peaks: dict[int, int] = {}
         shutil.copyfile(zip_file, self.ours.directory / "inbox" / zip_file.name)
         started = time.perf_counter()
 
         def is_published() -> bool:
+            nonlocal seen
             self._note_peaks(peaks)
-            return inode(self.ours.database) != before
+            if inode(self.ours.database) == seen:
+                return False
+            seen = inode(self.ours.database)  # or a proof was put into it
+            return published_state_of(DuckDBFile(self.ours.database)).newest == key
 
         _wait(is_published, self.process)
         return Measurement(time.perf_counter() - started, peak=max(peaks.values()))

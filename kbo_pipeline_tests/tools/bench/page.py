@@ -24,7 +24,10 @@ _NAMES = {
     "later full": "**Full on a filled register**, a day's difference",
     "day": "**a day's Update**, from the inbox to published, `kbo start` running",
     "nothing": "**an Update without changes**, likewise",
+    "day beside": "a day's Update, likewise, while `kbo verify` compares the register with a Full",
     "big": "**a big Update**, 7 million changed rows",
+    "verify": "**a comparison** of the register with a Full, `kbo verify`",
+    "index": "the search index of all, after readers have the extract: `kbo index`",
     "full, less memory": "first Full with `KBO_MEMORY_MB=1024`, once",
     "day, less memory": "a day's Update with `KBO_MEMORY_MB=1024`, by `kbo import`, once",
 }
@@ -36,6 +39,7 @@ _OTHERS_BAR = "3"
 """Times our first Full, at least."""
 
 _BARS = {"full": "1.5", "later full": "1.5", "big": "1.5", "day": "45 s", "nothing": "20 s"}
+_BARS |= {"verify": "1.0", "day beside": "5 s more than alone"}
 """Times the bare load, or seconds, at most."""
 
 _WORK_BARS = {"day": "0.25"}
@@ -44,6 +48,14 @@ _WORK_BARS = {"day": "0.25"}
 _MS_BARS = {"an enterprise with all its parts": "50", "kbo show, the whole command": "1,500"}
 _MS_BARS["kbo --help, the whole command"] = "500"
 """Milliseconds, warm, at most."""
+
+_HTTP_BARS = {
+    "start, until the first answer, s": "1",
+    "an enterprise, new, p95, ms": "50",
+    "an enterprise, asked again, p95, ms": "10",
+    "a search for a misspelt name, p95, ms": "60",
+    "look-ups a second, others each time": "300 at least",
+}
 
 _PHASES = ("stage", "apply", "publish")
 _GREY, _ORANGE = "#9db4c8", "#d4572a"
@@ -98,6 +110,10 @@ def write(file: Path, results: Results, made: Extracts) -> None:
         "Cold: the first query, with nothing of the file in the system's cache. Warm: the same"
         " process queries again.\n",
         _reading(rounds),
+        "## Over HTTP\n",
+        "`kbo serve` and its clients on the same machine; 95 % of the answers are quicker. In the"
+        " last column a day's Update is imported meanwhile.\n",
+        _http(rounds),
         "## Growth\n",
         f"![A day's Update as the register grows, and as extracts are published]({_GROWTH_PLOT})\n",
         "The same number of changes, on registers of three sizes, by `kbo import`,"
@@ -205,6 +221,15 @@ def _reading(rounds: Sequence[Any]) -> str:
             for kind in ("cold", "warm")
         ]
         lines.append(row(name, *figures, _MS_BARS.get(name, "")))
+    return "\n".join(lines) + "\n"
+
+
+def _http(rounds: Sequence[Any]) -> str:
+    asked = [figures for figures in rounds if "http" in figures]
+    lines = table("what", "alone", "while an Update is imported", "bar")
+    for name in asked[0]["http"] if asked else ():
+        found = (_spread(asked, kind, name) for kind in ("http", "http beside"))
+        lines.append(row(name, *found, _HTTP_BARS.get(name, "")))
     return "\n".join(lines) + "\n"
 
 
