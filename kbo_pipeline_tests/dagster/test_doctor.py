@@ -47,6 +47,7 @@ from kbo_pipeline.operate.repair.doctor import diagnose
 from kbo_pipeline.operate.repair.findings import Finding
 from kbo_pipeline.operate.runs.claims import OWN_RUN, claim_file
 from kbo_pipeline.operate.runs.progress import EXTRACT_TAG, REJECTED_ROWS, STAGED
+from kbo_pipeline.read.index import MARK, build_index
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.pipeline import Pipeline, forget_everything
@@ -214,6 +215,29 @@ def test_views_of_another_privacy_are_a_warning(settings: Settings, published: C
     found = only(doctor.check_published(other))
     assert (found.severity, found.subject) == ("warning", "views")
     assert "legal-persons" in found.text
+
+
+def test_a_search_index_that_nobody_uses_is_a_warning(settings: Settings, published: Core) -> None:
+    def why() -> str:
+        found = only(doctor.check_search(settings))
+        assert (found.severity, found.subject) == ("warning", "search index")
+        assert "kbo index" in str(found.remedy)
+        return found.text
+
+    assert why() == f"{settings.search_dir}: there is no search index"
+    build_index(settings)
+    assert bad(doctor.check_search(settings)) == []
+    mark = settings.search_dir / MARK
+    content = json.loads(mark.read_text())
+    mark.write_text(json.dumps(content | {"extract": "0139-full"}))
+    assert "is of 0139-full, not 0140-full" in why()
+    mark.write_text(json.dumps(content | {"format": "kbo_pipeline search 9999"}))
+    assert "of another version" in why()
+    mark.write_text(json.dumps(content))
+    os.truncate(settings.search_dir / "meta.json", 1)
+    assert "damaged: meta.json is not whole" in why()
+    settings.database_file.unlink()
+    assert list(doctor.check_search(settings)) == []
 
 
 def test_leftovers_are_warnings(settings: Settings, published: Core) -> None:

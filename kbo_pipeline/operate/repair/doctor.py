@@ -38,6 +38,7 @@ from kbo_pipeline.operate.repair.findings import Finding, Severity, no_problem, 
 from kbo_pipeline.operate.repair.repair import plan_of
 from kbo_pipeline.operate.runtime import ui_address
 from kbo_pipeline.publish.copy import has_views
+from kbo_pipeline.read.index import why_not_current
 from kbo_pipeline.read.published import published_state_of
 
 _T = TypeVar("_T")
@@ -137,6 +138,22 @@ def check_published(settings: Settings) -> Iterator[Finding]:
     yield no_problem("published register", f"{_summary(state)}, {verb}: {settings.database}")
     if file is not None and not has_views(file, settings.privacy):
         yield problem("other views", file=settings.database, privacy=settings.privacy)
+
+
+def check_search(settings: Settings) -> Iterator[Finding]:
+    """Whether searches can forgive: the search index is of what is published, and whole."""
+    file = settings.database.file
+    if file is not None and not file.exists():
+        return
+    try:
+        state = published_state_of(settings.database)
+    except KboError:  # that is told of the published register
+        return
+    why = why_not_current(settings, state)
+    if why is not None:
+        yield problem("no search index", text=why.rpartition("; ")[0])
+    elif state.newest is not None:
+        yield no_problem("search index", f"of {state.newest}: {settings.search_dir}")
 
 
 def check_register(settings: Settings) -> Iterator[Finding]:
@@ -359,6 +376,7 @@ _ON_DISK: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "kbo start": check_start,
     "pause": check_pause,
     "published register": check_published,
+    "search index": check_search,
     "register at work": check_register,
     "inbox": check_inbox,
     "leftovers": check_leftovers,

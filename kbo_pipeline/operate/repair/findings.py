@@ -88,6 +88,12 @@ FINDINGS: dict[str, Finding] = {
         "those of {file} were made by another version, or with another KBO_PRIVACY than {privacy}",
         "kbo start, kbo rebuild and the next publication recreate them",
     ),
+    "no search index": Finding(
+        "warning",
+        "search index",
+        "{text}",
+        "kbo start or kbo index makes it; until then, searches forgive nothing",
+    ),
     "no register": Finding(
         "error",
         "register at work",
