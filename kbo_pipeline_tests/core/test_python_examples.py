@@ -65,14 +65,21 @@ def test_the_public_names_are_there_and_no_others() -> None:
 def test_each_example_of_the_description_is_answered(web: Web) -> None:
     description = web.get("v1/openapi.json").json()
     asked = set()
-    for path, methods in description["paths"].items():
-        ((method, operation),) = methods.items()
+    operations = [
+        (path, *one) for path, methods in description["paths"].items() for one in methods.items()
+    ]
+    for path, method, operation in operations:
         if method == "post":
-            (example,) = operation["requestBody"]["content"]["application/json"]["schema"][
-                "examples"
-            ]
-            assert web.post(path.removeprefix("/kbo/"), example).json()["data"][0]["candidates"]
-            asked.add(path)
+            ((kind, content),) = operation["requestBody"]["content"].items()
+            if kind == "application/json":
+                (example,) = content["schema"]["examples"]
+                assert web.post(path.removeprefix("/kbo/"), example).json()["data"][0]["candidates"]
+            else:
+                (example,) = content["schema"]["properties"]["queries"]["examples"]
+                form = {"queries": example}
+                answer = web.session.post(f"{web.address}{path}", data=form, timeout=60)
+                assert answer.json()["q0"]["result"]
+            asked.add((path, method))
             continue
         parameters = operation.get("parameters", [])
         examples = [
@@ -88,9 +95,11 @@ def test_each_example_of_the_description_is_answered(web: Web) -> None:
                     address = address.replace(f"{{{parameter['name']}}}", example)
                 elif example is not None:
                     query.append(f"{parameter['name']}={example}")
-            assert web.data(f"{address}?{'&'.join(query)}"), address
-            asked.add(path)
-    assert len(asked) == len(description["paths"])
+            answer = web.get(f"{address}?{'&'.join(query)}")
+            assert answer.status_code == 200, address
+            assert answer.json().get("data", True), address
+            asked.add((path, method))
+    assert len(asked) == len(operations)
 
 
 def part_of(expected: Any, found: Any, place: str = "answer") -> list[str]:
@@ -114,7 +123,8 @@ def part_of(expected: Any, found: Any, place: str = "answer") -> list[str]:
 
 HTTP_EXAMPLE = re.compile(
     r"```bash\ncurl \"?http://127.0.0.1:3001/kbo/(\S+?)\"?"
-    r"(?: -H 'Content-Type: application/json' \\\n  -d '(.*?)')?\n```\n\n```json\n(.*?)```",
+    r"(?: -H 'Content-Type: application/json' \\\n  -d '(.*?)')?"
+    r"(?: --data-urlencode \\\n  'queries=(.*?)')?\n```\n\n```json\n(.*?)```",
     re.DOTALL,
 )
 
@@ -123,8 +133,12 @@ def test_each_answer_of_the_document_is_given(web: Web) -> None:
     document = (REPOSITORY / "docs" / "http.md").read_text(encoding="utf-8")
     examples = HTTP_EXAMPLE.findall(document)
     assert len(examples) == document.count("```bash") == document.count("```json") >= 6
-    for path, body, shown in examples:
-        answer = web.post(path, json.loads(body)) if body else web.get(path)
+    for path, body, queries, shown in examples:
+        if queries:
+            address = f"{web.address}/kbo/{path}"
+            answer = web.session.post(address, data={"queries": queries}, timeout=60)
+        else:
+            answer = web.post(path, json.loads(body)) if body else web.get(path)
         assert part_of(json.loads(shown), answer.json()) == [], path
     assert part_of({"a": [{"b": 1}], "c": "..."}, {"a": [{"b": 2}], "d": 0}) == [
         "answer.c: missing",

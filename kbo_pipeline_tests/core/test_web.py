@@ -54,7 +54,7 @@ from kbo_pipeline_tests.support.bakery import (
 from kbo_pipeline_tests.support.core import Core
 from kbo_pipeline_tests.support.web import Web, problem_of, samples, serving
 
-ROUTES = 5
+ROUTES = 9
 EVIL = "http://evil.example"
 PAGE = "https://crm.example"
 ENDLESS = "SELECT count(*) FROM range(1_000_000_000) a, range(1_000_000_000) b"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from kbo_pipeline.core.errors import ExtractError, KboError, NotFoundError, NotReadyError
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.text import OUT_OF_MEMORY
-from kbo_pipeline.read.web import metrics, pages, routes
+from kbo_pipeline.read.web import metrics, pages, reconcile, routes
 from kbo_pipeline.read.web.asking import Asker
 from kbo_pipeline.read.web.frame import MAX_BODY_BYTES, Frame, Guarded, problem
 from kbo_pipeline.read.web.metrics import Collect, Requests
@@ -70,7 +70,7 @@ def application(settings: Settings, *others: APIRouter, collect: Collect = tuple
         telemetry=_NO_TELEMETRY,
     )
     asker, requests = Asker(Served(settings)), Requests()
-    for router in (*others, routes.router(asker)):
+    for router in (*others, routes.router(asker), reconcile.router(asker)):
         app.include_router(router)
     app.include_router(pages.router(app, asker))
     _add_metrics(app, asker, requests, collect)

@@ -25,10 +25,12 @@ MAX_ENTRIES = 1000
 MAX_EVENTS = 10_000
 
 _PROBLEM = {"application/problem+json": {"schema": TypeAdapter(Problem).json_schema()}}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
+PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "Why it cannot be answered, in one line.", "content": _PROBLEM},
     "503": {"description": "Why there is no answer now; ask again later.", "content": _PROBLEM},
 }
+"""What is answered where there is no other answer."""
+
 _UNCHANGED: dict[int | str, dict[str, Any]] = {
     304: {"description": "What `If-None-Match` names is still the answer."}
 }
@@ -64,7 +66,7 @@ def router(asker: Asker) -> APIRouter:
     """The routes, which answer from what an `Asker` has open."""
     answers = APIRouter(
         prefix=BEGINNING,
-        responses=_PROBLEMS | _UNCHANGED,
+        responses=PROBLEMS | _UNCHANGED,
         dependencies=[Depends(_only_known_parameters)],
     )
     _add_enterprise(answers, asker)
@@ -94,7 +96,7 @@ def _well_formed(check: Callable[[], T]) -> T:
         raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
 
 
-def _check_characters(*texts: str | None) -> None:
+def check_characters(*texts: str | None) -> None:
     """Refuses half a character, which JSON can escape and nothing else can hold."""
     for text in texts:
         try:
@@ -189,7 +191,7 @@ def _add_match(answers: APIRouter, asker: Asker) -> None:
         The answers come in the order of the entries.
         """
         for entry in entries:
-            _check_characters(entry.name, entry.zipcode, entry.number)
+            check_characters(entry.name, entry.zipcode, entry.number)
 
         def ask(register: PublishedRegister) -> Any:
             found = []
