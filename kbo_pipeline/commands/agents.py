@@ -2,6 +2,8 @@
 
 import click
 
+from kbo_pipeline.commands.console import leave_out_pandas
+
 
 @click.command()
 def mcp() -> None:
@@ -9,6 +11,7 @@ def mcp() -> None:
 
     Its tools read the published register and change nothing: docs/agents.md says how to set it up.
     """
+    leave_out_pandas()
     from kbo_pipeline.core.settings import load_settings
     from kbo_pipeline.read.agents import serve
 

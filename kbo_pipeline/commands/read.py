@@ -15,6 +15,7 @@ import click
 from kbo_pipeline.commands.console import (
     bar,
     complete_extract,
+    leave_out_pandas,
     print_json,
     table,
     terminal,
@@ -316,6 +317,7 @@ def _register() -> Iterator["PublishedRegister"]:
 
     from kbo_pipeline.read.register import read_register, unreadable
 
+    leave_out_pandas()
     with read_register() as register:
         try:
             yield register

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import click
 
+from kbo_pipeline.commands.console import leave_out_pandas
 from kbo_pipeline.core.errors import KboError, StorageError
 from kbo_pipeline.core.settings import load_settings
 
@@ -29,6 +30,7 @@ def serve(host: str, port: int, workers: int, root_path: str) -> None:
     Nothing is imported or changed. A new publication is taken over by itself. Only this machine is
     answered, unless --host names another address: docs/http.md says what to do then.
     """
+    leave_out_pandas()
     import uvicorn
 
     from kbo_pipeline.read.register import open_as_set

@@ -95,13 +95,15 @@ class Column:
 
 
 @cache
-def _names(columns: tuple[Column, ...]) -> tuple[str, ...]:
-    return tuple(column.name for column in columns)
+def _names(table: "Table") -> tuple[str, ...]:
+    return tuple(column.name for column in table.columns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """One kind of rows that KBO publishes; the first column is its key.
+
+    Each is equal to itself alone, so that finding it in a dictionary does not hash its columns.
 
     Attributes:
         name: the table's name in the register, which is also the stem of its CSV files.
@@ -130,7 +132,7 @@ class Table:
     @property
     def column_names(self) -> tuple[str, ...]:
         """The names of all columns, in order."""
-        return _names(self.columns)
+        return _names(self)
 
 
 ENTERPRISE = Table(

@@ -9,7 +9,7 @@ look-ups in an open register, which never changes.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from kbo_pipeline.core.database import Database
@@ -68,10 +68,12 @@ class Facts:
 
     Attributes:
         leaves_out_others: it shows known legal persons alone.
+        with_branches: the few enterprises that have branches in some row version.
         meanings: of each code, in all categories and at all extracts.
     """
 
     leaves_out_others: bool
+    with_branches: frozenset[str]
     meanings: Mapping[str, Sequence[CodeMeaning]]
 
 
@@ -82,6 +84,7 @@ def read_facts(database: Database) -> Facts:
         meanings[row[1]].append(row)
     return Facts(
         leaves_out_others=database.row(HIDES) is not None,
+        with_branches=frozenset(n for (n,) in database.execute(_WITH_BRANCHES).fetchall()),
         meanings=dict(meanings),
     )
 
@@ -160,7 +163,8 @@ class _Reader:
         if not current:
             return None
         for table in UNITS:
-            versions[table] = self._versions(table, ENTERPRISE.key, [number])
+            has_any = table is not BRANCH or number in self.facts.with_branches
+            versions[table] = self._versions(table, ENTERPRISE.key, [number] if has_any else [])
         units = {row[table.key] for table in UNITS for row in versions[table]}
         hidden = self._hidden([number, *sorted(units)])
         if number in hidden:
@@ -214,8 +218,8 @@ class _Reader:
     def _versions(self, table: Table, column: str, numbers: Sequence[str]) -> list[Row]:
         statement = partial(_versions, table, column)
         rows = rows_for(self.database, statement, "number", numbers, at=self.extract.number)
-        named = [dict(zip(_columns(table), row, strict=True)) for row in rows]
-        return sorted(named, key=lambda row: [str(value) for value in row.values()])
+        columns = _columns(table)
+        return [dict(zip(columns, row, strict=True)) for row in sorted(rows, key=_as_texts)]
 
     def _meanings(self, versions: Mapping[Table, Iterable[Row]]) -> Meanings:
         at = self.extract.number
@@ -337,10 +341,16 @@ def _activity_order(activity: Activity) -> tuple[object, ...]:
     )
 
 
+def _as_texts(row: Iterable[object]) -> list[str]:
+    return list(map(str, row))
+
+
+@cache
 def _columns(table: Table) -> tuple[str, ...]:
     return (*table.column_names, "_extract_number", "_deleted_at_extract")
 
 
+@cache
 def _versions(table: Table, column: str, count: int) -> str:
     """All row versions up to `$at` with one of the values `$number0`, ... in a column.
 
@@ -376,6 +386,8 @@ FROM main.{table.name}
 WHERE {table.key} = $number
 ORDER BY ALL"""
 
+
+_WITH_BRANCHES = f"SELECT DISTINCT {ENTERPRISE.key} FROM main.{BRANCH.name}"
 
 _MEANINGS = f"""SELECT {listed(CODE.column_names)}, _extract_number, _deleted_at_extract
 FROM main.{CODE.name}"""

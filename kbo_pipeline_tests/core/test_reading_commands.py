@@ -364,3 +364,14 @@ def test_show_of_very_many_rows_shows_the_first_and_says_how_many_more(
     assert lines[:2] == ["  NACE 2025", "  MAIN  00000  Activiteit 0   001"]
     assert len(lines) == 52
     assert lines[-1] == "  and 19,950 more: --all shows them"
+
+
+def test_a_look_up_does_not_wait_for_pandas() -> None:
+    code = (
+        "import sys\n"
+        "from kbo_pipeline.cli import main\n"
+        f"main(['show', '{BAKER}'], standalone_mode=False)\n"
+        "print({'numpy', 'pandas'} & {name for name, module in sys.modules.items() if module})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -53,8 +53,12 @@ class Opened:
     _is_replaced: bool = False
 
     @classmethod
-    def open(cls, settings: Settings) -> "Opened":
+    def open(cls, settings: Settings, threads: int | None = None) -> "Opened":
         """Opens what is published now.
+
+        Args:
+            settings: say where it is, whom it may show, and how much memory there is.
+            threads: of DuckDB, for all questions; None for as many as there are processors.
 
         Raises:
             KboError: as `read_register`.
@@ -65,6 +69,8 @@ class Opened:
             register.connection.execute("SET temp_directory = ''")
             memory = literal(f"{settings.memory_mb}MiB")
             register.connection.execute(f"SET memory_limit = {memory}")
+            if threads is not None:
+                register.connection.execute(f"SET threads = {threads:d}")
             publication = register.publication
         except duckdb.Error as error:
             register.close()
@@ -113,8 +119,9 @@ class Opened:
 class Served:
     """The newest publication, for any number of threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, threads: int | None = None) -> None:
+        """Takes what `Opened.open` does; opens nothing yet."""
+        self._settings, self._threads = settings, threads
         self._lock = threading.Lock()
         self._opened: Opened | None = None
         self._error: KboError | None = None
@@ -165,7 +172,7 @@ class Served:
 
     def _open(self) -> None:
         try:
-            opened = Opened.open(self._settings)
+            opened = Opened.open(self._settings, self._threads)
         except KboError as error:
             self._error = error
             self._take(None)
