@@ -574,6 +574,18 @@ def test_what_takes_too_long_or_nobody_waits_for_is_stopped(
     assert asyncio.run(ask()) < 5
 
 
+def test_a_question_that_is_stopped_while_it_opens_the_register_harms_no_other(
+    bakery: Core,
+) -> None:
+    served, stopped = Served(bakery.all_settings()), Question()
+    stopped.stop()
+    with stopped.asked(), pytest.raises(duckdb.InterruptException), served.opened():
+        pass
+    with served.opened() as opened:
+        assert opened.register.source.startswith("Source: ")
+    served.close()
+
+
 def test_too_many_questions_are_asked_to_come_again(
     bakery: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,9 @@ class Opened:
             if threads is not None:
                 register.connection.execute(f"SET threads = {threads:d}")
             publication = register.publication
+        except duckdb.InterruptException:  # who asked has gone; the next one opens it
+            register.close()
+            raise
         except duckdb.Error as error:
             register.close()
             raise unreadable(register.place, error) from None
