@@ -26,6 +26,7 @@ from kbo_pipeline.core.signals import listen
 from kbo_pipeline.core.tables import ACTIVITY, ALL_TABLES, Table
 from kbo_pipeline.core.text import run
 from kbo_pipeline.operate.processes.programs import die_with_parent_command
+from kbo_pipeline.read.index import build_index
 from kbo_pipeline.sample.extracts import Sample, write_sample
 from kbo_pipeline.sample.portal import StandInPortal
 from kbo_pipeline.stage.staged import staging_file
@@ -53,6 +54,7 @@ def demo() -> None:
                 _follow(keys, process)
         except KeyboardInterrupt:
             sys.exit("demo: stopped; make demo continues from here")
+    build_index(load_settings())  # unless kbo start has made it
     _show(load_settings().database_file)
 
 
@@ -149,6 +151,8 @@ def _show(database: Path) -> None:
     python = Path(os.path.relpath(sys.executable)).parent
     print(f"\nRegister: {os.path.relpath(database)}  (any DuckDB client from 1.4 on opens it)")
     print(f"Web UI:   KBO_DATA_DIR={_DEMO_DIRECTORY} {python}/kbo start")
+    print(f"Search:   KBO_DATA_DIR={_DEMO_DIRECTORY} {python}/kbo serve")
+    print("          and http://127.0.0.1:3001/kbo/search?q=bakerij in a browser")
 
 
 def practice() -> None:
