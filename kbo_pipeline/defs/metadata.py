@@ -41,10 +41,9 @@ _DRIFT = (
     dg.TableColumn("only_in_register", "BIGINT", "Rows that the Full lacks."),
 )
 _SEARCH = (
-    ("number", "Number of the enterprise or of one of its units."),
+    ("number", "Number of the enterprise or of one of its units; five units are together."),
     ("name", "A name of any of them: without accents, capitals, punctuation and legal form."),
-    ("place", "Postcodes and municipalities where it is; of few addresses the streets, too."),
-    ("address", "A valid address of any of them, in one language."),
+    ("place", "Postcodes and municipalities where it is; streets of those units."),
     ("zipcode", "Postcode of a valid address."),
     ("status", "KBO's code of its status."),
 )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import duckdb
 import tantivy
@@ -26,11 +26,11 @@ from kbo_pipeline.core.files import exclusive_lock, link_or_copy, replace_direct
 from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import Privacy
 from kbo_pipeline.read import index_sql
-from kbo_pipeline.read.names import fold, form_of_code, name_of
+from kbo_pipeline.read.names import fold, name_of
 from kbo_pipeline.read.published import open_published
 from kbo_pipeline.read.state_sql import HIDES
 
-FORMAT = "kbo_pipeline search 2"
+FORMAT = "kbo_pipeline search 3"
 """The layout of the documents; an index with another one is made again."""
 
 MARK = "index.json"
@@ -95,6 +95,37 @@ def _moment(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()
 
 
+class Record(NamedTuple):
+    """What a document says: an enterprise, with some of its units.
+
+    Attributes:
+        part: 0 for the document with the names of the enterprise itself, and its first units.
+        form: KBO's code.
+        zipcode, municipality, struck_off: of the seat.
+        places: the postcodes and municipalities of all addresses; not folded.
+        names: but for the main one; each with the number that has it.
+        addresses: likewise, in each language.
+    """
+
+    part: int
+    enterprise: str
+    name: str
+    status: str | None
+    form: str | None
+    zipcode: str | None
+    municipality: str | None
+    struck_off: str | None
+    places: str | None
+    names: list[tuple[str, str]] | None
+    addresses: list[tuple[str, str]] | None
+
+    @property
+    def place(self) -> frozenset[str]:
+        """The words of what is said of its place."""
+        texts = [self.places or "", *(text for _, text in self.addresses or ())]
+        return frozenset(fold(" ".join(texts)).split())
+
+
 class SearchIndex:
     """An index that is open for reading, by any number of threads; it never changes.
 
@@ -127,7 +158,7 @@ class SearchIndex:
         """Documents with a word that is so many edits away at most, or that begins so."""
         return tantivy.Query.fuzzy_term_query(self._schema, field, value, edits, True, is_prefix)
 
-    def documents(self, query: tantivy.Query, limit: int) -> list[list[Any]]:
+    def documents(self, query: tantivy.Query, limit: int) -> list[Record]:
         """The records of the best documents.
 
         Raises:
@@ -135,7 +166,8 @@ class SearchIndex:
         """
         with _explained(self._directory):
             hits = self._searcher.search(query, limit, count=False).hits
-            return [json.loads(bytes(self._searcher.doc(at)["record"][0])) for _, at in hits]
+            records = (bytes(self._searcher.doc(at)["record"][0]) for _, at in hits)
+            return [Record(*json.loads(record)) for record in records]
 
 
 def why_not_current(settings: Settings, state: PublishedState) -> str | None:
@@ -312,16 +344,15 @@ def _write(
     writer = index.writer(max(heap, threads * 16 << 20), threads)
     if is_update:
         for (number,) in database.execute(index_sql.TOUCHED).fetchall():
-            writer.delete_documents_by_term("enterprise", number)
+            writer.delete_documents_by_term("number", number)
     written = 0
-    for what, (query, document_of) in _DOCUMENTS.items():
-        result = database.execute(query)
-        while rows := result.fetchmany(_ROWS):
-            if report is not None:
-                report(what, written, None)
-            for row in rows:
-                writer.add_document(document_of(row))
-            written += len(rows)
+    result = database.execute(index_sql.DOCUMENTS)
+    while rows := result.fetchmany(_ROWS):
+        if report is not None:
+            report("documents", written, None)
+        for row in rows:
+            writer.add_document(_document(row))
+        written += len(rows)
     writer.commit()
     writer.wait_merging_threads()
     return enterprises
@@ -336,82 +367,37 @@ def _new(directory: Path) -> tantivy.Index:
 
 
 _FIELDS: Mapping[str, tuple[str, str]] = {
-    "enterprise": ("raw", "basic"),
     "number": ("raw", "basic"),
     "name": ("whitespace", "freq"),
     "whole": ("raw", "basic"),
     "place": ("whitespace", "basic"),
-    "address": ("whitespace", "freq"),
     "zipcode": ("raw", "basic"),
     "status": ("raw", "basic"),
 }
 """What is looked for: each field, how its text becomes words, and what is kept of them."""
 
-MAIN, OTHER, UNIT, ADDRESS = range(4)
-"""Kinds of documents: the main name of an enterprise, another name, one of a unit, an address."""
 
-
-def _head(row: Sequence[Any]) -> tantivy.Document:
-    """The document of an enterprise itself: its main name, its numbers, its seat."""
-    number, name, status, form, zipcodes, places, units, *seat = row
-    record = [MAIN, number, number, name, status, form_of(form, name), fold(places or ""), *seat]
-    document = _document(record, zipcodes)
-    _add_name(document, name if name != number else "", record[6])
-    for entity in (number, *(units or ())):
-        document.add_text("number", entity)
-    return document
-
-
-def _name(row: Sequence[Any]) -> tantivy.Document:
-    """The document of any other name of an enterprise, or of one of its units."""
-    number, entity, name, status, form, zipcodes, places = row
-    kind = OTHER if entity == number else UNIT
-    record = [kind, number, entity, name, status, form_of(form, name), fold(places or "")]
-    document = _document(record, zipcodes)
-    _add_name(document, name, record[6])
-    return document
-
-
-def _address(row: Sequence[Any]) -> tantivy.Document:
-    """The document of an address in one language."""
-    number, entity, address, status, form, zipcode = row
-    record = [ADDRESS, number, entity, address, status, form_of(form, ""), ""]
-    document = _document(record, [zipcode] if zipcode else [])
-    document.add_text("address", fold(address))
-    return document
-
-
-def form_of(code: str | None, name: str) -> str | None:
-    """The legal form of an enterprise: that of its code, or else that in its name."""
-    return form_of_code(code) or name_of(name).form
-
-
-def _document(record: list[Any], zipcodes: Sequence[str] | None) -> tantivy.Document:
+def _document(row: Sequence[Any]) -> tantivy.Document:
+    part, enterprise, main, status, zipcodes, numbers, texts, places, record = row
     document = tantivy.Document()
-    document.add_text("enterprise", record[1])
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    document.add_bytes("record", text.encode())
-    if record[4]:
-        document.add_text("status", record[4])
+    document.add_bytes("record", record.encode())
+    for number in numbers if part == 0 else (enterprise, *numbers):
+        document.add_text("number", number)
+    if status:
+        document.add_text("status", status)
     for zipcode in zipcodes or ():
         document.add_text("zipcode", zipcode)
-    return document
-
-
-def _add_name(document: tantivy.Document, text: str, places: str) -> None:
-    name = name_of(text)
-    if name.words:
-        document.add_text("name", " ".join(name.words))
-        document.add_text("whole", name.whole)
     if places:
-        document.add_text("place", places)
-
-
-_DOCUMENTS = {
-    "enterprises": (index_sql.HEADS, _head),
-    "names": (index_sql.NAMES, _name),
-    "addresses": (index_sql.ADDRESSES, _address),
-}
+        document.add_text("place", fold(places))
+    texts = texts or []
+    names = [
+        name_of(text) for text in ([main, *texts] if part == 0 and main != enterprise else texts)
+    ]
+    for whole in {name.whole for name in names if name.words}:
+        document.add_text("whole", whole)
+    if names:
+        document.add_text("name", " ".join(word for name in names for word in name.words))
+    return document
 
 
 def _write_mark_file(directory: Path, mark: Mark) -> None:

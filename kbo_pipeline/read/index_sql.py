@@ -23,7 +23,7 @@ WHERE status = 'completed' AND id = $key
 """
 """The number of a published extract, and when it was published."""
 
-_MOST_STREETS = 5  # addresses of an enterprise whose streets belong to what is said of its place
+_UNITS = 5  # of an enterprise that are in a document together
 
 _HAS_CHANGED = "(_extract_number > $since OR _deleted_at_extract > $since)"
 
@@ -75,8 +75,15 @@ _CURRENT_UNITS = union_all(
 )
 
 
+def _text(language: str) -> str:
+    return f"""CASE WHEN street_{language} IS NOT NULL THEN concat_ws(
+        ', ', concat_ws(' ', street_{language}, house_number, box),
+        concat_ws(' ', zipcode, municipality_{language})
+    ) END"""
+
+
 def prepare(*, is_update: bool) -> tuple[str, ...]:
-    """Makes the tables that the queries for documents read.
+    """Makes the tables that the query for documents reads.
 
     Args:
         is_update: of the enterprises in `touched` alone.
@@ -90,17 +97,21 @@ FROM "current".{ENTERPRISE.name}{where}
 """,
         f"""
 CREATE OR REPLACE TEMP TABLE owner AS
-SELECT entity_number, {_KEY}
+SELECT entity_number, {_KEY},
+    (row_number() OVER (PARTITION BY {_KEY} ORDER BY entity_number) - 1) // {_UNITS} AS part
 FROM (
 {_CURRENT_UNITS}
 ){where}
 UNION ALL
-SELECT {_KEY}, {_KEY}
+SELECT {_KEY}, {_KEY}, 0
 FROM subject
 """,
         f"""
 CREATE OR REPLACE TEMP TABLE valid_address AS
-SELECT o.{_KEY}, a.*
+SELECT o.{_KEY}, o.part, a.{ADDRESS.key} AS entity_number, zipcode,
+    concat_ws(' ', zipcode, municipality_nl, municipality_fr) AS place,
+    {_text("nl")} AS text_nl,
+    {_text("fr")} AS text_fr
 FROM "current".{ADDRESS.name} a
 JOIN owner o ON o.entity_number = a.{ADDRESS.key}
 WHERE a.date_striking_off IS NULL
@@ -108,25 +119,47 @@ WHERE a.date_striking_off IS NULL
         f"""
 CREATE OR REPLACE TEMP TABLE place AS
 SELECT {_KEY}, list(DISTINCT zipcode) FILTER (zipcode IS NOT NULL) AS zipcodes,
-    concat_ws(
-        ' ', string_agg(
-            DISTINCT concat_ws(' ', zipcode, municipality_nl, municipality_fr), ' '
-        ),
-        CASE WHEN count(*) <= {_MOST_STREETS}
-            THEN string_agg(DISTINCT concat_ws(' ', street_nl, street_fr, house_number), ' ') END
-    ) AS places
+    string_agg(DISTINCT place, ' ') AS places
 FROM valid_address
 GROUP BY {_KEY}
 """,
     )
 
 
-HEADS = f"""
-WITH units AS (
-    SELECT {_KEY}, list(entity_number) AS numbers
+DOCUMENTS = f"""
+WITH parts AS (
+    SELECT {_KEY}, part, list(entity_number) AS numbers
     FROM owner
-    WHERE entity_number != {_KEY}
-    GROUP BY {_KEY}
+    GROUP BY ALL
+),
+names AS (
+    SELECT {_KEY}, part, list(text) AS texts, list([entity_number, text]) AS named
+    FROM (
+        SELECT o.{_KEY}, min(o.part) AS part, min(o.entity_number) AS entity_number,
+            d.denomination AS text
+        FROM "current".{DENOMINATION.name} d
+        JOIN owner o ON o.entity_number = d.{DENOMINATION.key}
+        JOIN subject e ON e.{_KEY} = o.{_KEY}
+        WHERE d.denomination != e.primary_name
+        GROUP BY o.{_KEY}, d.denomination
+    )
+    GROUP BY ALL
+),
+addresses AS (
+    SELECT {_KEY}, part, string_agg(text, ' ') AS texts, list([entity_number, text]) AS named
+    FROM (
+        SELECT {_KEY}, min(part) AS part, min(entity_number) AS entity_number, text
+        FROM (
+            SELECT {_KEY}, part, entity_number, text_nl AS text
+            FROM valid_address
+            UNION ALL
+            SELECT {_KEY}, part, entity_number, text_fr
+            FROM valid_address
+        )
+        WHERE text IS NOT NULL
+        GROUP BY {_KEY}, text
+    )
+    GROUP BY ALL
 ),
 seats AS (
     SELECT s.{ADDRESS.key}, min({address_order("s")}) AS seat
@@ -135,51 +168,19 @@ seats AS (
     WHERE s.type_of_address = '{SEAT}'
     GROUP BY s.{ADDRESS.key}
 )
-SELECT e.{_KEY}, e.primary_name, e.status, e.form, p.zipcodes, p.places, u.numbers,
-    s.seat.zipcode, coalesce(s.seat.municipality_nl, s.seat.municipality_fr),
-    s.seat.date_striking_off::VARCHAR
-FROM subject e
+SELECT u.part, e.{_KEY}, e.primary_name, e.status, p.zipcodes, u.numbers, n.texts,
+    concat_ws(' ', p.places, a.texts),
+    json_array(
+        u.part, e.{_KEY}, e.primary_name, e.status, e.form, s.seat.zipcode,
+        coalesce(s.seat.municipality_nl, s.seat.municipality_fr),
+        s.seat.date_striking_off::VARCHAR, p.places, n.named, a.named
+    )::VARCHAR
+FROM parts u
+JOIN subject e USING ({_KEY})
+LEFT JOIN names n USING ({_KEY}, part)
+LEFT JOIN addresses a USING ({_KEY}, part)
 LEFT JOIN place p USING ({_KEY})
-LEFT JOIN units u USING ({_KEY})
 LEFT JOIN seats s ON s.{ADDRESS.key} = e.{_KEY}
+ORDER BY p.places, a.texts
 """
-"""Each enterprise: its main name, where it is, the numbers of its units, its seat."""
-
-NAMES = f"""
-WITH names AS (
-    SELECT o.{_KEY}, min(o.entity_number) AS entity_number, d.denomination
-    FROM "current".{DENOMINATION.name} d
-    JOIN owner o ON o.entity_number = d.{DENOMINATION.key}
-    WHERE d.denomination IS NOT NULL
-    GROUP BY o.{_KEY}, d.denomination
-)
-SELECT e.{_KEY}, n.entity_number, n.denomination, e.status, e.form, p.zipcodes, p.places
-FROM names n
-JOIN subject e USING ({_KEY})
-LEFT JOIN place p USING ({_KEY})
-WHERE n.denomination != e.primary_name
-"""
-"""Each other name of an enterprise and of its units; `{_KEY}` sorts before numbers of units."""
-
-_LANGUAGES = ("nl", "fr")
-
-ADDRESSES = f"""
-WITH texts AS (
-{
-    union_all(
-        f'''SELECT a.{_KEY}, a.{ADDRESS.key} AS entity_number, a.zipcode, concat_ws(
-    ', ', concat_ws(' ', a.street_{language}, a.house_number, a.box),
-    concat_ws(' ', a.zipcode, a.municipality_{language})
-) AS text
-FROM valid_address a
-WHERE a.street_{language} IS NOT NULL'''
-        for language in _LANGUAGES
-    )
-}
-)
-SELECT e.{_KEY}, min(t.entity_number), t.text, e.status, e.form, min(t.zipcode)
-FROM texts t
-JOIN subject e USING ({_KEY})
-GROUP BY e.{_KEY}, t.text, e.status, e.form
-"""
-"""Each valid address, in each language."""
+"""What each document holds, and its record; neighbours are together, which makes it smaller."""

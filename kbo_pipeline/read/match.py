@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from kbo_pipeline.core.errors import NotFoundError
-from kbo_pipeline.read.index import SearchIndex
+from kbo_pipeline.read.index import Record, SearchIndex
 from kbo_pipeline.read.names import FoldedName, fold, name_of
 from kbo_pipeline.read.search import (
     Hit,
     best_by_enterprise,
-    compare,
+    by_name,
     described,
     head_of,
     like,
-    names_of,
+    records_of,
     same_name,
 )
 from kbo_pipeline.read.types import Entry, Matched, dotted, right_check_digits
@@ -51,7 +50,7 @@ def match(index: SearchIndex, entry: Entry) -> Matched:
         what = "no name is like it" if name.words else "there is no name to go by"
         return Matched(entry, (), False, f"{reason}{what}")
     certain, why = _judge(hits, entry)
-    return Matched(entry, tuple(described(index, hits[:CANDIDATES])), certain, f"{reason}{why}")
+    return Matched(entry, tuple(described(hits[:CANDIDATES])), certain, f"{reason}{why}")
 
 
 def _by_number(index: SearchIndex, entry: Entry, name: FoldedName) -> tuple[Matched | None, str]:
@@ -66,12 +65,12 @@ def _by_number(index: SearchIndex, entry: Entry, name: FoldedName) -> tuple[Matc
     head = head_of(index, number)
     if head is None:
         return None, "the number is not in the register; "
-    hits = [compare(record, name.words, None) for record in names_of(index, head[1])]
-    hits = sorted(hits, key=lambda hit: hit.order)
-    best = hits[0] if hits else compare(head, name.words, None)
+    records = records_of(index, head.enterprise)
+    hits = [hit for record in records for hit in by_name(record, name.words, None)]
+    best = min(hits, key=lambda hit: hit.order)
     agrees = not name.words or best.score >= _AGREES
     score = 1.0 if agrees else best.score
-    found = described(index, [replace(best, entity=number, score=score)])
+    found = described([replace(best, entity=number, score=score)])
     why = "the number is in the register"
     if name.words:
         why += ", and the name agrees" if agrees else f", but belongs to {found[0].name}"
@@ -89,10 +88,10 @@ def _hits(index: SearchIndex, name: FoldedName, entry: Entry) -> list[Hit]:
     return hits
 
 
-def _compared(records: Sequence[Sequence[Any]], name: FoldedName, zipcode: str) -> list[Hit]:
+def _compared(records: Sequence[Record], name: FoldedName, zipcode: str) -> list[Hit]:
     hits = []
-    for record in records:
-        hit = compare(record, name.words, name.form)
+    every = (hit for record in records for hit in by_name(record, name.words, name.form))
+    for hit in every:
         if zipcode and zipcode not in hit.place:
             hit = replace(hit, score=round(hit.score * _ELSEWHERE, 4))
         if hit.score >= _LEAST:

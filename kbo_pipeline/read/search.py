@@ -6,7 +6,7 @@ may be meant, cheaply and generously; `names.likeness` then says how well each o
 
 import datetime
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,13 @@ from tantivy import Occur, Query
 from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import NotFoundError
 from kbo_pipeline.read import search_sql
-from kbo_pipeline.read.index import ADDRESS, MAIN, OTHER, UNIT, SearchIndex
+from kbo_pipeline.read.index import Record, SearchIndex
 from kbo_pipeline.read.names import (
     MIN_FUZZY,
     FoldedName,
     edits_of,
     fold,
+    form_of_code,
     has_all,
     likeness,
     name_of,
@@ -31,6 +32,7 @@ from kbo_pipeline.read.types import Match, PublishedExtract, dotted
 CANDIDATES = 200
 """Documents that are compared with a text letter by letter, at least."""
 
+_MOST_PARTS = 2000  # documents of one enterprise
 _WITH_NACE = 1000  # enterprises that are asked for their activities
 _LONGEST = 300  # characters of a text that are looked at; KBO's names have no more
 _MOST_WORDS = 16
@@ -39,6 +41,9 @@ LEAST = 0.6
 
 _NUMBER = re.compile(r"(?<![0-9])(?:BE\s*)?[0-9](?:[\s.\-]?[0-9]){8,9}(?![0-9])", re.IGNORECASE)
 
+MAIN, OTHER, UNIT, ADDRESS = range(4)
+"""What may be meant: the main name of an enterprise, another, one of a unit, an address."""
+
 _FACTORS = {MAIN: 1.0, OTHER: 0.99, UNIT: 0.985, ADDRESS: 0.98}
 _OTHER_FORM = 0.97  # the score of somebody with another legal form than was asked for
 _BY_PLACE = 0.98  # ... of whom some words are the place
@@ -46,30 +51,35 @@ _BY_PLACE = 0.98  # ... of whom some words are the place
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document that may be meant.
+    """A name or an address that may be meant.
 
     Attributes:
-        record: as `index.py` keeps it.
+        record: of the document.
         likeness: of the name or address alone, from 0 to 1.
         score: the same, less what speaks against it.
         is_exact: all words stand in it as they are.
     """
 
+    record: Record
     kind: int
-    enterprise: str
     entity: str
     text: str
-    status: str | None
     place: frozenset[str]
     likeness: float
     score: float
     is_exact: bool
 
     @property
+    def enterprise(self) -> str:
+        """The number of the enterprise that has it."""
+        return self.record.enterprise
+
+    @property
     def order(self) -> tuple[Any, ...]:
         """The best first: exact ones, then by score, active ones, shorter names, numbers."""
-        stopped = self.status != "AC"
-        return (not self.is_exact, -self.score, stopped, len(self.text), self.enterprise, self.kind)
+        stopped = self.record.status != "AC"
+        best = (not self.is_exact, -self.score, stopped, len(self.text), self.enterprise)
+        return (*best, self.kind, self.text)
 
 
 def find(
@@ -99,7 +109,7 @@ def find(
             numbers = [hit.enterprise for hit in hits[:_WITH_NACE]]
             having = search_sql.with_activity(database, criteria, numbers, newest)
             hits = [hit for hit in hits if hit.enterprise in having]
-        return described(index, hits[: criteria.limit])
+        return described(hits[: criteria.limit])
     if criteria.nace and found:
         numbers = [match.enterprise_number for match in found]
         having = search_sql.with_activity(database, criteria, numbers, newest)
@@ -126,12 +136,12 @@ def _by_number(index: SearchIndex, text: str, filters: Sequence[Query]) -> list[
             continue
         record = head_of(index, number, filters)
         if record is not None:
-            return [match_of(record, number=number, matched=number, score=1.0, is_exact=True)]
+            return [match_of(record, number, number, 1.0, is_exact=True)]
     return None
 
 
-def head_of(index: SearchIndex, number: str, filters: Sequence[Query] = ()) -> list[Any] | None:
-    """The record of the enterprise that has a number, itself or one of its units."""
+def head_of(index: SearchIndex, number: str, filters: Sequence[Query] = ()) -> Record | None:
+    """A record of the enterprise that has a number, itself or one of its units."""
     return next(iter(index.documents(_all(index.term("number", number), *filters), 1)), None)
 
 
@@ -149,25 +159,25 @@ def _hits(index: SearchIndex, text: str, filters: Sequence[Query], limit: int) -
     words = name.words[:_MOST_WORDS]
     most = max(CANDIDATES, 4 * limit)
     records = index.documents(_all(_like(index, FoldedName(words, name.form)), *filters), most)
-    hits = [compare(record, words, name.form) for record in records]
+    hits = [hit for record in records for hit in by_name(record, words, name.form)]
     if any(any(c.isdigit() for c in word) for word in words) and len(words) > 1:
         every = tuple(fold(text).split()[:_MOST_WORDS])
         records = index.documents(_all(_at(index, every), *filters), most)
-        hits += [compare(record, every, None) for record in records]
+        hits += [hit for record in records for hit in by_address(record, every)]
     return [hit for hit in hits if hit.score >= LEAST]
 
 
-def names_of(index: SearchIndex, enterprise: str) -> list[list[Any]]:
-    """Records of the names of an enterprise and its units; of its addresses, too."""
-    return index.documents(index.term("enterprise", enterprise), CANDIDATES)
+def records_of(index: SearchIndex, enterprise: str) -> list[Record]:
+    """Records of an enterprise and its units."""
+    return index.documents(index.term("number", enterprise), _MOST_PARTS)
 
 
-def same_name(index: SearchIndex, name: FoldedName, limit: int) -> list[list[Any]]:
+def same_name(index: SearchIndex, name: FoldedName, limit: int) -> list[Record]:
     """Records of names that are a name but for one letter and blanks."""
     return index.documents(_whole(index, name), limit)
 
 
-def like(index: SearchIndex, name: FoldedName, limit: int) -> list[list[Any]]:
+def like(index: SearchIndex, name: FoldedName, limit: int) -> list[Record]:
     """Records of names that have words of a name, or nearly."""
     return index.documents(_like(index, name), limit)
 
@@ -208,32 +218,41 @@ def _at(index: SearchIndex, words: Sequence[str]) -> Query:
     """Addresses that have some of the words."""
     ways = []
     for word in words:
-        ways.append((Occur.Should, index.term("address", word)))
+        ways.append((Occur.Should, index.term("place", word)))
         if len(word) >= MIN_FUZZY and not any(c.isdigit() for c in word):
-            ways.append((Occur.Should, _scored(index.nearly("address", word, 1), 2.0)))
+            ways.append((Occur.Should, _scored(index.nearly("place", word, 1), 2.0)))
     return Query.boolean_query(ways)
 
 
-def compare(record: Sequence[Any], words: Sequence[str], form: str | None) -> Hit:
-    """How well a document is what some words and a legal form mean."""
-    kind, enterprise, entity, text, status, its_form, places, *_ = record
-    if kind == ADDRESS:
-        its_words = tuple(fold(text).split())
-        place: frozenset[str] = frozenset()
-    else:
-        its_words = name_of(text).words
-        place = frozenset(places.split())
-    alike = likeness(words, its_words)
-    score = alike
-    if place:
-        rest = [word for word in words if word not in place or word in its_words]
+def by_name(record: Record, words: Sequence[str], form: str | None) -> Iterator[Hit]:
+    """How well each name of a document is what some words and a legal form mean."""
+    named = [(UNIT if n != record.enterprise else OTHER, n, text) for n, text in record.names or ()]
+    if record.part == 0:
+        named.append((MAIN, record.enterprise, record.name))
+    place = record.place
+    for kind, entity, text in named:
+        name = name_of(text)
+        alike = likeness(words, name.words)
+        score = alike
+        rest = [word for word in words if word not in place or word in name.words]
         if 0 < len(rest) < len(words):
-            score = max(score, _BY_PLACE * likeness(rest, its_words))
-    score *= _FACTORS[kind]
-    if form is not None and its_form is not None and form != its_form:
-        score *= _OTHER_FORM
-    is_exact = alike == 1.0 or has_all(words, frozenset(its_words), place)
-    return Hit(kind, enterprise, entity, text, status, place, alike, round(score, 4), is_exact)
+            score = max(score, _BY_PLACE * likeness(rest, name.words))
+        score *= _FACTORS[kind]
+        its_form = form_of_code(record.form) or name.form
+        if form is not None and its_form is not None and form != its_form:
+            score *= _OTHER_FORM
+        is_exact = alike == 1.0 or has_all(words, frozenset(name.words), place)
+        yield Hit(record, kind, entity, text, place, alike, round(score, 4), is_exact)
+
+
+def by_address(record: Record, words: Sequence[str]) -> Iterator[Hit]:
+    """How well each address of a document is what some words mean."""
+    for entity, text in record.addresses or ():
+        its_words = tuple(fold(text).split())
+        alike = likeness(words, its_words)
+        score = round(alike * _FACTORS[ADDRESS], 4)
+        is_exact = alike == 1.0 or has_all(words, frozenset(its_words), ())
+        yield Hit(record, ADDRESS, entity, text, frozenset(), alike, score, is_exact)
 
 
 def best_by_enterprise(hits: Iterable[Hit]) -> list[Hit]:
@@ -244,36 +263,26 @@ def best_by_enterprise(hits: Iterable[Hit]) -> list[Hit]:
     return list(best.values())
 
 
-def described(index: SearchIndex, hits: Iterable[Hit]) -> list[Match]:
+def described(hits: Iterable[Hit]) -> list[Match]:
     """What readers get of hits."""
-    matches = []
-    for hit in hits:
-        record = head_of(index, hit.enterprise)
-        if record is not None:
-            match = match_of(
-                record,
-                number=hit.entity,
-                matched=hit.text,
-                score=hit.score,
-                is_exact=hit.is_exact,
-            )
-            has_name = hit.kind != ADDRESS
-            matches.append(replace(match, matched_name=hit.text if has_name else None))
-    return matches
+    return [
+        replace(
+            match_of(hit.record, hit.entity, hit.text, hit.score, is_exact=hit.is_exact),
+            matched_name=hit.text if hit.kind != ADDRESS else None,
+        )
+        for hit in hits
+    ]
 
 
-def match_of(
-    record: Sequence[Any], *, number: str, matched: str, score: float, is_exact: bool
-) -> Match:
+def match_of(record: Record, number: str, matched: str, score: float, *, is_exact: bool) -> Match:
     """What readers get of an enterprise by its record, where no name has matched."""
-    _, enterprise, _, name, status, _, _, zipcode, municipality, struck_off = record
     return Match(
-        enterprise,
-        name,
-        status,
-        zipcode,
-        municipality,
-        datetime.date.fromisoformat(struck_off) if struck_off else None,
+        record.enterprise,
+        record.name,
+        record.status,
+        record.zipcode,
+        record.municipality,
+        datetime.date.fromisoformat(record.struck_off) if record.struck_off else None,
         matched_number=number,
         matched_name=None,
         score=score,
