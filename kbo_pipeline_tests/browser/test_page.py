@@ -243,6 +243,8 @@ def picture_of_work(screen: Screen, size: tuple[int, int]) -> None:
     """The page while batches are applied, or just were."""
     stages = screen.page.locator(".stages .now, .stages .past")
     expect(stages.filter(has_text="applying")).to_be_visible()
+    expect(screen.page.locator("#tables progress").first).not_to_have_attribute("value", "0")
+    expect(screen.page.locator("#alerts")).to_have_count(0)  # a cancelled run has not failed
     screen.picture("dashboard" if size == WIDE else "dashboard-phone", shown=True)
 
 

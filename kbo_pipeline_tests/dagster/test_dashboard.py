@@ -19,6 +19,7 @@ from kbo_pipeline.operate.processes.dashboard.page import Reader, render
 from kbo_pipeline.operate.runs.live import forget_live, reporting
 from kbo_pipeline.operate.runs.progress import (
     ASSETS_OF_JOBS,
+    CANCELLED_TAG,
     EXTRACT_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
@@ -278,6 +279,8 @@ def test_a_published_extract_says_how_often_it_had_failed(
     year.run("apply_batches", [], [], tags, failure)
     year.run(ROLLBACK_JOB, [], [], tags)
     year.import_extract(UPDATE, ["stage_extract"])
+    cancelled = year.run("apply_batches", [], [], tags, failure)
+    instance.add_run_tags(cancelled, {CANCELLED_TAG: cancelled})
     failed = [year.run("apply_batches", [], [], tags, failure) for _ in range(2)]
     year.run(VERIFY_JOB, [], [], tags, failure)
     year.import_extract(UPDATE, ["apply_batches", "publish_extract"])

@@ -157,7 +157,7 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
     instance: dg.DagsterInstance, settings: Settings, way: str
 ) -> None:
     status, tags = CANCELLED[way]
-    add(instance, status, tags)
+    add(instance, status, {**tags, MAX_RETRIES_TAG: "0"})
     add_newer(instance)
     progress = Progress(instance)
     assert progress.cancelled == {UPDATE}
@@ -175,6 +175,8 @@ def test_a_cancelled_extract_stays_so_until_somebody_takes_it_up(
 
     add(instance, STATUS.NOT_STARTED, {EXTRACT_TAG: str(UPDATE)})
     assert Progress(instance).cancelled == set()
+    alerts = due_alerts(instance, settings, 0.0)
+    assert not [a for a in alerts if a.extract == str(UPDATE)]  # though a cancelled run has failed
 
 
 def test_where_no_run_is_known_nothing_is_said_of_any(

@@ -23,6 +23,7 @@ from kbo_pipeline.operate.runs.progress import (
     extract_of,
     import_runs,
     imports,
+    is_cancelled,
     is_retried,
     job_of,
 )
@@ -147,6 +148,8 @@ def _failed(instance: dg.DagsterInstance, progress: Progress) -> list[Alert]:
     for run in runs:
         extract, job = extract_of(run), job_of(run)
         if job not in _JOBS or is_retried(instance, run) or _is_mistyped(run):
+            continue
+        if is_cancelled(run):  # at its start, which ends it as failed
             continue
         error = error_of_run(instance, run)
         digest = hashlib.sha256(error.encode()).hexdigest()[:12]

@@ -337,7 +337,8 @@ def _operation(
     if is_waiting:
         return "waiting in the queue"
     is_staging = running is not None and job_of(running) == _STAGING
-    coming = "staging" if is_staging else position.stage
+    is_at_hand = is_staging and position.stage == "downloading"  # the ZIP may be
+    coming = "staging" if is_at_hand else position.stage
     return position.words or f"{coming} is about to begin"
 
 

@@ -25,6 +25,7 @@ from kbo_pipeline.operate.runs.progress import (
     Progress,
     extract_of,
     import_runs,
+    is_cancelled,
     is_rollback,
     job_of,
 )
@@ -264,7 +265,7 @@ def _failed_before(
         found[text] = [
             run.run_id
             for run in takewhile(lambda run: not is_rollback(run), before)
-            if run.is_failure
+            if run.is_failure and not is_cancelled(run)
         ]
     return found
 
@@ -274,7 +275,7 @@ def _alerts(
 ) -> list[dict[str, Any]]:
     """The alerts that stand; of failures of one extract the last, while nobody works on it."""
     over = {str(key) for key in progress.published}
-    if status is not None and status.status == "processing":
+    if status is not None and status.operation is not None:
         over.add(status.job_id)
     shown: dict[object, dict[str, Any]] = {}
     for place, alert in enumerate(read_alerts(instance)):
