@@ -4,6 +4,7 @@ One `kbo start` serves all of it. The pictures that the docs show are taken here
 """
 
 import re
+from contextlib import suppress
 
 import dagster as dg
 import pytest
@@ -258,8 +259,15 @@ def switch(screen: Screen, server: Server, sensor: str, *, on: bool) -> None:
     screen.page.get_by_role("link", name=sensor).first.click()
     box = screen.page.get_by_role("checkbox")
     expect(box).to_be_checked(checked=not on)
-    screen.page.locator("label").filter(has=box).click()
-    expect(box).to_be_checked(checked=on)
+
+    def is_switched() -> bool:  # by a click, which the UI forgets now and then
+        if box.is_checked() != on:
+            screen.page.locator("label").filter(has=box).click()
+        with suppress(AssertionError):
+            expect(box).to_be_checked(checked=on, timeout=15_000)
+        return box.is_checked() == on
+
+    wait_until(is_switched, f"the switch of {sensor}")
     wanted = "RUNNING" if on else "STOPPED"
     wait_until(lambda: server.sensor_status(sensor) == wanted, f"{sensor} is {wanted}")
 

@@ -233,6 +233,7 @@ def test_an_import_is_cancelled_resumed_paused_and_undone(
         heading(page, "cancelled")
         server.stop_sensor("publish_when_applied")  # so that the work is seen however quick it is
         button(page, "Resume")
+        expect(page.locator("#message")).to_contain_text("started 1 run of stage_extract")
         expect(page.locator("#tables")).to_be_visible()
         picture_of_work(screen, size)
         server.start_sensor("publish_when_applied")
