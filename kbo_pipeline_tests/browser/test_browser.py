@@ -260,16 +260,16 @@ def switch(screen: Screen, server: Server, sensor: str, *, on: bool) -> None:
     box = screen.page.get_by_role("checkbox")
     expect(box).to_be_checked(checked=not on)
 
-    def is_switched() -> bool:  # by a click, which the UI forgets now and then
+    wanted = "RUNNING" if on else "STOPPED"
+
+    def is_switched() -> bool:  # by a click, which a tick that is under way may undo
         if box.is_checked() != on:
             screen.page.locator("label").filter(has=box).click()
         with suppress(AssertionError):
             expect(box).to_be_checked(checked=on, timeout=15_000)
-        return box.is_checked() == on
+        return server.sensor_status(sensor) == wanted
 
-    wait_until(is_switched, f"the switch of {sensor}")
-    wanted = "RUNNING" if on else "STOPPED"
-    wait_until(lambda: server.sensor_status(sensor) == wanted, f"{sensor} is {wanted}")
+    wait_until(is_switched, f"{sensor} is {wanted}")
 
 
 def newest_report(pipeline: Pipeline) -> str | None:
