@@ -82,6 +82,16 @@ class Server:
         )
 
     def stop_sensor(self, name: str) -> None:
+        """Stops a sensor, once more where a tick under way has written that it runs."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._stop_sensor(name)
+            time.sleep(2)
+            if self.sensor_status(name) == "STOPPED":
+                return
+            assert time.monotonic() < deadline, f"{name} is not stopped"
+
+    def _stop_sensor(self, name: str) -> None:
         found = self.query(
             "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s)"
             " { ... on Sensor { id } } }",
