@@ -9,6 +9,7 @@ there; both are compared by their hash.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import duckdb
 
@@ -17,12 +18,14 @@ from kbo_pipeline.apply.register import Register, open_register_to_write
 from kbo_pipeline.core.database import Database, check_blocks
 from kbo_pipeline.core.disk_space import check_space_to_keep
 from kbo_pipeline.core.errors import NOTHING_PUBLISHED, NotReadyError, RegisterError
-from kbo_pipeline.core.extracts import read_ledger_entries
+from kbo_pipeline.core.extracts import ExtractKey, read_ledger_entries
 from kbo_pipeline.core.files import replace_atomically
 from kbo_pipeline.core.places import DuckDBFile, Place
 from kbo_pipeline.core.progress import ProgressReport, growing, not_reported, part_of
 from kbo_pipeline.core.schema import check, migrate
 from kbo_pipeline.core.tables import ALL_TABLES, Privacy
+from kbo_pipeline.publish import checks_sql
+from kbo_pipeline.read import profile_sql
 from kbo_pipeline.read.published import content_hash, open_published, unreadable
 from kbo_pipeline.read.state_sql import fill_shown
 from kbo_pipeline.read.views import READ_MARK, create_views, mark
@@ -75,9 +78,18 @@ def has_views(database: Path, privacy: Privacy) -> bool:
     Raises:
         RegisterError: the file is no register, or another process has it open for writing.
     """
+    return _mark_of(database) in (mark(privacy), mark(privacy, kept=True))
+
+
+def has_profiles(database: Path, privacy: Privacy) -> bool:
+    """Tells whether they are, and read the table of profiles; raises what `has_views` does."""
+    return _mark_of(database) == mark(privacy, kept=True)
+
+
+def _mark_of(database: Path) -> str | None:
     try:
         with duckdb.connect(str(database), read_only=True) as connection:
-            return connection.execute(READ_MARK).fetchall() == [(mark(privacy),)]
+            return next((comment for (comment,) in connection.execute(READ_MARK).fetchall()), None)
     except duckdb.Error as error:
         raise unreadable(DuckDBFile(database), error) from None
 
@@ -102,23 +114,68 @@ def renew_views(database: Path, privacy: Privacy) -> bool:
     return True
 
 
-def show(register: Register, privacy: Privacy) -> None:
-    """Makes what readers see besides the rows: views, and who is left out of them.
+def show(register: Register, privacy: Privacy, changed_by: ExtractKey | None = None) -> None:
+    """Makes what readers see besides the rows: views, who is left out of them, and profiles.
 
     Part of the caller's transaction. A copy for readers has them from there.
+
+    Args:
+        register: the register.
+        privacy: who is in the views.
+        changed_by: the extract that alone has changed rows since the last call, and few of them;
+            None if more may have changed: profiles go then, until `keep_profiles`.
     """
+    kept = changed_by is not None and _has_profiles(register)
     statements = fill_shown(privacy)
-    if not register_has_views(register, privacy):
-        statements = create_views(privacy, _below_views(register))
+    if not _has_mark(register, mark(privacy, _below_views(register), kept=kept)):
+        statements = create_views(privacy, _below_views(register), kept=kept)
+    if kept and changed_by is not None:
+        register.database.execute(checks_sql.create_touched(), number=changed_by.number)
+        statements = (*profile_sql.renew_profiles(checks_sql.TOUCHED), *statements)
     with register.readers_schema():
         for statement in statements:
             register.database.execute(statement)
 
 
+def keep_profiles(register: Register, privacy: Privacy) -> bool:
+    """Makes the table of profiles, and views that read it, where they are not there.
+
+    Returns:
+        False when the newest extract is not published, or nothing is.
+    """
+    ledger = register.ledger
+    if ledger.published() is None or ledger.half_applied() is not None:
+        return False
+    if _has_mark(register, mark(privacy, kept=True)):
+        return True
+    with register.database.transaction():
+        counts = register.database.execute(profile_sql.COUNT_BY_PREFIX).fetchall()
+        fill = map(profile_sql.fill_profiles, profile_sql.ranges(counts))
+        for statement in (
+            *(profile_sql.create_profiles(), *fill),
+            *create_views(privacy, kept=True),
+        ):
+            register.database.execute(statement)
+    register.checkpoint()
+    return True
+
+
 def register_has_views(register: Register, privacy: Privacy) -> bool:
     """Tells whether the views of the register are those that would be made for it now."""
+    return any(
+        _has_mark(register, mark(privacy, _below_views(register), kept=kept))
+        for kept in (False, True)
+    )
+
+
+def _has_profiles(register: Register) -> bool:
+    """Whether the table of profiles is that of the state before the caller's transaction."""
+    return any(_has_mark(register, mark(privacy, kept=True)) for privacy in get_args(Privacy))
+
+
+def _has_mark(register: Register, expected: str) -> bool:
     with register.readers_schema():
-        return register.database.row(READ_MARK) == (mark(privacy, _below_views(register)),)
+        return register.database.row(READ_MARK) == (expected,)
 
 
 def renew_shared_views(register: Register, privacy: Privacy) -> bool:

@@ -11,6 +11,7 @@ extract, and one that changes more than a million rows, everything is.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES, Privacy, Table
 from kbo_pipeline.publish import checks_sql
 from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
-from kbo_pipeline.publish.copy import show, show_to_readers
+from kbo_pipeline.publish.copy import has_profiles, keep_profiles, show, show_to_readers
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.published import open_published, published_state_of
 from kbo_pipeline.stage.staged import Staged, discard_staged, open_staged, staging_file
@@ -229,7 +230,7 @@ def stop_on_errors(key: ExtractKey, results: Sequence[CheckResult]) -> None:
 
 
 # What is done of a publication after each step, as measured.
-_COMPLETED, _CHECKED, _WRITTEN = 0.25, 0.8, 0.85
+_COMPLETED, _CHECKED, _WRITTEN, _SHOWN = 0.25, 0.75, 0.8, 0.95
 
 
 def publish(
@@ -287,8 +288,9 @@ def publish(
             report_progress(_CHECKED, "writing the register")
             opened.checkpoint()
             at_work, half_applied = ledger.published_state(), ledger.half_applied()
-        report_copy = part_of(report_progress, _WRITTEN, 1)
+        report_copy = part_of(report_progress, _WRITTEN, _SHOWN)
         _show(connection, settings, key, at_work, half_applied, report_copy)
+        _show_profiles(attach, settings, part_of(report_progress, _SHOWN, 1))
     if at_work.newest == key and at_work.published_at is not None:
         _remove_proof(settings, key, at_work.published_at.timestamp())
     discard_staged(settings.staging_dir, at_work.published[0][0].number)
@@ -312,6 +314,7 @@ def rollback(
             opened.checkpoint()
             at_work, half_applied = opened.ledger.published_state(), opened.ledger.half_applied()
         _show(connection, settings, key, at_work, half_applied)
+        _show_profiles(attach, settings)
     staged = (staging_file(settings.staging_dir, key), settings.staging_dir / f"{key}.lock")
     for file in staged:
         file.unlink(missing_ok=True)
@@ -373,6 +376,26 @@ def _show(
     _remove_kept(directory, at_work, keep)
 
 
+def _show_profiles(
+    attach: Callable[[], AbstractContextManager[Register]],
+    settings: Settings,
+    report: ProgressReport = not_reported,
+) -> None:
+    """Makes the profiles where a publication went without, and shows the register with them.
+
+    Readers have the extract by then, and the same answers, slower. Killed on the way, the next
+    publication does it.
+    """
+    register, database, privacy = settings.register.file, settings.database.file, settings.privacy
+    if register is None or database is None or has_profiles(database, privacy):
+        return
+    report(0.0, "making the profiles of enterprises")
+    with attach() as opened:
+        is_kept = keep_profiles(opened, privacy)
+    if is_kept:
+        show_to_readers(register, database, privacy, part_of(report, 0.7, 1))
+
+
 def kept_files(register_file: Path) -> list[Path]:
     """The older published files that are kept, the newest first."""
     files = register_file.with_name("published").glob("*.duckdb")
@@ -423,7 +446,8 @@ def complete(
         names = register.database.count(state_sql.COUNT_NAMES_RESOLVED, number=key.number)
         ledger.complete_job(key, names)
         check()
-        show(register, privacy)
+        is_small = sum(ledger.rows_changed(key).values()) <= CHANGED_AT_MOST
+        show(register, privacy, key if is_small else None)
     return _publication(register, key, code, names, already_published=False)
 
 

@@ -2,8 +2,8 @@
 
 from kbo_pipeline.core.sql import union_all
 from kbo_pipeline.core.tables import ADDRESS, DENOMINATION, ENTERPRISE, UNITS
+from kbo_pipeline.read.profile_sql import SEAT
 from kbo_pipeline.read.state_sql import address_order
-from kbo_pipeline.read.views import SEAT
 
 _KEY = ENTERPRISE.key
 

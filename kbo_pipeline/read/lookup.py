@@ -29,6 +29,7 @@ from kbo_pipeline.core.tables import (
     Table,
 )
 from kbo_pipeline.read.history import Meanings, Row, codes_in, history
+from kbo_pipeline.read.profile_sql import CLASSIFICATIONS
 from kbo_pipeline.read.state_sql import (
     HIDES,
     NAME_TYPES,
@@ -52,7 +53,6 @@ from kbo_pipeline.read.types import (
     right_check_digits,
     table_of,
 )
-from kbo_pipeline.read.views import CLASSIFICATIONS
 
 _NAME_LANGUAGES = tuple(code for code, _ in PRIMARY_NAME_LANGUAGES)
 _FEW = 20  # values for which a query each is quicker than a list

@@ -11,6 +11,7 @@ from kbo_pipeline.core.database import Database
 from kbo_pipeline.core.errors import NotFoundError
 from kbo_pipeline.core.sql import all_of, indented, union_all, with_queries
 from kbo_pipeline.core.tables import ACTIVITY, ADDRESS, CODE, DENOMINATION, ENTERPRISE, UNITS, Table
+from kbo_pipeline.read.profile_sql import SEAT
 from kbo_pipeline.read.state_sql import (
     address_order,
     bind,
@@ -20,7 +21,6 @@ from kbo_pipeline.read.state_sql import (
     rows_for,
 )
 from kbo_pipeline.read.types import Match, PublishedExtract
-from kbo_pipeline.read.views import SEAT
 
 _MOST = 2**31
 

@@ -23,6 +23,12 @@ from kbo_pipeline.core.tables import (
 PRIMARY_NAME_LANGUAGES = (("2", "nl"), ("1", "fr"), ("0", "unknown"), ("3", "de"), ("4", "en"))
 """KBO's language codes in the order in which a primary name is chosen."""
 
+PRIMARY_NAME_COLUMNS = (
+    *("primary_name", "primary_name_language"),
+    *(f"primary_name_{name}" for name in ("nl", "fr", "de")),
+)
+"""What an enterprise has besides its own columns."""
+
 NAME_TYPES = ("001", "003", "004", "002")
 """Types of names in the order in which a main name is chosen; of enterprises only the first."""
 
@@ -65,7 +71,10 @@ GROUP BY j.extract_number"""
 _FAR_DAY = "9999-12-31"
 
 CURRENT = "{0}._is_current"
-"""Whether a row version holds at the newest extract; `{0}` is the alias of its table."""
+"""Whether a row version holds at the newest extract.
+
+`{0}` is the alias of its table, `{1}` its column with the number of the entity that it is about.
+"""
 
 AT = """{0}._extract_number <= extract_number
     AND ({0}._deleted_at_extract IS NULL OR {0}._deleted_at_extract > extract_number)"""
@@ -190,11 +199,12 @@ def state(table: Table, holds: str, privacy: Privacy) -> str:
 
     Args:
         table: the table.
-        holds: `CURRENT` or `AT`.
+        holds: `CURRENT` or `AT`; or one of them with a condition on `{1}`.
         privacy: who is left out.
     """
     columns = [f"s.{name}" for name in table.column_names]
-    where = f"WHERE {is_shown(table, holds.format('s'), privacy)}"
+    owner = ENTERPRISE.key if table in UNITS else table.key
+    where = f"WHERE {is_shown(table, holds.format('s', owner), privacy)}"
     if table is not ENTERPRISE:
         return f"SELECT {listed(columns)}\nFROM main.{table.name} s\n{where}"
     query = f"""SELECT {listed([*columns, *_primary_name(table.key)])}
@@ -210,7 +220,7 @@ def _names(holds: str, source: str = f"main.{DENOMINATION.name} d") -> str:
     ]
     return f"""SELECT {listed([f"d.{DENOMINATION.key}", *names])}
 FROM {source}
-WHERE d.type_of_denomination = '001' AND {holds.format("d")}
+WHERE d.type_of_denomination = '001' AND {holds.format("d", DENOMINATION.key)}
 GROUP BY d.{DENOMINATION.key}"""
 
 

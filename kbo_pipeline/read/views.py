@@ -8,27 +8,25 @@ file under a name of their own: the register must be the default database when t
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from kbo_pipeline.core.sql import indented, listed, literal, union_all, with_queries
+from kbo_pipeline.core.sql import indented, listed, literal, with_queries
 from kbo_pipeline.core.tables import (
     ACTIVITY,
     ADDRESS,
     ALL_TABLES,
     CODE,
-    DENOMINATION,
     ENTERPRISE,
     ESTABLISHMENT,
-    ESTABLISHMENT_NUMBER,
     LEVELS,
     Column,
     Privacy,
-    divisions,
 )
+from kbo_pipeline.read import profile_sql
+from kbo_pipeline.read.profile_sql import divisions_of_sections, of_enterprise
 from kbo_pipeline.read.state_sql import (
     AT,
     CURRENT,
     address_order,
     changes,
-    chosen_name,
     fill_shown,
     state,
     stopped_enterprises,
@@ -40,9 +38,6 @@ INVOICING = "invoicing"
 
 PUBLIC_SEARCH = "https://kbopub.economie.fgov.be/kbopub/toonondernemingps.html?ondernemingsnummer="
 """KBO's own page on an enterprise; its number without dots follows."""
-
-SEAT = "REGO"
-"""The type of the address of an enterprise's seat."""
 
 UNIT_ADDRESS = "BAET"
 """The type of the address of an establishment unit."""
@@ -63,9 +58,6 @@ ACTIVITY_GROUPS = {
 
 _LANGUAGES = ("NL", "FR", "DE")
 
-CLASSIFICATIONS = ("MAIN", "SECO", "ANCI")
-"""Of these, the first one that an enterprise has decides its main activity."""
-
 _MARKED = '"current".source'
 
 READ_MARK = """
@@ -76,16 +68,25 @@ WHERE schema_name = 'current' AND view_name = 'source' AND database_name = curre
 """Reads the mark of a register's views; no row if they were made before there were marks."""
 
 
-def view_queries(privacy: Privacy) -> dict[str, str]:
-    """The query of each view in the schema `current`, by its name."""
-    return {
+def view_queries(privacy: Privacy, *, kept: bool = False) -> dict[str, str]:
+    """The query of each view in the schema `current`, by its name.
+
+    Args:
+        privacy: who is in them.
+        kept: the table of profiles is there; what may be read there is.
+    """
+    queries = {
         **{table.name: state(table, CURRENT, privacy) for table in ALL_TABLES},
-        PROFILE: _profile(CURRENT, privacy),
+        PROFILE: _profile(profile_sql.profiles(CURRENT, privacy), CURRENT),
         INVOICING: _invoicing(privacy),
         "activity_described": _activity_described(privacy),
         "nace": _nace(),
         "source": source(privacy),
     }
+    if kept:
+        queries[ENTERPRISE.name] = profile_sql.kept_enterprises(privacy)
+        queries[PROFILE] = _profile(profile_sql.kept_profiles(privacy), CURRENT)
+    return queries
 
 
 def macro_queries(privacy: Privacy) -> dict[str, str]:
@@ -93,20 +94,24 @@ def macro_queries(privacy: Privacy) -> dict[str, str]:
     return {
         **{f"{table.name}_at": state(table, AT, privacy) for table in ALL_TABLES},
         **{f"{table.name}_changes": changes(table, privacy) for table in ALL_TABLES},
-        f"{PROFILE}_at": _profile(AT, privacy),
+        f"{PROFILE}_at": _profile(profile_sql.profiles(AT, privacy), AT),
         "stopped_enterprise": stopped_enterprises(privacy),
     }
 
 
-def create_views(privacy: Privacy, below: Sequence[str] = ()) -> tuple[str, ...]:
-    """Creates or replaces all views and macros.
+def create_views(
+    privacy: Privacy, below: Sequence[str] = (), *, kept: bool = False
+) -> tuple[str, ...]:
+    """Creates or replaces all views and macros; the table of profiles goes, unless it is kept.
 
     Args:
         privacy: who is in them.
         below: statements that create what they read, where that is no table.
+        kept: the table of profiles is there.
     """
-    marked = f"COMMENT ON VIEW {_MARKED} IS {literal(mark(privacy, below))}"
-    return (*below, *_statements(privacy), marked)
+    drop = () if kept else (profile_sql.DROP_PROFILES,)
+    marked = f"COMMENT ON VIEW {_MARKED} IS {literal(mark(privacy, below, kept=kept))}"
+    return (*below, *_statements(privacy, kept=kept), *drop, marked)
 
 
 def export_queries(privacy: Privacy) -> dict[str, str]:
@@ -117,138 +122,55 @@ def export_queries(privacy: Privacy) -> dict[str, str]:
     return {name: f"{queries[name]}\nORDER BY {key}" for name, key in keys.items()}
 
 
-def mark(privacy: Privacy, below: Sequence[str] = ()) -> str:
+def mark(privacy: Privacy, below: Sequence[str] = (), *, kept: bool = False) -> str:
     """Identifies the views that `create_views` makes with these arguments."""
-    return sha256(";".join((*below, *_statements(privacy))).encode()).hexdigest()[:16]
+    made = (profile_sql.fill_profiles("true"),) if kept else ()
+    statements = (*below, *made, *_statements(privacy, kept=kept))
+    return sha256(";".join(statements).encode()).hexdigest()[:16]
 
 
-def _statements(privacy: Privacy) -> Iterator[str]:
+def _statements(privacy: Privacy, *, kept: bool) -> Iterator[str]:
     yield from fill_shown(privacy)
     yield 'CREATE SCHEMA IF NOT EXISTS "current"'
-    for name, query in view_queries(privacy).items():
+    for name, query in view_queries(privacy, kept=kept).items():
         yield f'CREATE OR REPLACE VIEW "current".{name} AS\n{query}'
     for name, query in macro_queries(privacy).items():
         yield f"CREATE OR REPLACE MACRO {name}(extract_number) AS TABLE\n{query}"
 
 
-def _profile(holds: str, privacy: Privacy) -> str:
-    """One row for each enterprise, with columns of the other tables; `holds` as in `state`."""
+def _profile(profiles: str, holds: str) -> str:
+    """One row for each enterprise, with columns of the other tables.
+
+    Args:
+        profiles: a query for what is costly of it, of `profile_sql`.
+        holds: which codes are meant, as in `state`.
+    """
     key = ENTERPRISE.key
     columns, joins = [], []
     for column in ENTERPRISE.columns[1:]:
         columns.append(f"e.{column.name}")
         if column.code_category:
             columns += _descriptions(column, _LANGUAGES)
-            joins.append(_join_codes(column, "e"))
-    seat = [f"a.{name} AS seat_{name}" for name in ADDRESS.column_names[2:]]
+            joins.append(_join_codes(column, "e", holds))
     digits = f"replace(e.{key}, '.', '')"
-    queries = {
-        "enterprises": state(ENTERPRISE, holds, privacy),
-        "other_names": _other_names(holds),
-        "several_seats": _several_seats(holds),
-        "seats": _seats(holds),
-        "main_activities": _main_activities(holds),
-        "units": state(ESTABLISHMENT, holds, privacy),
-        "unit_counts": f"SELECT {key}, count(*) AS establishments\nFROM units\nGROUP BY {key}",
-        "codes": _codes(holds),
-        "divisions": _divisions(),
-    }
     query = f"""SELECT e.{key}, 'BE' || {digits} AS vat_number,
     e.primary_name, e.primary_name_language,
     e.primary_name_nl, e.primary_name_fr, e.primary_name_de,
-    n.abbreviation, n.commercial_name,
+    e.abbreviation, e.commercial_name,
     {listed(columns)},
-    {listed(seat)},
-    m.main.nace_version AS main_nace_version, m.main.nace_code AS main_nace_code,
+    {listed(f"e.{name}" for name in profile_sql.SEAT_COLUMNS)},
+    e.main_nace_version, e.main_nace_code,
     main_nace.nl AS main_nace_code_nl, main_nace.fr AS main_nace_code_fr,
-    main_section.section AS main_section,
-    m.main.classification AS main_classification,
-    m.main.activity_group AS main_activity_group,
-    coalesce(u.establishments, 0) AS establishments,
+    e.main_section, e.main_classification, e.main_activity_group,
+    e.establishments,
     '{PUBLIC_SEARCH}'
         || {digits} AS public_search_url
-FROM enterprises e
-LEFT JOIN other_names n ON n.{DENOMINATION.key} = e.{key}
-LEFT JOIN seats a ON a.{ADDRESS.key} = e.{key}
-LEFT JOIN main_activities m ON m.{ACTIVITY.key} = e.{key}
+FROM profiles e
 LEFT JOIN codes main_nace
-    ON main_nace.code = m.main.nace_code
-    AND main_nace.category = 'Nace' || m.main.nace_version
-LEFT JOIN divisions main_section
-    ON main_section.nace_version = m.main.nace_version
-    AND main_section.division = m.main.nace_code[:2]
-LEFT JOIN unit_counts u ON u.{key} = e.{key}
+    ON main_nace.code = e.main_nace_code
+    AND main_nace.category = 'Nace' || e.main_nace_version
 {"".join(joins)}"""
-    return with_queries(queries, query.rstrip())
-
-
-def _other_names(holds: str) -> str:
-    key = DENOMINATION.key
-    return f"""SELECT d.{key},
-    {chosen_name("002")} AS abbreviation,
-    {chosen_name("003")} AS commercial_name
-FROM main.{DENOMINATION.name} d
-WHERE d.type_of_denomination IN ('002', '003') AND {holds.format("d")}
-    AND {_of_enterprise("d", key)}
-GROUP BY d.{key}"""
-
-
-def _several_seats(holds: str) -> str:
-    """The few enterprises with more than one address of their seat, most of them struck off."""
-    return f"""SELECT s.{ADDRESS.key}
-FROM main.{ADDRESS.name} s
-WHERE s.type_of_address = '{SEAT}' AND {holds.format("s")}
-GROUP BY s.{ADDRESS.key}
-HAVING count(*) > 1"""
-
-
-def _seats(holds: str) -> str:
-    """One address for each enterprise; only of `several_seats`, one has to be chosen.
-
-    Choosing takes time and memory for each address, many times what reading it takes. A join, so
-    that DuckDB reads a single enterprise on both sides where only that is asked for.
-    """
-    key, names = ADDRESS.key, ADDRESS.column_names[2:]
-    joined = f"several_seats several ON several.{key} = s.{key}"
-    is_seat = f"s.type_of_address = '{SEAT}' AND {holds.format('s')}"
-    return union_all(
-        (
-            f"""SELECT s.{key}, {listed((f"s.{name}" for name in names), by=8)}
-FROM main.{ADDRESS.name} s
-LEFT JOIN {joined}
-WHERE {is_seat} AND several.{key} IS NULL""",
-            f"""SELECT chosen.{key}, {listed((f"chosen.seat.{name}" for name in names), by=8)}
-FROM (
-    SELECT s.{key}, min({indented(address_order("s"))}) AS seat
-    FROM main.{ADDRESS.name} s
-    JOIN {joined}
-    WHERE {is_seat}
-    GROUP BY s.{key}
-) chosen""",
-        )
-    )
-
-
-def _main_activities(holds: str) -> str:
-    """The first activity in the order of the documented rule."""
-    rank = " ".join(
-        f"WHEN '{classification}' THEN {place}"
-        for place, classification in enumerate(CLASSIFICATIONS)
-    )
-    return f"""SELECT s.{ACTIVITY.key}, min(struct_pack(
-        newest := -try_cast(s.nace_version AS INTEGER),
-        rank := CASE s.classification {rank} ELSE {len(CLASSIFICATIONS)} END,
-        activity_group := s.activity_group, nace_code := s.nace_code,
-        nace_version := s.nace_version, classification := s.classification)) AS main
-FROM main.{ACTIVITY.name} s
-WHERE {holds.format("s")}
-    AND {_of_enterprise("s", ACTIVITY.key)}
-GROUP BY s.{ACTIVITY.key}"""
-
-
-def _of_enterprise(alias: str, column: str) -> str:
-    """Leaves out establishment units and branches by a comparison that zone maps can use."""
-    return f"{alias}.{column} < '{ESTABLISHMENT_NUMBER[0]}'"
+    return with_queries({"profiles": profiles, "codes": _codes(holds)}, query.rstrip())
 
 
 def _invoicing(privacy: Privacy) -> str:
@@ -263,7 +185,7 @@ def _invoicing(privacy: Privacy) -> str:
         "units": state(ESTABLISHMENT, CURRENT, privacy),
         "activities": f"""SELECT s.{ACTIVITY.key} AS {key}, s.activity_group
 FROM main.{ACTIVITY.name} s
-WHERE {CURRENT.format("s")} AND {_of_enterprise("s", ACTIVITY.key)}
+WHERE {CURRENT.format("s")} AND {of_enterprise("s", ACTIVITY.key)}
 UNION ALL
 SELECT u.{key}, s.activity_group
 FROM units u
@@ -275,7 +197,7 @@ FROM activities
 GROUP BY {key}""",
         "seats": f"""SELECT s.{ADDRESS.key}, min({address_order("s")}) AS address
 FROM main.{ADDRESS.name} s
-WHERE s.type_of_address = '{SEAT}' AND {_is_valid("s")}
+WHERE s.type_of_address = '{profile_sql.SEAT}' AND {_is_valid("s")}
 GROUP BY s.{ADDRESS.key}""",
         "oldest_units": f"""SELECT u.{key}, min(struct_pack(
         has_no_start_date := u.start_date IS NULL, start_date := u.start_date,
@@ -298,7 +220,7 @@ FROM enterprises e
 LEFT JOIN activity_groups g ON g.{key} = e.{key}
 LEFT JOIN seats seat ON seat.{ADDRESS.key} = e.{key}
 LEFT JOIN oldest_units unit ON unit.{key} = e.{key}
-{"".join(_join_codes(column, "e") for column in forms)}"""
+{"".join(_join_codes(column, "e", CURRENT) for column in forms)}"""
     return with_queries(queries, query.rstrip())
 
 
@@ -314,13 +236,13 @@ def _activity_described(privacy: Privacy) -> str:
         columns.append(f"s.{column.name}")
         if column.code_category:
             columns += _descriptions(column, _LANGUAGES[:2])
-            joins.append(_join_codes(column, "s"))
+            joins.append(_join_codes(column, "s", CURRENT))
     for name in ("division", "section"):
         columns += [f"d.{name}", f"{name}_code.nl AS {name}_nl", f"{name}_code.fr AS {name}_fr"]
     queries = {
         "activities": state(ACTIVITY, CURRENT, privacy),
         "codes": _codes(CURRENT),
-        "divisions": _divisions(),
+        "divisions": divisions_of_sections(),
     }
     query = f"""SELECT {listed(columns)}
 FROM activities s
@@ -346,7 +268,7 @@ def _nace() -> str:
 FROM codes c
 LEFT JOIN divisions d ON d.nace_version = c.category[5:] AND d.division = c.code[:2]
 WHERE regexp_full_match(c.category, 'Nace[0-9]{{4}}')"""
-    return with_queries({"codes": _codes(CURRENT), "divisions": _divisions()}, query)
+    return with_queries({"codes": _codes(CURRENT), "divisions": divisions_of_sections()}, query)
 
 
 def source(privacy: Privacy) -> str:
@@ -371,32 +293,39 @@ def _descriptions(column: Column, languages: tuple[str, ...]) -> list[str]:
     return [f"{column.name}_code.{text} AS {column.name}_{text}" for text in texts]
 
 
-def _join_codes(column: Column, alias: str) -> str:
-    """Joins the descriptions of a column's codes."""
-    category = f"'{column.code_category}'".replace("{", f"' || {alias}.").replace("}", " || '")
-    code = f"{column.name}_code"
-    return f"""LEFT JOIN codes {code}
-    ON {code}.category = {category}
-    AND {code}.code = {alias}.{column.name}
+def _join_codes(column: Column, alias: str, holds: str) -> str:
+    """Joins the descriptions of a column's codes.
+
+    Grouped by what is compared, so that DuckDB leaves out a join of which nothing is asked for.
+    """
+    category, code = column.code_category or "", f"{column.name}_code"
+    compared = f"{code}.code = {alias}.{column.name}"
+    if "{" in category:
+        name = f"'{category}'".replace("{", f"' || {alias}.").replace("}", " || '")
+        return f"LEFT JOIN codes {code}\n    ON {code}.category = {name}\n    AND {compared}\n"
+    return f"""LEFT JOIN (
+    SELECT c.code, {_texts()}
+    FROM main.{CODE.name} c
+    WHERE {holds.format("c")} AND c.category = '{category}'
+    GROUP BY c.code
+) {code} ON {compared}
 """
 
 
 def _codes(holds: str) -> str:
     """The descriptions of each code, its languages side by side."""
-    texts = listed(
-        f"min(c.description) FILTER (c.language = '{language}') AS {language.lower()}"
-        for language in _LANGUAGES
-    )
-    return f"""SELECT c.category, c.code, {texts}
+    return f"""SELECT c.category, c.code, {_texts()}
 FROM main.{CODE.name} c
 WHERE {holds.format("c")}
 GROUP BY c.category, c.code"""
 
 
-def _divisions() -> str:
-    """The section of each division of each version."""
-    values = listed(f"('{v}', '{division}', '{s}')" for v, division, s in divisions())
-    return f"""SELECT *
-FROM (VALUES
-    {values}
-) t(nace_version, division, section)"""
+def _texts() -> str:
+    """The descriptions in each language of the grouped codes `c`."""
+    return listed(
+        (
+            f"min(c.description) FILTER (c.language = '{language}') AS {language.lower()}"
+            for language in _LANGUAGES
+        ),
+        by=8,
+    )

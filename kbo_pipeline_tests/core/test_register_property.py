@@ -21,6 +21,7 @@ from kbo_pipeline.read.published import hash_of_state
 from kbo_pipeline.read.state_sql import state_at
 from kbo_pipeline_tests.support.core import Core, rows_of, sorted_rows
 from kbo_pipeline_tests.support.feed import Reader, Rows, rows_as_texts
+from kbo_pipeline_tests.support.profiles import check_profiles
 from kbo_pipeline_tests.support.zips import Row, write_extract
 
 NUMBERS = ["0200.065.765", "0403.449.823", "1000.000.001", "2.000.000.339", "9.000.006.626"]
@@ -179,6 +180,7 @@ def _check(steps: list[Step], seed: int) -> None:
         assert core.content_hash() == other.content_hash()
         numbers = [step.key.number for step in steps]
         _compare(core, model, numbers)
+        check_profiles(core)
         _follow(core, model, numbers, random.Random(seed))
         _net(core, model, numbers, random.Random(seed))
 
