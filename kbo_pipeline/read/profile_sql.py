@@ -142,8 +142,9 @@ def fill_profiles(condition: str) -> str:
     Args:
         condition: with `{0}` and `{1}`, as in `CURRENT`.
     """
+    holds = f"{CURRENT}\n    AND {condition}"
     return f"""INSERT INTO {PROFILES} BY NAME
-{profiles(f"{CURRENT} AND {condition}", "full")}
+{profiles(holds, "full")}
 ORDER BY {ENTERPRISE.key}"""
 
 
@@ -173,7 +174,8 @@ def _other_names(holds: str) -> str:
     {chosen_name("002")} AS abbreviation,
     {chosen_name("003")} AS commercial_name
 FROM main.{DENOMINATION.name} d
-WHERE d.type_of_denomination IN ('002', '003') AND {holds.format("d", key)}
+WHERE d.type_of_denomination IN ('002', '003')
+    AND {holds.format("d", key)}
     AND {of_enterprise("d", key)}
 GROUP BY d.{key}"""
 
@@ -201,7 +203,8 @@ def _seats(holds: str) -> str:
             f"""SELECT s.{key}, {listed((f"s.{name}" for name in names), by=8)}
 FROM main.{ADDRESS.name} s
 LEFT JOIN {joined}
-WHERE {is_seat} AND several.{key} IS NULL""",
+WHERE {is_seat}
+    AND several.{key} IS NULL""",
             f"""SELECT chosen.{key}, {listed((f"chosen.seat.{name}" for name in names), by=8)}
 FROM (
     SELECT s.{key}, min({indented(address_order("s"))}) AS seat
