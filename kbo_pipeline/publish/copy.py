@@ -40,6 +40,9 @@ _COPIED = (*_KEYS, "import_jobs", "import_job_batches", "rejected_row", "proof",
 
 _IS_EMPTY = "SELECT count(*) = 0 FROM import_jobs"
 
+MANY_ENTERPRISES = 50_000
+"""With fewer of them, views choose quickly enough: a table of profiles is not worth its making."""
+
 
 def show_to_readers(
     file: Path, database: Path, privacy: Privacy, report: ProgressReport = not_reported
@@ -141,13 +144,15 @@ def keep_profiles(register: Register, privacy: Privacy) -> bool:
     """Makes the table of profiles, and views that read it, where they are not there.
 
     Returns:
-        False when the newest extract is not published, or nothing is.
+        False when the newest extract is not published, nothing is, or the register is small.
     """
     ledger = register.ledger
     if ledger.published() is None or ledger.half_applied() is not None:
         return False
     if _has_mark(register, mark(privacy, kept=True)):
         return True
+    if register.database.count(profile_sql.COUNT_ENTERPRISES) < MANY_ENTERPRISES:
+        return False
     with register.database.transaction():
         counts = register.database.execute(profile_sql.COUNT_BY_PREFIX).fetchall()
         fill = map(profile_sql.fill_profiles, profile_sql.ranges(counts))

@@ -1,6 +1,6 @@
 """SQL of the search index: what is in its documents, and what extracts have touched."""
 
-from kbo_pipeline.core.sql import union_all
+from kbo_pipeline.core.sql import indented, union_all
 from kbo_pipeline.core.tables import ADDRESS, DENOMINATION, ENTERPRISE, UNITS
 from kbo_pipeline.read.profile_sql import SEAT
 from kbo_pipeline.read.state_sql import address_order
@@ -97,11 +97,15 @@ FROM "current".{ENTERPRISE.name}{where}
 """,
         f"""
 CREATE OR REPLACE TEMP TABLE owner AS
-SELECT entity_number, {_KEY},
-    (row_number() OVER (PARTITION BY {_KEY} ORDER BY entity_number) - 1) // {_UNITS} AS part
+SELECT unnest(numbers) AS entity_number, {_KEY},
+    (generate_subscripts(numbers, 1) - 1) // {_UNITS} AS part
 FROM (
-{_CURRENT_UNITS}
-){where}
+    SELECT {_KEY}, list_sort(list(entity_number)) AS numbers
+    FROM (
+        {indented(_CURRENT_UNITS, by=8)}
+    ){indented(where)}
+    GROUP BY {_KEY}
+)
 UNION ALL
 SELECT {_KEY}, {_KEY}, 0
 FROM subject

@@ -109,6 +109,8 @@ def create_profiles() -> str:
 WITH NO DATA"""
 
 
+COUNT_ENTERPRISES = f"SELECT count(*) FROM {ENTERPRISE.name} WHERE _is_current"
+
 COUNT_BY_PREFIX = f"""
 SELECT left({ENTERPRISE.key}, 5) AS prefix, count(*)
 FROM {ENTERPRISE.name}

@@ -7,12 +7,15 @@ import pytest
 
 from kbo_pipeline.core.extracts import ExtractKey
 from kbo_pipeline.core.tables import Privacy
-from kbo_pipeline.publish import publish
+from kbo_pipeline.publish import copy, publish
 from kbo_pipeline.publish.copy import has_profiles, has_views, renew_views, show_to_readers
 from kbo_pipeline.read.profile_sql import PROFILES
 from kbo_pipeline.sample.extracts import Sample
 from kbo_pipeline_tests.support.core import Core
-from kbo_pipeline_tests.support.profiles import check_profiles
+from kbo_pipeline_tests.support.profiles import (
+    check_profiles,
+    small_registers_keep_them,  # noqa: F401
+)
 from kbo_pipeline_tests.support.zips import Row, rows_for, write_extract
 
 FULL, UPDATE = ExtractKey(140, "full"), ExtractKey(141, "update")
@@ -34,6 +37,19 @@ def test_they_follow_fulls_updates_and_rollbacks(tmp_path: Path, privacy: Privac
     core.rollback(ExtractKey(142, "update"))
     check_profiles(core)
     core.import_zip(zips[2])
+    check_profiles(core)
+
+
+def test_a_small_register_chooses_each_time_until_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = Core(tmp_path)
+    sample = Sample(enterprises=60, seed=2, change_shares=(0.3, 0.3))
+    monkeypatch.setattr(copy, "MANY_ENTERPRISES", 1000)
+    core.import_zip(sample.write_full(tmp_path, 140))
+    check_profiles(core, kept=False)
+    monkeypatch.setattr(copy, "MANY_ENTERPRISES", 50)
+    core.import_zip(sample.write_update(tmp_path, 141))
     check_profiles(core)
 
 

@@ -21,7 +21,10 @@ from kbo_pipeline.read.published import hash_of_state
 from kbo_pipeline.read.state_sql import state_at
 from kbo_pipeline_tests.support.core import Core, rows_of, sorted_rows
 from kbo_pipeline_tests.support.feed import Reader, Rows, rows_as_texts
-from kbo_pipeline_tests.support.profiles import check_profiles
+from kbo_pipeline_tests.support.profiles import (
+    check_profiles,
+    small_registers_keep_them,  # noqa: F401
+)
 from kbo_pipeline_tests.support.zips import Row, write_extract
 
 NUMBERS = ["0200.065.765", "0403.449.823", "1000.000.001", "2.000.000.339", "9.000.006.626"]
