@@ -140,19 +140,22 @@ def show(register: Register, privacy: Privacy, changed_by: ExtractKey | None = N
             register.database.execute(statement)
 
 
+def has_many_enterprises(register: Register) -> bool:
+    """Whether a table of profiles is worth its making."""
+    return register.database.count(profile_sql.COUNT_ENTERPRISES) >= MANY_ENTERPRISES
+
+
 def keep_profiles(register: Register, privacy: Privacy) -> bool:
     """Makes the table of profiles, and views that read it, where they are not there.
 
     Returns:
-        False when the newest extract is not published, nothing is, or the register is small.
+        False when the newest extract is not published, or nothing is.
     """
     ledger = register.ledger
     if ledger.published() is None or ledger.half_applied() is not None:
         return False
     if _has_mark(register, mark(privacy, kept=True)):
         return True
-    if register.database.count(profile_sql.COUNT_ENTERPRISES) < MANY_ENTERPRISES:
-        return False
     with register.database.transaction():
         counts = register.database.execute(profile_sql.COUNT_BY_PREFIX).fetchall()
         fill = map(profile_sql.fill_profiles, profile_sql.ranges(counts))

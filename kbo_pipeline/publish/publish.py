@@ -42,7 +42,13 @@ from kbo_pipeline.core.settings import Settings
 from kbo_pipeline.core.tables import TABLES, Privacy, Table
 from kbo_pipeline.publish import checks_sql
 from kbo_pipeline.publish.checks import CHECKS, LOSS, Check, Found, Severity, Subject
-from kbo_pipeline.publish.copy import has_profiles, keep_profiles, show, show_to_readers
+from kbo_pipeline.publish.copy import (
+    has_many_enterprises,
+    has_profiles,
+    keep_profiles,
+    show,
+    show_to_readers,
+)
 from kbo_pipeline.read import state_sql
 from kbo_pipeline.read.published import open_published, published_state_of
 from kbo_pipeline.stage.staged import Staged, discard_staged, open_staged, staging_file
@@ -288,9 +294,11 @@ def publish(
             report_progress(_CHECKED, "writing the register")
             opened.checkpoint()
             at_work, half_applied = ledger.published_state(), ledger.half_applied()
+            has_many = has_many_enterprises(opened)
         report_copy = part_of(report_progress, _WRITTEN, _SHOWN)
         _show(connection, settings, key, at_work, half_applied, report_copy)
-        _show_profiles(attach, settings, part_of(report_progress, _SHOWN, 1))
+        if has_many:
+            _show_profiles(attach, settings, part_of(report_progress, _SHOWN, 1))
     if at_work.newest == key and at_work.published_at is not None:
         _remove_proof(settings, key, at_work.published_at.timestamp())
     discard_staged(settings.staging_dir, at_work.published[0][0].number)
@@ -313,8 +321,10 @@ def rollback(
             done = roll_back(opened, key, settings.privacy)
             opened.checkpoint()
             at_work, half_applied = opened.ledger.published_state(), opened.ledger.half_applied()
+            has_many = has_many_enterprises(opened)
         _show(connection, settings, key, at_work, half_applied)
-        _show_profiles(attach, settings)
+        if has_many:
+            _show_profiles(attach, settings)
     staged = (staging_file(settings.staging_dir, key), settings.staging_dir / f"{key}.lock")
     for file in staged:
         file.unlink(missing_ok=True)
