@@ -70,8 +70,10 @@ test-long: $(READY) ## run the long tests: whole stacks that die, wait, and come
 test-lake: $(READY) ## run the tests of the import with the register in a DuckLake
 	TEST_DATABASE=ducklake $(PYTEST) -n 2 --timeout 1800 $(foreach t,$(LAKE),$(TESTS)/$(dir $(t))test_$(notdir $(t)).py)
 
+# In a directory of its own: a pytest that begins closes the usual one to the user of another's PostgreSQL.
 test-browser: $(READY) chromium ## click in the web UI with chromium; pictures are in build/screenshots
-	$(RUN)/python -m pytest -m browser $(TESTS)/browser
+	root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
+		PYTEST_DEBUG_TEMPROOT=$$root $(RUN)/python -m pytest -m browser $(TESTS)/browser
 
 chromium:
 	@for name in chromium chromium-browser google-chrome; do \
